@@ -1,0 +1,113 @@
+"""The ledger: where each source row, line and token went. It balances, always."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass
+class Ledger:
+    """Counts for one shard, or their sum.
+
+    Source rows: `rows_in = rows_used + empty + filtered + rejected + over_limit`.
+    Lines (layout `lines` only): `lines_in = lines_used + lines_empty + lines_over_limit`.
+    Tokens: `tokens_in = tokens_written + tokens_over_limit`; `padding` is what was added to fill blocks.
+
+    Attributes:
+        rows_in: source rows seen, those skipped by row-group statistics included.
+        rows_used: of which at least a part is written.
+        empty: null, without text, or only white space.
+        filtered: the filter said no.
+        rejected: could not be used; see `reasons`, and the quarantine file.
+        over_limit: read, but beyond `max_rows`.
+        documents_cut: documents that lie in more than one block.
+        shards_by_reference: shards turned over to `tokenizers`, because the fast backend disagreed with it.
+        rows_checked: rows also encoded with `tokenizers` while building.
+        reasons: rejected rows by reason.
+    """
+
+    rows_in: int = 0
+    rows_used: int = 0
+    empty: int = 0
+    filtered: int = 0
+    rejected: int = 0
+    over_limit: int = 0
+    lines_in: int = 0
+    lines_used: int = 0
+    lines_empty: int = 0
+    lines_over_limit: int = 0
+    tokens_in: int = 0
+    tokens_written: int = 0
+    tokens_over_limit: int = 0
+    padding: int = 0
+    documents_cut: int = 0
+    rows_checked: int = 0
+    shards_by_reference: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Ledger) -> None:
+        """Add another ledger to this one."""
+        for f in fields(self):
+            if f.name != "reasons":
+                setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+        for reason, count in other.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+
+    def imbalance(self) -> list[str]:
+        """What does not add up, one sentence each; empty when it balances."""
+        sums = [
+            ("rows_in", ("rows_used", "empty", "filtered", "rejected", "over_limit")),
+            ("lines_in", ("lines_used", "lines_empty", "lines_over_limit")),
+            ("tokens_in", ("tokens_written", "tokens_over_limit")),
+        ]
+        wrong = []
+        for total, parts in sums:
+            have, want = getattr(self, total), sum(getattr(self, part) for part in parts)
+            if have != want:
+                terms = " + ".join(f"{part} {getattr(self, part)}" for part in parts)
+                wrong.append(f"{total} is {have}, but {terms} = {want}")
+        if sum(self.reasons.values()) != self.rejected:
+            wrong.append(f"rejected is {self.rejected}, but the reasons add up to {sum(self.reasons.values())}")
+        return wrong
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that could not be used, for the quarantine file.
+
+    Attributes:
+        file: URL of the source file.
+        position: row in the file, or byte offset for line formats; `unit` says which.
+        reason: short, the same for all rows of its kind, such as `invalid JSON`.
+        data: the row's bytes as they were (cut at 4 KiB when written).
+    """
+
+    file: str
+    position: int
+    unit: str
+    reason: str
+    data: bytes
+
+
+@dataclass
+class Tally:
+    """What a shard's stages count into, and where they put rejected rows.
+
+    Attributes:
+        ledger: counts so far.
+        on_reject: called with each rejected row, before it is counted; raises `RowRejected` under `--strict`.
+    """
+
+    ledger: Ledger = field(default_factory=Ledger)
+    on_reject: Callable[[Rejected], None] = lambda rejected: None
+
+    def reject(self, rejected: Rejected) -> None:
+        """Count a rejected row and hand it on."""
+        self.on_reject(rejected)
+        self.ledger.rejected += 1
+        self.ledger.reasons[rejected.reason] = self.ledger.reasons.get(rejected.reason, 0) + 1

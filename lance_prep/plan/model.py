@@ -1,0 +1,139 @@
+"""The plan: pinned files and the ordered shards cut from them. Plain data, JSON both ways."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from lance_prep.recipe import Recipe
+
+Format = Literal["parquet", "jsonl", "json", "csv", "text", "arrow", "lance", "topics", "streaming"]
+Compression = Literal["gzip", "zstd", "bz2", "xz"]
+
+SHARD_BYTES = 128 << 20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file at a pinned state.
+
+    Attributes:
+        url: absolute local path, `hf://datasets/owner/name@<commit sha>/path`, or `s3://bucket/key`.
+        format: how to read it.
+        size: bytes, as stored (compressed).
+        identity: what changes when the content does: Hub blob id, ETag, or `mtime_ns` of a local file.
+        compression: of the whole file, for line formats (`.jsonl.gz`); None for none.
+    """
+
+    url: str
+    format: Format
+    size: int
+    identity: str
+    compression: Compression | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of one file: row groups, bytes or, for formats that cannot be cut, the whole file.
+
+    Attributes:
+        file: index into `Plan.files`.
+        start, stop: half-open range of row groups (Parquet), of bytes (uncompressed JSONL and text: the lines whose
+            first byte is in the range), of rows (Lance); `0, 0` means the whole file.
+        rows: source rows, where the metadata tells; else None.
+    """
+
+    file: int
+    start: int = 0
+    stop: int = 0
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work, parallelism, resume and determinism.
+
+    Attributes:
+        index: position in `Plan.shards`; the high bits of `doc_id`.
+        parts: in order.
+        bytes: stored bytes that it covers, for progress.
+        rows: source rows where known, else None.
+    """
+
+    index: int
+    parts: tuple[Part, ...]
+    bytes: int
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class PinnedSource:
+    """What was asked for and what it meant.
+
+    Attributes:
+        asked: the recipe's `source`.
+        repo: Hub dataset id, else None.
+        config, split: as resolved, else None.
+        revision: the ref asked for (`main` by default), Hub only.
+        commit: the commit sha it meant, Hub only.
+    """
+
+    asked: str
+    repo: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe made concrete.
+
+    Attributes:
+        recipe: with `column` and `split` filled in as resolved.
+        source: what the recipe's source meant.
+        files: all files, in order.
+        shards: in order; their indices are 0..n-1.
+        schema: Arrow schema of what `source` will deliver: the text column first (large_string, where the layout
+            tokenizes), then the kept columns; for `raw`, all columns.
+    """
+
+    recipe: Recipe
+    source: PinnedSource
+    files: tuple[SourceFile, ...]
+    shards: tuple[Shard, ...]
+    schema: pa.Schema = field(compare=False)
+
+    @property
+    def rows(self) -> int | None:
+        """Source rows in all, or None where a shard's are not known before it is read."""
+        rows = [shard.rows for shard in self.shards]
+        return None if None in rows else sum(r for r in rows if r is not None)
+
+    def as_json(self) -> dict[str, Any]:
+        import base64
+
+        return {
+            "recipe": self.recipe.as_json(),
+            "source": asdict(self.source),
+            "files": [asdict(f) for f in self.files],
+            "shards": [asdict(s) for s in self.shards],
+            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        import base64
+
+        return cls(
+            recipe=Recipe(**data["recipe"]),
+            source=PinnedSource(**data["source"]),
+            files=tuple(SourceFile(**f) for f in data["files"]),
+            shards=tuple(
+                Shard(**{**s, "parts": tuple(Part(**p) for p in s["parts"])}) for s in data["shards"]
+            ),
+            schema=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["schema"]))),
+        )

@@ -1,0 +1,73 @@
+"""The recipe: what to build, and nothing else.
+
+Everything that decides the rows of a dataset is a field here, and nothing that does not (workers, output, progress)
+is. So the hash of a recipe, with the pinned source and the tokenizer, names the result.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Layout = Literal["lines", "documents", "blocks", "raw"]
+Packing = Literal["concat", "best-fit"]
+Backend = Literal["auto", "gigatoken", "tokenizers"]
+SpecialTokens = Literal["text", "parse", "error"]
+
+DEFAULT_TOKENIZER = "openai-community/gpt2"
+
+
+class Recipe(BaseModel):
+    """What to build. Frozen; unknown fields are refused.
+
+    Fields say their meaning through `Field(description=)`, which the command line shows as help.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(description="Hub id owner/name, hf:// or s3:// URL, local file, folder or glob")
+    config: str | None = Field(None, description="configuration (subset) of a Hub dataset")
+    split: str | None = Field(None, description="split of a Hub dataset [default: train, or the only one]")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset [default: main]")
+    column: str | None = Field(None, description="column with the text [default: text, or the only string column]")
+    columns: tuple[str, ...] = Field((), description="further columns to keep")
+    filter: str | None = Field(None, description="SQL condition on the source's columns, such as \"lang = 'en'\"")
+    template: str | None = Field(None, description="jinja2 template that makes the text of a record from its columns")
+
+    tokenizer: str | None = Field(
+        DEFAULT_TOKENIZER, description="Hub id of a tokenizer, a tokenizer.json, or a folder with one"
+    )
+    tokenizer_revision: str | None = Field(None, description="branch, tag or commit of the tokenizer")
+    tokenizer_backend: Backend = Field("auto", description="auto: gigatoken where it can load the tokenizer")
+    special_tokens: SpecialTokens = Field(
+        "text", description="special tokens written inside a text: plain text, parsed, or an error"
+    )
+    add_special_tokens: bool = Field(True, description="add the special tokens that the tokenizer's post-processor adds")
+    eos_token: str | None = Field(None, description="token that ends a document [default: the tokenizer's own]")
+
+    layout: Layout = Field("blocks", description="what a row is: a line, a document, a packed block, or the record itself")
+    block_size: Annotated[int, Field(ge=2, le=1 << 24, description="tokens in a block")] = 1024
+    packing: Packing = Field("concat", description="concat cuts the stream; best-fit keeps documents whole")
+
+    batch_size: Annotated[int, Field(ge=1, le=1 << 20, description="source rows that are shuffled together")] = 8192
+    shuffle: bool = Field(True, description="shuffle the rows of each batch")
+    seed: Annotated[int, Field(ge=0, lt=1 << 63, description="seed of the shuffle")] = 1337
+    max_rows: Annotated[int, Field(ge=0, description="write at most so many rows; 0 takes all")] = 0
+    strict: bool = Field(False, description="stop at the first row that would be rejected")
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.columns and self.layout == "blocks":
+            raise ValueError("columns cannot be kept in layout 'blocks', where a row is no single document")
+        if self.template is not None and self.column is not None:
+            raise ValueError("give either column or template: each says where the text comes from")
+        if self.template is not None and self.layout == "raw":
+            raise ValueError("layout 'raw' keeps records as they are: it takes no template")
+        if self.tokenizer is None and self.layout != "raw":
+            raise ValueError(f"layout {self.layout!r} needs a tokenizer")
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields as plain JSON, in the order of the model."""
+        return self.model_dump(mode="json")
