@@ -23,7 +23,14 @@
 Each says what is wrong, with the values (`str(error)`), and what to do about it (`error.advice`).
 """
 
+# Names say what happened, as httpx and grain do; the suffix Error is for the branches of the tree.
+# ruff: noqa: N818
+
 from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
 
 
 class LancePrepError(Exception):
@@ -115,3 +122,190 @@ class StateMismatch(DatasetError):
 
 class Interrupted(LancePrepError):
     pass
+
+
+HUB_ADVICE = (
+    "check the network, or set HF_ENDPOINT to a mirror, or build from a local path; "
+    "`lance-prep build sample` needs no network"
+)
+_LOGIN = "ask for access on the page of the dataset, then log in with `hf auth login` or set HF_TOKEN"
+_SPACE = "free some space or write elsewhere; the same command then goes on where it stopped"
+_S3 = "check the bucket, the region and the endpoint"
+_S3_LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+_DAMAGED = "get the file again, or leave it out; its extension must say what it is"
+_PATH_ADVICE = (
+    "check the spelling; a source is a local file, folder or glob, a Hub id owner/name, or an hf:// or s3:// URL"
+)
+_PERMISSION = "change the permissions, or name another path"
+
+_STD = "builtins"
+_HUB = "huggingface_hub"
+_Maker = Callable[[Any, str], LancePrepError]
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's own message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _simple(kind: type[LancePrepError], text: str, advice: str) -> _Maker:
+    return lambda error, doing: kind(text.format(doing=doing, error=_line(error)), advice)
+
+
+def _http(error: Any, doing: str) -> LancePrepError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return AccessDenied(f"{doing}: the Hub refuses access (HTTP {status})", _LOGIN)
+    if status == 404:
+        return SourceNotFound(f"{doing}: not found on the Hub", "check the name and the revision")
+    return HubUnreachable(f"{doing}: the Hub does not answer as it should ({_line(error)})", HUB_ADVICE)
+
+
+def _recipe(error: Any, doing: str) -> LancePrepError:
+    said = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        said.append(f"{name}: {item['msg']}" if name else str(item["msg"]).removeprefix("Value error, "))
+    return RecipeError(f"{doing}: " + "; ".join(said), "`lance-prep build --help` lists the fields and what they take")
+
+
+def _os_error(error: OSError, doing: str) -> LancePrepError | None:
+    text = str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
+        return DiskFull(f"{doing}: no space left on the disk", _SPACE)
+    if error.errno == errno.EROFS:
+        return OutputError(f"{doing}: read-only file system", _PERMISSION)
+    if "Couldn't deserialize thrift" in text or "Unexpected end of stream" in text or "Corrupt" in text:
+        return BadFile(f"{doing}: cut short or damaged ({_line(error)})", _DAMAGED)
+    return None
+
+
+def _named(error: OSError, doing: str) -> str:
+    return f"{doing}: {error.filename}" if error.filename else f"{doing}: {_line(error)}"
+
+
+# Top-level module and class name (so that nothing is imported to compare), most specific first. An error matches where
+# any class of its MRO does.
+_TABLE: tuple[tuple[str, str, _Maker], ...] = (
+    (
+        _HUB,
+        "GatedRepoError",
+        _simple(AccessDenied, "{doing}: gated, and this account has no access", _LOGIN),
+    ),
+    (_HUB, "DisabledRepoError", _simple(AccessDenied, "{doing}: disabled on the Hub", "take another one")),
+    (
+        _HUB,
+        "RepositoryNotFoundError",
+        _simple(
+            SourceNotFound,
+            "{doing}: no such repository on the Hub, or it is private",
+            "check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN",
+        ),
+    ),
+    (
+        _HUB,
+        "RevisionNotFoundError",
+        _simple(SourceNotFound, "{doing}: no such revision", "check --revision"),
+    ),
+    (
+        _HUB,
+        "LocalEntryNotFoundError",
+        _simple(HubUnreachable, "{doing}: the Hub cannot be reached, and the cache does not have it", HUB_ADVICE),
+    ),
+    (
+        _HUB,
+        "EntryNotFoundError",
+        _simple(SourceNotFound, "{doing}: no such file in the repository", _PATH_ADVICE),
+    ),
+    (
+        _HUB,
+        "OfflineModeIsEnabled",
+        _simple(
+            HubUnreachable,
+            "{doing}: HF_HUB_OFFLINE is set, so the Hub is not asked",
+            "unset it; " + HUB_ADVICE,
+        ),
+    ),
+    (_HUB, "HfHubHTTPError", _http),
+    (
+        _HUB,
+        "HFValidationError",
+        _simple(SourceNotFound, "{doing}: not a name of the Hub ({error})", _PATH_ADVICE),
+    ),
+    (_HUB, "HfUriError", _simple(SourceNotFound, "{doing}: not an hf:// URL ({error})", _PATH_ADVICE)),
+    ("httpx", "HTTPError", _simple(HubUnreachable, "{doing}: the Hub cannot be reached ({error})", HUB_ADVICE)),
+    ("httpx2", "HTTPError", _simple(HubUnreachable, "{doing}: the Hub cannot be reached ({error})", HUB_ADVICE)),
+    ("datasets", "DatasetsError", _simple(SourceNotFound, "{doing}: {error}", _PATH_ADVICE)),
+    ("datasets", "EmptyDatasetError", _simple(SourceNotFound, "{doing}: {error}", _PATH_ADVICE)),
+    (
+        "botocore",
+        "NoCredentialsError",
+        _simple(AccessDenied, "{doing}: no S3 credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ),
+    (
+        "botocore",
+        "BotoCoreError",
+        _simple(SourceError, "{doing}: {error}", "check the bucket, the region and the endpoint"),
+    ),
+    (
+        "botocore",
+        "ClientError",
+        _simple(SourceError, "{doing}: {error}", "check the bucket, the region and the endpoint"),
+    ),
+    ("pydantic_core", "ValidationError", _recipe),
+    ("pydantic", "ValidationError", _recipe),
+    (
+        "pyarrow",
+        "ArrowInvalid",
+        _simple(BadFile, "{doing}: cut short, or not what its name says ({error})", _DAMAGED),
+    ),
+    ("pyarrow", "ArrowTypeError", _simple(BadFile, "{doing}: {error}", _DAMAGED)),
+    ("pyarrow", "ArrowNotImplementedError", _simple(BadFile, "{doing}: {error}", _DAMAGED)),
+    ("zstandard", "ZstdError", _simple(BadFile, "{doing}: damaged zstd data ({error})", _DAMAGED)),
+    ("zlib", "error", _simple(BadFile, "{doing}: damaged gzip data ({error})", _DAMAGED)),
+    ("_lzma", "LZMAError", _simple(BadFile, "{doing}: damaged xz data ({error})", _DAMAGED)),
+    ("gzip", "BadGzipFile", _simple(BadFile, "{doing}: not gzip data ({error})", _DAMAGED)),
+    (_STD, "EOFError", _simple(BadFile, "{doing}: cut short ({error})", _DAMAGED)),
+    (
+        _STD,
+        "PermissionError",
+        lambda e, doing: AccessDenied(_named(e, f"{doing}: permission denied"), _PERMISSION),
+    ),
+    (
+        _STD,
+        "FileNotFoundError",
+        lambda e, doing: SourceNotFound(_named(e, f"{doing}: no such file"), _PATH_ADVICE),
+    ),
+    (_STD, "IsADirectoryError", lambda e, doing: SourceError(_named(e, f"{doing}: is a folder"), "name a file")),
+    (_STD, "NotADirectoryError", lambda e, doing: SourceError(_named(e, f"{doing}: not a folder"), _PATH_ADVICE)),
+    (_STD, "ConnectionError", _simple(HubUnreachable, "{doing}: the connection failed ({error})", HUB_ADVICE)),
+    (_STD, "TimeoutError", _simple(HubUnreachable, "{doing}: no answer in time ({error})", HUB_ADVICE)),
+    (
+        _STD,
+        "MemoryError",
+        _simple(LancePrepError, "{doing}: out of memory", "use fewer workers (--workers 1) or a smaller --batch-size"),
+    ),
+)
+
+
+def translate(error: BaseException, *, doing: str) -> LancePrepError | None:
+    """Another library's exception as one of ours.
+
+    Args:
+        error: what was raised; one of ours comes back as it is.
+        doing: what was being done, with the name of the thing, such as `reading /data/x.parquet`.
+
+    Returns:
+        The error to raise (`raise ours from error`), or None for an exception that is in no row of the table: a bug, or
+        something that nobody has thought of, whose traceback is worth seeing.
+    """
+    if isinstance(error, LancePrepError):
+        return error
+    if isinstance(error, OSError) and (ours := _os_error(error, doing)) is not None:
+        return ours
+    names = {(cls.__module__.split(".")[0], cls.__name__) for cls in type(error).__mro__}
+    for module, name, make in _TABLE:
+        if (module, name) in names:
+            return make(error, doing)
+    return None

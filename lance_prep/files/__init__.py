@@ -1,0 +1,24 @@
+"""Files where they lie: local, on the Hub, in an object store. Exact byte ranges, fetched once, retried when cut.
+
+Imports `errors` alone; `plan` reads footers and samples through it, `source` reads rows.
+"""
+
+from lance_prep.files.footer import read_footer
+from lance_prep.files.hub import HubPath, hub_api, parse_hub_url
+from lance_prep.files.prefetch import Prefetch, RangeFile
+from lance_prep.files.ranges import Ranges, fsspec_of, is_local, open_ranges
+from lance_prep.files.retry import Retries
+
+__all__ = [
+    "HubPath",
+    "Prefetch",
+    "RangeFile",
+    "Ranges",
+    "Retries",
+    "fsspec_of",
+    "hub_api",
+    "is_local",
+    "open_ranges",
+    "parse_hub_url",
+    "read_footer",
+]

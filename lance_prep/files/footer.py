@@ -1,0 +1,75 @@
+"""Parquet footers, by exact ranges."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lance_prep.errors import BadFile, translate
+from lance_prep.files.ranges import is_local, open_ranges
+from lance_prep.files.retry import Retries
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+_ADVICE = "get the file again, or leave it out; its extension must say what it is"
+# Footers of files with a few dozen columns and row groups take 10 to 60 KB: one request each.
+TAIL_BYTES = 64 << 10
+
+# Footers by pinned content: the plan reads them all, and each shard of a file needs its footer again. Bounded, and
+# only a memory: nothing depends on what is in it.
+_KEPT = 64
+_cache: OrderedDict[tuple[str, str], pq.FileMetaData] = OrderedDict()
+_lock = threading.Lock()
+
+
+def read_footer(
+    url: str, size: int, identity: str, options: Mapping[str, str] | None = None, retries: Retries | None = None
+) -> pq.FileMetaData:
+    """The metadata of a Parquet file.
+
+    Args:
+        url: as in `SourceFile`; with `size` and `identity` from there.
+
+    Raises:
+        BadFile: it is cut short or no Parquet file.
+        HubUnreachable, AccessDenied, SourceNotFound: it cannot be read.
+    """
+    key = (url, identity)
+    with _lock:
+        if key in _cache:
+            _cache.move_to_end(key)
+            return _cache[key]
+    try:
+        metadata = _read(url, size, options, retries or Retries())
+    except Exception as error:
+        ours = translate(error, doing=f"reading {url}")
+        if ours is None or ours is error:
+            raise
+        raise ours from error
+    with _lock:
+        _cache[key] = metadata
+        while len(_cache) > _KEPT:
+            _cache.popitem(last=False)
+    return metadata
+
+
+def _read(url: str, size: int, options: Mapping[str, str] | None, retries: Retries) -> pq.FileMetaData:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if size < 12:
+        raise BadFile(f"{url}: {size} bytes, which is too short for a Parquet file", _ADVICE)
+    if is_local(url):
+        return pq.read_metadata(url)
+    ranges = open_ranges(url, size, options, retries)
+    tail = ranges.fetch(max(0, size - TAIL_BYTES), size)
+    length = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail[-4:] != b"PAR1" or length > size:
+        raise BadFile(f"{url}: no Parquet footer at its end: cut short, or no Parquet file", _ADVICE)
+    if length > len(tail):
+        tail = ranges.fetch(size - length, size - len(tail)) + tail
+    # A file of nothing but the footer: ParquetFile reads metadata from the end alone.
+    return pq.read_metadata(pa.BufferReader(b"PAR1" + tail[-length:]))

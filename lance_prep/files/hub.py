@@ -1,0 +1,118 @@
+"""The Hub: names to URLs, and byte ranges of files at a pinned commit.
+
+The requests are those of `HfFileSystem` (same URLs, headers, session and redirects, so `HF_ENDPOINT`, `HF_TOKEN` and
+proxies work alike). Its file object is not used: it reads in blocks of 5 MiB whatever is asked for, and starts a range
+over when the connection is cut in the middle. Here a range is fetched exactly, and a cut one goes on where it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lance_prep.errors import BadFile, SourceNotFound
+from lance_prep.files.retry import Retries
+
+
+@dataclass(frozen=True)
+class HubPath:
+    """`hf://datasets/owner/name@revision/path`, taken apart; `revision` and `path` may be empty."""
+
+    repo: str
+    revision: str
+    path: str
+
+    @property
+    def url(self) -> str:
+        from urllib.parse import quote
+
+        at = f"@{quote(self.revision, safe='')}" if self.revision else ""
+        return f"hf://datasets/{self.repo}{at}" + (f"/{self.path}" if self.path else "")
+
+
+def parse_hub_url(url: str) -> HubPath:
+    """Take an `hf://datasets/...` URL apart.
+
+    Raises:
+        SourceNotFound: it is not such a URL.
+    """
+    from urllib.parse import unquote
+
+    rest = url.removeprefix("hf://")
+    kind, _, rest = rest.partition("/")
+    owner, _, rest = rest.partition("/")
+    name, _, path = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if revision == "refs":  # refs/convert/parquet and refs/pr/7 may stand unquoted
+        first, second, *others = [*path.split("/", 2), "", ""]
+        revision, path = f"refs/{first}/{second}", others[0]
+    if kind != "datasets" or not owner or not name:
+        raise SourceNotFound(f"{url} is not a dataset on the Hub", "write hf://datasets/owner/name@revision/path")
+    return HubPath(f"{owner}/{name}", unquote(revision), path)
+
+
+def hub_api() -> Any:
+    """A `huggingface_hub.HfApi` for the endpoint and token of the environment."""
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="lance-prep")
+
+
+class HubRanges:
+    """Byte ranges of one file on the Hub. Threads may share it."""
+
+    def __init__(self, url: str, size: int, retries: Retries) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        at = parse_hub_url(url)
+        self.size = size
+        self._name = url
+        self._retries = retries
+        self._url = hf_hub_url(at.repo, at.path, repo_type="dataset", revision=at.revision)
+        self._headers = {**build_hf_headers(library_name="lance-prep"), "Accept-Encoding": "identity"}
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop`.
+
+        Raises:
+            HubUnreachable: no whole answer after several tries.
+            BadFile: the file ends before `stop`.
+        """
+        got, failed = bytearray(), 0
+        while len(got) < stop - start:
+            before = len(got)
+            try:
+                self._read(start + before, stop, got)
+            except Exception as error:
+                failed = failed + 1 if len(got) == before else 1
+                self._retries.wait(error, failed, doing=f"reading {self._name}")
+            else:
+                if len(got) == before:
+                    raise BadFile(f"{self._name}: ends before byte {stop}", "plan again: the file is not what it was")
+        return bytes(got)
+
+    def _read(self, start: int, stop: int, into: bytearray) -> None:
+        from huggingface_hub import constants
+        from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+        headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}"}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        request = get_session().stream("GET", self._url, headers=headers, timeout=timeout, follow_redirects=True)
+        with request as response:
+            if response.status_code >= 400:
+                response.read()
+            hf_raise_for_status(response)
+            # A server that knows no ranges answers 200 with the whole file: pass over what comes before.
+            skip = 0 if response.status_code == 206 else start
+            want = stop - start
+            for chunk in response.iter_raw():
+                if self._retries.stopped:
+                    raise InterruptedError("reader closed")
+                drop = min(skip, len(chunk))
+                skip -= drop
+                taken = chunk[drop : drop + want]
+                into += taken
+                want -= len(taken)
+                if not want:
+                    return

@@ -1,0 +1,100 @@
+"""What is tried again, how often, and after how long.
+
+429 and 5xx in long streams are what users of streaming readers report most. A rate limit of the Hub resets within
+five minutes, so a `Retry-After` is waited for in full up to that; everything else backs off exponentially.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from lance_prep.errors import HUB_ADVICE, HubUnreachable, translate
+
+T = TypeVar("T")
+
+ATTEMPTS = 7
+BASE_SECONDS = 0.25
+CAP_SECONDS = 20.0
+CAP_RETRY_AFTER = 300.0
+
+_STATUS = (408, 429, 500, 502, 503, 504)
+# By name: huggingface_hub ships httpx under two names (`httpx`, `httpx2`), depending on its version.
+_TRANSPORT = ("TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError")
+
+
+def is_transient(error: BaseException) -> bool:
+    """True for errors that may go away by themselves: 429, 5xx, cut connections, timeouts."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "OfflineModeIsEnabled" in names:
+        return False
+    if _status(error) is not None:
+        return _status(error) in _STATUS
+    if names.intersection(_TRANSPORT) or isinstance(error, ConnectionError | TimeoutError):
+        return True
+    cause = error.__cause__  # huggingface_hub wraps a failed download in LocalEntryNotFoundError
+    return "LocalEntryNotFoundError" in names and cause is not None and is_transient(cause)
+
+
+def _status(error: BaseException) -> int | None:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _retry_after(error: BaseException) -> float | None:
+    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return min(CAP_RETRY_AFTER, float(headers.get("Retry-After", "")))
+    except ValueError:
+        return None
+
+
+class Retries:
+    """Counts retries, waits between them, and can be told to stop waiting. Shared by the threads of one reader."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """Give up: nothing waits or retries from now on."""
+        self._stop.set()
+
+    def wait(self, error: BaseException, failed: int, *, doing: str) -> None:
+        """Wait before trying again, or raise.
+
+        Args:
+            error: why it failed.
+            failed: how many times it has failed in a row, this one included.
+            doing: for the message.
+
+        Raises:
+            HubUnreachable: it failed `ATTEMPTS` times.
+            LancePrepError: the error is not one that goes away.
+        """
+        if self.stopped or not is_transient(error):
+            raise translate(error, doing=doing) or error
+        if failed >= ATTEMPTS:
+            ours = translate(error, doing=doing)
+            text = str(ours) if isinstance(ours, HubUnreachable) else f"{doing}: {error}"
+            raise HubUnreachable(f"{text}, tried {ATTEMPTS} times", HUB_ADVICE) from error
+        with self._lock:
+            self.count += 1
+        after = _retry_after(error)
+        self._stop.wait(min(CAP_SECONDS, BASE_SECONDS * 2 ** (failed - 1)) if after is None else after)
+
+    def call(self, function: Callable[[], T], *, doing: str) -> T:
+        """The function's answer, tried again while it fails for a reason that goes away."""
+        failed = 0
+        while True:
+            try:
+                return function()
+            except Exception as error:
+                failed += 1
+                self.wait(error, failed, doing=doing)
