@@ -1,0 +1,19 @@
+"""Tokenize stage: Arrow string array in, `TokenLists` out. Ids equal those of `tokenizers`."""
+
+from lance_prep.tokenize.check import BackendDisagrees, CheckedEncoder
+from lance_prep.tokenize.encoders import Encoder, ReferenceEncoder, SpecialTokenGuard, make_encoder
+from lance_prep.tokenize.lists import TokenLists
+from lance_prep.tokenize.load import TokenizerSpec, load_reference, load_tokenizer
+
+__all__ = [
+    "BackendDisagrees",
+    "CheckedEncoder",
+    "Encoder",
+    "ReferenceEncoder",
+    "SpecialTokenGuard",
+    "TokenLists",
+    "TokenizerSpec",
+    "load_reference",
+    "load_tokenizer",
+    "make_encoder",
+]

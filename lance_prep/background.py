@@ -1,0 +1,62 @@
+"""Run an iterator ahead of its consumer, on a thread of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class _End:
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+def read_ahead(items: Iterator[T], *, max_items: int) -> Generator[T, None, None]:
+    """The same items, made up to `max_items` ahead on a background thread.
+
+    An error of `items` is raised here, in its turn. Closing the generator stops the thread, closes `items` on it and
+    waits for that. The thread starts with the first `next`.
+    """
+    ready: queue.Queue[T | _End] = queue.Queue(max_items)
+    stop = threading.Event()
+
+    def put(item: T | _End) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                if not put(item):
+                    break
+        except BaseException as caught:  # whatever it is, it belongs to the consumer
+            error = caught
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+        put(_End(error))
+
+    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()

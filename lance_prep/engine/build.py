@@ -1,0 +1,189 @@
+"""`build` and `stream`: from a source to a dataset, or to a reader."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lance_prep.background import read_ahead
+from lance_prep.engine.finish import commit_build, unchanged_report
+from lance_prep.engine.local import default_workers, run_local
+from lance_prep.engine.output import Existing, inspect_output
+from lance_prep.engine.progress import Progress, Silent
+from lance_prep.engine.report import BuildReport
+from lance_prep.engine.schedule import Schedule
+from lance_prep.engine.shard import BuildJob, Worker
+from lance_prep.errors import RowRejected, TokenizerError, UsageError
+from lance_prep.layout import document_affixes
+from lance_prep.ledger import Rejected, Tally
+from lance_prep.plan import Plan, make_plan
+from lance_prep.recipe import Recipe, default_output, load_recipe
+from lance_prep.store.files import is_local
+from lance_prep.store.lock import output_lock
+from lance_prep.store.receipt import Journal, build_key
+from lance_prep.tokenize import TokenizerSpec, load_tokenizer
+
+READ_AHEAD_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run a build: nothing here changes a row.
+
+    Attributes:
+        output: path or URI of the dataset; by default the source's name with `.lance`, in the current folder.
+        workers: shards built at once; by default as many as there are cores.
+        overwrite: where the output holds something else, make a new version with the new content.
+        storage_options: for object stores, as Lance and object_store name them.
+        progress: told what happens.
+    """
+
+    output: str | Path | None = None
+    workers: int | None = None
+    overwrite: bool = False
+    storage_options: Mapping[str, str] | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"workers is {self.workers}", "give at least 1")
+
+    def uri(self, source: str | Path | Recipe) -> str:
+        """Absolute path, or URI, of the output."""
+        output = str(self.output) if self.output is not None else default_output(source)
+        return str(Path(output).absolute()) if is_local(output) else output.rstrip("/")
+
+
+def plan(source: str | Path | Recipe, *, storage_options: Mapping[str, str] | None = None, **overrides: Any) -> Plan:
+    """What `build` would do, from metadata alone: pinned files and shards.
+
+    Args:
+        source, overrides: as in `build`.
+
+    Raises:
+        RecipeError, SourceError: as in `build`.
+    """
+    return make_plan(load_recipe(source, overrides), storage_options=storage_options)
+
+
+def build(
+    source: str | Path | Recipe,
+    *,
+    output: str | Path | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    storage_options: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> BuildReport:
+    """Build a Lance token dataset.
+
+    A build that was stopped goes on; one that is there already is left as it is.
+
+    Args:
+        source: a built-in recipe (`sample`, `wikitext`), a recipe `.yaml`, a Hub id `owner/name`, an `hf://` or `s3://`
+            URL, a local file, folder or glob, or a `Recipe`.
+        output, workers, overwrite, storage_options, progress: see `RunOptions`.
+        overrides: fields of `Recipe`, such as `layout="blocks"` or `max_rows=1000`.
+
+    Raises:
+        RecipeError: the recipe is none.
+        SourceError: the source cannot be read (`SourceNotFound`, `HubUnreachable`, ...).
+        TokenizerError: the tokenizer cannot be used.
+        OutputError: the output cannot be written, holds something else, or is being built by another process.
+    """
+    options = RunOptions(output, workers, overwrite, storage_options, progress or Silent())
+    return run_build(load_recipe(source, overrides), options, uri=options.uri(source))
+
+
+def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
+    """Build a recipe into the dataset at `uri`. Raises as `build` does."""
+    started = time.monotonic()
+    made = make_plan(recipe, storage_options=options.storage_options)
+    spec = load_spec(made.recipe)
+    job = BuildJob(
+        plan=made,
+        spec=spec,
+        uri=uri,
+        key=build_key(made, spec.sha256 if spec else None),
+        storage_options=options.storage_options,
+    )
+    with output_lock(uri):
+        existing = inspect_output(job, overwrite=options.overwrite)
+        if existing.metadata is not None and existing.is_this_build(job.key):
+            return unchanged_report(job, existing, time.monotonic() - started)
+        return _run(job, existing, options, started)
+
+
+def _run(job: BuildJob, existing: Existing, options: RunOptions, started: float) -> BuildReport:
+    journal = Journal(job.files(), job.key)
+    journal.begin(job.plan, job.spec.file if job.spec else None)
+    receipts = journal.receipts()
+    schedule = Schedule(job.plan, receipts)
+    options.progress.planned(job.plan, len(receipts))
+    run_local(job, schedule, workers=options.workers or default_workers(), progress=options.progress)
+    return commit_build(job, existing, schedule.result(), resumed=len(receipts), started=started)
+
+
+def load_spec(recipe: Recipe) -> TokenizerSpec | None:
+    """The recipe's tokenizer, or None where the layout takes none.
+
+    Raises:
+        TokenizerError: it cannot be used with the recipe's layout.
+    """
+    if recipe.layout == "raw":
+        return None
+    spec = load_tokenizer(recipe)
+    if recipe.layout == "blocks":
+        document_affixes(spec, add_special_tokens=recipe.add_special_tokens)
+    if recipe.tokenizer_backend == "gigatoken" and not spec.is_template and recipe.add_special_tokens:
+        raise TokenizerError(f"gigatoken cannot apply the post-processor of {spec.name}", "use --tokenizer-backend auto")
+    return spec
+
+
+def stream(
+    source: str | Path | Recipe, *, storage_options: Mapping[str, str] | None = None, **overrides: Any
+) -> pa.RecordBatchReader:
+    """The rows that `build` would write, as a streaming reader: nothing is written, and a few batches are in memory.
+
+    Args:
+        source, storage_options, overrides: as in `build`.
+
+    Returns:
+        A reader with the dataset's schema. Its rows and their order are those of the built dataset. A row that `build`
+        would set aside is left out; with `strict=True` it is an error.
+
+    Raises:
+        RecipeError, SourceError, TokenizerError: at once, or from the reader as it comes to them.
+    """
+    made = make_plan(load_recipe(source, overrides), storage_options=storage_options)
+    job = BuildJob(made, load_spec(made.recipe), uri="", key="", parallel_encode=True, storage_options=storage_options)
+    return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), max_items=READ_AHEAD_BATCHES))
+
+
+def _stream(job: BuildJob) -> Iterator[pa.RecordBatch]:
+    worker = Worker(job)
+    left = job.plan.recipe.max_rows or None
+    for shard in job.plan.shards:
+        with ExitStack() as stack:
+            tally = Tally(on_reject=_raise_rejected if job.plan.recipe.strict else lambda rejected: None)
+            rows = worker.rows(shard, left, tally)
+            stack.callback(rows.close)  # type: ignore[attr-defined]
+            for batch in rows:
+                yield batch
+                if left is not None:
+                    left -= len(batch)
+        if left == 0:
+            return
+
+
+def _raise_rejected(rejected: Rejected) -> None:
+    raise RowRejected(
+        f"{rejected.file}, {rejected.unit} {rejected.position}: {rejected.reason}", "mend the row, or leave out strict"
+    )

@@ -1,0 +1,45 @@
+"""What a build was."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from lance_prep.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """The result of a build.
+
+    Attributes:
+        status: `built`; `resumed`, when shards of an earlier run were used; `unchanged`, when it was there already.
+        uri: of the dataset.
+        version: of the dataset.
+        rows, tokens: of the dataset.
+        ledger: where each source row and token went.
+        content_hash: of the rows, in order.
+        shards: made of.
+        shards_resumed: of them, from an earlier run.
+        source_bytes: stored bytes of the shards that were read.
+        seconds: of this run.
+        retries: requests that had to be made again.
+        rejected_file: where rejected rows are, if there are any.
+    """
+
+    status: Literal["built", "resumed", "unchanged"]
+    uri: str
+    version: int
+    rows: int
+    tokens: int
+    ledger: Ledger
+    content_hash: str
+    shards: int
+    seconds: float
+    shards_resumed: int = 0
+    source_bytes: int = 0
+    retries: int = 0
+    rejected_file: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)

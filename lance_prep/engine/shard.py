@@ -1,0 +1,222 @@
+"""One shard, from source to receipt: the same function wherever it runs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from lance_prep.background import read_ahead
+from lance_prep.engine.progress import Progress, Silent
+from lance_prep.errors import Interrupted, RowRejected
+from lance_prep.layout import LayoutJob, lay_out, row_schema
+from lance_prep.ledger import Rejected, Tally
+from lance_prep.plan import Plan, Shard
+from lance_prep.source import SourceBatch, read_shard
+from lance_prep.store.content_hash import ShardHash
+from lance_prep.store.files import Files, files_of
+from lance_prep.store.lance_io import file_version, write_fragment
+from lance_prep.store.receipt import Journal, Receipt
+from lance_prep.tokenize import (
+    BackendDisagrees,
+    CheckedEncoder,
+    Encoder,
+    ReferenceEncoder,
+    SpecialTokenGuard,
+    TokenizerSpec,
+    make_encoder,
+)
+
+QUARANTINE_BYTES = 4 << 10
+#: Rows that wait for the writer while the next batch is tokenized. Two batches are enough to keep both busy.
+WRITE_AHEAD_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """What every shard of a build needs. Picklable.
+
+    Attributes:
+        plan: what to build.
+        spec: the tokenizer; None for layout `raw`.
+        uri: of the dataset.
+        key: of the build, see `store.receipt`.
+        parallel_encode: let one shard's tokenizer use all cores: for when shards are fewer than cores.
+        storage_options: for object stores.
+    """
+
+    plan: Plan
+    spec: TokenizerSpec | None
+    uri: str
+    key: str
+    parallel_encode: bool = False
+    storage_options: Mapping[str, str] | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the dataset's rows, without its metadata."""
+        return row_schema(self.plan, self.spec)
+
+    def files(self) -> Files:
+        return files_of(self.uri, self.storage_options)
+
+
+@dataclass
+class Worker:
+    """What one thread keeps between shards: encoders, which take 0.2 s to make and learn the corpus' words.
+
+    Attributes:
+        job: the build.
+        progress: told of each batch.
+        stop: set to make the shard in work end with `Interrupted`.
+    """
+
+    job: BuildJob
+    progress: Progress = field(default_factory=Silent)
+    stop: threading.Event = field(default_factory=threading.Event)
+    _encoder: Encoder | None = field(default=None, init=False)
+    _reference: ReferenceEncoder | None = field(default=None, init=False)
+
+    def build_shard(self, shard: Shard, limit: int | None) -> Receipt:
+        """Read, tokenize, lay out and write one shard, and make its receipt durable.
+
+        Args:
+            limit: write at most so many rows; None for all.
+
+        Raises:
+            LancePrepError: what went wrong; nothing of the shard counts then.
+        """
+        try:
+            return self._attempt(shard, limit, by_reference=False)
+        except BackendDisagrees as error:
+            self.progress.warned(f"shard {shard.index}: {error}; {error.advice}")
+            return self._attempt(shard, limit, by_reference=True)
+
+    def rows(
+        self, shard: Shard, limit: int | None, tally: Tally, *, by_reference: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows of one shard, as they are written.
+
+        Raises:
+            BackendDisagrees: the reference check failed; nothing that was yielded may be used.
+        """
+        job, recipe = self.job, self.job.plan.recipe
+        layout = LayoutJob(recipe=recipe, shard=shard.index, schema=job.schema, tally=tally, spec=job.spec, limit=limit)
+        with ExitStack() as stack:
+            checked = None
+            if job.spec is not None:
+                layout.encoder = self._get_encoder(by_reference)
+                if recipe.special_tokens == "error":
+                    layout.guard = SpecialTokenGuard(job.spec)
+                if not isinstance(layout.encoder, ReferenceEncoder):
+                    checked = CheckedEncoder(
+                        layout.encoder, self._get_reference(), seed=recipe.seed, shard=shard.index
+                    )
+                    layout.encoder = stack.enter_context(checked)
+            source = read_shard(job.plan, shard, tally, storage_options=job.storage_options)
+            stack.enter_context(closing(source))  # type: ignore[type-var]
+            yield from lay_out(self._watched(source, shard, tally), layout)
+            if checked is not None:
+                checked.finish()
+                tally.ledger.rows_checked += checked.rows_checked
+            if by_reference:
+                tally.ledger.shards_by_reference += 1
+
+    def _attempt(self, shard: Shard, limit: int | None, *, by_reference: bool) -> Receipt:
+        job = self.job
+        journal = Journal(job.files(), job.key)
+        quarantine = _Quarantine(strict=job.plan.recipe.strict)
+        tally = Tally(on_reject=quarantine.add)
+        content, rows = ShardHash(), 0
+
+        def hashed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            nonlocal rows
+            for batch in batches:
+                content.update(batch)
+                rows += len(batch)
+                yield batch
+
+        batches = read_ahead(
+            hashed(self.rows(shard, limit, tally, by_reference=by_reference)), max_items=WRITE_AHEAD_BATCHES
+        )
+        with closing(batches):
+            fragment = write_fragment(
+                job.uri,
+                job.schema,
+                batches,
+                version=file_version(job.plan.recipe.layout, job.schema),
+                storage_options=job.storage_options,
+            )
+        receipt = Receipt(
+            shard=shard.index,
+            limit=limit,
+            rows=rows,
+            tokens=tally.ledger.tokens_written,
+            ledger=tally.ledger,
+            content_hash=content.hexdigest(),
+            fragment=fragment,
+            backend=self._backend_name(by_reference),
+            retries=tally.retries,
+        )
+        journal.write_rejected(shard.index, quarantine.lines)
+        journal.add(receipt)
+        self.progress.finished(receipt)
+        return receipt
+
+    def _watched(self, source: Iterator[SourceBatch], shard: Shard, tally: Tally) -> Iterator[SourceBatch]:
+        tokens = 0
+        for batch in source:
+            if self.stop.is_set():
+                raise Interrupted("stopped", "run the same command again: it goes on where it stopped")
+            yield batch
+            made = tally.ledger.tokens_in
+            self.progress.advanced(shard.index, len(batch.rows), made - tokens, batch.source_bytes)
+            tokens = made
+
+    def _get_encoder(self, by_reference: bool) -> Encoder:
+        assert self.job.spec is not None
+        if by_reference:
+            return self._get_reference()
+        if self._encoder is None:
+            self._encoder = make_encoder(self.job.spec, self.job.plan.recipe, parallel=self.job.parallel_encode)
+        return self._encoder
+
+    def _get_reference(self) -> ReferenceEncoder:
+        assert self.job.spec is not None
+        if self._reference is None:
+            self._reference = ReferenceEncoder(self.job.spec, self.job.plan.recipe)
+        return self._reference
+
+    def _backend_name(self, by_reference: bool) -> str | None:
+        return self._get_encoder(by_reference).name if self.job.spec is not None else None
+
+
+class _Quarantine:
+    """Collects rejected rows as JSON lines; under `strict`, the first one stops the build."""
+
+    def __init__(self, *, strict: bool) -> None:
+        self._strict = strict
+        self._lines: list[bytes] = []
+
+    @property
+    def lines(self) -> bytes:
+        return b"".join(self._lines)
+
+    def add(self, rejected: Rejected) -> None:
+        where = f"{rejected.file}, {rejected.unit} {rejected.position}"
+        if self._strict:
+            raise RowRejected(f"{where}: {rejected.reason}", "mend the row, or leave out --strict to set such rows aside")
+        record = {"file": rejected.file, rejected.unit: rejected.position, "reason": rejected.reason}
+        data = rejected.data[:QUARANTINE_BYTES]
+        try:
+            record["text"] = data.decode()
+        except UnicodeDecodeError:
+            record["text_base64"] = base64.b64encode(data).decode()
+        if len(rejected.data) > QUARANTINE_BYTES:
+            record["bytes"] = len(rejected.data)
+        self._lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")

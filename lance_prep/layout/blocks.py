@@ -1,0 +1,201 @@
+"""Layout `blocks`: documents, each ended by EOS, packed into rows of exactly `block_size` tokens.
+
+`concat` cuts the stream of documents every `block_size` tokens, across batches inside a shard: no padding but in the
+shard's last block. `best-fit` keeps documents whole (Ding et al., Fewer Truncations Improve Language Modeling, 2024):
+see `bestfit.py`. Either way each token is written once; the ledger tells padding and documents cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lance_prep.errors import TokenizerError
+from lance_prep.layout.model import DocIds, Indices, LayoutJob, SourceBatch
+from lance_prep.layout.texts import drop_blank, without_nulls
+from lance_prep.tokenize import TokenizerSpec, TokenLists
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Packed blocks.
+
+    Attributes:
+        ids: `[n, block_size]`, padded at the end of a row.
+        num_tokens: int64 `[n]`, real tokens of each block.
+        piece_block, piece_doc: int64 and uint64 `[pieces]`: which documents lie in which block; a block's pieces
+            stand in their order in it.
+    """
+
+    ids: npt.NDArray[Any]
+    num_tokens: Indices
+    piece_block: Indices
+    piece_doc: DocIds
+
+    def first_docs(self) -> DocIds:
+        """uint64 `[n]`, the doc_id of the first document in each block."""
+        first = np.searchsorted(self.piece_block, np.arange(len(self.ids)))
+        return self.piece_doc[first]
+
+
+class Packer(Protocol):
+    """Packs a shard's documents; they come in the order of the source."""
+
+    documents_cut: int
+
+    def pack(self, tokens: TokenLists, docs: DocIds) -> Blocks:
+        """Blocks that are ready once these documents (none of them empty) are in."""
+        ...
+
+    def flush(self) -> Blocks:
+        """What is left, padded."""
+        ...
+
+
+class ConcatPacker:
+    """Cuts the stream of documents every `block_size` tokens."""
+
+    def __init__(self, block_size: int, pad_id: int, dtype: np.dtype[Any]) -> None:
+        self.documents_cut = 0
+        self._size = block_size
+        self._pad = pad_id
+        self._stream = 0  # position in the shard's stream of the first token not yet in a block
+        self._ids: npt.NDArray[Any] = np.empty(0, dtype)
+        self._stops: Indices = np.empty(0, np.int64)  # where the documents of `_ids` end in the stream
+        self._docs: DocIds = np.empty(0, np.uint64)
+
+    def pack(self, tokens: TokenLists, docs: DocIds) -> Blocks:
+        base = self._stream + len(self._ids)
+        starts, stops = base + tokens.offsets[:-1], base + tokens.offsets[1:]
+        self.documents_cut += int(np.count_nonzero(starts // self._size != (stops - 1) // self._size))
+        self._ids = np.concatenate([self._ids, tokens.ids])
+        self._stops = np.concatenate([self._stops, stops])
+        self._docs = np.concatenate([self._docs, docs])
+        return self._cut(len(self._ids) // self._size * self._size)
+
+    def flush(self) -> Blocks:
+        return self._cut(len(self._ids))
+
+    def _cut(self, length: int) -> Blocks:
+        """Blocks of the first `length` tokens held; the rest is kept."""
+        n = -(-length // self._size)
+        num_tokens = np.full(n, self._size, np.int64)
+        ids = self._ids[:length]
+        if n * self._size > length:
+            num_tokens[-1] = length - (n - 1) * self._size
+            ids = np.concatenate([ids, np.full(n * self._size - length, self._pad, ids.dtype)])
+        piece_block, piece_doc = self._pieces(length)
+        self._stream += length
+        self._ids = self._ids[length:].copy()
+        held = self._stops > self._stream
+        self._stops, self._docs = self._stops[held], self._docs[held]
+        return Blocks(ids.reshape(n, self._size), num_tokens, piece_block, piece_doc)
+
+    def _pieces(self, length: int) -> tuple[Indices, DocIds]:
+        stops = np.minimum(self._stops - self._stream, length)
+        starts = np.concatenate([[0], stops[:-1]])[: len(stops)]
+        inside = starts < stops
+        first, last = starts[inside] // self._size, (stops[inside] - 1) // self._size
+        counts = last - first + 1
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(first, counts) + within, np.repeat(self._docs[inside], counts)
+
+
+def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
+    """Blocks of `block_size` tokens, shuffled among those that a batch of source rows completes.
+
+    Raises:
+        TokenizerError: the tokenizer has no known end-of-text token.
+    """
+    assert job.spec is not None
+    packer, counts = _make_packer(job), _BlockCounts(job)
+    prefix, suffix = document_affixes(job.spec, add_special_tokens=job.recipe.add_special_tokens)
+    for batch in batches:
+        texts, kept = drop_blank(without_nulls(batch.columns.column(0)))
+        tokens = job.encode(texts).wrapped(prefix, suffix)
+        counts.documents(len(batch.rows), len(kept), len(tokens.ids))
+        yield from _emit(packer.pack(tokens, job.doc_ids(batch.rows[kept])), job, counts)
+        if job.exhausted:
+            break
+    if not job.exhausted:
+        yield from _emit(packer.flush(), job, counts)
+    counts.finish(packer.documents_cut)
+
+
+def document_affixes(spec: TokenizerSpec, *, add_special_tokens: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What stands before and after each document: what the template puts before it, and EOS.
+
+    Raises:
+        TokenizerError: the tokenizer has no known end-of-text token.
+    """
+    if spec.eos_id is None:
+        raise TokenizerError(
+            f"{spec.name} names no end-of-text token, and its vocabulary has none of the usual ones",
+            "name it with --eos-token",
+        )
+    return (spec.prefix if add_special_tokens else ()), (spec.eos_id,)
+
+
+def _make_packer(job: LayoutJob) -> Packer:
+    spec = job.spec
+    assert spec is not None
+    pad_id = spec.pad_id if spec.pad_id is not None else spec.eos_id or 0
+    if job.recipe.packing == "concat":
+        return ConcatPacker(job.recipe.block_size, pad_id, spec.dtype)
+    from lance_prep.layout.bestfit import BestFitPacker
+
+    return BestFitPacker(job.recipe.block_size, pad_id, spec.dtype)
+
+
+class _BlockCounts:
+    """Tells which documents were used when only some of the blocks are written."""
+
+    def __init__(self, job: LayoutJob) -> None:
+        self._ledger = job.tally.ledger
+        self._documents = 0
+        self._last = -1  # the highest doc_id of which a part is written
+
+    def documents(self, rows: int, documents: int, tokens: int) -> None:
+        self._documents += documents
+        self._ledger.empty += rows - documents
+        self._ledger.tokens_in += tokens
+
+    def written(self, blocks: Blocks, order: Indices) -> None:
+        docs = blocks.piece_doc
+        if len(order) < len(blocks.ids):
+            docs = docs[np.isin(blocks.piece_block, order)]
+        docs = np.unique(docs)
+        if len(docs):
+            # Documents come in ascending order: one that was counted before is at most the highest so far.
+            self._ledger.rows_used += int(np.count_nonzero(docs > np.uint64(self._last))) if self._last >= 0 else len(docs)
+            self._last = max(self._last, int(docs[-1]))
+        tokens = int(blocks.num_tokens[order].sum())
+        self._ledger.tokens_written += tokens
+        self._ledger.padding += blocks.ids.shape[1] * len(order) - tokens
+
+    def finish(self, documents_cut: int) -> None:
+        ledger = self._ledger
+        ledger.documents_cut += documents_cut
+        ledger.over_limit += self._documents - ledger.rows_used
+        ledger.tokens_over_limit += ledger.tokens_in - ledger.tokens_written
+
+
+def _emit(blocks: Blocks, job: LayoutJob, counts: _BlockCounts) -> Iterator[pa.RecordBatch]:
+    if not len(blocks.ids):
+        return
+    order = job.order(len(blocks.ids))
+    counts.written(blocks, order)
+    if not len(order):
+        return
+    ids = blocks.ids[order] if job.recipe.shuffle else blocks.ids[: len(order)]
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), ids.shape[1]),
+        pa.array(blocks.num_tokens[order].astype(np.uint32)),
+        pa.array(blocks.first_docs()[order]),
+    ]
+    yield pa.RecordBatch.from_arrays(columns, schema=job.schema)

@@ -1,0 +1,91 @@
+"""Layouts `lines`, `documents` and `raw`: each row comes from one source row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from lance_prep.layout.model import Indices, LayoutJob, SourceBatch
+from lance_prep.layout.texts import drop_blank, split_lines, without_nulls
+from lance_prep.tokenize import TokenLists
+
+
+def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
+    """A row a line, or a row a document, with the special tokens that the post-processor adds."""
+    assert job.spec is not None
+    affixes = (job.spec.prefix, job.spec.suffix) if job.recipe.add_special_tokens else ((), ())
+    by_line = job.recipe.layout == "lines"
+    for batch in batches:
+        texts = without_nulls(batch.columns.column(0))
+        parents = np.arange(len(texts), dtype=np.int64)
+        if by_line:
+            texts, parents = split_lines(texts)
+        found = len(texts)
+        texts, kept = drop_blank(texts)
+        parents = parents[kept]
+        tokens, parents = _without_empty(job.encode(texts).wrapped(*affixes), parents)
+        order = job.order(len(tokens))
+        _count(job, batch, parents, order, tokens, found if by_line else None)
+        if len(order):
+            yield _record_batch(job, batch, parents[order], tokens.take(order))
+        if job.exhausted:
+            return
+
+
+def _without_empty(tokens: TokenLists, parents: Indices) -> tuple[TokenLists, Indices]:
+    # A tokenizer's normalizer may leave nothing of a text.
+    lengths = tokens.lengths
+    if lengths.all():
+        return tokens, parents
+    kept = np.flatnonzero(lengths)
+    return tokens.take(kept), parents[kept]
+
+
+def _count(
+    job: LayoutJob, batch: SourceBatch, parents: Indices, order: Indices, tokens: TokenLists, lines: int | None
+) -> None:
+    ledger = job.tally.ledger
+    rows, used = _distinct(parents), _distinct(parents[np.sort(order)])
+    written = len(tokens.ids) if len(order) == len(tokens) else int(tokens.lengths[order].sum())
+    ledger.rows_used += used
+    ledger.empty += len(batch.rows) - rows
+    ledger.over_limit += rows - used
+    ledger.tokens_in += len(tokens.ids)
+    ledger.tokens_written += written
+    ledger.tokens_over_limit += len(tokens.ids) - written
+    if lines is not None:
+        ledger.lines_in += lines
+        ledger.lines_used += len(order)
+        ledger.lines_empty += lines - len(tokens)
+        ledger.lines_over_limit += len(tokens) - len(order)
+
+
+def _distinct(ascending: Indices) -> int:
+    return int(np.count_nonzero(np.diff(ascending))) + 1 if len(ascending) else 0
+
+
+def _record_batch(job: LayoutJob, batch: SourceBatch, parents: Indices, tokens: TokenLists) -> pa.RecordBatch:
+    columns = [
+        tokens.as_arrow(),
+        pa.array(tokens.lengths.astype(np.uint32)),
+        pa.array(job.doc_ids(batch.rows[parents])),
+    ]
+    if batch.columns.num_columns > 1:
+        indices = pa.array(parents)
+        columns += [column.take(indices) for column in batch.columns.columns[1:]]
+    return pa.RecordBatch.from_arrays(columns, schema=job.schema)
+
+
+def raw_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
+    """The source's own records, shuffled a batch."""
+    ledger = job.tally.ledger
+    for batch in batches:
+        order = job.order(len(batch.rows))
+        ledger.rows_used += len(order)
+        ledger.over_limit += len(batch.rows) - len(order)
+        if len(order):
+            yield batch.columns.take(pa.array(order))
+        if job.exhausted:
+            return

@@ -1,0 +1,120 @@
+"""From what a user types to a `Recipe`: a built-in name, a YAML file, or a source with defaults; then the overrides."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from lance_prep.errors import RecipeError
+from lance_prep.recipe.model import Recipe
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the built-in recipes, sorted."""
+    return sorted(
+        path.name.removesuffix(".yaml") for path in _builtin_folder().iterdir() if path.name.endswith(".yaml")
+    )
+
+
+def load_recipe(source: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe that `source` names, with fields overridden.
+
+    Args:
+        source: a built-in name, a `.yaml` file, or anything that `Recipe.source` takes. What exists on disk under
+            this name goes before a Hub id.
+        overrides: fields of `Recipe`.
+
+    Raises:
+        RecipeError: no such recipe, or fields that do not make one.
+    """
+    if isinstance(source, Recipe):
+        fields = source.model_dump()
+    else:
+        fields = _fields(str(source))
+    return _validated({**fields, **(overrides or {})}, str(source) if not isinstance(source, Recipe) else "the recipe")
+
+
+def default_output(source: str | Path | Recipe) -> str:
+    """Where the dataset goes when no output is given: the source's name with `.lance`, in the current folder."""
+    text = source.source if isinstance(source, Recipe) else str(source)
+    stem = re.split(r"[@*?\[]", text.rstrip("/"))[0].rstrip("/").rpartition("/")[2] or "dataset"
+    stem = re.sub(r"(\.(jsonl?|ndjson|csv|txt|md|parquet|arrow|ya?ml|lance|gz|zst|bz2|xz|rejected))+$", "", stem)
+    return f"{stem.rpartition(':')[2] or 'dataset'}.lance"
+
+
+def _fields(source: str) -> dict[str, Any]:
+    if source in builtin_recipes():
+        text = (_builtin_folder() / f"{source}.yaml").read_text(encoding="utf-8")
+        return _parse(text, source)
+    if source.endswith((".yaml", ".yml")):
+        path = Path(source)
+        if not path.exists():
+            raise RecipeError(f"no such recipe file: {source}", f"built-in recipes: {', '.join(builtin_recipes())}")
+        fields = _parse(path.read_text(encoding="utf-8"), source)
+        fields["source"] = _beside(path, fields.get("source"))
+        return fields
+    if "://" not in source and not _HUB_ID.fullmatch(source) and not _looks_like_path(source):
+        close = difflib.get_close_matches(source, builtin_recipes(), 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise RecipeError(
+            f"no such recipe or file: {source}",
+            f"{hint}built-in recipes: {', '.join(builtin_recipes())}; or give a Hub id owner/name, a file, a folder or a glob",
+        )
+    return {"source": source}
+
+
+def _looks_like_path(source: str) -> bool:
+    return "/" in source or "." in source or "*" in source or source.startswith("pydoc:") or Path(source).exists()
+
+
+def _beside(recipe: Path, source: Any) -> Any:
+    """A relative path in a recipe file is meant from the file's own folder."""
+    if not isinstance(source, str) or "://" in source or Path(source).is_absolute():
+        return source
+    beside = recipe.parent / source
+    if beside.exists() or any(mark in source for mark in "*?[") or source.startswith("."):
+        return str(beside)
+    return source
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}", "mend it") from error
+    if not isinstance(fields, dict):
+        raise RecipeError(f"{where} holds no recipe: it has to be a mapping of fields", f"fields: {_known()}")
+    return fields
+
+
+def _validated(fields: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe(**fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        what = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(name, Recipe.model_fields, 1)
+            what = "no such field" + (f"; did you mean {close[0]}?" if close else "")
+        shown = f"{name}: {what}" if name else what
+        given = "" if problem["type"] in ("extra_forbidden", "missing") or not name else f" (given: {problem['input']!r})"
+        raise RecipeError(f"{where}: {shown}{given}", f"fields: {_known()}") from error
+
+
+def _known() -> str:
+    return ", ".join(Recipe.model_fields)
+
+
+def _builtin_folder() -> Any:
+    return resources.files("lance_prep.recipe") / "builtin"

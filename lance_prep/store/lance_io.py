@@ -1,0 +1,131 @@
+"""Lance itself: a shard's rows into one fragment, fragments into one version."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from lance_prep.errors import DatasetError, OutputLocked
+
+#: One shard is one fragment: no limit of rows or bytes may split it. (Lance counts the rows of a file in 32 bits.)
+ONE_FILE = {"max_rows_per_file": (1 << 32) - 1, "max_bytes_per_file": 1 << 60}
+
+
+def file_version(layout: str, schema: pa.Schema) -> str:
+    """The Lance file format for a layout.
+
+    Ragged rows go into 2.0: there the tokens of all rows lie flat in the file, so they can be memory-mapped, are written
+    at 200 to 450 Mtok/s against 80 in 2.1, and scanned at 500 against 200. 2.0 loses nulls of structs, so a kept
+    column with a struct takes 2.1. Blocks lie flat in 2.1 too.
+    """
+    if layout in ("lines", "documents") and not any(_has_struct(field.type) for field in schema):
+        return "2.0"
+    return "2.1"
+
+
+def _has_struct(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        return True
+    return any(_has_struct(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def write_fragment(
+    uri: str,
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+    *,
+    version: str,
+    storage_options: Mapping[str, str] | None,
+) -> dict[str, Any] | None:
+    """Write the rows of a shard as one fragment that belongs to no version yet.
+
+    Returns:
+        Its metadata as JSON, or None where there was no row.
+    """
+    from lance.fragment import write_fragments
+
+    first = next(batches, None)
+    if first is None:
+        return None
+    # Lance hides what the iterator raises behind an error of its own: keep it.
+    failed: list[BaseException] = []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from itertools.chain([first], batches)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    try:
+        fragments = write_fragments(
+            pa.RecordBatchReader.from_batches(schema, watched()),
+            uri,
+            schema=schema,
+            mode="overwrite",  # fields are numbered anew, whatever the dataset held: a commit replaces its schema
+            data_storage_version=version,
+            storage_options=dict(storage_options or {}) or None,
+            **ONE_FILE,
+        )
+    except BaseException as error:
+        raise (failed[0] if failed else error) from None
+    if len(fragments) != 1:
+        raise DatasetError(f"Lance wrote {len(fragments)} fragments for one shard", "report this with the versions in use")
+    return dict(fragments[0].to_json())
+
+
+def open_dataset(
+    uri: str, version: int | str | None = None, storage_options: Mapping[str, str] | None = None
+) -> Any | None:
+    """The Lance dataset at `uri`, or None where there is none (a folder with only a journal is none)."""
+    import lance
+
+    try:
+        return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
+    except ValueError as error:
+        if "not found" in str(error).lower():
+            return None
+        raise
+
+
+def commit(
+    uri: str,
+    schema: pa.Schema,
+    fragments: Iterable[dict[str, Any]],
+    *,
+    read_version: int,
+    properties: Mapping[str, str],
+    storage_options: Mapping[str, str] | None,
+) -> int:
+    """Make fragments the next version, whole.
+
+    An `Overwrite` also for an append (which then names the old fragments too): it replaces the schema's metadata in the
+    same step, and Lance refuses it where the version that it was made on is no longer the last.
+
+    Returns:
+        The number of the new version.
+
+    Raises:
+        OutputLocked: somebody else has committed since `read_version`.
+    """
+    from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
+    from lance.commit import CommitConflictError
+
+    operation = LanceOperation.Overwrite(schema, [FragmentMetadata.from_json(_dumps(f)) for f in fragments])
+    transaction = Transaction(read_version, operation, transaction_properties=dict(properties))
+    try:
+        dataset = LanceDataset.commit(uri, transaction, storage_options=dict(storage_options or {}) or None)
+    except CommitConflictError as error:
+        raise OutputLocked(
+            f"another process has written to {uri} since version {read_version}", "run the same command again"
+        ) from error
+    return int(dataset.version)
+
+
+def _dumps(fragment: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(fragment)

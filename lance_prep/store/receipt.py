@@ -1,0 +1,108 @@
+"""The receipt of a finished shard, and the journal that keeps a build's plan and receipts.
+
+    NAME.lance/_lance_prep/builds/<key>/plan.json
+    NAME.lance/_lance_prep/builds/<key>/tokenizer.json
+    NAME.lance/_lance_prep/builds/<key>/shard-000000.json       one a finished shard
+    NAME.lance/_lance_prep/builds/<key>/rejected-000000.jsonl   where rows were rejected
+
+`<key>` is the hash of what decides the rows: recipe, pinned files, tokenizer. So a build that is run again finds its own
+journal, and nobody else's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lance_prep.ledger import Ledger
+from lance_prep.plan import Plan
+from lance_prep.store.files import Files
+from lance_prep.store.metadata import BUILDS_FOLDER
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a finished shard leaves.
+
+    Attributes:
+        shard: its index.
+        limit: the row limit that it was built under, None for none.
+        rows, tokens: written.
+        ledger: of this shard.
+        content_hash: of its rows.
+        fragment: Lance fragment metadata as JSON; None for a shard without rows.
+        backend: name of the encoder whose ids were written; None for `raw`.
+        retries: reads from the Hub or the store that had to be tried again.
+    """
+
+    shard: int
+    limit: int | None
+    rows: int
+    tokens: int
+    ledger: Ledger
+    content_hash: str
+    fragment: dict[str, Any] | None
+    backend: str | None
+    retries: int = 0
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Receipt:
+        fields = json.loads(data)
+        return cls(**{**fields, "ledger": Ledger(**fields["ledger"])})
+
+
+def build_key(plan: Plan, tokenizer_sha256: str | None) -> str:
+    """16 hex digits that name what decides the rows."""
+    parts = {**plan.as_json(), "tokenizer_sha256": tokenizer_sha256}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Journal:
+    """A build's plan and receipts."""
+
+    def __init__(self, files: Files, key: str) -> None:
+        self.key = key
+        self._files = files
+        self._folder = f"{BUILDS_FOLDER}/{key}"
+
+    def begin(self, plan: Plan, tokenizer: bytes | None) -> None:
+        """Write the plan and the tokenizer, if they are not there."""
+        if tokenizer is not None and self._files.read(f"{self._folder}/tokenizer.json") is None:
+            self._files.write(f"{self._folder}/tokenizer.json", tokenizer)
+        if self._files.read(f"{self._folder}/plan.json") is None:
+            self._files.write(f"{self._folder}/plan.json", json.dumps(plan.as_json()).encode())
+
+    def receipts(self) -> dict[int, Receipt]:
+        """The receipts that are there, by shard."""
+        found = {}
+        for path in self._files.list(self._folder):
+            if path.rpartition("/")[2].startswith("shard-"):
+                data = self._files.read(path)
+                if data is not None:
+                    receipt = Receipt.from_bytes(data)
+                    found[receipt.shard] = receipt
+        return found
+
+    def add(self, receipt: Receipt) -> None:
+        """Make a shard's receipt durable; its fragment's file first."""
+        if receipt.fragment is not None:
+            for file in receipt.fragment["files"]:
+                self._files.sync(f"data/{file['path']}")
+        self._files.write(f"{self._folder}/shard-{receipt.shard:06d}.json", receipt.to_bytes())
+
+    def write_rejected(self, shard: int, lines: bytes) -> None:
+        """Keep a shard's rejected rows (JSON lines), or remove what an earlier try left."""
+        path = f"{self._folder}/rejected-{shard:06d}.jsonl"
+        if lines:
+            self._files.write(path, lines)
+        else:
+            self._files.delete(path)
+
+    def rejected(self, shard: int) -> bytes:
+        """A shard's rejected rows as JSON lines."""
+        return self._files.read(f"{self._folder}/rejected-{shard:06d}.jsonl") or b""

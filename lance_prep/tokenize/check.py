@@ -1,0 +1,98 @@
+"""The reference check: while a fast backend encodes, a spare thread encodes a sample with `tokenizers`."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lance_prep.errors import LancePrepError
+from lance_prep.keyed import hashes, key
+from lance_prep.tokenize.encoders import Encoder, ReferenceEncoder
+from lance_prep.tokenize.lists import TokenLists
+
+FIRST_ROWS = 64
+ONE_ROW_IN = 2000
+#: The reference encodes 3 MB/s: of a longer text, its first characters are encoded by both backends and compared.
+LONGEST_TEXT = 1 << 16
+
+
+class BackendDisagrees(LancePrepError):
+    """The fast backend's ids of a text are not those of `tokenizers`."""
+
+
+class CheckedEncoder:
+    """An encoder whose answers are sampled and compared with `tokenizers`.
+
+    The first 64 texts of a shard and one in 2,000 after them, drawn by a keyed hash of their number. Use as a context
+    manager; a difference is raised by `encode` or, for the last samples, by `finish`.
+
+    Raises:
+        BackendDisagrees: with the text and both lists of ids.
+    """
+
+    def __init__(self, fast: Encoder, reference: ReferenceEncoder, *, seed: int, shard: int) -> None:
+        self.name = fast.name
+        self.rows_checked = 0
+        self._fast = fast
+        self._reference = reference
+        self._key = key(seed, shard, 0x636865636B)
+        self._seen = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="reference-check")
+        self._pending: deque[Future[None]] = deque()
+
+    def __enter__(self) -> CheckedEncoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def encode(self, texts: pa.LargeStringArray) -> TokenLists:
+        tokens = self._fast.encode(texts)
+        chosen = self._draw(len(texts))
+        if len(chosen):
+            sample, ids = self._sample(texts, tokens, chosen)
+            self.rows_checked += len(chosen)
+            self._pending.append(self._pool.submit(self._compare, sample, ids))
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+        return tokens
+
+    def finish(self) -> None:
+        """Wait for the samples that are still being compared."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def _draw(self, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        numbers = np.arange(self._seen, self._seen + n, dtype=np.uint64)
+        self._seen += n
+        return np.flatnonzero((numbers < FIRST_ROWS) | (hashes(self._key, numbers) % np.uint64(ONE_ROW_IN) == 0))
+
+    def _sample(
+        self, texts: pa.LargeStringArray, tokens: TokenLists, chosen: np.ndarray[tuple[int], np.dtype[np.int64]]
+    ) -> tuple[pa.LargeStringArray, TokenLists]:
+        sample = texts.take(pa.array(chosen))
+        lengths = pc.binary_length(sample)
+        if pc.max(lengths).as_py() <= LONGEST_TEXT:
+            return sample, tokens.take(chosen)
+        sample = pc.utf8_slice_codeunits(sample, 0, LONGEST_TEXT // 4)
+        return sample, self._fast.encode(sample)
+
+    def _compare(self, sample: pa.LargeStringArray, fast: TokenLists) -> None:
+        reference = self._reference.encode(sample)
+        if np.array_equal(reference.offsets, fast.offsets) and np.array_equal(reference.ids, fast.ids):
+            return
+        for i in range(len(sample)):
+            want = reference.ids[reference.offsets[i] : reference.offsets[i + 1]]
+            have = fast.ids[fast.offsets[i] : fast.offsets[i + 1]]
+            if not np.array_equal(want, have):
+                text = sample[i].as_py()
+                raise BackendDisagrees(
+                    f"{self.name} and tokenizers disagree on {text[:200]!r}: "
+                    f"{have[:50].tolist()} and {want[:50].tolist()}",
+                    "the shard is encoded with tokenizers instead",
+                )

@@ -1,0 +1,174 @@
+"""The two backends: Arrow text in, `TokenLists` out.
+
+`gigatoken` encodes 100 MB/s and more a thread from Arrow buffers to numpy without a Python object; `tokenizers`, the
+reference, 3 MB/s a thread (`make bench-build`). Both give the plain ids of a text; what the post-processor adds is put
+around them by the layout, except where it is no plain template (`TokenizerSpec.is_template`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lance_prep.errors import LancePrepError, TokenizerError
+from lance_prep.recipe import Recipe
+from lance_prep.tokenize.lists import TokenLists
+from lance_prep.tokenize.load import TokenizerSpec, load_reference
+
+#: gigatoken's cache of words has no bound: 400 MB of words that never repeat took 3.4 GB. A new tokenizer (0.2 s) gives
+#: it back. It is due when the process has grown by so much, and this much text went through since the last.
+RENEW_AFTER_GROWTH = 160 << 20
+RENEW_AFTER_TEXT = 24 << 20
+
+
+class Encoder(Protocol):
+    """Encodes texts. One thread uses it at a time; it is made where it is used and not pickled."""
+
+    name: str
+
+    def encode(self, texts: pa.LargeStringArray) -> TokenLists:
+        """The ids of each text, without the special tokens of the post-processor.
+
+        Args:
+            texts: valid UTF-8, without nulls.
+        """
+        ...
+
+
+class ReferenceEncoder:
+    """The `tokenizers` library. With `parallel`, on all cores."""
+
+    name = "tokenizers"
+
+    def __init__(self, spec: TokenizerSpec, recipe: Recipe) -> None:
+        self._tokenizer = load_reference(spec.file, spec.name)
+        self._tokenizer.encode_special_tokens = recipe.special_tokens != "parse"
+        self._dtype = spec.dtype
+        # A post-processor that is no template cannot be taken apart: it is applied here.
+        self._whole = not spec.is_template and recipe.add_special_tokens
+
+    def encode(self, texts: pa.LargeStringArray) -> TokenLists:
+        encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=self._whole)
+        ids = [encoding.ids for encoding in encodings]
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)), out=offsets[1:])
+        flat = np.fromiter(itertools.chain.from_iterable(ids), self._dtype, int(offsets[-1]))
+        return TokenLists(offsets, flat)
+
+
+class GigatokenEncoder:
+    """`gigatoken`, on Arrow's own buffers.
+
+    Args:
+        parallel: encode a batch on all cores; False keeps to the calling thread (which then wastes nothing when
+            several shards are built at once).
+
+    Raises:
+        TokenizerError: gigatoken cannot load this tokenizer (WordPiece, Unigram, ...).
+    """
+
+    name = "gigatoken"
+
+    def __init__(self, spec: TokenizerSpec, recipe: Recipe, *, parallel: bool) -> None:
+        if not spec.is_template and recipe.add_special_tokens:
+            raise TokenizerError(f"gigatoken cannot apply the post-processor of {spec.name}", "use tokenizers")
+        self._file = spec.file if recipe.special_tokens == "parse" else _without_special_tokens(spec.file)
+        self._name = spec.name
+        self._dtype = spec.dtype
+        self._parallel = parallel
+        self._renew()
+
+    def _renew(self) -> None:
+        import gigatoken
+
+        self._tokenizer: Any = None  # the old one goes before the new one comes
+        try:
+            self._tokenizer = gigatoken.Tokenizer.from_json(self._file)
+        except Exception as error:  # gigatoken raises ValueError and others; its message says which part it lacks
+            raise TokenizerError(f"gigatoken cannot load {self._name}: {error}", "use --tokenizer-backend tokenizers") from error
+        self._text_since = 0
+        self._rss_at_start = _rss()
+
+    def encode(self, texts: pa.LargeStringArray) -> TokenLists:
+        if not len(texts):
+            return TokenLists(np.zeros(1, np.int64), np.empty(0, self._dtype))
+        answer = self._tokenizer.encode_batch(_as_awkward(texts), parallel=self._parallel).layout
+        # The answer's offsets need not start at zero.
+        offsets = np.asarray(answer.offsets.data).astype(np.int64, copy=False)
+        ids = np.asarray(answer.content.data)[offsets[0] : offsets[-1]].astype(self._dtype)
+        self._bound_memory(_text_bytes(texts))
+        return TokenLists(offsets - offsets[0] if offsets[0] else offsets, ids)
+
+    def _bound_memory(self, size: int) -> None:
+        self._text_since += size
+        if self._text_since > RENEW_AFTER_TEXT and _rss() - self._rss_at_start > RENEW_AFTER_GROWTH:
+            self._renew()
+
+
+def make_encoder(spec: TokenizerSpec, recipe: Recipe, *, parallel: bool) -> Encoder:
+    """The backend that the recipe asks for; `auto` is gigatoken where it loads the tokenizer, else tokenizers."""
+    if recipe.tokenizer_backend == "tokenizers":
+        return ReferenceEncoder(spec, recipe)
+    try:
+        return GigatokenEncoder(spec, recipe, parallel=parallel)
+    except TokenizerError:
+        if recipe.tokenizer_backend == "gigatoken":
+            raise
+        return ReferenceEncoder(spec, recipe)
+
+
+class SpecialTokenGuard:
+    """`--special-tokens error`: refuses texts in which a special token is written out."""
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        added = json.loads(spec.file).get("added_tokens") or []
+        self._tokens = sorted(token["content"] for token in added if token.get("special"))
+
+    def check(self, texts: pa.LargeStringArray) -> None:
+        """Raises: LancePrepError: with the first such text and its token."""
+        if not self._tokens:
+            return
+        found = pc.match_substring_regex(texts, "|".join(re.escape(token) for token in self._tokens))
+        index = pc.index(found, True).as_py()
+        if index >= 0:
+            text = texts[index].as_py()
+            token = next(t for t in self._tokens if t in text)
+            at = text.index(token)
+            raise LancePrepError(
+                f"special token {token} in a text: ...{text[max(0, at - 40) : at + len(token) + 40]!r}...",
+                "clean the source, or take --special-tokens text (as plain text) or parse",
+            )
+
+
+def _without_special_tokens(file: bytes) -> bytes:
+    data = json.loads(file)
+    data["added_tokens"] = [token for token in data.get("added_tokens") or [] if not token.get("special")]
+    return json.dumps(data).encode()
+
+
+def _as_awkward(texts: pa.LargeStringArray) -> Any:
+    import awkward as ak
+    from awkward.contents import ListOffsetArray, NumpyArray
+    from awkward.index import Index64
+
+    _, offsets, data = texts.buffers()
+    index = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    content = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+    chars = NumpyArray(content, parameters={"__array__": "char"})
+    return ak.Array(ListOffsetArray(Index64(index), chars, parameters={"__array__": "string"}))
+
+
+def _text_bytes(texts: pa.LargeStringArray) -> int:
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)
+    return int(offsets[texts.offset + len(texts)] - offsets[texts.offset])
+
+
+def _rss() -> int:
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,74 @@
+"""Token ids of many texts as two numpy arrays, and their passage to Arrow without a copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Ids = npt.NDArray[Any]  # uint16 or uint32: the dtype of the dataset
+Offsets = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenLists:
+    """Token ids of `n` texts.
+
+    Attributes:
+        offsets: int64 `[n + 1]`, ascending, `offsets[0] == 0`.
+        ids: uint16 or uint32 `[offsets[-1]]`.
+    """
+
+    offsets: Offsets
+    ids: Ids
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> Offsets:
+        """int64 `[n]`, tokens of each text."""
+        return np.diff(self.offsets)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> TokenLists:
+        """The texts at `indices`, in their order.
+
+        Rows are moved as Arrow binary values: its `take` copies each row whole.
+        """
+        size = self.ids.dtype.itemsize
+        buffers = [None, pa.py_buffer(self.offsets * size), pa.py_buffer(np.ascontiguousarray(self.ids))]
+        taken = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(indices))
+        offsets = np.frombuffer(taken.buffers()[1], np.int64, len(taken) + 1) // size
+        data = taken.buffers()[2]
+        ids = np.frombuffer(data, self.ids.dtype, int(offsets[-1])) if data else np.empty(0, self.ids.dtype)
+        return TokenLists(offsets, ids)
+
+    def wrapped(self, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> TokenLists:
+        """Each text between the ids `prefix` and `suffix`."""
+        extra = len(prefix) + len(suffix)
+        if not extra:
+            return self
+        offsets = self.offsets + extra * np.arange(len(self) + 1)
+        ids = np.empty(int(offsets[-1]), self.ids.dtype)
+        is_text = np.ones(len(ids), bool)
+        for i, token in enumerate(prefix):
+            ids[offsets[:-1] + i] = token
+            is_text[offsets[:-1] + i] = False
+        for i, token in enumerate(suffix):
+            ids[offsets[1:] - len(suffix) + i] = token
+            is_text[offsets[1:] - len(suffix) + i] = False
+        ids[is_text] = self.ids
+        return TokenLists(offsets, ids)
+
+    def as_arrow(self) -> pa.ListArray:
+        """`list<uint16|uint32>` over the same memory.
+
+        Raises:
+            OverflowError: more than 2^31 - 1 ids, which 32-bit list offsets cannot say.
+        """
+        if self.offsets[-1] > np.iinfo(np.int32).max:
+            raise OverflowError(f"{self.offsets[-1]} tokens in one batch are more than a list array can hold")
+        return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.ids))

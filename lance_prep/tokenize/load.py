@@ -1,0 +1,202 @@
+"""A tokenizer by name: its file, pinned, and what must be known of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from lance_prep.errors import TokenizerError, translate
+from lance_prep.recipe import Recipe
+
+#: Names that tokenizers in common use give their end of text, in the order in which they are tried.
+KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]", "<end_of_text>")
+SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """A pinned tokenizer.
+
+    Attributes:
+        name: as the recipe names it.
+        commit: the commit it was read at, where it came from the Hub.
+        file: contents of `tokenizer.json`.
+        sha256: of `file`.
+        vocab_size: one more than the largest id.
+        bos_id, eos_id, pad_id: None where the tokenizer has none. `eos_id` is the recipe's `eos_token` if it names one.
+        prefix, suffix: what the post-processor puts before and after a text.
+        is_template: False where the post-processor does something else; then `tokenizers` itself has to apply it.
+    """
+
+    name: str
+    commit: str | None
+    file: bytes
+    sha256: str
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    is_template: bool
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint16 where the vocabulary fits, else uint32."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the file itself."""
+        return {k: v for k, v in asdict(self).items() if k != "file"}
+
+
+def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
+    """Find and pin the recipe's tokenizer: a `tokenizer.json`, a folder that holds one, or a Hub id.
+
+    Raises:
+        TokenizerError: there is none, or the file is no tokenizer, or `eos_token` is not in it.
+        HubUnreachable, AccessDenied, SourceNotFound: the Hub's answer.
+    """
+    name = recipe.tokenizer
+    if name is None:
+        raise TokenizerError("the recipe names no tokenizer", "give one with --tokenizer")
+    if name == "lance-prep:sample":
+        from lance_prep.tokenize.sample import train_sample_tokenizer
+
+        return describe(name, train_sample_tokenizer(), {}, recipe.eos_token, None)
+    path = Path(name)
+    if path.exists():
+        file, side, commit = *_read_local(path), None
+    else:
+        file, side, commit = _read_hub(name, recipe.tokenizer_revision)
+    return describe(name, file, side, recipe.eos_token, commit)
+
+
+def _read_local(path: Path) -> tuple[bytes, dict[str, Any]]:
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.exists():
+        raise TokenizerError(f"there is no tokenizer.json in {path}", "give a tokenizer.json, its folder, or a Hub id")
+    side: dict[str, Any] = {}
+    for name in reversed(SIDE_FILES):
+        beside = file.parent / name
+        if beside.exists():
+            side.update(_parse(beside.read_bytes(), str(beside)))
+    return file.read_bytes(), side
+
+
+def _read_hub(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], str | None]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    if name.endswith(".json") or name.startswith((".", "/", "~")):
+        raise TokenizerError(f"no such tokenizer file: {name}", "give a tokenizer.json, its folder, or a Hub id owner/name")
+    try:
+        file = Path(hf_hub_download(name, "tokenizer.json", revision=revision))
+        # The snapshot's folder is named after the commit: what follows is read at that same commit.
+        commit = file.parent.name
+        side: dict[str, Any] = {}
+        for other in reversed(SIDE_FILES):
+            try:
+                found = Path(hf_hub_download(name, other, revision=commit))
+            except EntryNotFoundError:
+                continue
+            side.update(_parse(found.read_bytes(), f"{name}/{other}"))
+    except (EntryNotFoundError, HFValidationError) as error:
+        raise TokenizerError(
+            f"{name} has no tokenizer.json ({type(error).__name__})",
+            "give a Hub id with a tokenizer.json, a tokenizer.json, or its folder",
+        ) from error
+    except Exception as error:
+        ours = translate(error, doing=f"reading tokenizer {name}")
+        raise (ours or error) from error
+    return file.read_bytes(), side, commit
+
+
+def _parse(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise TokenizerError(f"{where} is not JSON: {error}", "mend or remove it") from error
+    return value if isinstance(value, dict) else {}
+
+
+def describe(
+    name: str, file: bytes, side: dict[str, Any], eos_token: str | None = None, commit: str | None = None
+) -> TokenizerSpec:
+    """Read from a `tokenizer.json` (and its side files) what must be known of it.
+
+    Raises:
+        TokenizerError: not a tokenizer, or `eos_token` is not in its vocabulary.
+    """
+    tokenizer = load_reference(file, name)
+    ids = tokenizer.get_vocab(with_added_tokens=True)
+    if eos_token is not None and eos_token not in ids:
+        raise TokenizerError(f"{name} has no token {eos_token!r}", "give an --eos-token that is in its vocabulary")
+    named = {role: ids.get(token) for role in ("bos", "eos", "pad") if (token := _named(side, role)) is not None}
+    eos = ids[eos_token] if eos_token is not None else named.get("eos")
+    if eos is None:
+        eos = next((ids[token] for token in KNOWN_EOS if token in ids), None)
+    prefix, suffix, is_template = _affixes(tokenizer)
+    return TokenizerSpec(
+        name=name,
+        commit=commit,
+        file=file,
+        sha256=hashlib.sha256(file).hexdigest(),
+        vocab_size=max(ids.values(), default=-1) + 1,
+        bos_id=named.get("bos"),
+        eos_id=eos,
+        pad_id=named.get("pad"),
+        prefix=prefix,
+        suffix=suffix,
+        is_template=is_template,
+    )
+
+
+def load_reference(file: bytes, name: str = "the tokenizer") -> Tokenizer:
+    """The `tokenizers` object, with truncation and padding off: a dataset keeps whole texts.
+
+    Raises:
+        TokenizerError: `file` is not a `tokenizer.json`.
+    """
+    try:
+        tokenizer = Tokenizer.from_buffer(file)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise TokenizerError(
+            f"{name} is not a tokenizer file: {error}", "give a tokenizer.json of the tokenizers library"
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _named(side: dict[str, Any], role: str) -> str | None:
+    token = side.get(f"{role}_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    """What the post-processor puts around a text, and whether that is all that it does (tried on a few texts)."""
+    found = set()
+    for text in ("a", "Hello world", "one two three", "1 + 1 = 2"):
+        plain = tokenizer.encode(text, add_special_tokens=False).ids
+        full = tokenizer.encode(text, add_special_tokens=True).ids
+        found.add(_around(plain, full))
+    affixes = found.pop()
+    if affixes is None or found:
+        return (), (), False
+    return *affixes, True
+
+
+def _around(plain: list[int], full: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return tuple(full[:start]), tuple(full[start + len(plain) :])
+    return None
