@@ -8,6 +8,7 @@ from lance_prep.files.hub import HubPath, hub_api, parse_hub_url
 from lance_prep.files.prefetch import Prefetch, RangeFile
 from lance_prep.files.ranges import Ranges, fsspec_of, is_local, open_ranges
 from lance_prep.files.retry import Retries
+from lance_prep.files.stream import open_stream
 
 __all__ = [
     "HubPath",
@@ -19,6 +20,7 @@ __all__ = [
     "hub_api",
     "is_local",
     "open_ranges",
+    "open_stream",
     "parse_hub_url",
     "read_footer",
 ]

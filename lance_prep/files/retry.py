@@ -76,10 +76,10 @@ class Retries:
 
         Raises:
             HubUnreachable: it failed `ATTEMPTS` times.
-            LancePrepError: the error is not one that goes away.
+            Exception: `error` itself, where it is not one that goes away.
         """
         if self.stopped or not is_transient(error):
-            raise translate(error, doing=doing) or error
+            raise error
         if failed >= ATTEMPTS:
             ours = translate(error, doing=doing)
             text = str(ours) if isinstance(ours, HubUnreachable) else f"{doing}: {error}"

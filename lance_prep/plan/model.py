@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -99,6 +100,8 @@ class Plan:
         shards: in order; their indices are 0..n-1.
         schema: Arrow schema of what `source` will deliver: the text column first (large_string, where the layout
             tokenizes), then the kept columns; for `raw`, all columns.
+        read_schema: of the columns that are read, in the source's order: those of `schema`, and what the filter and
+            the template use. Line formats have no types of their own, so the plan fixes them for every shard.
     """
 
     recipe: Recipe
@@ -106,6 +109,7 @@ class Plan:
     files: tuple[SourceFile, ...]
     shards: tuple[Shard, ...]
     schema: pa.Schema = field(compare=False)
+    read_schema: pa.Schema = field(compare=False)
 
     @property
     def rows(self) -> int | None:
@@ -114,26 +118,30 @@ class Plan:
         return None if None in rows else sum(r for r in rows if r is not None)
 
     def as_json(self) -> dict[str, Any]:
-        import base64
-
         return {
             "recipe": self.recipe.as_json(),
             "source": asdict(self.source),
             "files": [asdict(f) for f in self.files],
             "shards": [asdict(s) for s in self.shards],
-            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode(),
+            "schema": _pack(self.schema),
+            "read_schema": _pack(self.read_schema),
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
-        import base64
-
         return cls(
             recipe=Recipe(**data["recipe"]),
             source=PinnedSource(**data["source"]),
             files=tuple(SourceFile(**f) for f in data["files"]),
-            shards=tuple(
-                Shard(**{**s, "parts": tuple(Part(**p) for p in s["parts"])}) for s in data["shards"]
-            ),
-            schema=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(data["schema"]))),
+            shards=tuple(Shard(**{**s, "parts": tuple(Part(**p) for p in s["parts"])}) for s in data["shards"]),
+            schema=_unpack(data["schema"]),
+            read_schema=_unpack(data["read_schema"]),
         )
+
+
+def _pack(schema: pa.Schema) -> str:
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def _unpack(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

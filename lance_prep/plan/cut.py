@@ -1,0 +1,151 @@
+"""Files to shards: a function of the files' metadata and the recipe, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from lance_prep.errors import ColumnNotFound
+from lance_prep.files import read_footer
+from lance_prep.plan.model import SHARD_BYTES, Part, Shard, SourceFile
+from lance_prep.plan.peek import plain_type
+from lance_prep.plan.where import describe
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+# Footers are small and the Hub is far: their time is all waiting.
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is not cut further: a row group, a run of bytes or of rows, a file.
+
+    Attributes:
+        weight: bytes that count towards `SHARD_BYTES`.
+        stored: bytes that are read.
+    """
+
+    part: Part
+    weight: int
+    stored: int
+
+
+def cut_shards(
+    files: Sequence[SourceFile], read: pa.Schema, options: Mapping[str, str] | None = None, target: int = SHARD_BYTES
+) -> tuple[Shard, ...]:
+    """Shards of about `target` bytes, in the order of the files.
+
+    A file of more than `target` has shards of its own; smaller ones are put together.
+
+    Args:
+        read: schema of the columns that will be read; their bytes count, for Parquet.
+
+    Raises:
+        ColumnNotFound: a file lacks a column that the first one has.
+        BadFile: not what its name says.
+    """
+    with ThreadPoolExecutor(min(_THREADS, len(files)) or 1) as pool:
+        lists = pool.map(lambda at: list(_pieces(at, files[at], read, options, target)), range(len(files)))
+        shards: list[Shard] = []
+        open_pieces: list[Piece] = []
+        for pieces in lists:
+            large = sum(piece.weight for piece in pieces) > target
+            if large:
+                _close(shards, open_pieces)
+            for piece in pieces:
+                if open_pieces and sum(p.weight for p in open_pieces) + piece.weight > target:
+                    _close(shards, open_pieces)
+                open_pieces.append(piece)
+            if large:
+                _close(shards, open_pieces)
+        _close(shards, open_pieces)
+    return tuple(shards)
+
+
+def _close(shards: list[Shard], pieces: list[Piece]) -> None:
+    """Make a shard of the pieces, those that follow each other in a file joined, and empty the list."""
+    if not pieces:
+        return
+    parts: list[Part] = []
+    for piece in pieces:
+        part = piece.part
+        last = parts[-1] if parts else None
+        if last and last.file == part.file and last.stop == part.start:
+            rows = None if last.rows is None or part.rows is None else last.rows + part.rows
+            parts[-1] = Part(part.file, last.start, part.stop, rows)
+        else:
+            parts.append(part)
+    counts = [part.rows for part in parts]
+    rows = None if None in counts else sum(count for count in counts if count is not None)
+    shards.append(Shard(len(shards), tuple(parts), sum(piece.stored for piece in pieces), rows))
+    pieces.clear()
+
+
+def _pieces(
+    index: int, file: SourceFile, read: pa.Schema, options: Mapping[str, str] | None, target: int
+) -> Iterator[Piece]:
+    if file.format == "parquet":
+        footer = read_footer(file.url, file.size, file.identity, options)
+        check_columns(file, footer.schema.to_arrow_schema(), read)
+        leaves = leaf_indices(footer, read.names)
+        for group in range(footer.num_row_groups):
+            meta = footer.row_group(group)
+            chunks = [meta.column(leaf) for leaf in leaves]
+            weight = sum(chunk.total_uncompressed_size for chunk in chunks)
+            stored = sum(chunk.total_compressed_size for chunk in chunks)
+            yield Piece(Part(index, group, group + 1, meta.num_rows), weight, stored)
+    elif file.format in ("jsonl", "text") and file.compression is None and file.size > target:
+        count = -(-file.size // target)
+        edges = [file.size * i // count for i in range(count + 1)]
+        for start, stop in pairwise(edges):
+            yield Piece(Part(index, start, stop), stop - start, stop - start)
+    elif file.format == "lance":
+        yield from _lance(index, file, options, target)
+    else:
+        yield Piece(Part(index), file.size, file.size)
+
+
+def _lance(index: int, file: SourceFile, options: Mapping[str, str] | None, target: int) -> Iterator[Piece]:
+    import lance
+
+    version = int(file.identity.removeprefix("version "))
+    rows = lance.dataset(file.url, version=version, storage_options=dict(options) if options else None).count_rows()
+    count = max(1, -(-file.size // target)) if file.size else max(1, -(-rows // 1_000_000))
+    edges = [rows * i // count for i in range(count + 1)]
+    for start, stop in pairwise(edges):
+        stored = file.size // count
+        if stop > start:
+            yield Piece(Part(index, start, stop, stop - start), stored, stored)
+
+
+def check_columns(file: SourceFile, schema: pa.Schema, read: pa.Schema) -> None:
+    """Refuse a file without one of the columns to be read, or with one that cannot become the planned type.
+
+    Raises:
+        ColumnNotFound: names the file.
+    """
+    for want in read:
+        at = schema.get_field_index(want.name)
+        if at < 0:
+            raise ColumnNotFound(
+                f"{file.url}: no column {want.name!r}, which the first file has", f"there are {describe(schema)}"
+            )
+        have = plain_type(schema.field(at).type)
+        if have != want.type and pa.types.is_nested(have) != pa.types.is_nested(want.type):
+            said = f"{file.url}: column {want.name!r} is {have}, but {want.type} in the first file"
+            raise ColumnNotFound(said, "build the files one by one, or name those that agree")
+
+
+def leaf_indices(footer: pq.FileMetaData, names: Sequence[str]) -> list[int]:
+    """Indices of the leaf columns that lie under the top-level columns `names`."""
+    wanted = set(names)
+    columns = [footer.schema.column(i).path.split(".") for i in range(footer.num_columns)]
+    # A top-level name may hold dots itself, so any prefix of the path may be it.
+    return [i for i, path in enumerate(columns) if any(".".join(path[:n]) in wanted for n in range(1, len(path) + 1))]

@@ -1,0 +1,250 @@
+"""Hub sources: an id or URL in, files pinned at a commit out.
+
+Which files make up a config and split is decided by `datasets` itself, so that a build reads what `load_dataset`
+would read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate
+from lance_prep.files import HubPath, Retries, hub_api, parse_hub_url
+from lance_prep.plan.discover import Found, is_glob
+from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
+from lance_prep.plan.model import PinnedSource, SourceFile
+from lance_prep.recipe import Recipe
+
+CONVERTED = "refs/convert/parquet"
+_CHUNK = 500  # paths in one `paths-info` request
+
+
+def find_hub(recipe: Recipe, at: HubPath) -> Found:
+    """Files of a Hub dataset: by config and split, or by the path or glob of a URL.
+
+    Raises:
+        SourceNotFound: no such repository, revision, config, split or file; says which there are.
+        AccessDenied, HubUnreachable: the Hub refuses, or does not answer.
+        UsageError: options that contradict the URL.
+    """
+    if at.revision and recipe.revision not in (None, at.revision):
+        raise UsageError(f"{recipe.source} and --revision {recipe.revision} name two revisions", "give one of them")
+    revision = at.revision or recipe.revision or "main"
+    retries = Retries()
+    try:
+        info = _info(at.repo, revision, retries)
+        if info is None:
+            return _find_cached(recipe, at, revision)
+        if at.path:
+            return _find_paths(recipe, at, revision, info.sha, retries)
+        return _find_split(recipe, at.repo, revision, info, retries)
+    except Exception as error:
+        _raise(error, f"dataset {at.repo}")
+
+
+def _raise(error: Exception, doing: str) -> NoReturn:
+    ours = translate(error, doing=doing)
+    if ours is None or ours is error:
+        raise error
+    raise ours from error
+
+
+def _info(repo: str, revision: str, retries: Retries) -> Any:
+    """The Hub's answer about a dataset at a revision; None when offline mode is set."""
+    from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
+
+    api = hub_api()
+    try:
+        return retries.call(lambda: api.dataset_info(repo, revision=revision), doing=f"dataset {repo}")
+    except Exception as error:
+        if isinstance(error, OfflineModeIsEnabled):
+            return None
+        if isinstance(error, RevisionNotFoundError):
+            refs = retries.call(lambda: api.list_repo_refs(repo, repo_type="dataset"), doing=f"dataset {repo}")
+            names = [ref.name for ref in [*refs.branches, *refs.tags]]
+            raise SourceNotFound(
+                f"dataset {repo} has no revision {revision!r}", f"there are {', '.join(names)}, and commit hashes"
+            ) from error
+        raise
+
+
+def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: Retries) -> Found:
+    """The files that a path or glob names, at a commit."""
+    if recipe.config is not None or recipe.split is not None:
+        raise UsageError(f"{recipe.source} names files, so --config and --split mean nothing", "leave them out")
+    tree = _tree(at.repo, sha, retries)
+    if is_glob(at.path):
+        import re
+
+        from fsspec.utils import glob_translate
+
+        pattern = re.compile(glob_translate(at.path))
+        names = [name for name in tree if pattern.match(name) and format_of(name) is not None]
+    elif at.path in tree:
+        require_format(at.path)
+        names = [at.path]
+    else:
+        folder = at.path.rstrip("/") + "/"
+        names = [name for name in tree if name.startswith(folder) and is_data(name.removeprefix(folder))]
+    if not names:
+        data = [name for name in tree if is_data(name)]
+        there = ", ".join(data[:8]) + (f" and {len(data) - 8} more" if len(data) > 8 else "")
+        raise SourceNotFound(
+            f"dataset {at.repo} has no data file {at.path!r} at {revision}", f"there are {there or 'none'}"
+        )
+    check_one_family(names, recipe.source)
+    files = tuple(_file(at.repo, sha, name, *tree[name]) for name in names)
+    return Found(PinnedSource(recipe.source, at.repo, revision=revision, commit=sha), files)
+
+
+def _tree(repo: str, sha: str, retries: Retries) -> dict[str, tuple[int, str]]:
+    """All files of a commit, sorted: path -> (size, blob id)."""
+    from huggingface_hub.hf_api import RepoFile
+
+    def listing() -> list[Any]:
+        return list(hub_api().list_repo_tree(repo, recursive=True, revision=sha, repo_type="dataset"))
+
+    entries = retries.call(listing, doing=f"dataset {repo}")
+    return {e.path: _pin(e) for e in sorted(entries, key=lambda e: str(e.path)) if isinstance(e, RepoFile)}
+
+
+def _pin(entry: Any) -> tuple[int, str]:
+    return int(entry.size), str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+
+
+def _file(repo: str, sha: str, path: str, size: int, identity: str) -> SourceFile:
+    kind, compression = require_format(path)
+    return SourceFile(HubPath(repo, sha, path).url, kind, size, identity, compression)
+
+
+def choose(kind: str, asked: str | None, names: Sequence[str], default: str, where: str) -> str:
+    """The config or split to take.
+
+    Args:
+        kind: `config` or `split`, for messages.
+        default: taken where none is asked for and it is there; else the only one is.
+
+    Raises:
+        SourceNotFound: not there, or none is asked for and there are several.
+    """
+    listed = ", ".join(names) or "none"
+    if asked is not None:
+        if asked in names:
+            return asked
+        raise SourceNotFound(f"{where} has no {kind} {asked!r}", f"there are {listed}")
+    if default in names:
+        return default
+    if len(names) == 1:
+        return names[0]
+    raise SourceNotFound(f"{where} has several {kind}s, and none is asked for", f"choose one with --{kind}: {listed}")
+
+
+def _find_split(recipe: Recipe, repo: str, revision: str, info: Any, retries: Retries) -> Found:
+    """The files of a config and split, as `load_dataset` finds them."""
+    where = f"dataset {repo}"
+    try:
+        config, splits = retries.call(lambda: _data_files(recipe, repo, info.sha, where), doing=where)
+    except (FileNotFoundError, RuntimeError) as error:  # no known files, or a loading script
+        if getattr(info, "gated", False) and "gated" in str(error):
+            advice = "ask for access on its page, then log in with `hf auth login` or set HF_TOKEN"
+            raise AccessDenied(f"{where} is gated, and this account has no access", advice) from error
+        if (found := _find_converted(recipe, repo, revision, retries)) is not None:
+            return found
+        advice = "name its files: hf://datasets/owner/name/path, if it holds any of the formats known here"
+        raise SourceNotFound(f"{where}: {str(error).splitlines()[0]}", advice) from error
+    split = choose("split", recipe.split, list(splits), "train", f"{where}, config {config}")
+    source = PinnedSource(recipe.source, repo, config, split, revision, info.sha)
+    paths = [parse_hub_url(url).path for url in splits[split] if "::" not in url]
+    if len(paths) == len(splits[split]) and all(_readable(path) for path in paths):
+        pins = _paths_info(repo, info.sha, paths, retries)
+        return Found(source, tuple(_file(repo, info.sha, path, *pins[path]) for path in paths))
+    return _find_converted(recipe, repo, revision, retries) or _streaming(source)
+
+
+def _readable(path: str) -> bool:
+    known = format_of(path)
+    return known is not None and known[0] != "lance"
+
+
+def _data_files(recipe: Recipe, repo: str, sha: str, where: str) -> tuple[str, dict[str, list[str]]]:
+    """Config and the files of each of its splits."""
+    from datasets import DownloadConfig
+    from datasets.load import dataset_module_factory
+
+    # Asked by commit: with "main" it would also ask datasets-server, which mirrors do not have.
+    module = dataset_module_factory(repo, revision=sha)
+    parameters = module.builder_configs_parameters
+    configs = {config.name: config for config in parameters.builder_configs or []}
+    default = parameters.default_config_name or "default"
+    name = choose("config", recipe.config, list(configs), default, where)
+    config = configs[name]
+    config._resolve_data_files(module.builder_kwargs.get("base_path"), DownloadConfig())
+    return name, {str(split): [str(url) for url in urls] for split, urls in config.data_files.items()}
+
+
+def _paths_info(repo: str, sha: str, paths: Sequence[str], retries: Retries) -> Mapping[str, tuple[int, str]]:
+    api = hub_api()
+    pins: dict[str, tuple[int, str]] = {}
+    for at in range(0, len(paths), _CHUNK):
+        chunk = list(paths[at : at + _CHUNK])
+
+        def ask(chunk: list[str] = chunk) -> list[Any]:
+            return list(api.get_paths_info(repo, chunk, revision=sha, repo_type="dataset"))
+
+        pins.update((entry.path, _pin(entry)) for entry in retries.call(ask, doing=f"dataset {repo}"))
+    return pins
+
+
+def _find_converted(recipe: Recipe, repo: str, revision: str, retries: Retries) -> Found | None:
+    """The Hub's own conversion to Parquet: `config/split/0000.parquet`; None where there is none of this revision."""
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    if revision != "main":
+        return None
+    try:
+        info = retries.call(lambda: hub_api().dataset_info(repo, revision=CONVERTED), doing=f"dataset {repo}")
+    except RevisionNotFoundError:
+        return None
+    tree = {name: pin for name, pin in _tree(repo, info.sha, retries).items() if name.endswith(".parquet")}
+    parts = [name.split("/") for name in tree if name.count("/") == 2]
+    if not parts:
+        return None
+    where = f"dataset {repo}"
+    config = choose("config", recipe.config, sorted({p[0] for p in parts}), "default", where)
+    splits = sorted({p[1] for p in parts if p[0] == config})
+    split = choose("split", recipe.split, splits, "train", f"{where}, config {config}")
+    files = tuple(_file(repo, info.sha, n, *pin) for n, pin in tree.items() if n.startswith(f"{config}/{split}/"))
+    return Found(PinnedSource(recipe.source, repo, config, split, CONVERTED, info.sha), files)
+
+
+def _streaming(source: PinnedSource) -> Found:
+    """What only `datasets` can read: one file that stands for the split."""
+    from datasets import load_dataset
+
+    assert source.commit is not None
+    stream = load_dataset(source.repo, source.config, split=source.split, revision=source.commit, streaming=True)
+    features = stream.features or stream._resolve_features().features
+    file = SourceFile(HubPath(str(source.repo), source.commit, "").url, "streaming", 0, source.commit)
+    return Found(source, (file,), features.arrow_schema)
+
+
+def _find_cached(recipe: Recipe, at: HubPath, revision: str) -> Found:
+    """Offline mode: the files that `hf download` left in the cache."""
+    import os
+
+    from huggingface_hub import snapshot_download
+
+    from lance_prep.plan.discover import find_local
+
+    folder = snapshot_download(at.repo, repo_type="dataset", revision=revision, local_files_only=True)
+    commit = os.path.basename(folder)  # noqa: PTH119
+    if at.path:
+        found = find_local(os.path.join(folder, at.path))  # noqa: PTH118
+        if found is None:
+            raise SourceNotFound(f"dataset {at.repo}: the cache has no {at.path}", "unset HF_HUB_OFFLINE")
+        return Found(PinnedSource(recipe.source, at.repo, revision=revision, commit=commit), found.files)
+    config, splits = _data_files(recipe, folder, commit, f"dataset {at.repo}")
+    split = choose("split", recipe.split, list(splits), "train", f"dataset {at.repo}, config {config}")
+    files = tuple(file for path in splits[split] for file in (find_local(path) or Found(PinnedSource(""), ())).files)
+    return Found(PinnedSource(recipe.source, at.repo, config, split, revision, commit), files)

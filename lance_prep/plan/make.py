@@ -1,0 +1,84 @@
+"""`make_plan`: a recipe made concrete."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from lance_prep.errors import BadFile, translate
+from lance_prep.files import HubPath, parse_hub_url
+from lance_prep.plan.columns import resolve_columns
+from lance_prep.plan.cut import cut_shards
+from lance_prep.plan.discover import Found, check_no_hub_options, find_local, find_remote, looks_like_hub_id, not_found
+from lance_prep.plan.model import PinnedSource, Plan, SourceFile
+from lance_prep.plan.peek import peek_schema
+from lance_prep.recipe import Recipe
+
+TOPICS = "pydoc:topics"
+
+
+def make_plan(recipe: Recipe, *, storage_options: Mapping[str, str] | None = None) -> Plan:
+    """Resolve a recipe's source to pinned files, its columns to names, and cut the files into shards.
+
+    Reads metadata and, of files that have none, the first MiB. A path that exists wins over a Hub id of that name.
+
+    Args:
+        storage_options: for object stores, under the names that Lance takes; else the environment's credentials.
+
+    Raises:
+        SourceError: the source cannot be found or read; which of its subclasses says why.
+        UsageError: options that contradict the source, or a filter or template that is none.
+    """
+    try:
+        return _make_plan(recipe, storage_options)
+    except Exception as error:
+        ours = translate(error, doing=recipe.source)
+        if ours is None or ours is error:
+            raise
+        raise ours from error
+
+
+def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
+    found = _find(recipe, options)
+    schema = found.schema
+    if schema is None:
+        # The first file that is not empty says which columns there are.
+        first = next((file for file in found.files if file.size), None)
+        if first is None:
+            raise BadFile(f"{recipe.source}: empty", "name a source with something in it")
+        schema = peek_schema(first, options)
+    columns = resolve_columns(recipe, schema)
+    resolved = columns.recipe.model_copy(update={"split": found.source.split})
+    shards = cut_shards(found.files, columns.read, options)
+    return Plan(resolved, found.source, found.files, shards, columns.out, columns.read)
+
+
+def _find(recipe: Recipe, options: Mapping[str, str] | None) -> Found:
+    source = recipe.source
+    if source == TOPICS:
+        check_no_hub_options(recipe)
+        return _topics(source)
+    if source.startswith("hf://"):
+        from lance_prep.plan.hub import find_hub
+
+        return find_hub(recipe, parse_hub_url(source))
+    if "://" in source:
+        check_no_hub_options(recipe)
+        return find_remote(source, options)
+    found = find_local(source)
+    if found is not None:
+        check_no_hub_options(recipe)
+        return found
+    if looks_like_hub_id(source):
+        from lance_prep.plan.hub import find_hub
+
+        return find_hub(recipe, HubPath(source, "", ""))
+    raise not_found(source)
+
+
+def _topics(source: str) -> Found:
+    from pydoc_data.topics import topics
+
+    text = "\0".join(f"{key}\0{topics[key]}" for key in sorted(topics)).encode()
+    file = SourceFile(source, "topics", len(text), hashlib.sha256(text).hexdigest())
+    return Found(PinnedSource(asked=source), (file,))

@@ -1,0 +1,265 @@
+"""`--filter`: an SQL condition as an Arrow expression, and as a test of Parquet statistics.
+
+Negations are pushed down to the comparisons while the condition is read. So a null makes its comparison false at the
+place where SQL would say "unknown", and under AND and OR alone that gives the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lance_prep.errors import ColumnNotFound, UsageError
+
+_ADVICE = "filters take =, !=, <, <=, >, >=, IN, BETWEEN, LIKE, IS NULL, AND, OR, NOT over columns and literals"
+_NEGATED = {"==": "!=", "!=": "==", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
+_FLIPPED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a row group's metadata says of a column; None where it does not say."""
+
+    rows: int
+    nulls: int | None
+    low: Any
+    high: Any
+
+
+Lookup = Callable[[tuple[str, ...]], Statistics | None]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A comparison of one column with literals: `==`, `<`, ..., `in`, `like`, `null`."""
+
+    path: tuple[str, ...]
+    op: str
+    values: tuple[Any, ...] = ()
+    type: pa.DataType | None = None
+    negated: bool = False
+
+    def expression(self) -> pc.Expression:
+        column = pc.field(*self.path) if len(self.path) > 1 else pc.field(self.path[0])
+        if self.op == "null":
+            return column.is_valid() if self.negated else column.is_null()
+        if self.op == "like":
+            matched = pc.match_like(column, self.values[0])
+            return ~matched if self.negated else matched
+        if self.op == "in":
+            found = pc.is_in(column, value_set=pa.array(self.values, self.type))
+            return ~found & column.is_valid() if self.negated else found & column.is_valid()
+        value = pa.scalar(self.values[0], self.type)
+        compare = {"==": pc.equal, "!=": pc.not_equal, "<": pc.less}
+        compare |= {"<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
+        return compare[self.op](column, pc.scalar(value))
+
+    def can_match(self, lookup: Lookup) -> bool:
+        """False where the statistics rule every row out."""
+        known = lookup(self.path)
+        if known is None:
+            return True
+        if self.op == "null":
+            return known.nulls is None or (known.nulls < known.rows if self.negated else known.nulls > 0)
+        if known.nulls is not None and known.nulls == known.rows:
+            return False  # only nulls: no comparison holds
+        if known.low is None or known.high is None or self.negated or self.op == "like":
+            return True
+        try:
+            return any(_in_range(self.op, value, known.low, known.high) for value in self.values)
+        except TypeError:  # such as a time with a zone against one without
+            return True
+
+
+def _in_range(op: str, value: Any, low: Any, high: Any) -> bool:
+    """Can a value of `[low, high]` stand in relation `op` to `value`?"""
+    if op in ("==", "in"):
+        return bool(low <= value <= high)
+    if op in ("<", "<="):
+        return bool(low < value or (op == "<=" and low == value))
+    if op in (">", ">="):
+        return bool(high > value or (op == ">=" and high == value))
+    return True  # != : bounds may be cut or leave out NaN, so they rule nothing out
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Both (`and`) or either (`or`) of two conditions."""
+
+    op: Literal["and", "or"]
+    left: Leaf | Branch
+    right: Leaf | Branch
+
+    def expression(self) -> pc.Expression:
+        left, right = self.left.expression(), self.right.expression()
+        return left & right if self.op == "and" else left | right
+
+    def can_match(self, lookup: Lookup) -> bool:
+        left, right = self.left.can_match(lookup), self.right.can_match(lookup)
+        return left and right if self.op == "and" else left or right
+
+
+@dataclass(frozen=True)
+class Where:
+    """A condition.
+
+    Attributes:
+        columns: top-level columns that it reads.
+        tree: the condition; `tree.can_match` tests a row group's statistics.
+        expression: for `filter` of a table with these columns; keeps no row for which it is null.
+    """
+
+    columns: tuple[str, ...]
+    tree: Leaf | Branch
+    expression: pc.Expression
+
+
+def compile_where(sql: str, schema: pa.Schema) -> Where:
+    """Read a condition.
+
+    Args:
+        schema: of the source; literals take on the types of the columns that they are compared with.
+
+    Raises:
+        UsageError: not SQL, not a condition of the kinds listed, or a literal that does not fit its column.
+        ColumnNotFound: lists the columns.
+    """
+    import sqlglot
+
+    try:
+        parsed = sqlglot.parse_one(sql)
+    except sqlglot.errors.SqlglotError as error:
+        raise UsageError(f"--filter {sql!r} is not an SQL condition ({str(error).splitlines()[0]})", _ADVICE) from error
+    reader = _Reader(sql, schema)
+    tree = reader.read(parsed, negated=False)
+    return Where(tuple(sorted(reader.columns)), tree, tree.expression())
+
+
+def describe(schema: pa.Schema) -> str:
+    """Columns with their types, for messages."""
+    return ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+
+
+class _Reader:
+    def __init__(self, sql: str, schema: pa.Schema) -> None:
+        self._sql = sql
+        self._schema = schema
+        self.columns: set[str] = set()
+
+    def read(self, node: Any, *, negated: bool) -> Leaf | Branch:
+        from sqlglot import exp
+
+        if isinstance(node, exp.Paren):
+            return self.read(node.this, negated=negated)
+        if isinstance(node, exp.Not):
+            return self.read(node.this, negated=not negated)
+        if isinstance(node, exp.And | exp.Or):
+            both = isinstance(node, exp.And) != negated
+            left, right = self.read(node.this, negated=negated), self.read(node.expression, negated=negated)
+            return Branch("and" if both else "or", left, right)
+        if isinstance(node, exp.Between):
+            return self._between(node, negated)
+        comparisons = {exp.EQ: "==", exp.NEQ: "!=", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="}
+        if type(node) in comparisons:
+            return self._compare(node, comparisons[type(node)], negated)
+        if isinstance(node, exp.In) and node.expressions and not node.args.get("query"):
+            return self._in(node, negated)
+        if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
+            return Leaf(self._column(node.this)[0], "null", negated=negated)
+        if type(node) is exp.Like and not node.args.get("escape"):
+            path, kind = self._column(node.this)
+            pattern = self._literal(node.expression, kind, path)
+            return Leaf(path, "like", (pattern,), kind, negated)
+        if isinstance(node, exp.Column | exp.Dot):
+            path, kind = self._column(node)
+            if pa.types.is_boolean(kind):
+                return Leaf(path, "==", (not negated,), kind)
+        raise self._unknown(node)
+
+    def _unknown(self, node: Any) -> UsageError:
+        return UsageError(f"--filter {self._sql!r}: {node.sql()!r} is not understood", _ADVICE)
+
+    def _between(self, node: Any, negated: bool) -> Branch:
+        path, kind = self._column(node.this)
+        low, high = (self._literal(node.args[key], kind, path) for key in ("low", "high"))
+        if negated:
+            return Branch(
+                "or", Leaf(path, "<", (low,), self._type(low, kind)), Leaf(path, ">", (high,), self._type(high, kind))
+            )
+        return Branch(
+            "and", Leaf(path, ">=", (low,), self._type(low, kind)), Leaf(path, "<=", (high,), self._type(high, kind))
+        )
+
+    def _compare(self, node: Any, op: str, negated: bool) -> Leaf:
+        from sqlglot import exp
+
+        left, right = node.this, node.expression
+        if not isinstance(left, exp.Column | exp.Dot):
+            left, right, op = right, left, _FLIPPED[op]
+        path, kind = self._column(left)
+        value = self._literal(right, kind, path)
+        return Leaf(path, _NEGATED[op] if negated else op, (value,), self._type(value, kind))
+
+    def _in(self, node: Any, negated: bool) -> Leaf:
+        path, kind = self._column(node.this)
+        values = tuple(self._literal(item, kind, path) for item in node.expressions)
+        types = {self._type(value, kind) for value in values}
+        return Leaf(path, "in", values, kind if types == {kind} else pa.float64(), negated)
+
+    def _column(self, node: Any) -> tuple[tuple[str, ...], pa.DataType]:
+        from sqlglot import exp
+
+        if not isinstance(node, exp.Column | exp.Dot):
+            raise self._unknown(node)
+        path = tuple(str(part.name) for part in node.parts)
+        if ".".join(path) in self._schema.names:
+            path = (".".join(path),)
+        kind: Any = pa.struct(list(self._schema))
+        for name in path:
+            at = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
+            if at < 0:
+                raise ColumnNotFound(
+                    f"--filter {self._sql!r}: no column {'.'.join(path)!r}", f"there are {describe(self._schema)}"
+                )
+            kind = kind.field(at).type
+        self.columns.add(path[0])
+        return path, kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    def _literal(self, node: Any, kind: pa.DataType, path: tuple[str, ...]) -> Any:
+        """A literal as the Python value of the column's type."""
+        from sqlglot import exp
+
+        value: Any
+        if isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal):  # DATE '2024-01-31'
+            node = node.this
+        negative = isinstance(node, exp.Neg)
+        node = node.this if negative else node
+        if isinstance(node, exp.Boolean):
+            value = bool(node.this)
+        elif isinstance(node, exp.Literal) and node.is_string and not negative:
+            value = str(node.this)
+        elif isinstance(node, exp.Literal) and not node.is_string:
+            value = float(node.this) if any(c in node.this for c in ".eE") else int(node.this)
+            value = -value if negative else value
+        else:
+            raise self._unknown(node)
+        textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        try:
+            if textual != isinstance(value, str) and (textual or pa.types.is_boolean(kind)):
+                raise pa.ArrowInvalid("not of the column's kind")
+            if self._type(value, kind) != kind:
+                return value
+            return pa.scalar(value).cast(kind).as_py()
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            name = ".".join(path)
+            said = f"--filter {self._sql!r}: column {name!r} is {kind}, so {node.sql()} cannot be compared with it"
+            raise UsageError(said, "write text in single quotes, and numbers and true or false without") from error
+
+    @staticmethod
+    def _type(value: Any, kind: pa.DataType) -> pa.DataType:
+        """The type in which a value is compared: a fraction with whole numbers as float64, else the column's."""
+        return pa.float64() if isinstance(value, float) and pa.types.is_integer(kind) else kind
