@@ -1,0 +1,103 @@
+"""Rows to batches: `batch_size` rows each, fewer where they hold 64 MiB of text.
+
+Where a batch ends is a function of the rows alone. So is what is counted with it: the source rows up to its last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lance_prep.ledger import Rejected
+from lance_prep.source.chunk import Chunk
+from lance_prep.source.model import SourceBatch
+from lance_prep.source.text import byte_ends
+
+BATCH_BYTES = 64 << 20
+# Rejected rows that wait for the batch around them, at most (each holds up to 4 KiB).
+_WAITING = 1024
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A batch, and what is to be counted with it.
+
+    Attributes:
+        batch: None where only rejected rows are handed on.
+        rows_in: source rows since the last delivery.
+        filtered: those of them that were neither delivered nor rejected.
+    """
+
+    batch: SourceBatch | None
+    rows_in: int
+    filtered: int
+    rejects: list[Rejected] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        return (self.batch.source_bytes + 8 * len(self.batch.rows) if self.batch else 0) + 4096 * len(self.rejects)
+
+
+class Cutter:
+    """Takes chunks, gives deliveries.
+
+    Args:
+        batch_size: rows in a batch.
+        batch_bytes: a batch ends with the row that brings its text to so many bytes.
+    """
+
+    def __init__(self, batch_size: int, batch_bytes: int = BATCH_BYTES) -> None:
+        self._batch_size = batch_size
+        self._batch_bytes = batch_bytes
+        self._held: list[tuple[pa.RecordBatch, npt.NDArray[np.uint64]]] = []
+        self._count = 0
+        self._bytes = 0
+        self._rejects: list[tuple[int, Rejected]] = []
+        self._counted = 0  # source rows up to the last delivery
+        self._early = 0  # rejected rows beyond them that are handed on already
+        self._end = 0
+
+    def add(self, chunk: Chunk) -> Iterator[Delivery]:
+        """The deliveries that a chunk completes."""
+        self._end = chunk.end
+        self._rejects += sorted(chunk.rejects, key=lambda reject: reject[0])
+        ends = byte_ends(chunk.columns)
+        at, rows = 0, len(chunk.rows)
+        while at < rows:
+            full = int(np.searchsorted(ends, ends[at] + self._batch_bytes - self._bytes))
+            stop = min(at + self._batch_size - self._count, full, rows)
+            self._held.append((chunk.columns.slice(at, stop - at), chunk.rows[at:stop]))
+            self._count += stop - at
+            self._bytes += int(ends[stop] - ends[at])
+            if self._count == self._batch_size or self._bytes >= self._batch_bytes:
+                yield self._deliver(int(chunk.rows[stop - 1]) + 1)
+            at = stop
+        if len(self._rejects) >= _WAITING:
+            rejects = [rejected for _, rejected in self._rejects]
+            self._rejects = []
+            self._early += len(rejects)
+            yield Delivery(None, len(rejects), 0, rejects)
+
+    def finish(self) -> Iterator[Delivery]:
+        """What is left at the end of the shard."""
+        if self._end > self._counted or self._held or self._rejects:
+            yield self._deliver(self._end)
+
+    def _deliver(self, end: int) -> Delivery:
+        passed = sum(row < end for row, _ in self._rejects)
+        rejects = [rejected for _, rejected in self._rejects[:passed]]
+        rows_in = end - self._counted - self._early
+        filtered = rows_in - self._count - len(rejects)
+        batch = None
+        if self._held:
+            parts = [part for part, _ in self._held]
+            columns = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+            batch = SourceBatch(columns, np.concatenate([rows for _, rows in self._held]), self._bytes)
+        self._rejects = self._rejects[passed:]
+        self._held, self._count, self._bytes, self._early, self._counted = [], 0, 0, 0, end
+        return Delivery(batch, rows_in, filtered, rejects)

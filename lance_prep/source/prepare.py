@@ -1,0 +1,125 @@
+"""Rows as read to rows as delivered: types, filter, UTF-8, template, projection. In this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lance_prep.errors import BadFile
+from lance_prep.ledger import Rejected
+from lance_prep.plan import Plan
+from lance_prep.source.chunk import Chunk, PartJob
+from lance_prep.source.text import bad_rows, raw_bytes, to_large_string
+
+_ROW = "\0row"
+
+
+def prepare(chunk: Chunk, job: PartJob, render: Callable[[dict[str, Any]], str] | None) -> Chunk:
+    """The chunk with `Plan.schema`, without the rows that the filter drops and those that hold no UTF-8.
+
+    A row that the filter drops is not looked at any further, just as one in a row group that is not read.
+    """
+    chunk = replace(chunk, columns=_conform(chunk.columns, job))
+    if job.where is not None:
+        chunk = _filter(chunk, job)
+    if render is None:
+        return _deliver(_drop_invalid(chunk, job, job.plan.schema.names), job.plan)
+    # The template's columns, and those for the filter alone with them.
+    return _rendered(_drop_invalid(chunk, job, chunk.columns.schema.names), job, render)
+
+
+def _conform(columns: pa.RecordBatch, job: PartJob) -> pa.RecordBatch:
+    """The columns that are read, in their planned types; the text column in whatever text type it has."""
+    text = None if job.plan.recipe.layout == "raw" else job.plan.schema.names[0]
+    arrays, fields = [], []
+    for want in job.plan.read_schema:
+        array = columns.column(want.name)
+        if array.type != want.type and want.name != text:
+            array = _cast(array, want, job)
+        arrays.append(array)
+        fields.append(pa.field(want.name, array.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _cast(array: pa.Array, want: pa.Field, job: PartJob) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    try:
+        return array.cast(want.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        said = f"{job.file.url}: column {want.name!r} is {array.type}, and was planned as {want.type} ({error})"
+        raise BadFile(said, "build files of different types one by one") from error
+
+
+def _filter(chunk: Chunk, job: PartJob) -> Chunk:
+    assert job.where is not None
+    index = pa.array(np.arange(len(chunk.rows), dtype=np.int64))
+    kept = chunk.columns.append_column(_ROW, index).filter(job.where.expression)
+    at = kept.column(_ROW).to_numpy()
+    columns = kept.select([name for name in kept.schema.names if name != _ROW])
+    return replace(chunk, columns=columns, rows=chunk.rows[at], positions=chunk.positions[at])
+
+
+def _drop_invalid(chunk: Chunk, job: PartJob, names: list[str]) -> Chunk:
+    """Without rows that hold text that is no UTF-8 in one of the columns."""
+    bad: dict[int, Rejected] = {}
+    for name in names:
+        array = chunk.columns.column(name)
+        if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
+            array = to_large_string(array) if name == job.plan.schema.names[0] else array
+        for row in bad_rows(array):
+            data = raw_bytes(array, row)
+            bad.setdefault(row, job.rejected(int(chunk.positions[row]), chunk.unit, "invalid UTF-8", data))
+    return _without(chunk, bad) if bad else chunk
+
+
+def _without(chunk: Chunk, bad: dict[int, Rejected]) -> Chunk:
+    keep = np.ones(len(chunk.rows), bool)
+    keep[list(bad)] = False
+    rejects = [*chunk.rejects, *((int(chunk.rows[row]), rejected) for row, rejected in bad.items())]
+    columns = chunk.columns.filter(pa.array(keep))
+    return replace(chunk, columns=columns, rows=chunk.rows[keep], positions=chunk.positions[keep], rejects=rejects)
+
+
+def _deliver(chunk: Chunk, plan: Plan) -> Chunk:
+    arrays = []
+    for want in plan.schema:
+        array = chunk.columns.column(want.name)
+        arrays.append(array if array.type == want.type else to_large_string(array))
+    return replace(chunk, columns=pa.RecordBatch.from_arrays(arrays, schema=plan.schema))
+
+
+def renderer(plan: Plan) -> Callable[[dict[str, Any]], str] | None:
+    """The template as a function of a record; None where the recipe has none. Nulls render as nothing."""
+    if plan.recipe.template is None:
+        return None
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, finalize=lambda value: "" if value is None else value, keep_trailing_newline=True
+    )
+    template = environment.from_string(plan.recipe.template)
+    return lambda record: template.render(record)
+
+
+def _rendered(chunk: Chunk, job: PartJob, render: Callable[[dict[str, Any]], str]) -> Chunk:
+    texts: list[str | None] = []
+    bad: dict[int, Rejected] = {}
+    for row, record in enumerate(chunk.columns.to_pylist()):
+        try:
+            text = render(record)
+            text.encode()
+            texts.append(text)
+        except Exception as error:  # a template is the user's code: whatever it raises is about this row
+            reason = f"the template fails: {type(error).__name__}"
+            bad[row] = job.rejected(int(chunk.positions[row]), chunk.unit, reason, str(record).encode(errors="replace"))
+            texts.append(None)
+    schema = job.plan.schema
+    arrays = [pa.array(texts, pa.large_string()), *(chunk.columns.column(name) for name in schema.names[1:])]
+    done = replace(chunk, columns=pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return _without(done, bad) if bad else done
