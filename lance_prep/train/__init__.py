@@ -1,0 +1,26 @@
+"""Train stage: a dataset at a version in, int64 tensors out.
+
+    pages, tokens      where tokens lie flat in Lance's files; reading them by memory map or by `take`
+    index, access      what is known of a version before random access; opening it, and choosing the way
+    samples, views     what a sample is, and which tokens it holds
+    dataset            `LanceDataset`: samples by index
+    permutation, order which sample comes when: O(1) memory, any position at once
+    sampler, loader    `TakeSampler` for torch's DataLoader, `TokenLoader` with a state
+    shares, mixture    several datasets by weight
+    collate            ragged samples as batches
+
+Each imports only from lines above it, and of the rest of the package `errors` and `store.metadata`.
+"""
+
+from lance_prep.train.collate import pad_collate, varlen_collate
+from lance_prep.train.dataset import LanceDataset
+from lance_prep.train.permutation import KeyedPermutation
+from lance_prep.train.sampler import TakeSampler
+
+__all__ = [
+    "KeyedPermutation",
+    "LanceDataset",
+    "TakeSampler",
+    "pad_collate",
+    "varlen_collate",
+]

@@ -1,0 +1,310 @@
+"""`LanceDataset`: a version of a token dataset as a map-style torch dataset."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from lance_prep.errors import DatasetError, UsageError
+from lance_prep.train.access import (
+    Access,
+    Facts,
+    LanceHandle,
+    Reader,
+    ReadOptions,
+    Way,
+    open_reader,
+    read_facts,
+)
+from lance_prep.train.order import PAD_ROW
+from lance_prep.train.permutation import IndexArray
+from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
+from lance_prep.train.views import BlockView, RecordView, RowView, StreamView, View, read_columns
+
+#: Columns that are numbers of ours and not kept values: given as tensors.
+_NUMBERS = ("num_tokens", "doc_id")
+
+#: A local ragged dataset whose files are not flat gets a flat copy of its tokens, up to this size.
+CACHE_BYTES = 4 << 30
+
+
+class LanceDataset(Dataset[dict[str, Any]]):
+    """A dataset of lance-prep at a version, for `torch.utils.data.DataLoader` and for this package's samplers.
+
+    Args:
+        path: a local `.lance` directory, or a URL that Lance reads.
+        block_size: tokens a sample. For `blocks` it is the dataset's own and may be left out. For `lines` and
+            `documents` the rows, each followed by EOS, are one stream that is cut into samples of that size, the last
+            one padded; without it a sample is a row, of its own length.
+        version: a version's number or a tag; the latest by default, resolved at first use and kept.
+        filter: rows to keep, in SQL over the dataset's columns; resolved once.
+        columns: more columns for each sample; for `raw`, the columns (all by default). Not with a stream.
+        labels, attention_mask, position_ids, document_ids, mask_boundaries: see `SampleOptions`.
+        access: "auto" maps the files into memory where their pages are flat and else reads through Lance's `take`;
+            "mmap" refuses to do that; "take" always does. `ds.access` says which and why. The tensors are the same.
+        cache_dir: where the index is kept; by default `_lance_prep/cache` in a local dataset that can be written,
+            else `~/.cache/lance-prep`.
+        cache_bytes: how large a flat copy of the tokens may be made there, for local ragged rows that are not flat.
+        storage_options: for Lance.
+
+    Samples are dicts of int64 tensors: `input_ids` `[block_size]`, `labels` `[block_size]` (-100 where nothing is to be
+    learned), and what else was asked for. `raw` gives dicts of Python values, and batches are dicts of lists.
+
+    Nothing is opened before it is used, in the process that uses it: an instance pickles in under 10 KB and goes to
+    forked, forkserver and spawned workers alike. Threads may share one.
+
+    Raises:
+        UsageError: options that contradict each other or the dataset's layout.
+        DatasetError: at first use: no such dataset or version, or not one of lance-prep's.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        block_size: int | None = None,
+        version: int | str | None = None,
+        filter: str | None = None,
+        columns: Sequence[str] | None = None,
+        labels: Labels = "same",
+        attention_mask: bool = False,
+        position_ids: bool = False,
+        document_ids: bool = False,
+        mask_boundaries: bool = False,
+        access: Way = "auto",
+        cache_dir: str | Path | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> None:
+        uri = str(path).removeprefix("file://")
+        if "://" not in uri:
+            uri = str(Path(uri).resolve())
+        self._read = ReadOptions(
+            uri, version, filter, access, str(cache_dir) if cache_dir else None, cache_bytes, storage_options
+        )
+        self._asked = SampleOptions(labels, attention_mask, position_ids, document_ids, mask_boundaries)
+        if block_size is not None and block_size < 1:
+            raise UsageError(f"block_size={block_size}", "it is 1 or more")
+        self._block_size = block_size
+        self._columns = None if columns is None else tuple(columns)
+        self._facts: Facts | None = None
+        self._inherited = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._handle = LanceHandle(self._read)
+        self._reader: Reader | None = None
+        self._view: View | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_read", "_asked", "_block_size", "_columns", "_facts")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._inherited = self._facts is not None
+        self._reset()
+
+    # What it is.
+
+    @property
+    def facts(self) -> Facts:
+        """What the version says of itself."""
+        if self._facts is None:
+            with self._lock:
+                self._facts = self._facts or read_facts(self._read, self._handle)
+        return self._facts
+
+    @property
+    def version(self) -> int:
+        """The version in use."""
+        return self.facts.version
+
+    @property
+    def block_size(self) -> int | None:
+        """Tokens a sample; None where they differ or where there are none."""
+        return self.facts.block_size if self.facts.layout == "blocks" else self._block_size
+
+    @property
+    def access(self) -> Access:
+        """The way in which tokens are read, and why that one."""
+        self._open()
+        assert self._reader is not None
+        return self._reader.access
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        return self._read.uri
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens a sample, padding aside, on average; 1.0 for `raw`."""
+        view = self._open()
+        index = self._reader.index if self._reader else None
+        if index is None or not len(view):
+            return 1.0
+        if isinstance(view, BlockView):
+            size = self.block_size or 0
+            return size - float((size - index.short_tokens).sum()) / max(index.rows, 1)
+        if isinstance(view, StreamView):
+            return float(self._block_size or 0)
+        return index.tokens / max(index.rows, 1)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a checkpoint to go on with this dataset."""
+        return {
+            "content_hash": self.facts.content_hash,
+            "version": self.version,
+            "layout": self.facts.layout,
+            "block_size": self.block_size,
+            "filter": self._read.filter,
+            "samples": len(self),
+        }
+
+    def __repr__(self) -> str:
+        return f"LanceDataset({self.uri!r}, version={self.version}, block_size={self.block_size}, samples={len(self)})"
+
+    # Samples.
+
+    def __len__(self) -> int:
+        return len(self._open())
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batch: ...
+    def __getitem__(self, index: int | slice) -> Sample | Batch:
+        """A sample, or a batch of those in a slice.
+
+        Raises:
+            IndexError: out of range.
+        """
+        if isinstance(index, slice):
+            return self.take(np.arange(*index.indices(len(self)), dtype=np.int64))
+        return self.take([index])[0]
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor) -> Batch:
+        """The samples at indices, in their order, read at once. Negative ones count from the end.
+
+        Raises:
+            IndexError: one is out of range.
+        """
+        view = self._open()
+        array = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if array.size:
+            low, high, size = int(array.min()), int(array.max()), len(view)
+            if high >= size or (low < -size and low != PAD_ROW):
+                raise IndexError(f"index {high if high >= size else low} of a dataset of {size} samples")
+            if low < 0:
+                outside = (array < -size) & (array != PAD_ROW)
+                if outside.any():
+                    raise IndexError(f"index {array[outside][0]} of a dataset of {size} samples")
+                array = np.where((array < 0) & (array != PAD_ROW), array + size, array)
+        batch = view.read(array)
+        if self._columns is not None and not isinstance(view, RecordView):
+            self._add_columns(batch, view, array)
+        return batch
+
+    #: torch fetches a batch in one call.
+    __getitems__ = take
+
+    def _add_columns(self, batch: Batch, view: View, indices: IndexArray) -> None:
+        padding = indices == PAD_ROW
+        values = read_columns(self._lance(), view.row_of(np.where(padding, 0, indices)), list(self._columns or ()))
+        for name, column in values.items():
+            kept = [None if pad else value for value, pad in zip(column, padding.tolist(), strict=True)]
+            batch.lists[name] = [0 if v is None else v for v in kept] if name in _NUMBERS else kept
+        for name in _NUMBERS:
+            if name in batch.lists and batch.offsets is None:
+                batch.tensors[name] = torch.tensor(batch.lists.pop(name), dtype=torch.int64)
+
+    def documents(self, indices: IndexArray) -> IndexArray:
+        """`doc_id` of the row where each sample begins: shard << 40 | source row. int64; -1 for padding."""
+        padding = indices == PAD_ROW
+        rows = self._open().row_of(np.where(padding, 0, indices))
+        found = np.array(read_columns(self._lance(), rows, ["doc_id"])["doc_id"], np.int64)
+        return np.where(padding, -1, found)
+
+    # Text.
+
+    def decode(self, index: int) -> str:
+        """The text of a sample, special tokens included and padding left out, by the dataset's own tokenizer."""
+        sample = self[index]
+        if "input_ids" not in sample:
+            raise UsageError("a raw dataset holds no tokens", "its records are text already: ds[i]")
+        return self.to_text(sample["input_ids"][: sample.valid])
+
+    def to_text(self, ids: torch.Tensor | Sequence[int]) -> str:
+        """The text of token ids.
+
+        Raises:
+            DatasetError: the dataset holds no tokenizer.
+        """
+        text: str = self._tokenizer().decode(torch.as_tensor(ids).tolist(), skip_special_tokens=False)
+        return text
+
+    def _tokenizer(self) -> Any:
+        import fsspec
+        from tokenizers import Tokenizer
+
+        path = f"{self.uri}/_lance_prep/tokenizer.json"
+        try:
+            with fsspec.open(path, "rb", **dict(self._read.storage_options or {})) as file:
+                return Tokenizer.from_str(file.read().decode())
+        except FileNotFoundError as error:
+            raise DatasetError(f"{path} is not there", "the dataset cannot be decoded without it") from error
+
+    # Opening.
+
+    def _lance(self) -> Any:
+        return self._handle(self.facts.version)
+
+    def _open(self) -> View:
+        if self._view is None:
+            with self._lock:
+                if self._view is None:
+                    facts = self.facts
+                    self._reader = open_reader(self._read, facts, self._handle, check=not self._inherited)
+                    self._view = self._make_view(facts, self._reader)
+        return self._view
+
+    def _make_view(self, facts: Facts, reader: Reader) -> View:
+        missing = sorted(set(self._columns or ()) - set(facts.columns))
+        if missing:
+            raise UsageError(f"no column {', '.join(missing)}", f"columns are {', '.join(facts.columns)}")
+        pad = facts.pad_id if facts.pad_id is not None else facts.eos_id
+        a = self._asked
+        options = SampleOptions(
+            a.labels, a.attention_mask, a.position_ids, a.document_ids, a.mask_boundaries, facts.eos_id, pad or 0
+        )
+        if facts.layout == "raw" or reader.tokens is None:
+            if self._block_size is not None:
+                raise UsageError("block_size= with a raw dataset", "records hold no tokens: leave it out")
+            return RecordView(reader, self._lance, options, list(self._columns or facts.columns))
+        if facts.eos_id is None and (a.position_ids or a.document_ids or a.mask_boundaries):
+            raise UsageError("the tokenizer has no EOS, which tells documents apart", "do not ask for boundaries")
+        if facts.layout == "blocks":
+            if self._block_size not in (None, facts.block_size):
+                raise UsageError(
+                    f"block_size={self._block_size}, and the dataset's blocks hold {facts.block_size} tokens",
+                    "leave block_size out, or build with it",
+                )
+            return BlockView(reader, reader.tokens, options, facts.block_size or 0)
+        if self._block_size is None:
+            return RowView(reader, reader.tokens, options)
+        if facts.eos_id is None:
+            raise UsageError("the tokenizer has no EOS to join rows with", "leave block_size out, or build blocks")
+        if self._columns:
+            raise UsageError(
+                "columns= with a stream of rows", "a sample holds many rows: leave block_size or columns out"
+            )
+        return StreamView(reader, reader.tokens, options, self._block_size)

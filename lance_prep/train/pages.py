@@ -1,0 +1,146 @@
+"""Where the tokens of a Lance dataset lie flat in its files: found out from the files' own metadata, never assumed.
+
+Lance has no promise about it, so every page's encoding must print exactly as one of the two known to be plain
+little-endian integers; anything else, a later Lance's spelling included, is "not flat", and the caller reads through
+`take`. Measured on 30 M tokens: mapped rows come at 400 to 1,000 Mtok/s, `take` of 8 rows at 13.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class NotFlat(Exception):  # noqa: N818 (an answer, not a failure: `str()` says why)
+    """The column cannot be memory-mapped."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Tokens that lie flat: `count` of them from byte `position` of a file."""
+
+    position: int
+    count: int
+
+
+@dataclass(frozen=True)
+class FlatPages:
+    """Every page of the token column, in row order.
+
+    Attributes:
+        files: paths below the dataset's `data/`.
+        file: int32 `[pages]`, which of `files` a page is in.
+        position: int64 `[pages]`, bytes from the start of the file.
+        count: int64 `[pages]`, tokens.
+    """
+
+    files: list[str]
+    file: npt.NDArray[np.int32]
+    position: npt.NDArray[np.int64]
+    count: npt.NDArray[np.int64]
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """A template of Lance's debug text as a pattern: white space out, `#name` a named number."""
+    squeezed = re.escape(re.sub(r"\s", "", text))
+    return re.compile(re.sub(r"\\#(\w+)", r"(?P<\1>\\d+)", squeezed))
+
+
+#: fixed_size_list<uintN>[block] not null, file format 2.1 and 2.2, rows of 256 bytes or more.
+_BLOCKS = _pattern(
+    """PageLayout { layout: Some(FullZipLayout(FullZipLayout { bits_rep: 0, bits_def: 0, num_items: #items,
+    num_visible_items: #visible, value_compression: Some(CompressiveEncoding { compression: Some(FixedSizeList(
+    FixedSizeList { items_per_value: #block, has_validity: false, values: Some(CompressiveEncoding { compression:
+    Some(Flat(Flat { bits_per_value: #bits, data: None, }, ), ), }, ), }, ), ), }, ), layers: [RepdefAllValidItem, ],
+    details: Some(BitsPerValue(#row,),), }, ), ), }"""
+)
+
+#: The values of list<uintN>, file format 2.0.
+_VALUES = _pattern(
+    """ArrayEncoding { array_encoding: Some(Nullable(Nullable { nullability: Some(NoNulls(NoNull { values: Some(
+    ArrayEncoding { array_encoding: Some(Flat(Flat { bits_per_value: #bits, buffer: Some(Buffer { buffer_index: 0,
+    buffer_type: Page, }, ), compression: None, }, ), ), }, ), }, ), ), }, ), ), }"""
+)
+
+#: No values at all: a shard of empty rows. Were they nulls, the tokens would be fewer than `num_tokens` says.
+_NOTHING = _pattern(
+    "ArrayEncoding { array_encoding: Some(Nullable(Nullable { nullability: Some(AllNulls(AllNull,),), }, ), ), }"
+)
+
+
+def find_flat_pages(dataset: Any, root: Path, *, itemsize: int, block_size: int | None) -> FlatPages:
+    """The flat pages of `input_ids` of an open `lance.LanceDataset` on the local disk.
+
+    Args:
+        dataset: the open dataset.
+        root: its directory.
+        itemsize: bytes a token, 2 or 4.
+        block_size: tokens a row for `fixed_size_list`; None for `list`.
+
+    Raises:
+        NotFlat: a fragment has deletions, several files hold the column, or a page is not flat; says which.
+    """
+    field = dataset.lance_schema.field("input_ids")
+    wanted = field.id() if block_size is not None else field.children()[0].id()
+    files: list[str] = []
+    columns: list[int] = []
+    rows: list[int] = []
+    for fragment in dataset.get_fragments():
+        if fragment.deletion_file() is not None:
+            raise NotFlat(f"fragment {fragment.fragment_id} has deleted rows")
+        holders = [file for file in fragment.data_files() if wanted in file.fields]
+        if len(holders) != 1 or getattr(holders[0], "base_id", None) is not None:
+            raise NotFlat(f"fragment {fragment.fragment_id} does not hold input_ids in one file of its own")
+        files.append(holders[0].path)
+        columns.append(holders[0].column_indices[list(holders[0].fields).index(wanted)])
+        rows.append(fragment.physical_rows)
+
+    def read(i: int) -> list[Page]:
+        return _pages_of_file(root / "data" / files[i], columns[i], rows[i], itemsize, block_size)
+
+    with ThreadPoolExecutor(4) as pool:  # 0.2 ms a file
+        found = list(pool.map(read, range(len(files))))
+    pages = [(i, page.position, page.count) for i, some in enumerate(found) for page in some]
+    table = np.array(pages, np.int64).reshape(-1, 3)
+    return FlatPages(files, table[:, 0].astype(np.int32), table[:, 1].copy(), table[:, 2].copy())
+
+
+def _pages_of_file(path: Path, column: int, rows: int, itemsize: int, block_size: int | None) -> list[Page]:
+    from lance.file import LanceFileReader
+
+    metadata = LanceFileReader(str(path)).metadata()
+    size = path.stat().st_size
+    pages = [_flat_page(page, itemsize, block_size, path.name) for page in metadata.columns[column].pages]
+    for page in pages:
+        # The file's footer follows its pages, so one token may be read beyond the last (windows of block_size + 1).
+        if page.position % itemsize or page.position + page.count * itemsize + itemsize > size:
+            raise NotFlat(f"{path.name}: a page of input_ids lies outside the file or off its alignment")
+    if block_size is not None and sum(page.count for page in pages) != rows * block_size:
+        raise NotFlat(f"{path.name}: the pages of input_ids do not hold {rows} rows of {block_size}")
+    return [page for page in pages if page.count]
+
+
+def _flat_page(page: Any, itemsize: int, block_size: int | None, name: str) -> Page:
+    text = re.sub(r"\s", "", str(page.encoding))
+    if block_size is None and not page.buffers and _NOTHING.fullmatch(text):
+        return Page(0, 0)
+    match = (_BLOCKS if block_size is not None else _VALUES).fullmatch(text)
+    bits = 8 * itemsize
+    if match is None or int(match["bits"]) != bits or len(page.buffers) != 1:
+        raise NotFlat(f"{name}: a page of input_ids is encoded otherwise than flat")
+    position, size = page.buffers[0].position, page.buffers[0].size
+    if block_size is not None:
+        items, row = int(match["items"]), int(match["row"])
+        if int(match["block"]) != block_size or row != block_size * bits or int(match["visible"]) != items:
+            raise NotFlat(f"{name}: a page of input_ids holds rows of another size than {block_size}")
+        if size != items * block_size * itemsize:
+            raise NotFlat(f"{name}: a page of {items} rows of {block_size} has {size} bytes")
+    if size % itemsize:
+        raise NotFlat(f"{name}: a page of {size} bytes does not hold whole tokens of {itemsize} bytes")
+    return Page(position, size // itemsize)

@@ -1,0 +1,276 @@
+"""`LanceDataset`: every layout, access and option gives what a naive loop over the rows as written gives."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import lance
+import numpy as np
+import pytest
+import torch
+from conftest import BLOCK, EOS, PAD, Made
+from torch.utils.data import DataLoader
+
+from lance_prep.errors import DatasetError, UsageError
+from lance_prep.train import LanceDataset, pad_collate
+from lance_prep.train.order import PAD_ROW
+
+ACCESS = ["mmap", "take"]
+
+
+def padded(row: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([row, np.full(size - len(row), PAD)])
+
+
+def naive_annotations(row: np.ndarray, size: int, following: int | None = None) -> dict[str, list[int]]:
+    """A sample token by token, the slow and obvious way."""
+    out: dict[str, list[int]] = {k: [] for k in ("input_ids", "same", "shifted", "mask", "position", "document")}
+    position = document = 0
+    for i in range(size):
+        if i >= len(row):
+            for name, value in zip(out, (PAD, -100, -100, 0, 0, -1), strict=True):
+                out[name].append(value)
+            continue
+        if i and row[i - 1] == EOS:
+            position, document = 0, document + 1
+        boundary = i > 0 and row[i - 1] == EOS
+        after = row[i + 1] if i + 1 < len(row) else (following if following is not None else -100)
+        out["input_ids"].append(int(row[i]))
+        out["same"].append(-100 if boundary else int(row[i]))
+        out["shifted"].append(-100 if row[i] == EOS else int(after))
+        out["mask"].append(1)
+        out["position"].append(position)
+        out["document"].append(document)
+        position += 1
+    return out
+
+
+@pytest.mark.parametrize("access", ACCESS)
+def test_blocks_are_rows(blocks: Made, access: Any) -> None:
+    ds = LanceDataset(blocks.path, access=access)
+    assert ds.access.way == access
+    assert len(ds) == len(blocks.rows)
+    for i in (0, 39, 40, 62, 63, 64, 102, -1, -103):
+        assert ds[i]["input_ids"].tolist() == padded(blocks.rows[i], BLOCK).tolist()
+    assert ds[0]["input_ids"].dtype == torch.int64
+    got = ds.take(list(range(len(ds))))
+    assert got["input_ids"].tolist() == [padded(row, BLOCK).tolist() for row in blocks.rows]
+    labels = [np.concatenate([row, np.full(BLOCK - len(row), -100)]).tolist() for row in blocks.rows]
+    assert got["labels"].tolist() == labels
+
+
+@pytest.mark.parametrize("access", ACCESS)
+@pytest.mark.parametrize("layout", ["lines", "documents"])
+@pytest.mark.parametrize("size", [1, 5, 16, 1000])
+def test_stream_cut_into_blocks(request: Any, layout: str, size: int, access: Any) -> None:
+    made: Made = request.getfixturevalue(layout)
+    stream = made.stream()
+    ds = LanceDataset(made.path, block_size=size, access=access, labels="shifted")
+    assert ds.access.way == access
+    assert len(ds) == -(-len(stream) // size)
+    got = ds.take(np.random.default_rng(0).permutation(len(ds)))
+    order = np.random.default_rng(0).permutation(len(ds))
+    for k, ids, labels in zip(order.tolist(), got["input_ids"].tolist(), got["labels"].tolist(), strict=True):
+        part, after = stream[k * size : (k + 1) * size], stream[k * size + 1 : (k + 1) * size + 1]
+        assert ids == padded(part, size).tolist()
+        assert labels == after.tolist() + [-100] * (size - len(after))
+
+
+@pytest.mark.parametrize("access", ACCESS)
+def test_ragged_rows(lines: Made, access: Any) -> None:
+    ds = LanceDataset(lines.path, access=access, columns=["title", "doc_id"])
+    assert len(ds) == len(lines.rows)
+    for i, sample in enumerate(ds.take(range(len(ds)))):
+        assert sample["input_ids"].tolist() == lines.rows[i].tolist()
+        assert sample["title"] == lines.columns["title"][i]
+        assert sample["doc_id"] == lines.columns["doc_id"][i]
+    batches = list(DataLoader(ds, batch_size=10, collate_fn=pad_collate))
+    ids = [
+        row[mask.bool()].tolist()
+        for b in batches
+        for row, mask in zip(b["input_ids"], b["attention_mask"], strict=True)
+    ]
+    assert ids == [row.tolist() for row in lines.rows]
+    assert all((b["labels"][b["attention_mask"] == 0] == -100).all() for b in batches)
+    with pytest.raises(UsageError, match="differ in length"):
+        next(iter(DataLoader(ds, batch_size=4)))
+
+
+def test_raw_records(raw: Made) -> None:
+    ds = LanceDataset(raw.path)
+    assert len(ds) == 37
+    assert dict(ds[5]) == {name: values[5] for name, values in raw.columns.items()}
+    seen = [text for batch in DataLoader(ds, batch_size=8, shuffle=True) for text in batch["text"]]
+    assert sorted(seen) == sorted(raw.columns["text"])
+    assert dict(LanceDataset(raw.path, columns=["score"])[0]) == {"score": None}
+
+
+@pytest.mark.parametrize("access", ACCESS)
+@pytest.mark.parametrize("layout", ["blocks", "lines"])
+@pytest.mark.parametrize("labels", ["same", "shifted"])
+def test_annotations_equal_a_naive_loop(request: Any, layout: str, labels: Any, access: Any) -> None:
+    made: Made = request.getfixturevalue(layout)
+    size = BLOCK if layout == "blocks" else 16
+    ds = LanceDataset(
+        made.path,
+        block_size=size,
+        labels=labels,
+        access=access,
+        attention_mask=True,
+        position_ids=True,
+        document_ids=True,
+        mask_boundaries=True,
+    )
+    got = ds.take(range(len(ds)))
+    stream = made.stream() if layout == "lines" else None
+    for k in range(len(ds)):
+        row, following = (made.rows[k], None) if stream is None else (stream[size * k : size * k + size], None)
+        if stream is not None and size * k + size < len(stream):
+            following = stream[size * k + size]
+        want = naive_annotations(row, size, following)
+        assert got["input_ids"][k].tolist() == want["input_ids"]
+        assert got["labels"][k].tolist() == want[labels]
+        assert got["attention_mask"][k].tolist() == want["mask"]
+        assert got["position_ids"][k].tolist() == want["position"]
+        assert got["document_ids"][k].tolist() == want["document"]
+
+
+def test_labels_none_and_no_aliasing(blocks: Made) -> None:
+    assert set(LanceDataset(blocks.path, labels=None)[0]) == {"input_ids"}
+    batch = LanceDataset(blocks.path).take([1, 2]).collated()
+    batch["input_ids"].zero_()
+    assert batch["labels"].any()
+
+
+def test_slices_negatives_and_bounds(blocks: Made) -> None:
+    ds = LanceDataset(blocks.path)
+    assert [s["input_ids"].tolist() for s in ds[10:20:2]] == [ds[i]["input_ids"].tolist() for i in range(10, 20, 2)]
+    assert len(ds[5:5]) == 0
+    assert ds[::-1]["input_ids"].tolist() == ds.take(range(len(ds) - 1, -1, -1))["input_ids"].tolist()
+    for bad in (len(ds), -len(ds) - 1):
+        with pytest.raises(IndexError):
+            ds[bad]
+    with pytest.raises(IndexError):
+        ds.take([0, len(ds)])
+
+
+def test_padding_row(blocks: Made, lines: Made) -> None:
+    for ds in (LanceDataset(blocks.path), LanceDataset(lines.path, block_size=16)):
+        batch = ds.take([3, PAD_ROW, 4])
+        assert (batch["input_ids"][1] == PAD).all()
+        assert (batch["labels"][1] == -100).all()
+        assert batch["input_ids"][2].tolist() == ds[4]["input_ids"].tolist()
+    ragged = pad_collate(LanceDataset(lines.path).take([5, PAD_ROW]))
+    assert ragged["attention_mask"][1].sum() == 0
+
+
+@pytest.mark.parametrize("access", ACCESS)
+def test_filter(lines: Made, access: Any) -> None:
+    keep = [i for i, row in enumerate(lines.rows) if len(row) > 10]
+    ds = LanceDataset(lines.path, filter="num_tokens > 10", access=access)
+    assert [s["input_ids"].tolist() for s in ds.take(range(len(ds)))] == [lines.rows[i].tolist() for i in keep]
+    stream = lines.stream(keep)
+    cut = LanceDataset(lines.path, filter="num_tokens > 10", block_size=13, access=access)
+    assert torch.cat(list(cut.take(range(len(cut)))["input_ids"])).tolist()[: len(stream)] == stream.tolist()
+    with pytest.raises(DatasetError, match="nonsense"):
+        len(LanceDataset(lines.path, filter="nonsense = 3"))
+
+
+def test_versions_and_tags(make: Callable[..., Made]) -> None:
+    first = make("blocks", [5], block_size=BLOCK, seed=1)
+    lance.dataset(str(first.path)).tags.create("one", 1)
+    second = make("blocks", [7], block_size=BLOCK, seed=2)
+    assert LanceDataset(first.path).version == 2
+    for version in (1, "one"):
+        ds = LanceDataset(first.path, version=version)
+        assert ds.version == 1
+        assert ds[0]["input_ids"].tolist() == padded(first.rows[0], BLOCK).tolist()
+    assert LanceDataset(first.path)[0]["input_ids"].tolist() == padded(second.rows[0], BLOCK).tolist()
+    with pytest.raises(DatasetError, match="version 'two'"):
+        len(LanceDataset(first.path, version="two"))
+    with pytest.raises(DatasetError, match="version 9"):
+        len(LanceDataset(first.path, version=9))
+
+
+def test_decode(blocks: Made, lines: Made) -> None:
+    assert LanceDataset(blocks.path).decode(39).split() == [f"w{i}" for i in blocks.rows[39]]
+    assert LanceDataset(lines.path).decode(3).split() == [f"w{i}" for i in lines.rows[3]]
+
+
+def test_deleted_rows_and_other_encodings_are_read_otherwise(make: Callable[..., Made]) -> None:
+    made = make("blocks", [20, 20], block_size=BLOCK)
+    lance.dataset(str(made.path)).delete("doc_id % 5 = 1")
+    alive = [row for row, doc in zip(made.rows, made.columns["doc_id"], strict=True) if doc % 5 != 1]
+    ds = LanceDataset(made.path)
+    assert ds.access.way == "take"
+    assert "deleted" in ds.access.why
+    assert [s["input_ids"].tolist() for s in ds.take(range(len(ds)))] == [padded(row, BLOCK).tolist() for row in alive]
+    with pytest.raises(DatasetError, match="deleted"):
+        len(LanceDataset(made.path, access="mmap"))
+
+
+def test_ragged_rows_that_are_not_flat_get_a_token_cache(make: Callable[..., Made]) -> None:
+    made = make("lines", [40, 30], file_version="2.1")
+    ds = LanceDataset(made.path, block_size=9)
+    assert ds.access.way == "cache"
+    stream = made.stream()
+    assert ds.take(range(len(ds)))["input_ids"].reshape(-1).tolist()[: len(stream)] == stream.tolist()
+    small = LanceDataset(made.path, block_size=9, cache_bytes=10, cache_dir=made.path.parent / "elsewhere")
+    assert small.access.way == "take"
+    assert "cache_bytes=10" in small.access.why
+    assert small.take(range(len(ds)))["input_ids"].tolist() == ds.take(range(len(ds)))["input_ids"].tolist()
+
+
+def test_refusals(blocks: Made, lines: Made, raw: Made, tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match="block_size=8, and the dataset's blocks hold 128"):
+        len(LanceDataset(blocks.path, block_size=8))
+    with pytest.raises(UsageError, match="raw"):
+        len(LanceDataset(raw.path, block_size=8))
+    with pytest.raises(UsageError, match="labels"):
+        LanceDataset(blocks.path, labels="other")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="stream"):
+        len(LanceDataset(lines.path, block_size=8, columns=["title"]))
+    with pytest.raises(UsageError, match="no column nope"):
+        len(LanceDataset(lines.path, columns=["nope"]))
+    with pytest.raises(DatasetError, match="cannot be opened"):
+        len(LanceDataset(tmp_path / "nope.lance"))
+
+
+def test_pickles_small_and_opens_nothing_early(lines: Made) -> None:
+    ds = LanceDataset(lines.path, block_size=16)
+    assert ds._reader is None
+    fresh = pickle.loads(pickle.dumps(ds))
+    assert len(fresh) == len(ds)
+    used = pickle.dumps(ds)
+    assert len(used) < 10_000
+    assert pickle.loads(used).take([3, 1])["input_ids"].tolist() == ds.take([3, 1])["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
+def test_plain_dataloader_with_workers(blocks: Made, context: str) -> None:
+    want = sorted(padded(row, BLOCK).tolist() for row in blocks.rows)
+    for access in ACCESS if context == "fork" else ["auto"]:
+        ds = LanceDataset(blocks.path, access=access)  # type: ignore[arg-type]
+        assert ds[0]  # opened here too
+        loader = DataLoader(
+            ds, batch_size=8, shuffle=True, num_workers=2, multiprocessing_context=context, persistent_workers=True
+        )
+        for _ in range(2):
+            assert sorted(row for batch in loader for row in batch["input_ids"].tolist()) == want
+        del loader
+
+
+def test_default_collate_of_single_samples(blocks: Made) -> None:
+    ds = LanceDataset(blocks.path)
+    batch = torch.utils.data.default_collate([ds[0], ds[1]])
+    assert batch["input_ids"].tolist() == ds.take([0, 1])["input_ids"].tolist()
+
+
+def test_many_fragments(make: Callable[..., Made]) -> None:
+    made = make("lines", [2] * 300)
+    ds = LanceDataset(made.path, block_size=11)
+    assert ds.access.way == "mmap"
+    stream = made.stream()
+    assert ds.take(range(len(ds)))["input_ids"].reshape(-1).tolist()[: len(stream)] == stream.tolist()
