@@ -101,12 +101,14 @@ class Tally:
     Attributes:
         ledger: counts so far.
         on_reject: called with each rejected row, before it is counted; raises `RowRejected` under `--strict`.
+        text_bytes: bytes of text that went through.
         retries: requests to a store that had to be made again. Not in the ledger, which is the same for every run.
     """
 
     ledger: Ledger = field(default_factory=Ledger)
     on_reject: Callable[[Rejected], None] = lambda rejected: None
     retries: int = 0
+    text_bytes: int = 0
 
     def reject(self, rejected: Rejected) -> None:
         """Count a rejected row and hand it on."""

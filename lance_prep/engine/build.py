@@ -143,7 +143,9 @@ def load_spec(recipe: Recipe) -> TokenizerSpec | None:
     if recipe.layout == "blocks":
         document_affixes(spec, add_special_tokens=recipe.add_special_tokens)
     if recipe.tokenizer_backend == "gigatoken" and not spec.is_template and recipe.add_special_tokens:
-        raise TokenizerError(f"gigatoken cannot apply the post-processor of {spec.name}", "use --tokenizer-backend auto")
+        raise TokenizerError(
+            f"gigatoken cannot apply the post-processor of {spec.name}", "use --tokenizer-backend auto"
+        )
     return spec
 
 
@@ -168,7 +170,7 @@ def stream(
 
 
 def _stream(job: BuildJob) -> Iterator[pa.RecordBatch]:
-    worker = Worker(job)
+    worker = Worker(job, job.make_reference())
     left = job.plan.recipe.max_rows or None
     for shard in job.plan.shards:
         with ExitStack() as stack:

@@ -46,7 +46,7 @@ def commit_build(
         report,
         shards_resumed=resumed,
         retries=sum(receipt.retries for receipt in receipts),
-        source_bytes=sum(job.plan.shards[receipt.shard].bytes for receipt in receipts),
+        text_bytes=sum(receipt.text_bytes for receipt in receipts),
         rejected_file=rejected_file,
     )
 
@@ -82,7 +82,9 @@ def _metadata(job: BuildJob, receipts: list[Receipt], ledger: Ledger) -> dict[st
         "format": FORMAT,
         "recipe": plan.recipe.as_json(),
         "source": {**asdict(plan.source), "files": [asdict(file) for file in plan.files]},
-        "tokenizer": {**spec.as_json(), "backends": sorted({r.backend for r in receipts if r.backend})} if spec else None,
+        "tokenizer": {**spec.as_json(), "backends": sorted({r.backend for r in receipts if r.backend})}
+        if spec
+        else None,
         "layout": plan.recipe.layout,
         "block_size": plan.recipe.block_size if plan.recipe.layout == "blocks" else None,
         "dtype": str(spec.dtype) if spec else None,

@@ -29,7 +29,8 @@ def run_local(job: BuildJob, schedule: Schedule, *, workers: int, progress: Prog
     # A shard that runs alone may tokenize on all cores that the user gave.
     job = replace(job, parallel_encode=at_once < workers)
     stop = threading.Event()
-    idle = [Worker(job, progress, stop) for _ in range(at_once)]
+    reference = job.make_reference()
+    idle = [Worker(job, reference, progress, stop) for _ in range(at_once)]
     running: dict[Future[Receipt], Worker] = {}
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="shard")
     try:

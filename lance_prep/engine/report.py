@@ -21,7 +21,7 @@ class BuildReport:
         content_hash: of the rows, in order.
         shards: made of.
         shards_resumed: of them, from an earlier run.
-        source_bytes: stored bytes of the shards that were read.
+        text_bytes: bytes of text in it; 0 for `raw`.
         seconds: of this run.
         retries: requests that had to be made again.
         rejected_file: where rejected rows are, if there are any.
@@ -37,7 +37,7 @@ class BuildReport:
     shards: int
     seconds: float
     shards_resumed: int = 0
-    source_bytes: int = 0
+    text_bytes: int = 0
     retries: int = 0
     rejected_file: str | None = None
 

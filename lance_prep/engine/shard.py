@@ -16,6 +16,7 @@ from lance_prep.engine.progress import Progress, Silent
 from lance_prep.errors import Interrupted, RowRejected
 from lance_prep.layout import LayoutJob, lay_out, row_schema
 from lance_prep.ledger import Rejected, Tally
+from lance_prep.memory import trim
 from lance_prep.plan import Plan, Shard
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store.content_hash import ShardHash
@@ -65,6 +66,10 @@ class BuildJob:
     def files(self) -> Files:
         return files_of(self.uri, self.storage_options)
 
+    def make_reference(self) -> ReferenceEncoder | None:
+        """The reference encoder that this process' workers share."""
+        return ReferenceEncoder(self.spec, self.plan.recipe) if self.spec is not None else None
+
 
 @dataclass
 class Worker:
@@ -72,15 +77,16 @@ class Worker:
 
     Attributes:
         job: the build.
+        reference: shared by the workers of a process, which saves 60 MB each; None for `raw`.
         progress: told of each batch.
         stop: set to make the shard in work end with `Interrupted`.
     """
 
     job: BuildJob
+    reference: ReferenceEncoder | None
     progress: Progress = field(default_factory=Silent)
     stop: threading.Event = field(default_factory=threading.Event)
     _encoder: Encoder | None = field(default=None, init=False)
-    _reference: ReferenceEncoder | None = field(default=None, init=False)
 
     def build_shard(self, shard: Shard, limit: int | None) -> Receipt:
         """Read, tokenize, lay out and write one shard, and make its receipt durable.
@@ -109,14 +115,12 @@ class Worker:
         layout = LayoutJob(recipe=recipe, shard=shard.index, schema=job.schema, tally=tally, spec=job.spec, limit=limit)
         with ExitStack() as stack:
             checked = None
-            if job.spec is not None:
+            if job.spec is not None and self.reference is not None:
                 layout.encoder = self._get_encoder(by_reference)
                 if recipe.special_tokens == "error":
                     layout.guard = SpecialTokenGuard(job.spec)
                 if not isinstance(layout.encoder, ReferenceEncoder):
-                    checked = CheckedEncoder(
-                        layout.encoder, self._get_reference(), seed=recipe.seed, shard=shard.index
-                    )
+                    checked = CheckedEncoder(layout.encoder, self.reference, seed=recipe.seed, shard=shard.index)
                     layout.encoder = stack.enter_context(checked)
             source = read_shard(job.plan, shard, tally, storage_options=job.storage_options)
             stack.enter_context(closing(source))  # type: ignore[type-var]
@@ -159,12 +163,14 @@ class Worker:
             tokens=tally.ledger.tokens_written,
             ledger=tally.ledger,
             content_hash=content.hexdigest(),
+            text_bytes=tally.text_bytes,
             fragment=fragment,
             backend=self._backend_name(by_reference),
             retries=tally.retries,
         )
         journal.write_rejected(shard.index, quarantine.lines)
         journal.add(receipt)
+        trim()
         self.progress.finished(receipt)
         return receipt
 
@@ -174,23 +180,21 @@ class Worker:
             if self.stop.is_set():
                 raise Interrupted("stopped", "run the same command again: it goes on where it stopped")
             yield batch
+            tally.text_bytes += batch.source_bytes
             made = tally.ledger.tokens_in
             self.progress.advanced(shard.index, len(batch.rows), made - tokens, batch.source_bytes)
             tokens = made
 
     def _get_encoder(self, by_reference: bool) -> Encoder:
         assert self.job.spec is not None
+        assert self.reference is not None
         if by_reference:
-            return self._get_reference()
+            return self.reference
         if self._encoder is None:
-            self._encoder = make_encoder(self.job.spec, self.job.plan.recipe, parallel=self.job.parallel_encode)
+            self._encoder = make_encoder(
+                self.job.spec, self.job.plan.recipe, self.reference, parallel=self.job.parallel_encode
+            )
         return self._encoder
-
-    def _get_reference(self) -> ReferenceEncoder:
-        assert self.job.spec is not None
-        if self._reference is None:
-            self._reference = ReferenceEncoder(self.job.spec, self.job.plan.recipe)
-        return self._reference
 
     def _backend_name(self, by_reference: bool) -> str | None:
         return self._get_encoder(by_reference).name if self.job.spec is not None else None
@@ -210,7 +214,9 @@ class _Quarantine:
     def add(self, rejected: Rejected) -> None:
         where = f"{rejected.file}, {rejected.unit} {rejected.position}"
         if self._strict:
-            raise RowRejected(f"{where}: {rejected.reason}", "mend the row, or leave out --strict to set such rows aside")
+            raise RowRejected(
+                f"{where}: {rejected.reason}", "mend the row, or leave out --strict to set such rows aside"
+            )
         record = {"file": rejected.file, rejected.unit: rejected.position, "reason": rejected.reason}
         data = rejected.data[:QUARANTINE_BYTES]
         try:

@@ -2,7 +2,7 @@
 
 A batch of source rows is the window. A document longer than a block gives full blocks and a remainder; documents and
 remainders go, longest first, each into the fullest block that still has room for it. A bitmap of the free sizes that
-there are finds it in a few machine words: 1.2 us a document in Python, which `make bench-build` does not see as a stage.
+there are finds it in a few machine words.
 """
 
 from __future__ import annotations

@@ -172,7 +172,9 @@ class _BlockCounts:
         docs = np.unique(docs)
         if len(docs):
             # Documents come in ascending order: one that was counted before is at most the highest so far.
-            self._ledger.rows_used += int(np.count_nonzero(docs > np.uint64(self._last))) if self._last >= 0 else len(docs)
+            self._ledger.rows_used += (
+                int(np.count_nonzero(docs > np.uint64(self._last))) if self._last >= 0 else len(docs)
+            )
             self._last = max(self._last, int(docs[-1]))
         tokens = int(blocks.num_tokens[order].sum())
         self._ledger.tokens_written += tokens

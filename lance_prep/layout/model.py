@@ -70,7 +70,9 @@ class LayoutJob:
         """Which of the `n` rows of the next batch are written, in which order: the seeded shuffle, then the limit."""
         batch, self._batches = self._batches, self._batches + 1
         order = (
-            permutation(n, key(self.recipe.seed, self.shard, batch)) if self.recipe.shuffle else np.arange(n, dtype=np.int64)
+            permutation(n, key(self.recipe.seed, self.shard, batch))
+            if self.recipe.shuffle
+            else np.arange(n, dtype=np.int64)
         )
         if self.limit is not None:
             order = order[: self.limit]

@@ -36,10 +36,8 @@ def load_recipe(source: str | Path | Recipe, overrides: Mapping[str, Any] | None
         RecipeError: no such recipe, or fields that do not make one.
     """
     if isinstance(source, Recipe):
-        fields = source.model_dump()
-    else:
-        fields = _fields(str(source))
-    return _validated({**fields, **(overrides or {})}, str(source) if not isinstance(source, Recipe) else "the recipe")
+        return _validated({**source.model_dump(), **(overrides or {})}, "the recipe")
+    return _validated({**_fields(str(source)), **(overrides or {})}, str(source))
 
 
 def default_output(source: str | Path | Recipe) -> str:
@@ -66,7 +64,7 @@ def _fields(source: str) -> dict[str, Any]:
         hint = f"did you mean {close[0]}? " if close else ""
         raise RecipeError(
             f"no such recipe or file: {source}",
-            f"{hint}built-in recipes: {', '.join(builtin_recipes())}; or give a Hub id owner/name, a file, a folder or a glob",
+            f"{hint}built-in recipes: {', '.join(builtin_recipes())}; or a Hub id owner/name, file, folder or glob",
         )
     return {"source": source}
 
@@ -108,7 +106,9 @@ def _validated(fields: dict[str, Any], where: str) -> Recipe:
             close = difflib.get_close_matches(name, Recipe.model_fields, 1)
             what = "no such field" + (f"; did you mean {close[0]}?" if close else "")
         shown = f"{name}: {what}" if name else what
-        given = "" if problem["type"] in ("extra_forbidden", "missing") or not name else f" (given: {problem['input']!r})"
+        given = (
+            "" if problem["type"] in ("extra_forbidden", "missing") or not name else f" (given: {problem['input']!r})"
+        )
         raise RecipeError(f"{where}: {shown}{given}", f"fields: {_known()}") from error
 
 

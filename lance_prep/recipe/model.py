@@ -43,10 +43,14 @@ class Recipe(BaseModel):
     special_tokens: SpecialTokens = Field(
         "text", description="special tokens written inside a text: plain text, parsed, or an error"
     )
-    add_special_tokens: bool = Field(True, description="add the special tokens that the tokenizer's post-processor adds")
+    add_special_tokens: bool = Field(
+        True, description="add the special tokens that the tokenizer's post-processor adds"
+    )
     eos_token: str | None = Field(None, description="token that ends a document [default: the tokenizer's own]")
 
-    layout: Layout = Field("blocks", description="what a row is: a line, a document, a packed block, or the record itself")
+    layout: Layout = Field(
+        "blocks", description="what a row is: a line, a document, a packed block, or the record itself"
+    )
     block_size: Annotated[int, Field(ge=2, le=1 << 24, description="tokens in a block")] = 1024
     packing: Packing = Field("concat", description="concat cuts the stream; best-fit keeps documents whole")
 

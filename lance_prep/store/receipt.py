@@ -5,8 +5,8 @@
     NAME.lance/_lance_prep/builds/<key>/shard-000000.json       one a finished shard
     NAME.lance/_lance_prep/builds/<key>/rejected-000000.jsonl   where rows were rejected
 
-`<key>` is the hash of what decides the rows: recipe, pinned files, tokenizer. So a build that is run again finds its own
-journal, and nobody else's.
+`<key>` is the hash of what decides the rows: recipe, pinned files, tokenizer. So a build that is run again finds its
+own journal, and nobody else's.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Receipt:
         rows, tokens: written.
         ledger: of this shard.
         content_hash: of its rows.
+        text_bytes: bytes of text that were read for it.
         fragment: Lance fragment metadata as JSON; None for a shard without rows.
         backend: name of the encoder whose ids were written; None for `raw`.
         retries: reads from the Hub or the store that had to be tried again.
@@ -43,6 +44,7 @@ class Receipt:
     tokens: int
     ledger: Ledger
     content_hash: str
+    text_bytes: int
     fragment: dict[str, Any] | None
     backend: str | None
     retries: int = 0

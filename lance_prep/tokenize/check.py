@@ -48,7 +48,9 @@ class CheckedEncoder:
     def __enter__(self) -> CheckedEncoder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:

@@ -13,11 +13,11 @@ import re
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lance_prep.errors import LancePrepError, TokenizerError
+from lance_prep.memory import rss
 from lance_prep.recipe import Recipe
 from lance_prep.tokenize.lists import TokenLists
 from lance_prep.tokenize.load import TokenizerSpec, load_reference
@@ -43,7 +43,7 @@ class Encoder(Protocol):
 
 
 class ReferenceEncoder:
-    """The `tokenizers` library. With `parallel`, on all cores."""
+    """The `tokenizers` library, on all cores. May be used by several threads at once."""
 
     name = "tokenizers"
 
@@ -92,9 +92,11 @@ class GigatokenEncoder:
         try:
             self._tokenizer = gigatoken.Tokenizer.from_json(self._file)
         except Exception as error:  # gigatoken raises ValueError and others; its message says which part it lacks
-            raise TokenizerError(f"gigatoken cannot load {self._name}: {error}", "use --tokenizer-backend tokenizers") from error
+            raise TokenizerError(
+                f"gigatoken cannot load {self._name}: {error}", "use --tokenizer-backend tokenizers"
+            ) from error
         self._text_since = 0
-        self._rss_at_start = _rss()
+        self._rss_at_start = rss()
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
         if not len(texts):
@@ -108,20 +110,22 @@ class GigatokenEncoder:
 
     def _bound_memory(self, size: int) -> None:
         self._text_since += size
-        if self._text_since > RENEW_AFTER_TEXT and _rss() - self._rss_at_start > RENEW_AFTER_GROWTH:
+        if self._text_since > RENEW_AFTER_TEXT and rss() - self._rss_at_start > RENEW_AFTER_GROWTH:
             self._renew()
 
 
-def make_encoder(spec: TokenizerSpec, recipe: Recipe, *, parallel: bool) -> Encoder:
-    """The backend that the recipe asks for; `auto` is gigatoken where it loads the tokenizer, else tokenizers."""
+def make_encoder(
+    spec: TokenizerSpec, recipe: Recipe, reference: ReferenceEncoder, *, parallel: bool
+) -> GigatokenEncoder | ReferenceEncoder:
+    """The backend that the recipe asks for; `auto` is gigatoken where it loads the tokenizer, else `reference`."""
     if recipe.tokenizer_backend == "tokenizers":
-        return ReferenceEncoder(spec, recipe)
+        return reference
     try:
         return GigatokenEncoder(spec, recipe, parallel=parallel)
     except TokenizerError:
         if recipe.tokenizer_backend == "gigatoken":
             raise
-        return ReferenceEncoder(spec, recipe)
+        return reference
 
 
 class SpecialTokenGuard:
@@ -168,7 +172,3 @@ def _as_awkward(texts: pa.LargeStringArray) -> Any:
 def _text_bytes(texts: pa.LargeStringArray) -> int:
     offsets = np.frombuffer(texts.buffers()[1], np.int64)
     return int(offsets[texts.offset + len(texts)] - offsets[texts.offset])
-
-
-def _rss() -> int:
-    return int(psutil.Process().memory_info().rss)

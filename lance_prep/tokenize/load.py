@@ -95,7 +95,9 @@ def _read_hub(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], s
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
     if name.endswith(".json") or name.startswith((".", "/", "~")):
-        raise TokenizerError(f"no such tokenizer file: {name}", "give a tokenizer.json, its folder, or a Hub id owner/name")
+        raise TokenizerError(
+            f"no such tokenizer file: {name}", "give a tokenizer.json, its folder, or a Hub id owner/name"
+        )
     try:
         file = Path(hf_hub_download(name, "tokenizer.json", revision=revision))
         # The snapshot's folder is named after the commit: what follows is read at that same commit.

@@ -1,0 +1,115 @@
+"""`lance-prep build`."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from typing import Any
+
+import click
+
+from lance_prep.cli.options import json_option, storage_option
+from lance_prep.recipe import Recipe, builtin_recipes, default_output, load_recipe
+
+EXAMPLES = f"""\b
+SOURCE is a built-in recipe ({", ".join(builtin_recipes())}), a recipe .yaml, a Hub id
+owner/name, an hf:// or s3:// URL, or a local file, a folder or a glob
+(.parquet .jsonl .json .csv .txt .arrow .lance; .gz and .zst of line formats).
+
+\b
+Examples:
+  lance-prep build sample
+  lance-prep build wikitext --max-rows 0
+  lance-prep build HuggingFaceFW/fineweb --config sample-10BT --layout blocks --block-size 2048
+  lance-prep build 'logs/*.jsonl.zst' --column message --columns id,time --layout documents
+  lance-prep build data.parquet --filter "lang = 'en'" --tokenizer ./tokenizer.json -o en.lance
+  lance-prep build my-recipe.yaml --dry-run
+"""
+
+
+def _recipe_options(function: Any) -> Any:
+    """One option for each field of the recipe, so that flags override any of them."""
+    for name, field in reversed(Recipe.model_fields.items()):
+        if name != "source":
+            function = _option(name, field.annotation, field.default, field.description or "")(function)
+    return function
+
+
+def _option(name: str, annotation: Any, default: Any, description: str) -> Any:
+    flag = "--" + name.replace("_", "-")
+    kinds = [kind for kind in _flat(annotation) if kind is not type(None)]
+    shown = "" if default in (None, ()) or "[default" in description else f"  [default: {_plain(default)}]"
+    if name == "columns":
+        return click.option(flag, metavar="A,B,...", callback=_split, default=None, help=description)
+    if bool in kinds:
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=description + shown)
+    choices = [value for kind in kinds for value in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal]
+    if choices:
+        return click.option(flag, type=click.Choice(choices), default=None, help=description + shown)
+    return click.option(flag, type=int if int in kinds else str, default=None, help=description + shown)
+
+
+def _flat(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [kind for part in typing.get_args(annotation) for kind in _flat(part)]
+    return [annotation]
+
+
+def _plain(default: Any) -> str:
+    return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
+
+
+def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if value is not None else None
+
+
+@click.command("build", help="Build a Lance token dataset from text.", epilog=EXAMPLES)
+@click.argument("source")
+@click.option(
+    "-o", "--output", metavar="PATH", help="Path or s3:// URI of the dataset.  [default: SOURCE's name.lance]"
+)
+@_recipe_options
+@click.option("--workers", type=click.IntRange(min=1), help="Shards built at once.  [default: the cores]")
+@click.option("--overwrite", is_flag=True, help="Replace what is there by a new version; old versions stay readable.")
+@storage_option
+@click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
+@json_option
+def command(
+    source: str,
+    output: str | None,
+    workers: int | None,
+    overwrite: bool,
+    storage_options: dict[str, str] | None,
+    dry_run: bool,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    overrides = {name: value for name, value in fields.items() if value is not None}
+    recipe = load_recipe(source, overrides)
+    if dry_run:
+        _print_plan(recipe, storage_options, as_json)
+        return
+    from lance_prep.cli.progress import make_progress
+    from lance_prep.cli.summary import summary
+    from lance_prep.engine import RunOptions, run_build
+
+    with make_progress() as progress:
+        options = RunOptions(output or default_output(source), workers, overwrite, storage_options, progress)
+        report = run_build(recipe, options, uri=options.uri(source))
+    if as_json:
+        click.echo(json.dumps(report.as_json(), indent=2))
+    else:
+        click.echo(summary(report, recipe), err=True)
+
+
+def _print_plan(recipe: Recipe, storage_options: dict[str, str] | None, as_json: bool) -> None:
+    from lance_prep.cli.summary import plan_text
+    from lance_prep.plan import make_plan
+
+    made = make_plan(recipe, storage_options=storage_options)
+    click.echo(
+        json.dumps({k: v for k, v in made.as_json().items() if "schema" not in k}, indent=2)
+        if as_json
+        else plan_text(made)
+    )
