@@ -24,7 +24,6 @@ Each says what is wrong, with the values (`str(error)`), and what to do about it
 """
 
 # Names say what happened, as httpx and grain do; the suffix Error is for the branches of the tree.
-# ruff: noqa: N818
 
 from __future__ import annotations
 
@@ -259,6 +258,11 @@ _TABLE: tuple[tuple[str, str, _Maker], ...] = (
         "pyarrow",
         "ArrowInvalid",
         _simple(BadFile, "{doing}: cut short, or not what its name says ({error})", _DAMAGED),
+    ),
+    (
+        "pyarrow",
+        "ArrowKeyError",
+        _simple(ColumnNotFound, "{doing}: {error}", "build files of different columns one by one"),
     ),
     ("pyarrow", "ArrowTypeError", _simple(BadFile, "{doing}: {error}", _DAMAGED)),
     ("pyarrow", "ArrowNotImplementedError", _simple(BadFile, "{doing}: {error}", _DAMAGED)),

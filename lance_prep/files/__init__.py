@@ -3,7 +3,7 @@
 Imports `errors` alone; `plan` reads footers and samples through it, `source` reads rows.
 """
 
-from lance_prep.files.footer import read_footer
+from lance_prep.files.footer import read_footer, with_tail
 from lance_prep.files.hub import HubPath, hub_api, parse_hub_url
 from lance_prep.files.prefetch import Prefetch, RangeFile
 from lance_prep.files.ranges import Ranges, fsspec_of, is_local, open_ranges
@@ -23,4 +23,5 @@ __all__ = [
     "open_stream",
     "parse_hub_url",
     "read_footer",
+    "with_tail",
 ]

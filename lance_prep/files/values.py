@@ -14,13 +14,13 @@ _READ = 1 << 20
 _SPACE = re.compile(r"[\s,]*")
 
 
-def iter_values(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
+def iter_values(stream: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:
     """Number and value of each element of the top-level array, or of each top-level value.
 
     Holds one element at a time. A byte that is no UTF-8 becomes a lone surrogate, which the caller finds.
 
     Raises:
-        BadFile: not JSON from some place on; says where.
+        BadFile: not JSON from some place on; says where, with `name`.
     """
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     parse = json.JSONDecoder().raw_decode
@@ -46,11 +46,13 @@ def iter_values(stream: BinaryIO) -> Iterator[tuple[int, Any]]:
             except ValueError as error:
                 if final:
                     raise BadFile(
-                        f"not JSON at character {done + at}: {error}", "see the file at this place"
+                        f"{name}: not JSON at character {done + at}: {error}", "see the file at this place"
                     ) from error
         elif final or (array and at < len(text)):
             if array and at >= len(text):
-                raise BadFile(f"the array is not closed at character {done + at}: cut short", "get the file again")
+                raise BadFile(
+                    f"{name}: the array is not closed at character {done + at}: cut short", "get the file again"
+                )
             return
         # Read as much again as is waiting, so that one long record is parsed a few times only.
         data = stream.read(max(_READ, len(text) - at))

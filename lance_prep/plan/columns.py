@@ -55,6 +55,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
             )
     else:
         text = recipe.column or _text_column(schema)
+        _require_text(schema.field(text), schema)
         recipe = recipe.model_copy(update={"column": text})
         read = [text, *recipe.columns, *filtered]
     kept = [schema.field(name) for name in dict.fromkeys(recipe.columns) if name != text or recipe.template]
@@ -69,6 +70,13 @@ def _subset(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
 def _require(name: str, schema: pa.Schema, why: str) -> None:
     if name not in schema.names:
         raise ColumnNotFound(f"{why}no column {name!r} in the source", f"there are {describe(schema)}")
+
+
+def _require_text(field: pa.Field, schema: pa.Schema) -> None:
+    kind = field.type
+    if not (is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        said = f"column {field.name!r} is {kind}, not text"
+        raise ColumnNotFound(said, f"name another with --column, or make the text with --template: {describe(schema)}")
 
 
 def is_text(kind: pa.DataType) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+import pyarrow as pa
+
 from lance_prep.errors import BadFile, translate
 from lance_prep.files import HubPath, parse_hub_url
 from lance_prep.plan.columns import resolve_columns
@@ -47,6 +49,9 @@ def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
         if first is None:
             raise BadFile(f"{recipe.source}: empty", "name a source with something in it")
         schema = peek_schema(first, options)
+        if first.format == "csv":  # whatever the first rows look like: a column that is asked for as text is text
+            text = pa.field(recipe.column or "text", pa.string())
+            schema = pa.schema([text if field.name == text.name else field for field in schema])
     columns = resolve_columns(recipe, schema)
     resolved = columns.recipe.model_copy(update={"split": found.source.split})
     shards = cut_shards(found.files, columns.read, options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow as pa
 from lance_prep.errors import BadFile, translate
 from lance_prep.files import Prefetch, RangeFile, is_local, open_ranges, open_stream, read_footer
 from lance_prep.files.retry import Retries
+from lance_prep.files.values import iter_values
 from lance_prep.plan.model import SourceFile
 
 SAMPLE_BYTES = 1 << 20
@@ -59,8 +61,11 @@ def _peek(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
     if file.format == "arrow":
         with open_arrow(file, options, ahead=False) as reader:
             return reader.schema
-    with open_stream(file.url, file.size, compression=file.compression, options=options, ahead=False) as stream:
-        return _csv(file, stream) if file.format == "csv" else _json(file, stream)
+    return _csv(file, options) if file.format == "csv" else _json(file, options)
+
+
+def _open(file: SourceFile, options: Mapping[str, str] | None) -> AbstractContextManager[BinaryIO]:
+    return open_stream(file.url, file.size, compression=file.compression, options=options, ahead=False)
 
 
 class open_arrow:  # noqa: N801  (used as a function: `with open_arrow(file) as reader`)
@@ -94,12 +99,13 @@ def csv_delimiter(url: str) -> str:
     return "\t" if ".tsv" in url.lower().rsplit("/", 1)[-1] else ","
 
 
-def _csv(file: SourceFile, stream: BinaryIO) -> pa.Schema:
+def _csv(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
     import pyarrow.csv as pc
 
-    sample = stream.read(SAMPLE_BYTES)
-    if len(sample) == SAMPLE_BYTES:  # end at a line, so that the sample's last row is whole
-        sample = sample[: sample.rfind(b"\n") + 1] or sample + stream.readline()
+    with _open(file, options) as stream:
+        sample = stream.read(SAMPLE_BYTES)
+        if len(sample) == SAMPLE_BYTES:  # end at a line, so that the sample's last row is whole
+            sample = sample[: sample.rfind(b"\n") + 1] or sample + stream.readline()
     if not sample.strip():
         return pa.schema([])
     parse = pc.ParseOptions(
@@ -110,12 +116,18 @@ def _csv(file: SourceFile, stream: BinaryIO) -> pa.Schema:
     return pc.read_csv(pa.BufferReader(sample), read, parse, convert).schema
 
 
-def _json(file: SourceFile, stream: BinaryIO) -> pa.Schema:
-    records = [] if file.format == "json" and _is_array(stream) else list(_records(stream))
-    if not records and file.format == "json":
-        stream.seek(0)
-        records = list(_array_records(stream))
-    if not records and file.size > 2 and stream.tell():
+def _json(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
+    # Opened anew each time: compressed streams do not go back.
+    records: list[dict[str, Any]] = []
+    with _open(file, options) as stream:
+        empty = not stream.read(1)
+    if file.format == "jsonl" or not _is_array(file, options):
+        with _open(file, options) as stream:
+            records = list(_records(stream))
+    if file.format == "json" and not records:
+        with _open(file, options) as stream:
+            records = list(_array_records(stream, file.url))
+    if not records and not empty:
         raise BadFile(f"{file.url}: no JSON object in its first lines", _ADVICE)
     columns: dict[str, list[Any]] = {}
     for at, record in enumerate(records):
@@ -133,10 +145,9 @@ def _infer(values: list[Any]) -> pa.DataType:
         return pa.string()
 
 
-def _is_array(stream: BinaryIO) -> bool:
-    head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    stream.seek(0)
-    return head.startswith(b"[")
+def _is_array(file: SourceFile, options: Mapping[str, str] | None) -> bool:
+    with _open(file, options) as stream:
+        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
 
 
 def _records(stream: BinaryIO) -> Iterator[dict[str, Any]]:
@@ -152,11 +163,9 @@ def _records(stream: BinaryIO) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _array_records(stream: BinaryIO) -> Iterator[dict[str, Any]]:
+def _array_records(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
     """The first objects of an array, or of objects that span lines."""
-    from lance_prep.files.values import iter_values
-
-    for seen, (_, value) in enumerate(iter_values(stream)):
+    for seen, (_, value) in enumerate(iter_values(stream, name)):
         if isinstance(value, dict):
             yield value
         if seen >= 1000:

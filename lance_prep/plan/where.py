@@ -153,6 +153,8 @@ class _Reader:
     def read(self, node: Any, *, negated: bool) -> Leaf | Branch:
         from sqlglot import exp
 
+        if node.args.get("negate"):  # NOT LIKE, in some versions of sqlglot
+            negated = not negated
         if isinstance(node, exp.Paren):
             return self.read(node.this, negated=negated)
         if isinstance(node, exp.Not):

@@ -46,30 +46,44 @@ class _Parser:
             positions = np.full(len(batch), offset, np.int64)
             yield Chunk(batch, rows, positions, "byte", first + len(batch))
             return
-        yield from self._lines(_lines_of(offset, block), first)
+        yield self._sorted_out(_lines_of(offset, block), first)
 
-    def _lines(self, lines: list[Line], first: int) -> Iterator[Chunk]:
-        """The same for lines that cannot go through as a block, in their order."""
-        waiting = [lines]
+    def _sorted_out(self, lines: list[Line], first: int) -> Chunk:
+        """The same for lines of which some are bad: those that are no JSON object go, then ever smaller pieces."""
+        rejects: list[tuple[int, Rejected]] = []
+        good: list[tuple[int, Line]] = []
+        for row, (offset, line) in enumerate(lines, first):
+            reason = _not_an_object(line)
+            if reason is None:
+                good.append((row, (offset, line)))
+            else:
+                rejects.append((row, self._job.rejected(offset, "byte", reason, line)))
+        batches: list[pa.RecordBatch] = []
+        kept: list[tuple[int, Line]] = []
+        waiting = [good]
         while waiting:
             some = waiting.pop()
             if not some:
                 continue
-            batch = self._parse(b"\n".join(line for _, line in some), self._schema)
-            end = first + len(some)
+            batch = self._parse(b"\n".join(line for _, (_, line) in some), self._schema, objects=True)
             if batch is not None and len(batch) == len(some):
-                rows = np.arange(first, end, dtype=np.uint64)
-                yield Chunk(batch, rows, np.array([at for at, _ in some], np.int64), "byte", end)
-                first = end
+                batches.append(batch)
+                kept += some
             elif len(some) == 1:
-                yield empty_chunk(self._schema, end, [(first, self._rejected(*some[0]))])
-                first = end
+                row, (offset, line) = some[0]
+                rejects.append((row, self._job.rejected(offset, "byte", self._reason(line), line)))
             else:
                 middle = len(some) // 2
                 waiting += [some[middle:], some[:middle]]
+        end = first + len(lines)
+        if not batches:
+            return empty_chunk(self._schema, end, rejects)
+        rows = np.array([row for row, _ in kept], np.uint64)
+        positions = np.array([offset for _, (offset, _) in kept], np.int64)
+        return Chunk(pa.concat_batches(batches), rows, positions, "byte", end, rejects)
 
-    def _parse(self, data: bytes, schema: pa.Schema) -> pa.RecordBatch | None:
-        """The objects in some lines, or None where one of them is bad."""
+    def _parse(self, data: bytes, schema: pa.Schema, *, objects: bool = False) -> pa.RecordBatch | None:
+        """The objects in some lines, or None where one of them is bad. `objects`: each line is known to be one."""
         import pyarrow.json as pj
 
         if len(data) > _LONGEST or (_DEADLY.search(data) and not _all_objects(data)) or not is_utf8(data):
@@ -83,23 +97,25 @@ class _Parser:
         batches = table.select(schema.names).combine_chunks().to_batches()
         return batches[0] if batches else None
 
-    def _rejected(self, offset: int, line: bytes) -> Rejected:
-        return self._job.rejected(offset, "byte", self._reason(line), line)
-
     def _reason(self, line: bytes) -> str:
+        """Why a line that holds an object is no row."""
         if len(line) > _LONGEST:
             return "line over 1 GiB"
-        if not is_utf8(line):
-            return "invalid UTF-8"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            return "invalid JSON"
-        if not isinstance(record, dict):
-            return "not a JSON object"
         for field in self._schema:
-            if self._parse(line, pa.schema([field])) is None:
+            if self._parse(line, pa.schema([field]), objects=True) is None:
                 return f"column {field.name} is not {field.type}"
+        return "invalid JSON"
+
+
+def _not_an_object(line: bytes) -> str | None:
+    """Why a line holds no JSON object, by Python's parser, which is slow and safe; None where it does."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return "invalid UTF-8"
+    try:
+        return None if isinstance(json.loads(text), dict) else "not a JSON object"
+    except (ValueError, RecursionError):
         return "invalid JSON"
 
 
@@ -110,11 +126,3 @@ def _lines_of(offset: int, block: bytes) -> list[Line]:
             lines.append((offset, line))
         offset += len(line) + 1
     return lines
-
-
-def _all_objects(data: bytes) -> bool:
-    """True where each line is one JSON object, by Python's parser, which is slow and safe."""
-    try:
-        return all(isinstance(json.loads(line), dict) for line in data.split(b"\n") if line.strip())
-    except (ValueError, RecursionError):
-        return False

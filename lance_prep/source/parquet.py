@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lance_prep.errors import SourceChanged
-from lance_prep.files import Prefetch, RangeFile, is_local, open_ranges, read_footer
+from lance_prep.files import Prefetch, RangeFile, is_local, open_ranges, read_footer, with_tail
 from lance_prep.files.prefetch import PIECE_BYTES, Piece, cut
 from lance_prep.plan.cut import leaf_indices
 from lance_prep.plan.where import Statistics, Where
@@ -76,7 +76,7 @@ def _open(job: PartJob, footer: pq.FileMetaData, groups: Sequence[int]) -> Itera
         with pq.ParquetFile(file.url, **options) as reader:
             yield reader
         return
-    ranges = open_ranges(file.url, file.size, job.options, job.retries)
+    ranges = with_tail(open_ranges(file.url, file.size, job.options, job.retries), file.url, file.identity)
     pieces = plan_pieces(footer, groups, leaf_indices(footer, job.plan.read_schema.names))
     with Prefetch(ranges, pieces) as prefetch:
         yield pq.ParquetFile(pa.PythonFile(RangeFile(prefetch), mode="r"), **options)

@@ -48,8 +48,9 @@ def byte_ends(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
 
 def _offsets(column: pa.Array, width: type[np.int32] | type[np.int64]) -> npt.NDArray[np.int64]:
     count = column.offset + len(column) + 1
-    offsets: npt.NDArray[np.int64] = np.frombuffer(column.buffers()[1], width, count)[column.offset :].astype(np.int64)
-    return offsets - offsets[0]
+    stored = np.frombuffer(column.buffers()[1], width, count)[column.offset :]
+    offsets: npt.NDArray[np.int64] = np.subtract(stored, stored[0], dtype=np.int64)
+    return offsets
 
 
 def holds_text(kind: pa.DataType) -> bool:

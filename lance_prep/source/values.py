@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.errors import BadFile
 from lance_prep.files import open_stream
 from lance_prep.files.values import iter_values
 from lance_prep.ledger import Rejected
@@ -29,15 +28,11 @@ def read_json(job: PartJob) -> Iterator[Chunk]:
     waiting: list[Any] = []
     first = 0
     with opened as stream:
-        values = iter_values(stream)
-        try:
-            for number, value in values:
-                waiting.append(value)
-                if len(waiting) == _ROWS:
-                    yield _chunk(job, waiting, first)
-                    waiting, first = [], number + 1
-        except BadFile as error:
-            raise BadFile(f"{file.url}: {error}", error.advice) from error
+        for number, value in iter_values(stream, file.url):
+            waiting.append(value)
+            if len(waiting) == _ROWS:
+                yield _chunk(job, waiting, first)
+                waiting, first = [], number + 1
     if waiting:
         yield _chunk(job, waiting, first)
 

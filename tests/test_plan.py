@@ -1,0 +1,215 @@
+"""Plan stage: names to files, columns and shards; and each way in which it says no."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lance_prep.errors import (
+    BadFile,
+    ColumnNotFound,
+    LancePrepError,
+    SourceError,
+    SourceNotFound,
+    UsageError,
+    translate,
+)
+from lance_prep.plan import SHARD_BYTES, Plan
+from lance_prep.plan.cut import cut_shards
+from tests.sources import parquet_bytes, plan_of, read
+
+TEXTS = [f"text {i}" for i in range(1000)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.parquet", "a.parquet", "sub/c.parquet", ".hidden/d.parquet"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(parquet_bytes({"text": [name]}))
+    (tmp_path / "README.md").write_text("no data")
+    return tmp_path
+
+
+def names(plan: Plan) -> list[str]:
+    return [Path(file.url).name for file in plan.files]
+
+
+def test_folder_is_recursive_sorted_and_without_hidden_files(folder: Path) -> None:
+    assert names(plan_of(folder)) == ["a.parquet", "b.parquet", "c.parquet"]
+
+
+def test_glob(folder: Path) -> None:
+    assert names(plan_of(folder / "*.parquet")) == ["a.parquet", "b.parquet"]
+    assert names(plan_of(folder / "**/*.parquet")) == ["a.parquet", "b.parquet", "c.parquet"]
+
+
+def test_small_files_share_a_shard(folder: Path) -> None:
+    (shard,) = plan_of(folder).shards
+    assert [part.file for part in shard.parts] == [0, 1, 2]
+    assert shard.rows == 3
+
+
+def test_a_path_wins_over_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("owner").mkdir()
+    Path("owner/name").mkdir()
+    Path("owner/name/x.txt").write_text("here\n")
+    assert plan_of("owner/name").files[0].format == "text"
+
+
+def test_plan_survives_json(folder: Path) -> None:
+    plan = plan_of(folder, filter="text != 'x'")
+    again = Plan.from_json(plan.as_json())
+    assert again == plan
+    assert again.schema == plan.schema
+    assert again.read_schema == plan.read_schema
+
+
+@pytest.mark.parametrize("target", [1, 2_000, 5_000, 1 << 30])
+def test_row_groups_are_cut_once_each(tmp_path: Path, target: int) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(parquet_bytes({"text": TEXTS, "other": ["x" * 100] * 1000}))
+    plan = plan_of(path)
+    shards = cut_shards(plan.files, plan.read_schema, target=target)
+    groups = [g for shard in shards for part in shard.parts for g in range(part.start, part.stop)]
+    assert groups == list(range(10))
+    assert sum(shard.rows or 0 for shard in shards) == 1000
+    assert [shard.index for shard in shards] == list(range(len(shards)))
+
+
+def test_lines_are_cut_by_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}\n' * 100)
+    plan = plan_of(path)
+    shards = cut_shards(plan.files, plan.read_schema, target=300)
+    edges = [(part.start, part.stop) for shard in shards for part in shard.parts]
+    assert edges[0][0] == 0
+    assert edges[-1][1] == 1400
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(edges))
+    assert SHARD_BYTES == 128 << 20
+
+
+def test_text_column_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(parquet_bytes({"n": [1], "body": ["b"]}))
+    plan = plan_of(path, columns=("n",))
+    assert plan.recipe.column == "body"
+    assert plan.schema == pa.schema([("body", pa.large_string()), ("n", pa.int64())])
+
+
+def test_raw_takes_all_columns(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(parquet_bytes({"n": [1], "a": ["b"], "c": ["d"]}))
+    assert plan_of(path, layout="raw").schema.names == ["n", "a", "c"]
+    assert plan_of(path, layout="raw", columns=("c", "n")).schema.names == ["n", "c"]
+
+
+def test_topics_need_no_files() -> None:
+    texts, tally, _ = read("pydoc:topics")
+    assert tally.ledger.rows_in == len(texts) > 50
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "said", "advice"),
+    [
+        ({"column": "nope"}, ColumnNotFound, "no column 'nope'", "a (string), b (string), n (int64)"),
+        ({"columns": ("nope",)}, ColumnNotFound, "no column 'nope'", "a (string)"),
+        ({}, ColumnNotFound, "several columns hold text", "--column"),
+        ({"column": "n"}, ColumnNotFound, "int64, not text", "--column"),
+        ({"template": "{{ nope }}"}, ColumnNotFound, "template uses it", "a (string)"),
+        ({"template": "{{ a"}, UsageError, "not jinja2", "{{"),
+        ({"column": "a", "filter": "nope = 1"}, ColumnNotFound, "no column 'nope'", "a (string)"),
+        ({"column": "a", "filter": "a ="}, UsageError, "not an SQL condition", "BETWEEN"),
+        ({"column": "a", "filter": "length(a) > 3"}, UsageError, "not understood", "BETWEEN"),
+        ({"column": "a", "filter": "a = b"}, UsageError, "not understood", "literals"),
+        ({"column": "a", "filter": "n = 'x'"}, UsageError, "is int64", "quotes"),
+        ({"column": "a", "filter": "a = 3"}, UsageError, "is string", "quotes"),
+        ({"column": "a", "filter": "a = NULL"}, UsageError, "not understood", "IS NULL"),
+        ({"column": "a", "split": "train"}, UsageError, "--split", "leave"),
+    ],
+)
+def test_refused_fields(
+    tmp_path: Path, fields: dict[str, object], error: type[LancePrepError], said: str, advice: str
+) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(parquet_bytes({"a": ["x"], "b": ["y"], "n": [1]}))
+    with pytest.raises(error) as caught:
+        plan_of(path, **fields)
+    assert said in str(caught.value)
+    assert advice in caught.value.advice
+
+
+def test_no_such_path() -> None:
+    with pytest.raises(SourceNotFound, match="no such file") as caught:
+        plan_of("no/such/file.parquet")
+    assert "Hub id" in caught.value.advice
+
+
+def test_nothing_matches(tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFound, match="no data file"):
+        plan_of(tmp_path / "*.parquet")
+    with pytest.raises(SourceNotFound, match="no data files"):
+        plan_of(tmp_path)
+
+
+def test_unknown_extension(tmp_path: Path) -> None:
+    (tmp_path / "x.pdf").write_bytes(b"x")
+    with pytest.raises(SourceError, match="unknown file extension") as caught:
+        plan_of(tmp_path / "x.pdf")
+    assert ".parquet" in caught.value.advice
+
+
+def test_several_kinds_in_a_folder(folder: Path) -> None:
+    (folder / "x.csv").write_text("text\na\n")
+    with pytest.raises(UsageError, match="1 csv and 3 parquet"):
+        plan_of(folder)
+
+
+@pytest.mark.parametrize("data", [b"", b"no parquet at all, but long enough", b"PAR1" + b"\0" * 100, None])
+def test_damaged_parquet(tmp_path: Path, data: bytes | None) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(parquet_bytes({"text": TEXTS})[:-100] if data is None else data)
+    with pytest.raises(BadFile) as caught:
+        plan_of(path)
+    assert "x.parquet" in str(caught.value)
+    assert caught.value.advice
+
+
+def test_a_later_file_lacks_the_column(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet_bytes({"text": ["x"]}))
+    (tmp_path / "b.parquet").write_bytes(parquet_bytes({"other": ["x"]}))
+    with pytest.raises(ColumnNotFound, match=r"b\.parquet: no column 'text'"):
+        plan_of(tmp_path)
+
+
+def test_other_libraries_errors_become_ours() -> None:
+    assert isinstance(translate(OSError(28, "No space left on device"), doing="x"), LancePrepError)
+    assert isinstance(translate(PermissionError(13, "denied", "/x"), doing="x"), LancePrepError)
+    assert isinstance(translate(MemoryError(), doing="x"), LancePrepError)
+    assert isinstance(translate(pa.ArrowInvalid("broken"), doing="x"), BadFile)
+    assert translate(ZeroDivisionError(), doing="x") is None
+
+
+def test_fsspec_urls() -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/data/a.parquet", parquet_bytes({"text": TEXTS[:500]}))
+    memory.pipe("/bucket/data/b.parquet", parquet_bytes({"text": TEXTS[500:]}))
+    assert read("memory://bucket/data")[0] == TEXTS
+    assert read("memory://bucket/data/b*.parquet")[0] == TEXTS[500:]
+    with pytest.raises(SourceNotFound):
+        plan_of("memory://bucket/nothing")
+    with pytest.raises(UsageError):
+        plan_of("nosuch://bucket/x.parquet")
+
+
+def test_schema_metadata_is_not_carried_over(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"]}).replace_schema_metadata({"huggingface": "{}"})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert plan_of(tmp_path / "x.parquet").schema.metadata is None

@@ -1,0 +1,325 @@
+"""Source stage: every format gives its rows, in order, whole; what cannot be used is counted and handed back."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import itertools
+import json
+import lzma
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lance_prep.errors import BadFile, RowRejected, SourceChanged
+from lance_prep.ledger import Rejected, Tally
+from lance_prep.plan import Part, Plan, Shard
+from lance_prep.source import read_shard
+from lance_prep.source.chunk import row_chunk
+from lance_prep.source.cutter import Cutter
+from tests.sources import parquet_bytes, plan_of, read, read_plan
+
+TEXTS = ["", "plain", "two\nlines", "日本語 🙂", "x" * 5000, "nul\0byte", *(f"row {i}" for i in range(300))]
+
+
+def jsonl(texts: list[Any]) -> bytes:
+    return b"".join(json.dumps({"id": i, "text": text}).encode() + b"\n" for i, text in enumerate(texts))
+
+
+def csv_bytes(texts: list[str]) -> bytes:
+    quoted = (text.replace('"', '""') for text in texts)
+    return b"id,text\n" + b"".join(f'{i},"{text}"\n'.encode() for i, text in enumerate(quoted))
+
+
+def write_arrow(path: Path, table: pa.Table, *, stream: bool) -> None:
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=100)
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
+def test_line_formats(tmp_path: Path, kind: str, compression: str) -> None:
+    pack = {
+        "": bytes,
+        ".gz": gzip.compress,
+        ".bz2": bz2.compress,
+        ".xz": lzma.compress,
+        # two frames, as parallel compressors write them
+        ".zst": lambda data: zstandard.compress(data[:1000]) + zstandard.compress(data[1000:]),
+    }[compression]
+    path = tmp_path / f"x{kind}{compression}"
+    path.write_bytes(pack(csv_bytes(TEXTS) if kind == ".csv" else jsonl(TEXTS)))
+    texts, tally, rejected = read(path)
+    assert texts == TEXTS
+    assert tally.ledger.rows_in == len(TEXTS)
+    assert not rejected
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_string_types(tmp_path: Path, kind: pa.DataType) -> None:
+    column = pa.array(TEXTS).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(TEXTS).cast(kind)
+    table = pa.table({"text": column})
+    write_arrow(tmp_path / "x.arrow", table, stream=False)
+    assert read(tmp_path / "x.arrow")[0] == TEXTS
+    write_arrow(tmp_path / "y.arrow", table, stream=True)
+    assert read(tmp_path / "y.arrow")[0] == TEXTS
+    if not pa.types.is_string_view(kind):
+        pq.write_table(table, tmp_path / "x.parquet")
+        assert read(tmp_path / "x.parquet")[0] == TEXTS
+
+
+def test_text_lines(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n\ntwo\rthree\n  four")
+    assert read(tmp_path / "x.txt")[0] == ["one", "", "", "two\rthree", "  four"]
+
+
+def test_json_array_and_spread_objects(tmp_path: Path) -> None:
+    records = [{"text": text, "n": i} for i, text in enumerate(TEXTS)]
+    (tmp_path / "a.json").write_text(json.dumps(records, indent=1))
+    (tmp_path / "b.json").write_text("\n".join(json.dumps(record, indent=1) for record in records))
+    assert read(tmp_path / "a.json")[0] == TEXTS
+    assert read(tmp_path / "b.json")[0] == TEXTS
+
+
+def test_json_array_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"text": "a"}, {"text": "b"}])[:-3])
+    with pytest.raises(BadFile, match=r"a\.json"):
+        read(tmp_path / "a.json")
+
+
+def test_lance(tmp_path: Path) -> None:
+    import lance
+
+    lance.write_dataset(pa.table({"n": range(len(TEXTS)), "text": TEXTS}), tmp_path / "x.lance")
+    plan = plan_of(tmp_path / "x.lance", filter="n >= 10")
+    lance.write_dataset(pa.table({"n": [1], "text": ["later"]}), tmp_path / "x.lance", mode="append")
+    batches, tally, _ = read_plan(plan)
+    assert [t for b in batches for t in b.columns.column(0).to_pylist()] == TEXTS[10:]
+    assert tally.ledger.filtered == 10
+
+
+def test_nulls_stay(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": null}\n{"id": 3}\n{"text": "a"}\n')
+    assert read(tmp_path / "x.jsonl")[0] == [None, None, "a"]
+    (tmp_path / "x.parquet").write_bytes(parquet_bytes({"text": [None, "a", None]}))
+    assert read(tmp_path / "x.parquet")[0] == [None, "a", None]
+
+
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_bad_json_lines_are_rejected(tmp_path: Path, compression: str) -> None:
+    lines = [b'{"text": "a"}', b"nonsense", b"", b'{"text": 5}', b"null", b"[1]", b'{"text": "\xff"}', b'{"text": "b"}']
+    # pyarrow's parser crashes on such nulls; and this one is only text
+    lines += [b'{"text": "c"} null', b'{"text": "} null"}']
+    data = b"\n".join(lines) + b"\n"
+    path = tmp_path / f"x.jsonl{compression}"
+    path.write_bytes(gzip.compress(data) if compression else data)
+    texts, tally, rejected = read(path)
+    assert texts == ["a", "b", "} null"]
+    assert tally.ledger.rows_in == 9
+    reasons = ["invalid JSON", "column text is not string", "not a JSON object", "not a JSON object", "invalid UTF-8"]
+    assert [r.reason for r in rejected] == [*reasons, "invalid JSON"]
+    assert all(data[r.position :].startswith(r.data) and r.unit == "byte" for r in rejected)
+
+
+def test_bad_csv_rows_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('id,text\n1,a\n2,b,c\n3\n4,"d\ne"\n5\n')
+    batches, tally, rejected = read_plan(plan_of(tmp_path / "x.csv"))
+    assert [t for b in batches for t in b.columns.column(0).to_pylist()] == ["a", "d\ne"]
+    assert [int(row) for b in batches for row in b.rows] == [0, 3]
+    assert [(r.position, r.reason) for r in rejected] == [
+        (1, "too many fields"),
+        (2, "too few fields"),
+        (4, "too few fields"),
+    ]
+    assert tally.ledger.rows_in == 5
+
+
+def bad_utf8(rows: dict[int, bytes], count: int) -> pa.Array:
+    return pa.array([rows.get(i, f"row {i}".encode()) for i in range(count)], pa.binary()).view(pa.string())
+
+
+def test_invalid_utf8_rows_are_rejected(tmp_path: Path) -> None:
+    # the two halves of one character, in neighbouring rows: together they are UTF-8, alone they are not
+    rows = {7: b"\xff", 500: b"a\xe2", 501: b"\x82\xac"}
+    pq.write_table(pa.table({"text": bad_utf8(rows, 1000)}), tmp_path / "x.parquet", row_group_size=300)
+    texts, tally, rejected = read(tmp_path / "x.parquet", batch_size=64)
+    assert len(texts) == 997
+    assert [(r.position, r.data) for r in rejected] == list(rows.items())
+    assert tally.ledger.reasons == {"invalid UTF-8": 3}
+    (tmp_path / "x.txt").write_bytes(b"good\nb\xffd\ngood\n")
+    texts, _, rejected = read(tmp_path / "x.txt")
+    assert texts == ["good", "good"]
+    assert [(r.position, r.unit, r.data) for r in rejected] == [(5, "byte", b"b\xffd")]
+
+
+def test_strict_stops(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\nbad\n')
+    plan = plan_of(tmp_path / "x.jsonl")
+
+    def refuse(rejected: Rejected) -> None:
+        raise RowRejected(rejected.reason)
+
+    with pytest.raises(RowRejected):
+        list(read_shard(plan, plan.shards[0], Tally(on_reject=refuse)))
+
+
+def test_every_row_rejected(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n' + b"bad\n" * 5000)
+    texts, tally, rejected = read(tmp_path / "x.jsonl")
+    assert texts == ["a"]
+    assert tally.ledger.rejected == len(rejected) == 5000
+
+
+def test_very_long_lines(tmp_path: Path) -> None:
+    long = "x" * (30 << 20)
+    (tmp_path / "x.jsonl").write_bytes(jsonl(["a", long, "b"]))
+    assert read(tmp_path / "x.jsonl")[0] == ["a", long, "b"]
+    (tmp_path / "x.csv").write_bytes(csv_bytes(["a", long, "b"]))
+    assert read(tmp_path / "x.csv")[0] == ["a", long, "b"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lines=st.lists(st.sampled_from([b"a", b"", b"longer line", b"\r"]), max_size=20),
+    last=st.sampled_from([b"", b"\n"]),
+    edges=st.lists(st.integers(0, 120), max_size=4),
+)
+def test_byte_ranges_split_lines_once(
+    tmp_path_factory: pytest.TempPathFactory, lines: Any, last: bytes, edges: Any
+) -> None:
+    data = b"\n".join(lines) + last
+    path = tmp_path_factory.mktemp("lines") / "x.txt"
+    path.write_bytes(data or b"\n")
+    plan = plan_of(path)
+    whole = [t for b in read_plan(plan)[0] for t in b.columns.column(0).to_pylist()]
+    size = len(data or b"\n")
+    cuts = sorted({0, size, *(min(edge, size) for edge in edges)})
+    shards = [Shard(i, (Part(0, a, b),), b - a) for i, (a, b) in enumerate(itertools.pairwise(cuts))]
+    cut = Plan(plan.recipe, plan.source, plan.files, tuple(shards), plan.schema, plan.read_schema)
+    assert [t for b in read_plan(cut)[0] for t in b.columns.column(0).to_pylist()] == whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(st.one_of(st.none(), st.text(max_size=20)), min_size=1, max_size=120),
+    row_group_size=st.integers(1, 50),
+    batch_size=st.integers(1, 40),
+    threshold=st.integers(0, 120),
+)
+def test_batches_do_not_depend_on_row_groups(
+    tmp_path_factory: pytest.TempPathFactory, texts: Any, row_group_size: int, batch_size: int, threshold: int
+) -> None:
+    path = tmp_path_factory.mktemp("groups") / "x.parquet"
+    columns = {"text": pa.array(texts, pa.string()), "n": list(range(len(texts)))}
+    path.write_bytes(parquet_bytes(columns, row_group_size=row_group_size))
+    batches, tally, _ = read_plan(plan_of(path, batch_size=batch_size, columns=("n",), filter=f"n >= {threshold}"))
+    kept = list(range(min(threshold, len(texts)), len(texts)))
+    expected = [kept[at : at + batch_size] for at in range(0, len(kept), batch_size)]
+    assert [batch.rows.tolist() for batch in batches] == expected
+    assert [batch.columns.column("n").to_pylist() for batch in batches] == expected
+    assert [t for b in batches for t in b.columns.column("text").to_pylist()] == texts[threshold:]
+    assert tally.ledger.filtered == min(threshold, len(texts))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(0, 30), max_size=60), cuts=st.lists(st.integers(0, 60), max_size=6))
+def test_batches_close_at_their_bytes(sizes: list[int], cuts: list[int]) -> None:
+    """The same batches as a loop over the rows makes, however the rows come in."""
+    expected: list[int] = []
+    rows = held = 0
+    for size in sizes:
+        rows, held = rows + 1, held + size
+        if rows == 7 or held >= 64:
+            expected.append(rows)
+            rows = held = 0
+    column = pa.array(["x" * size for size in sizes], pa.large_string())
+    whole = pa.RecordBatch.from_arrays([column], ["text"])
+    cutter = Cutter(7, 64)
+    edges = sorted({0, len(sizes), *(min(cut, len(sizes)) for cut in cuts)})
+    deliveries = []
+    for start, stop in itertools.pairwise(edges):
+        deliveries += cutter.add(row_chunk(whole.slice(start, stop - start), start, start))
+    deliveries += cutter.finish()
+    assert [len(d.batch.rows) for d in deliveries if d.batch] == expected + ([rows] if rows else [])
+
+
+@pytest.mark.parametrize(
+    ("where", "keep"),
+    [
+        ("n = 3", lambda n, s: n == 3),
+        ("n != 3", lambda n, s: n is not None and n != 3),
+        ("not (n < 3 or n > 5)", lambda n, s: n is not None and 3 <= n <= 5),
+        ("n in (1, 2, 99)", lambda n, s: n in (1, 2)),
+        ("n not in (1, 2)", lambda n, s: n is not None and n not in (1, 2)),
+        ("n between 2 and 4", lambda n, s: n is not None and 2 <= n <= 4),
+        ("n not between 2 and 4", lambda n, s: n is not None and not 2 <= n <= 4),
+        ("n is null", lambda n, s: n is None),
+        ("n is not null and s.lang = 'en'", lambda n, s: n is not None and s == "en"),
+        ("s.lang like 'd%'", lambda n, s: s == "de"),
+        ("s.lang not like 'd%'", lambda n, s: s == "en"),
+        ("n > 2.5", lambda n, s: n is not None and n > 2.5),
+        ("5 >= n", lambda n, s: n is not None and n <= 5),
+        ("n = -1 or s.lang = 'en' and n < 4", lambda n, s: n is not None and s == "en" and n < 4),
+    ],
+)
+def test_filters_follow_sql(tmp_path: Path, where: str, keep: Any) -> None:
+    numbers = [None if i % 10 == 9 else i % 10 for i in range(40)]
+    langs = [{"lang": "en" if i % 3 else "de"} for i in range(40)]
+    columns = {"text": [str(i) for i in range(40)], "n": numbers, "s": langs}
+    (tmp_path / "x.parquet").write_bytes(parquet_bytes(columns, row_group_size=5))
+    texts, tally, _ = read(tmp_path / "x.parquet", filter=where)
+    assert texts == [str(i) for i in range(40) if keep(numbers[i], langs[i]["lang"])]
+    assert tally.ledger.rows_in == 40
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pa.table(columns).to_pylist()))
+    assert read(tmp_path / "x.jsonl", filter=where)[0] == texts
+
+
+def test_template(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"q": "why", "a": "so", "n": 0}\n{"q": null, "a": "x", "n": 1}\n')
+    texts, _, rejected = read(
+        tmp_path / "x.jsonl", template="{{ q }}: {{ a }}{{ 1 / (1 - n) if n else '' }}", columns=("n",)
+    )
+    assert texts == ["why: so"]
+    assert [r.reason for r in rejected] == ["the template fails: ZeroDivisionError"]
+
+
+def test_changed_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "a"}\n')
+    plan = plan_of(path)
+    path.write_bytes(b'{"text": "longer"}\n')
+    with pytest.raises(SourceChanged, match=r"19 bytes.*14 bytes"):
+        read_plan(plan)
+    path.unlink()
+    with pytest.raises(SourceChanged, match="gone"):
+        read_plan(plan)
+
+
+@pytest.mark.parametrize("compression", [".gz", ".zst", ".bz2", ".xz"])
+def test_compressed_file_cut_short(tmp_path: Path, compression: str) -> None:
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[compression]
+    data = pack(jsonl([str(i) * 7 for i in range(30_000)]))
+    path = tmp_path / f"x.jsonl{compression}"
+    path.write_bytes(data[:-20])
+    with pytest.raises(BadFile):
+        read(path)
+
+
+def test_closing_ends_the_thread(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_bytes(jsonl(TEXTS * 50))
+    plan = plan_of(tmp_path / "x.jsonl", batch_size=16)
+    tally = Tally()
+    reader = read_shard(plan, plan.shards[0], tally)
+    next(reader)
+    reader.close()  # type: ignore[attr-defined]
+    assert tally.ledger.rows_in == 16
+    assert not [thread for thread in threading.enumerate() if thread.name == "lance-prep-read"]
