@@ -28,9 +28,9 @@ def read_jsonl(job: PartJob) -> Iterator[Chunk]:
     parser = _Parser(job)
     first = job.first
     for offset, block in line_blocks(job):
-        for chunk in parser.read(offset, block, first):
-            first = chunk.end
-            yield chunk
+        chunk = parser.read(offset, block, first)
+        first = chunk.end
+        yield chunk
 
 
 class _Parser:
@@ -38,15 +38,14 @@ class _Parser:
         self._job = job
         self._schema = job.plan.read_schema
 
-    def read(self, offset: int, block: bytes, first: int) -> Iterator[Chunk]:
+    def read(self, offset: int, block: bytes, first: int) -> Chunk:
         batch = self._parse(block, self._schema)
         if batch is not None and len(batch) == block.count(b"\n") + (not block.endswith(b"\n")):
             # Positions are of use for rejected rows alone, and what is rejected later is no line of this block.
             rows = np.arange(first, first + len(batch), dtype=np.uint64)
             positions = np.full(len(batch), offset, np.int64)
-            yield Chunk(batch, rows, positions, "byte", first + len(batch))
-            return
-        yield self._sorted_out(_lines_of(offset, block), first)
+            return Chunk(batch, rows, positions, "byte", first + len(batch))
+        return self._sorted_out(_lines_of(offset, block), first)
 
     def _sorted_out(self, lines: list[Line], first: int) -> Chunk:
         """The same for lines of which some are bad: those that are no JSON object go, then ever smaller pieces."""
@@ -86,7 +85,7 @@ class _Parser:
         """The objects in some lines, or None where one of them is bad. `objects`: each line is known to be one."""
         import pyarrow.json as pj
 
-        if len(data) > _LONGEST or (_DEADLY.search(data) and not _all_objects(data)) or not is_utf8(data):
+        if len(data) > _LONGEST or not (objects or (is_utf8(data) and _DEADLY.search(data) is None)):
             return None
         parse = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         read = pj.ReadOptions(use_threads=False, block_size=max(len(data) + 1, 1024))
