@@ -14,6 +14,7 @@ Each imports only from lines above it, and of the rest of the package `errors` a
 
 from lance_prep.train.collate import pad_collate, varlen_collate
 from lance_prep.train.dataset import LanceDataset
+from lance_prep.train.loader import TokenLoader
 from lance_prep.train.permutation import KeyedPermutation
 from lance_prep.train.sampler import TakeSampler
 
@@ -21,6 +22,7 @@ __all__ = [
     "KeyedPermutation",
     "LanceDataset",
     "TakeSampler",
+    "TokenLoader",
     "pad_collate",
     "varlen_collate",
 ]

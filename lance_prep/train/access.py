@@ -88,7 +88,7 @@ class Facts:
 
 
 class LanceHandle:
-    """The dataset open in this process; after a fork the child opens its own, for Lance's threads do not survive one."""
+    """The dataset, open in this process: a forked child opens its own, for Lance's threads do not survive a fork."""
 
     def __init__(self, options: ReadOptions) -> None:
         self._options = options

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,27 @@ from lance_prep.train.access import (
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.permutation import IndexArray
 from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
-from lance_prep.train.views import BlockView, RecordView, RowView, StreamView, View, read_columns
+from lance_prep.train.views import BlockView, Mask, RecordView, RowView, StreamView, View, read_columns
 
 #: Columns that are numbers of ours and not kept values: given as tensors.
 _NUMBERS = ("num_tokens", "doc_id")
 
 #: A local ragged dataset whose files are not flat gets a flat copy of its tokens, up to this size.
 CACHE_BYTES = 4 << 30
+
+
+class Origin(NamedTuple):
+    """Where a sample comes from.
+
+    Attributes:
+        source: the dataset.
+        row: its row in which the sample begins.
+        document: that row's `doc_id`: shard << 40 | row of the source; None for raw rows.
+    """
+
+    source: str
+    row: int
+    document: int | None
 
 
 class LanceDataset(Dataset[dict[str, Any]]):
@@ -146,6 +160,13 @@ class LanceDataset(Dataset[dict[str, Any]]):
         return self._read.uri
 
     @property
+    def read_rows(self) -> int:
+        """How many samples are best read at once: 64 K tokens of maps, which fit a cache; 2,048 rows by `take`."""
+        if self.access.way == "take":
+            return 2048
+        return max(1, (64 * 1024) // max(1, int(self.mean_tokens)))
+
+    @property
     def mean_tokens(self) -> float:
         """Tokens a sample, padding aside, on average; 1.0 for `raw`."""
         view = self._open()
@@ -159,8 +180,8 @@ class LanceDataset(Dataset[dict[str, Any]]):
             return float(self._block_size or 0)
         return index.tokens / max(index.rows, 1)
 
-    def identity(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to go on with this dataset."""
+    def identity(self, position: int = 0) -> dict[str, Any]:
+        """What must be equal for a checkpoint to go on with this dataset (at any position)."""
         return {
             "content_hash": self.facts.content_hash,
             "version": self.version,
@@ -200,39 +221,38 @@ class LanceDataset(Dataset[dict[str, Any]]):
         """
         view = self._open()
         array = np.asarray(indices, dtype=np.int64).reshape(-1)
+        padding = None
         if array.size:
-            low, high, size = int(array.min()), int(array.max()), len(view)
-            if high >= size or (low < -size and low != PAD_ROW):
-                raise IndexError(f"index {high if high >= size else low} of a dataset of {size} samples")
-            if low < 0:
-                outside = (array < -size) & (array != PAD_ROW)
-                if outside.any():
-                    raise IndexError(f"index {array[outside][0]} of a dataset of {size} samples")
-                array = np.where((array < 0) & (array != PAD_ROW), array + size, array)
-        batch = view.read(array)
+            low, high = array.min(), array.max()
+            if low < 0 or high >= len(view):
+                array, padding = _normalised(array, len(view))
+        batch = view.read(array, padding)
         if self._columns is not None and not isinstance(view, RecordView):
-            self._add_columns(batch, view, array)
+            self._add_columns(batch, view, array, padding)
         return batch
 
     #: torch fetches a batch in one call.
     __getitems__ = take
 
-    def _add_columns(self, batch: Batch, view: View, indices: IndexArray) -> None:
-        padding = indices == PAD_ROW
-        values = read_columns(self._lance(), view.row_of(np.where(padding, 0, indices)), list(self._columns or ()))
-        for name, column in values.items():
-            kept = [None if pad else value for value, pad in zip(column, padding.tolist(), strict=True)]
-            batch.lists[name] = [0 if v is None else v for v in kept] if name in _NUMBERS else kept
-        for name in _NUMBERS:
-            if name in batch.lists and batch.offsets is None:
-                batch.tensors[name] = torch.tensor(batch.lists.pop(name), dtype=torch.int64)
+    def _add_columns(self, batch: Batch, view: View, indices: IndexArray, padding: Mask | None) -> None:
+        values = read_columns(self._lance(), view.row_of(indices), list(self._columns or ()))
+        for name, found in values.items():
+            empty = 0 if name in _NUMBERS else None
+            skip = [False] * len(found) if padding is None else padding.tolist()
+            column = [empty if pad else value for value, pad in zip(found, skip, strict=True)]
+            if name in _NUMBERS and batch.offsets is None:
+                batch.tensors[name] = torch.tensor(column, dtype=torch.int64)
+            else:
+                batch.lists[name] = column
 
-    def documents(self, indices: IndexArray) -> IndexArray:
-        """`doc_id` of the row where each sample begins: shard << 40 | source row. int64; -1 for padding."""
-        padding = indices == PAD_ROW
-        rows = self._open().row_of(np.where(padding, 0, indices))
-        found = np.array(read_columns(self._lance(), rows, ["doc_id"])["doc_id"], np.int64)
-        return np.where(padding, -1, found)
+    def where(self, indices: IndexArray) -> list[Origin]:
+        """Where samples come from; padding samples come from nowhere and are left out."""
+        indices = indices[indices != PAD_ROW]
+        rows = self._open().row_of(indices)
+        documents: list[Any] = [None] * len(rows)
+        if "doc_id" in self.facts.columns and len(rows):
+            documents = read_columns(self._lance(), rows, ["doc_id"])["doc_id"]
+        return [Origin(self.uri, row, doc) for row, doc in zip(rows.tolist(), documents, strict=True)]
 
     # Text.
 
@@ -308,3 +328,17 @@ class LanceDataset(Dataset[dict[str, Any]]):
                 "columns= with a stream of rows", "a sample holds many rows: leave block_size or columns out"
             )
         return StreamView(reader, reader.tokens, options, self._block_size)
+
+
+def _normalised(indices: IndexArray, size: int) -> tuple[IndexArray, Mask | None]:
+    """Indices as 0..size-1, and which of them mean a sample that is all padding (those are 0), None for none.
+
+    Raises:
+        IndexError: one is out of range.
+    """
+    padding = indices == PAD_ROW
+    bad = ((indices < -size) & ~padding) | (indices >= size)
+    if bad.any():
+        raise IndexError(f"index {indices[bad][0]} of a dataset of {size} samples")
+    indices = np.where(padding, 0, np.where(indices < 0, indices + size, indices))
+    return indices, padding if padding.any() else None

@@ -169,7 +169,7 @@ def _row_offsets(dataset: Any) -> IndexArray:
 def _store(cache: Cache, index: Index) -> None:
     pages = index.pages
     empty = np.empty(0, np.int64)
-    arrays = {
+    arrays: dict[str, Any] = {
         "file_of": empty if pages is None else pages.file,
         "position": empty if pages is None else pages.position,
         "count": empty if pages is None else pages.count,

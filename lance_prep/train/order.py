@@ -62,6 +62,7 @@ class Order:
         locality: rows in a run that stays together on disk, or None. Runs are permuted whole, then rows inside a
             window of `window` runs: for object stores, where a run is one request.
         window: runs in a window.
+        endless: epoch e is the samples `e * n` and on, not those of epoch 0 once more (a mixture's).
 
     Raises:
         UsageError: a value that makes no sense, or an epoch of no step.
@@ -74,6 +75,7 @@ class Order:
     shuffle: bool = True
     locality: int | None = None
     window: int = 16
+    endless: bool = False
 
     def __post_init__(self) -> None:
         if self.n < 1:
@@ -119,6 +121,8 @@ class Order:
             position %= self.n
         order = self.positions(epoch)
         found = position if order is None else order[position]
+        if self.endless:
+            found = found + epoch * self.n
         if some_over and self.tail == "pad":
             found[over] = PAD_ROW
         return found

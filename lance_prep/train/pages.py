@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class NotFlat(Exception):  # noqa: N818 (an answer, not a failure: `str()` says why)
+class NotFlat(Exception):
     """The column cannot be memory-mapped."""
 
 

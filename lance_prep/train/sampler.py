@@ -13,7 +13,7 @@ from lance_prep.errors import UsageError
 from lance_prep.train.order import Order, Share, Tail, even_split
 
 #: Positions computed at once: numpy's cost a call (80 us) vanishes, the memory (32 KB) stays nothing.
-_AT_ONCE = 4096
+AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def make_order(
     n = data if isinstance(data, int) else len(data)
     if shuffle is None:
         # A mixture is in shuffled order already; a second shuffle would undo its shares.
-        shuffle = not getattr(data, "ordered", False)
-    return Order(n, global_batch_size, seed, tail or "drop", shuffle, locality, window)
+        shuffle = not getattr(data, "endless", False)
+    endless = bool(getattr(data, "endless", False))
+    return Order(n, global_batch_size, seed, tail or "drop", shuffle, locality, window, endless)
 
 
 class TakeSampler(Sampler[list[int]]):
@@ -144,8 +145,6 @@ class TakeSampler(Sampler[list[int]]):
             raise UsageError(f"start_step={start_step} of an epoch of {self.order.steps} steps", "see len(sampler)")
         self.epoch = epoch
         self.start_step = start_step
-        #: An infinite order goes on from epoch to epoch (a mixture's); any other begins anew.
-        self._base = bool(getattr(data, "ordered", False))
 
     @property
     def batch_size(self) -> int:
@@ -169,12 +168,8 @@ class TakeSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         step, self.start_step = self.start_step, 0
         epoch, steps = self.epoch, self.order.steps
-        at_once = max(1, _AT_ONCE // len(self._share))
-        base = epoch * self.order.n if self._base else 0
+        at_once = max(1, AT_ONCE // len(self._share))
         while step < steps:
             some = min(at_once, steps - step)
-            found = self.order.indices(epoch, step, some, self._share)
-            if base:
-                found[found >= 0] += base
-            yield from found.tolist()
+            yield from self.order.indices(epoch, step, some, self._share).tolist()
             step += some

@@ -50,6 +50,12 @@ class SampleOptions:
     eos_id: int | None = None
     pad_id: int = 0
 
+    @property
+    def plain(self) -> bool:
+        """Nothing but `input_ids` and perhaps equal labels."""
+        rest = (self.attention_mask, self.position_ids, self.document_ids, self.mask_boundaries)
+        return self.labels != "shifted" and not any(rest)
+
     def __post_init__(self) -> None:
         if self.labels not in ("same", "shifted", None):
             raise UsageError(f"labels={self.labels!r}", "labels is 'same', 'shifted' or None")
@@ -116,7 +122,7 @@ class Batch(Sequence[Sample]):
             if step != 1:
                 raise UsageError(f"a batch cannot be cut in steps of {step}", "slice it in steps of 1")
             return self._cut(start, max(start, stop))
-        i = range(len(self))[key]
+        i = range(self._count)[key]
         return self._sample(i, {k: t[self._span(i)] for k, t in self.tensors.items()})
 
     def __iter__(self) -> Iterator[Sample]:
@@ -124,7 +130,7 @@ class Batch(Sequence[Sample]):
             rows = {k: t.unbind(0) for k, t in self.tensors.items()}
         else:
             sizes = np.diff(self.offsets).tolist()
-            rows = {k: t.split(sizes) for k, t in self.tensors.items()}
+            rows = {k: torch.split(t, sizes) for k, t in self.tensors.items()}
         for i in range(len(self)):
             yield self._sample(i, {k: r[i] for k, r in rows.items()})
 
@@ -132,10 +138,8 @@ class Batch(Sequence[Sample]):
         return i if self.offsets is None else slice(int(self.offsets[i]), int(self.offsets[i + 1]))
 
     def _sample(self, i: int, tensors: dict[str, Any]) -> Sample:
-        if self.valid is not None:
-            valid = int(self.valid[i])
-        else:
-            valid = len(tensors["input_ids"]) if tensors else 0
+        whole = len(tensors["input_ids"]) if tensors else 0
+        valid = whole if self.valid is None else int(self.valid[i])
         return Sample(tensors | {k: v[i] for k, v in self.lists.items()}, self.options, valid)
 
     def _cut(self, start: int, stop: int) -> Batch:
@@ -193,13 +197,6 @@ def annotate(
         int64 `[tokens]` each: `input_ids`, and what `options` asks for.
     """
     out = {"input_ids": ids}
-    if (
-        options.labels == "same"
-        and valid is None
-        and not (options.mask_boundaries or options.attention_mask or _wants_documents(options))
-    ):
-        out["labels"] = ids.clone()  # the common case, which at 8 samples a batch has 20 us in all
-        return out
     lengths = np.diff(starts)
     valid = lengths if valid is None else valid
     padding = _padding(starts, lengths, valid)

@@ -30,6 +30,9 @@ class TokenSource(Protocol):
     def pieces(self, rows: IndexArray, begins: IndexArray, lengths: IndexArray) -> Tokens:
         """Runs of tokens within rows, end to end: `[sum(lengths)]`."""
 
+    def blocks(self, rows: IndexArray, size: int) -> Tokens:
+        """Whole rows of `size` tokens each: `[len(rows), size]`."""
+
     def windows(self, starts: IndexArray, length: int) -> Tokens:
         """`[len(starts), length]`: from each token of the flat column on, rows laid end to end.
 
@@ -63,7 +66,8 @@ class MappedTokens:
 
     All maps are read through one array that spans their addresses, so that a batch from many files is one
     fancy index (0.9 of a gather from a single array) and not a loop over files. Only addresses computed from the
-    page table are ever touched: between the maps the array covers memory that is not there.
+    page table are ever touched: between the maps the array covers memory that is not there. So what is asked for must
+    lie within the column; `LanceDataset.take` checks that, once a batch, and opening that the column is whole.
 
     Args:
         root: the directory that holds the files.
@@ -108,27 +112,41 @@ class MappedTokens:
 
     def _place(self, tokens: IndexArray) -> IndexArray:
         if len(self._shift) == 1:
-            return tokens + self._shift[0]
-        return tokens + self._shift[self._page(tokens)]
+            place: IndexArray = tokens + self._shift[0]
+        else:
+            place = tokens + self._shift[self._page(tokens)]
+        return place
 
     def _page(self, tokens: IndexArray) -> IndexArray:
-        return np.searchsorted(self._first, tokens, side="right") - 1
+        # The last of pages that begin at the same token: those before it are empty.
+        page: IndexArray = self._first.searchsorted(tokens, side="right") - 1
+        return page
+
+    def _windows_at(self, length: int) -> Tokens:
+        """Every run of `length` tokens in the span; to be indexed by place, which copies the runs asked for.
+
+        By `view[place]` only: `np.take` would first copy the whole overlapping view.
+        """
+        view = self._views.get(length)
+        return view if view is not None else self._views.setdefault(length, self._view(length))
+
+    def blocks(self, rows: IndexArray, size: int) -> Tokens:
+        # Rows of blocks never go over the end of a page.
+        found: Tokens = self._windows_at(size)[self._place(rows * size)]
+        return found
 
     def windows(self, starts: IndexArray, length: int) -> Tokens:
-        self._check(starts, starts)
+        view = self._windows_at(length)
         ends = starts + length
-        page = self._page(starts) if len(self._shift) > 1 else np.zeros(len(starts), np.int64)
-        over = np.flatnonzero(ends > self._first[page + 1])
-        view = self._views.get(length)
-        if view is None:
-            view = self._views.setdefault(length, self._view(length))
+        page = self._page(starts)
         place = starts + self._shift[page]
-        # Fancy indexing copies rows; `take` would first copy the whole overlapping view.
-        if not over.size:
-            return view[place]
-        out = np.zeros((len(starts), length), self._dtype)
         inside = ends <= self._first[page + 1]
+        if inside.all():
+            whole: Tokens = view[place]
+            return whole
+        out: Tokens = np.zeros((len(starts), length), self._dtype)
         out[inside] = view[place[inside]]
+        over = np.flatnonzero(~inside)
         for i in over.tolist():  # a window over the end of a page: one in thousands
             start, end = int(starts[i]), min(int(ends[i]), len(self))
             out[i, : end - start] = self._run(start, end)
@@ -143,22 +161,13 @@ class MappedTokens:
             shift = int(self._shift[page])
             parts.append(self._flat[start + shift : stop + shift])
             start = stop
-        return np.concatenate(parts) if parts else np.empty(0, self._dtype)
+        whole: Tokens = np.concatenate(parts).astype(self._dtype, copy=False)
+        return whole
 
     def pieces(self, rows: IndexArray, begins: IndexArray, lengths: IndexArray) -> Tokens:
         starts = self._row_start(rows) + begins
-        self._check(starts[lengths > 0], (starts + lengths - 1)[lengths > 0])
-        if len(self._shift) == 1:
-            return self._flat[np.repeat(starts + self._shift[0], lengths) + ragged_arange(lengths)]
-        return self._flat[self._place(np.repeat(starts, lengths) + ragged_arange(lengths))]
-
-    def _check(self, first: IndexArray, last: IndexArray) -> None:
-        # Outside of the table lies memory that is not ours.
-        if first.size and (int(first.min()) < 0 or int(last.max()) >= len(self)):
-            raise DatasetError(
-                f"tokens {int(first.min())} to {int(last.max())} of {len(self)} were asked for",
-                "the index cache does not fit the dataset: delete its _lance_prep/cache",
-            )
+        found: Tokens = self._flat[self._place(np.repeat(starts, lengths) + ragged_arange(lengths))]
+        return found
 
 
 def _map_file(path: Path) -> Any:
@@ -184,6 +193,12 @@ class TakeTokens:
 
     def __init__(self, open_dataset: Callable[[], Any]) -> None:
         self._open = open_dataset
+
+    def blocks(self, rows: IndexArray, size: int) -> Tokens:
+        unique, inverse = np.unique(rows, return_inverse=True)
+        tokens, _ = self._rows(unique)
+        found: Tokens = tokens.reshape(-1, size)[inverse]
+        return found
 
     def windows(self, starts: IndexArray, length: int) -> Tokens:
         raise NotImplementedError("rows read by take do not lie end to end")

@@ -10,15 +10,17 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from lance_prep.errors import UsageError
 from lance_prep.train.access import Reader
-from lance_prep.train.order import PAD_ROW
 from lance_prep.train.permutation import IndexArray
 from lance_prep.train.samples import IGNORE, Batch, SampleOptions, annotate
 from lance_prep.train.tokens import Tokens, TokenSource, ragged_arange
+
+Mask = npt.NDArray[np.bool_]
 
 
 class View(Protocol):
@@ -26,8 +28,8 @@ class View(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: IndexArray) -> Batch:
-        """The samples at indices 0..len-1, in any order and number; `PAD_ROW` gives one that is all padding."""
+    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
+        """The samples at indices 0..len-1, in any order and number; where `padding` (bool), all padding instead."""
 
     def row_of(self, indices: IndexArray) -> IndexArray:
         """The live row of the dataset where each sample begins."""
@@ -43,14 +45,19 @@ def _fixed_batch(
 ) -> Batch:
     """A batch of samples of `size` tokens from `[samples, size or more]` tokens."""
     count = len(tokens)
-    # One conversion a batch; numpy's is the faster one below 64 rows, and torch's runs threads above.
-    cut = tokens[:, :size]
-    ids = torch.from_numpy(cut).to(torch.int64) if count >= 128 else torch.from_numpy(cut.astype(np.int64))
+    # One conversion a batch, by numpy: torch runs two threads from 32 K elements on, and where another process wants
+    # the second core they wait for each other: 8 Mtok/s instead of 600 were seen.
+    ids = tokens[:, :size].astype(np.int64)
     if valid is not None and not (valid < size).any():
         valid = None
+    if valid is None and options.plain:  # 8 samples are read in 20 us: the ways below would double that
+        tensors = {"input_ids": torch.from_numpy(ids)}
+        if options.labels is not None:
+            tensors["labels"] = torch.from_numpy(ids.copy())
+        return Batch(tensors, {}, count, options)
     starts = np.arange(0, (count + 1) * size, size, dtype=np.int64)
     flat = annotate(
-        ids.contiguous().view(-1),
+        torch.from_numpy(ids.reshape(-1)),
         starts,
         options,
         valid=valid,
@@ -59,21 +66,16 @@ def _fixed_batch(
     return Batch({k: v.view(count, size) for k, v in flat.items()}, {}, count, options, valid=valid)
 
 
-def _real(indices: IndexArray) -> tuple[IndexArray, IndexArray | None]:
-    """Indices with padding samples replaced by sample 0, and which those are (None: none)."""
-    if not len(indices) or int(indices.min()) != PAD_ROW:
-        return indices, None
-    padding = indices == PAD_ROW
-    return np.where(padding, 0, indices), padding
-
-
 class BlockView:
     """`blocks`: a row is a sample."""
 
     def __init__(self, reader: Reader, source: TokenSource, options: SampleOptions, block_size: int) -> None:
         assert reader.index is not None
         self._reader, self._source, self._options, self._size = reader, source, options, block_size
-        self._short, self._short_tokens = reader.index.short, reader.index.short_tokens
+        self._short = reader.index.short
+        # One more, so that what lies behind the last is looked up too, and is none.
+        self._short_or_none = np.append(self._short, -1)
+        self._short_tokens = np.append(reader.index.short_tokens, block_size)
 
     def __len__(self) -> int:
         return self._reader.rows
@@ -81,18 +83,13 @@ class BlockView:
     def row_of(self, indices: IndexArray) -> IndexArray:
         return self._reader.live(indices)
 
-    def read(self, indices: IndexArray) -> Batch:
-        indices, padding = _real(indices)
+    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
         rows = self._reader.live(indices)
         size = self._size
-        if self._source.contiguous:
-            tokens = self._source.windows(rows * size, size)
-        else:
-            zeros = np.zeros(len(rows), np.int64)
-            tokens = self._source.pieces(rows, zeros, zeros + size).reshape(-1, size)
+        tokens = self._source.blocks(rows, size)
         valid = self._valid(rows)
         if padding is not None:
-            tokens = np.where(padding[:, None], self._options.pad_id, tokens).astype(tokens.dtype)
+            tokens[padding] = self._options.pad_id
             valid = np.where(padding, 0, size if valid is None else valid)
         return _fixed_batch(tokens, size, self._options, valid=valid)
 
@@ -100,8 +97,8 @@ class BlockView:
         """Real tokens of each row: all but the last of a shard are full."""
         if not self._short.size:
             return None
-        at = np.minimum(np.searchsorted(self._short, rows), self._short.size - 1)
-        found = self._short[at] == rows
+        at = self._short.searchsorted(rows)
+        found = self._short_or_none[at] == rows
         return np.where(found, self._short_tokens[at], self._size) if found.any() else None
 
 
@@ -130,8 +127,7 @@ class StreamView:
     def row_of(self, indices: IndexArray) -> IndexArray:
         return self._reader.live(np.searchsorted(self._offsets, indices * self._size, side="right") - 1)
 
-    def read(self, indices: IndexArray) -> Batch:
-        indices, padding = _real(indices)
+    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
         size = self._size
         starts = indices * size
         # The label of the last token is the first one of the next sample: read one more.
@@ -208,8 +204,7 @@ class RowView:
     def row_of(self, indices: IndexArray) -> IndexArray:
         return self._reader.live(indices)
 
-    def read(self, indices: IndexArray) -> Batch:
-        indices, padding = _real(indices)
+    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
         rows = self._reader.live(indices)
         lengths = self._offsets[rows + 1] - self._offsets[rows] - 1
         if padding is not None:
@@ -234,8 +229,8 @@ class RecordView:
     def row_of(self, indices: IndexArray) -> IndexArray:
         return self._reader.live(indices)
 
-    def read(self, indices: IndexArray) -> Batch:
-        if len(indices) and int(indices.min()) == PAD_ROW:
+    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
+        if padding is not None:
             raise UsageError("a raw record cannot be padding", "use tail='drop' or 'repeat'")
         lists = read_columns(self._open(), self._reader.live(indices), self._columns)
         return Batch({}, lists, len(indices), self._options)
