@@ -62,13 +62,13 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Entry point of `lance-prep`: runs a command and exits."""
-    _set_defaults()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns the exit code. Errors are printed as one line of what, one of what to do."""
+    _set_defaults()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from lance_prep.background import read_ahead
 from lance_prep.engine.finish import commit_build, unchanged_report
 from lance_prep.engine.local import default_workers, run_local
-from lance_prep.engine.output import Existing, inspect_output
+from lance_prep.engine.output import Existing, check_folder, inspect_output
 from lance_prep.engine.progress import Progress, Silent
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.schedule import Schedule
@@ -105,6 +105,7 @@ def build(
 def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     """Build a recipe into the dataset at `uri`. Raises as `build` does."""
     started = time.monotonic()
+    check_folder(uri)
     made = make_plan(recipe, storage_options=options.storage_options)
     spec = load_spec(made.recipe)
     job = BuildJob(

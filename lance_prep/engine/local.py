@@ -30,7 +30,8 @@ def run_local(job: BuildJob, schedule: Schedule, *, workers: int, progress: Prog
     job = replace(job, parallel_encode=at_once < workers)
     stop = threading.Event()
     reference = job.make_reference()
-    idle = [Worker(job, reference, progress, stop) for _ in range(at_once)]
+    disagreed = threading.Event()
+    idle = [Worker(job, reference, progress, stop, disagreed) for _ in range(at_once)]
     running: dict[Future[Receipt], Worker] = {}
     pool = ThreadPoolExecutor(at_once, thread_name_prefix="shard")
     try:

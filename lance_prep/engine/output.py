@@ -41,7 +41,6 @@ def inspect_output(job: BuildJob, *, overwrite: bool) -> Existing:
     """
     dataset = open_dataset(job.uri, storage_options=job.storage_options)
     if dataset is None:
-        _check_folder(job.uri)
         return Existing()
     if KEY not in (dataset.schema.metadata or {}):
         if overwrite:
@@ -53,13 +52,18 @@ def inspect_output(job: BuildJob, *, overwrite: bool) -> Existing:
     return existing
 
 
-def _check_folder(uri: str) -> None:
+def check_folder(uri: str) -> None:
+    """Refuse a path that holds something else, before anything is made there.
+
+    Raises:
+        OutputExists: it is a file, or a folder with other things in it.
+    """
     if not is_local(uri):
         return
     path = Path(uri)
     if path.is_file():
         raise OutputExists(f"{uri} is a file", "give another output with -o")
-    if path.is_dir() and any(path.iterdir()) and not (path / FOLDER).is_dir():
+    if path.is_dir() and any(path.iterdir()) and not any((path / known).is_dir() for known in (FOLDER, "_versions")):
         raise OutputExists(f"{uri} is a folder with other things in it", "give another output with -o")
 
 

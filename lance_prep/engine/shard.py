@@ -80,12 +80,14 @@ class Worker:
         reference: shared by the workers of a process, which saves 60 MB each; None for `raw`.
         progress: told of each batch.
         stop: set to make the shard in work end with `Interrupted`.
+        disagreed: set once the user was warned that the fast backend disagrees with the reference.
     """
 
     job: BuildJob
     reference: ReferenceEncoder | None
     progress: Progress = field(default_factory=Silent)
     stop: threading.Event = field(default_factory=threading.Event)
+    disagreed: threading.Event = field(default_factory=threading.Event)
     _encoder: Encoder | None = field(default=None, init=False)
 
     def build_shard(self, shard: Shard, limit: int | None) -> Receipt:
@@ -100,7 +102,9 @@ class Worker:
         try:
             return self._attempt(shard, limit, by_reference=False)
         except BackendDisagrees as error:
-            self.progress.warned(f"shard {shard.index}: {error}; {error.advice}")
+            if not self.disagreed.is_set():
+                self.disagreed.set()
+                self.progress.warned(f"shard {shard.index}: {error}; {error.advice}, and so is each other one like it")
             return self._attempt(shard, limit, by_reference=True)
 
     def rows(

@@ -168,10 +168,16 @@ def load_reference(file: bytes, name: str = "the tokenizer") -> Tokenizer:
     """
     try:
         tokenizer = Tokenizer.from_buffer(file)
-    except Exception as error:  # tokenizers raises bare Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, and its panics are BaseExceptions
         raise TokenizerError(
             f"{name} is not a tokenizer file: {error}", "give a tokenizer.json of the tokenizers library"
         ) from error
+    if getattr(tokenizer.model, "dropout", None):
+        raise TokenizerError(
+            f"{name} has BPE dropout {tokenizer.model.dropout}: its ids are random", "set dropout to null in its file"
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

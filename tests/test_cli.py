@@ -1,0 +1,219 @@
+"""The command line as a user meets it: exit codes, one line of what and one of what to do, help, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lance_prep.cli.main import COMMANDS, run
+from lance_prep.recipe import Recipe
+from tests import tokenizers_made as made
+from tests.loopback_hub import LoopbackHub
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> str:
+    return made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    pq.write_table(pa.table({"text": [f"row {i}" for i in range(500)], "n": range(500)}), tmp_path / "a.parquet")
+    return str(tmp_path / "a.parquet")
+
+
+def command(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The installed program, as a process."""
+    program = Path(sys.executable).with_name("lance-prep")
+    return subprocess.run(
+        [str(program), *map(str, arguments)], cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def failure(*arguments: object, capsys: Any, code: int = 1) -> tuple[str, str]:
+    """Runs, expects a failure of one line of what and one of what to do; returns both."""
+    assert run([str(argument) for argument in arguments]) == code
+    lines = capsys.readouterr().err.splitlines()
+    what = next(line for line in lines if line.startswith("error: "))
+    advice = lines[lines.index(what) + 1]
+    assert advice.startswith("  try: ")
+    assert not any("Traceback" in line for line in lines)
+    return what, advice
+
+
+def test_sample_end_to_end(tmp_path: Path) -> None:
+    built = command("build", "sample", cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    assert built.stdout == ""
+    assert "content hash" in built.stderr
+    assert lance.dataset(str(tmp_path / "sample.lance")).count_rows() > 5000
+    info = command("info", "sample.lance", cwd=tmp_path)
+    assert "pydoc:topics" in info.stdout
+    shown = command("show", "sample.lance", "--rows", 2, "--row", 7, "--json", cwd=tmp_path)
+    records = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [record["row"] for record in records] == [7]
+    assert records[0]["num_tokens"] == len(records[0]["ids"])
+    assert command("verify", "sample.lance", cwd=tmp_path).returncode == 0
+    again = command("build", "sample", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "up to date" in again.stderr
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path, source: str, tokenizer: str) -> None:
+    done = command("build", source, "--tokenizer", tokenizer, "-o", "o.lance", "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert (report["status"], report["ledger"]["rows_in"]) == ("built", 500)
+    assert json.loads(command("info", "o.lance", "--json", cwd=tmp_path).stdout)["rows"] == report["rows"]
+    plan = json.loads(command("build", source, "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert plan["shards"][0]["rows"] == 500
+
+
+def test_flags_override_a_recipe_file(tmp_path: Path, source: str, tokenizer: str) -> None:
+    (tmp_path / "r.yaml").write_text(
+        f"source: a.parquet\ntokenizer: {tokenizer}\nlayout: lines\nseed: 1\ncolumns: [n]\n"
+    )
+    assert run(["build", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "o.lance"), "--seed", "2", "--no-shuffle"]) == 0
+    dataset = lance.dataset(str(tmp_path / "o.lance"))
+    assert dataset.to_table()["n"].to_pylist() == list(range(500))
+    recipe = json.loads(dataset.schema.metadata[b"lance_prep"])["recipe"]
+    assert (recipe["seed"], recipe["shuffle"], recipe["layout"]) == (2, False, "lines")
+
+
+def test_every_field_of_the_recipe_has_a_flag() -> None:
+    from lance_prep.cli.build import command as build
+
+    names = {parameter.name for parameter in build.params}
+    assert set(Recipe.model_fields) <= names
+
+
+@pytest.mark.parametrize("name", [None, *COMMANDS])
+def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path, name: str | None) -> None:
+    arguments = [name, "--help"] if name else ["--help"]
+    code = (
+        "import sys; from lance_prep.cli.main import run; code = run(sys.argv[1:]);"
+        "heavy = {'pyarrow', 'lance', 'torch', 'datasets', 'numpy', 'tokenizers'} & set(sys.modules);"
+        "sys.exit(code or str(heavy) if heavy else code)"
+    )
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0, done.stderr
+        assert "Usage: lance-prep" in done.stdout or "Usage:" in done.stdout
+    # 0.3 s is the promise, checked by `make bench-build` on a quiet machine: here only that nothing heavy crept in.
+    assert min(seconds) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "advice"),
+    [
+        (["build", "{tmp}/none.parquet"], "no such file", "Hub id"),
+        (["build", "wikitxt"], "no such recipe or file: wikitxt", "did you mean wikitext"),
+        (["build", "{tmp}/none.yaml"], "no such recipe file", "sample, wikitext"),
+        (["build", "{source}", "--column", "body"], "no column 'body'", "text"),
+        (["build", "{source}", "--columns", "n,lang", "--layout", "lines"], "'lang'", "n"),
+        (["build", "{source}", "--filter", "lang = 'en'"], "'lang'", "n"),
+        (["build", "{source}", "--tokenizer", "{source}"], "is not a tokenizer file", "tokenizer.json"),
+        (["build", "{source}", "--tokenizer", "./none.json"], "no such tokenizer file", "tokenizer.json"),
+        (["build", "{tmp}/bad.parquet"], "bad.parquet", ""),
+        (["build", "{tmp}/cut.parquet"], "cut.parquet", ""),
+        (["build", "{tmp}/bad.yaml"], "no such field; did you mean layout?", "fields:"),
+        (["build", "{source}", "--block-size", "1"], "block_size", ""),
+        (["build", "{source}", "--columns", "n"], "cannot be kept in layout 'blocks'", ""),
+        (["info", "{tmp}/none.lance"], "there is no dataset at", "lance-prep build"),
+        (["show", "{tmp}/other.lance"], "was not made by lance-prep", ""),
+    ],
+)
+def test_one_line_of_what_and_one_of_what_to_do(
+    tmp_path: Path, source: str, capsys: Any, arguments: list[str], what: str, advice: str
+) -> None:
+    (tmp_path / "bad.parquet").write_text("this is no parquet file, but is long enough to be read as one")
+    (tmp_path / "cut.parquet").write_bytes(Path(source).read_bytes()[:-50])
+    (tmp_path / "bad.yaml").write_text("source: a.parquet\nlayuot: lines\n")
+    lance.write_dataset(pa.table({"x": [1]}), str(tmp_path / "other.lance"))
+    output = ["-o", str(tmp_path / "o.lance")] if arguments[0] == "build" else []
+    given = [argument.format(tmp=tmp_path, source=source) for argument in arguments]
+    said, advised = failure(*given, *output, capsys=capsys)
+    assert what in said
+    assert advice in advised
+    assert not (tmp_path / "o.lance").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build"],
+        ["build", "x", "--layout", "rows"],
+        ["nothing"],
+        ["build", "x", "--workers", "0"],
+        ["show", "x", "--rows", "a"],
+    ],
+)
+def test_wrong_usage_is_exit_2(tmp_path: Path, arguments: list[str]) -> None:
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Usage:" in done.stderr
+
+
+def test_a_row_beyond_the_dataset(tmp_path: Path, source: str, tokenizer: str, capsys: Any) -> None:
+    assert run(["build", source, "--tokenizer", tokenizer, "-o", str(tmp_path / "o.lance")]) == 0
+    what, _ = failure("show", tmp_path / "o.lance", "--row", 10**6, capsys=capsys, code=2)
+    assert "there is no row 1000000" in what
+    what, advice = failure("info", tmp_path / "o.lance", "--version", "9", capsys=capsys)
+    assert "no version 9" in what
+    assert "version 1" in advice
+
+
+def test_no_permission_to_write(tmp_path: Path, source: str, tokenizer: str) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    if os.access(locked, os.W_OK):
+        locked = Path("/proc/lance-prep")  # root may write anywhere but here
+    done = command("build", source, "--tokenizer", tokenizer, "-o", locked / "o.lance", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("  try: ")
+
+
+def test_the_hub_is_not_there(tmp_path: Path) -> None:
+    done = command("build", "owner/name", cwd=tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert "build sample" in done.stderr
+    assert "HF_ENDPOINT" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wikitext_from_a_hub(tmp_path: Path, hub: LoopbackHub) -> None:
+    rows = ["", " = Title = \n", " Text of an article . \n", " \n"] * 300
+    files = {}
+    for i in range(2):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"text": rows, "unused": [os.urandom(500) for _ in rows]}), sink, row_group_size=100)
+        files[f"wikitext-103-raw-v1/train-0000{i}-of-00002.parquet"] = sink.getvalue().to_pybytes()
+    card = (
+        b"---\nconfigs:\n- config_name: wikitext-103-raw-v1\n  data_files:\n  - split: train\n"
+        b"    path: wikitext-103-raw-v1/train-*\n---\n"
+    )
+    sha = hub.add_dataset("Salesforce/wikitext", {"README.md": card, **files})
+    hub.add_model("openai-community/gpt2", {"tokenizer.json": made.byte_level(), "tokenizer_config.json": b"{}"})
+    assert run(["build", "wikitext", "-o", str(tmp_path / "w.lance"), "--no-shuffle", "--max-rows", "0"]) == 0
+    dataset = lance.dataset(str(tmp_path / "w.lance"))
+    lines = [line for row in rows for line in row.split("\n") if line.strip()] * 2
+    assert dataset.to_table()["input_ids"].to_pylist() == made.reference_ids(made.byte_level(), lines)
+    metadata = json.loads(dataset.schema.metadata[b"lance_prep"])
+    assert metadata["source"]["commit"] == sha
+    assert metadata["source"]["revision"] == "main"
+    # Only the text column's bytes came over the wire.
+    assert hub.bytes_sent("_lfs|resolve.*parquet") < sum(map(len, files.values()))
+    assert run(["verify", str(tmp_path / "w.lance")]) == 0

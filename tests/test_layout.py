@@ -1,0 +1,133 @@
+"""Layouts against naive loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lance_prep.keyed import permutation
+from lance_prep.layout.bestfit import BestFitPacker, best_fit_decreasing
+from lance_prep.layout.blocks import Blocks, ConcatPacker
+from lance_prep.layout.texts import drop_blank, split_lines
+from lance_prep.tokenize import TokenLists
+
+Documents = list[list[int]]
+documents = st.lists(st.lists(st.integers(1, 999), min_size=1, max_size=40), max_size=30)
+
+
+def token_lists(docs: Documents) -> TokenLists:
+    offsets = np.cumsum([0, *map(len, docs)]).astype(np.int64)
+    return TokenLists(offsets, np.array([token for doc in docs for token in doc], np.uint16))
+
+
+def ids_of(docs: Documents, first: int) -> np.ndarray:
+    return np.arange(first, first + len(docs), dtype=np.uint64)
+
+
+def rows_of(blocks: Blocks) -> list[list[int]]:
+    return [row[:n].tolist() for row, n in zip(blocks.ids, blocks.num_tokens, strict=True)]
+
+
+@settings(deadline=None)
+@given(st.lists(documents, max_size=5), st.integers(2, 17))
+def test_concat_is_the_stream_cut(batches: list[Documents], size: int) -> None:
+    packer = ConcatPacker(size, 0, np.dtype(np.uint16))
+    got, first_docs, seen = [], [], 0
+    for docs in batches:
+        blocks = packer.pack(token_lists(docs), ids_of(docs, seen))
+        seen += len(docs)
+        assert (blocks.num_tokens == size).all()
+        got += rows_of(blocks)
+        first_docs += blocks.first_docs().tolist()
+    last = packer.flush()
+    got += rows_of(last)
+    first_docs += last.first_docs().tolist()
+
+    everything = [doc for docs in batches for doc in docs]
+    stream = [token for doc in everything for token in doc]
+    owner = [i for i, doc in enumerate(everything) for _ in doc]
+    assert got == [stream[i : i + size] for i in range(0, len(stream), size)]
+    assert first_docs == owner[::size]
+    edges = np.cumsum([0, *map(len, everything)])
+    assert packer.documents_cut == sum(a // size != (b - 1) // size for a, b in zip(edges, edges[1:], strict=False))
+
+
+@settings(deadline=None)
+@given(documents, st.integers(2, 17))
+def test_best_fit_keeps_documents_whole(docs: Documents, size: int) -> None:
+    packer = BestFitPacker(size, 0, np.dtype(np.uint16))
+    blocks = packer.pack(token_lists(docs), ids_of(docs, 0))
+    assert (blocks.num_tokens <= size).all()
+    assert (blocks.num_tokens > 0).all()
+    # Every piece of a document stands somewhere, whole, and nothing else does.
+    pieces = sorted(tuple(doc[i : i + size]) for doc in docs for i in range(0, len(doc), size))
+    found = []
+    owners = [[int(d) for d in blocks.piece_doc[blocks.piece_block == b]] for b in range(len(blocks.ids))]
+    for row, of in zip(rows_of(blocks), owners, strict=True):
+        at = 0
+        for doc in of:
+            options = [docs[doc][i : i + size] for i in range(0, len(docs[doc]), size)]
+            piece = next(option for option in options if row[at : at + len(option)] == option)
+            found.append(tuple(piece))
+            at += len(piece)
+        assert at == len(row)
+    assert sorted(found) == pieces
+    assert packer.documents_cut == sum(len(doc) > size for doc in docs)
+
+
+@given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 40))
+def test_best_fit_decreasing_against_a_naive_one(lengths: list[int], size: int) -> None:
+    free: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        room = min((f for f in free if f >= length), default=None)
+        if room is None:
+            free.append(size - length)
+        else:
+            free[free.index(room)] -= length
+    block_of, n = best_fit_decreasing(np.array(lengths, np.int64), size)
+    used = np.bincount(block_of, weights=lengths, minlength=n) if lengths else np.zeros(0)
+    assert sorted(size - used) == sorted(free)
+
+
+TEXT_PIECES = st.sampled_from(["a", "\n", " ", "\t", "é", "\u00a0", "\u3000", "word", "\r", "\x00"])
+
+
+@given(st.lists(st.lists(TEXT_PIECES, max_size=8).map("".join), max_size=12), st.integers(0, 3))
+def test_lines_and_blanks_as_python_says(texts: list[str], skip: int) -> None:
+    array = pa.array(["skipped"] * skip + texts, pa.large_string()).slice(skip)
+    lines, parents = split_lines(array)
+    want = [(line, i) for i, text in enumerate(texts) for line in text.split("\n")]
+    assert list(zip(lines.to_pylist(), parents.tolist(), strict=True)) == want
+    kept, indices = drop_blank(lines)
+    assert kept.to_pylist() == [line for line, _ in want if line.strip()]
+    assert indices.tolist() == [i for i, (line, _) in enumerate(want) if line.strip()]
+
+
+@given(st.integers(0, 3000), st.integers(0, (1 << 64) - 1))
+def test_a_permutation_is_one(n: int, seed: int) -> None:
+    order = permutation(n, seed)
+    assert sorted(order.tolist()) == list(range(n))
+    assert (order == permutation(n, seed)).all()
+
+
+def test_permutations_stay_as_they_are() -> None:
+    """Datasets that were built have to be built again the same: these values may never change."""
+    assert permutation(8, 1337).tolist() == [3, 5, 7, 4, 6, 1, 0, 2]
+    assert permutation(5, (1 << 64) - 1).tolist() == [3, 4, 0, 1, 2]
+
+
+@given(documents, st.lists(st.integers(0, 9), max_size=3), st.lists(st.integers(0, 9), max_size=3))
+def test_wrapping_and_taking(docs: Documents, prefix: list[int], suffix: list[int]) -> None:
+    tokens = token_lists(docs).wrapped(tuple(prefix), tuple(suffix))
+    want = [prefix + doc + suffix for doc in docs]
+    assert tokens.as_arrow().to_pylist() == want
+    order = permutation(len(docs), 3)
+    assert tokens.take(order).as_arrow().to_pylist() == [want[i] for i in order]
+
+
+def test_too_many_tokens_for_a_list_array() -> None:
+    with pytest.raises(OverflowError, match="more than a list array can hold"):
+        TokenLists(np.array([0, 1 << 31]), np.empty(0, np.uint16)).as_arrow()

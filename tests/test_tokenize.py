@@ -1,0 +1,123 @@
+"""Token ids equal those of `tokenizers`, by every backend, for every kind of tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lance_prep.errors import TokenizerError
+from lance_prep.recipe import Recipe
+from lance_prep.tokenize import CheckedEncoder, ReferenceEncoder, TokenLists, load_tokenizer, make_encoder
+from lance_prep.tokenize.load import describe
+from tests import tokenizers_made as made
+
+
+def encode(
+    file: bytes, texts: list[str], *, backend: str = "auto", parallel: bool = False, **fields: str
+) -> TokenLists:
+    recipe = Recipe(source="x", tokenizer_backend=backend, **fields)
+    spec = describe("test", file, {})
+    encoder = make_encoder(spec, recipe, ReferenceEncoder(spec, recipe), parallel=parallel)
+    if backend == "auto":
+        assert encoder.name == ("tokenizers" if file == made.word_piece() else "gigatoken")
+    return encoder.encode(pa.array(texts, pa.large_string())).wrapped(spec.prefix, spec.suffix)
+
+
+def as_lists(tokens: TokenLists) -> list[list[int]]:
+    return tokens.as_arrow().to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "with_template", "word_piece"])
+@pytest.mark.parametrize("mode", ["text", "parse"])
+def test_ids_are_those_of_tokenizers(kind: str, mode: str) -> None:
+    file = getattr(made, kind)()
+    want = made.reference_ids(file, made.TEXTS, parse=mode == "parse")
+    assert as_lists(encode(file, made.TEXTS, special_tokens=mode)) == want
+    assert as_lists(encode(file, made.TEXTS, special_tokens=mode, backend="tokenizers")) == want
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text(max_size=200), max_size=20), st.booleans())
+def test_ids_of_any_text(texts: list[str], parallel: bool) -> None:
+    texts = [text.encode("utf-8", "ignore").decode() for text in texts]
+    want = made.reference_ids(made.byte_level(), texts)
+    assert as_lists(encode(made.byte_level(), texts, parallel=parallel)) == want
+
+
+def test_a_slice_of_an_array_is_encoded_as_itself() -> None:
+    recipe, spec = Recipe(source="x"), describe("test", made.byte_level(), {})
+    encoder = make_encoder(spec, recipe, ReferenceEncoder(spec, recipe), parallel=False)
+    texts = pa.array(made.TEXTS, pa.large_string())
+    assert as_lists(encoder.encode(texts.slice(3, 5))) == made.reference_ids(made.byte_level(), made.TEXTS[3:8])
+
+
+def test_special_tokens_in_a_text_are_plain_text_unless_asked_for() -> None:
+    text = ["a<|endoftext|>b"]
+    eos = describe("test", made.byte_level(), {}).eos_id
+    assert eos not in as_lists(encode(made.byte_level(), text))[0]
+    assert eos in as_lists(encode(made.byte_level(), text, special_tokens="parse"))[0]
+
+
+def test_the_check_finds_a_backend_that_disagrees() -> None:
+    recipe, spec = Recipe(source="x"), describe("test", made.byte_level(), {})
+    other = describe("other", made.with_template(), {})
+
+    class Wrong:
+        name = "wrong"
+
+        def encode(self, texts: pa.LargeStringArray) -> TokenLists:
+            tokens = make_encoder(other, recipe, ReferenceEncoder(other, recipe), parallel=False).encode(texts)
+            tokens.ids[0] += 1
+            return tokens
+
+    texts = pa.array(["some text here"] * 100, pa.large_string())
+    with CheckedEncoder(Wrong(), ReferenceEncoder(spec, recipe), seed=1, shard=0) as checked:
+        with pytest.raises(Exception, match="disagree on 'some text here'"):
+            for _ in range(40):
+                checked.encode(texts)
+            checked.finish()
+
+
+def test_the_check_takes_the_first_rows_and_a_draw_of_the_others() -> None:
+    recipe, spec = Recipe(source="x"), describe("test", made.byte_level(), {})
+    reference = ReferenceEncoder(spec, recipe)
+    texts = pa.array([f"row {i}" for i in range(50_000)], pa.large_string())
+    with CheckedEncoder(make_encoder(spec, recipe, reference, parallel=False), reference, seed=7, shard=0) as checked:
+        checked.encode(texts)
+        checked.finish()
+        assert 64 + 10 < checked.rows_checked < 64 + 50
+
+
+def test_what_is_known_of_a_tokenizer(tmp_path: Path) -> None:
+    plain = load_tokenizer(Recipe(source="x", tokenizer=made.save(tmp_path / "a", made.byte_level())))
+    assert (plain.eos_id, plain.bos_id, plain.prefix, plain.suffix) == (0, None, (), ())
+    assert (plain.vocab_size, plain.dtype) == (4096, "uint16")
+    side = {"eos_token": {"content": "</s>"}, "bos_token": "<s>", "pad_token": "</s>"}
+    spec = load_tokenizer(Recipe(source="x", tokenizer=made.save(tmp_path / "b", made.with_template(), **side)))
+    assert (spec.bos_id, spec.eos_id, spec.pad_id) == (4096, 4097, 4097)
+    assert (spec.prefix, spec.suffix) == ((4096,), (4097,))
+    named = Recipe(source="x", tokenizer=str(tmp_path / "b"), eos_token="<|endoftext|>")
+    assert load_tokenizer(named).eos_id == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", b"{}", "is not a tokenizer file"),
+        ("tokenizer.json", b"\x00\x01", "is not a tokenizer file"),
+        ("other.txt", b"", "no tokenizer.json in"),
+    ],
+)
+def test_not_a_tokenizer(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(TokenizerError, match=message):
+        load_tokenizer(Recipe(source="x", tokenizer=str(tmp_path)))
+
+
+def test_an_eos_token_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="has no token '<nope>'"):
+        load_tokenizer(Recipe(source="x", tokenizer=made.save(tmp_path, made.byte_level()), eos_token="<nope>"))

@@ -1,0 +1,83 @@
+"""Tokenizers that the tests make: one a kind, trained or written on the spot."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from lance_prep.tokenize.sample import train_sample_tokenizer
+
+TEXTS = [
+    "",
+    "hello world",
+    "The quick brown fox jumps over the lazy dog. 1234567890",
+    "  leading and trailing  ",
+    "def f(x):\n\treturn x ** 2  # square",
+    "naïve café — “quotes” … ½",
+    "中文分词 と 日本語 한국어",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301\u0301 \u200b\ufeff",
+    "nul\x00byte and \x7f control \x1b[0m",
+    "a" * 3000,
+    "<|endoftext|> inside a text, and <s> and </s>",
+    "\u2028line\u2029separators\u0085",
+    " \t\r",
+]
+
+
+@cache
+def byte_level() -> bytes:
+    """Byte-level BPE with `<|endoftext|>`, as GPT-2's."""
+    return train_sample_tokenizer()
+
+
+@cache
+def with_template() -> bytes:
+    """The same with `<s> ... </s>` around a text, as Llama's puts its BOS."""
+    tokenizer = Tokenizer.from_buffer(byte_level())
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ids)
+    return tokenizer.to_str().encode()
+
+
+@cache
+def word_piece() -> bytes:
+    """WordPiece with `[CLS] ... [SEP]`, which gigatoken refuses."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=500, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS * 20, trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return tokenizer.to_str().encode()
+
+
+@cache
+def without_regex() -> bytes:
+    """Byte-level BPE that does not split at words: gigatoken 0.10 splits all the same, and so gives other ids."""
+    tokenizer = Tokenizer.from_buffer(byte_level())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return tokenizer.to_str().encode()
+
+
+def reference_ids(
+    file: bytes, texts: list[str], *, add_special_tokens: bool = True, parse: bool = False
+) -> list[list[int]]:
+    """What `tokenizers` says, one text after the other."""
+    tokenizer = Tokenizer.from_buffer(file)
+    tokenizer.encode_special_tokens = not parse
+    return [tokenizer.encode(text, add_special_tokens=add_special_tokens).ids for text in texts]
+
+
+def save(folder: Path, file: bytes, **side: object) -> str:
+    """A tokenizer's folder on disk, with a `tokenizer_config.json` of `side`; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_bytes(file)
+    if side:
+        (folder / "tokenizer_config.json").write_text(json.dumps(side))
+    return str(folder)
