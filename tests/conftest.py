@@ -26,6 +26,7 @@ os.environ.update(
     HF_HOME=_home,
     HF_HUB_DISABLE_XET="1",
     HF_HUB_DISABLE_TELEMETRY="1",
+    HF_UPDATE_DOWNLOAD_COUNTS="0",  # or `datasets` asks a bucket of its own, wherever HF_ENDPOINT points
     HF_HUB_DISABLE_PROGRESS_BARS="1",
 )
 for name in (

@@ -33,6 +33,7 @@ class Fault:
     Attributes:
         status: answer this, with `headers`.
         cut_after: send so many bytes of the body, then cut the connection.
+        stall: send nothing until the hub is reset.
     """
 
     match: str
@@ -40,6 +41,7 @@ class Fault:
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
+    stall: bool = False
 
 
 @dataclass
@@ -62,6 +64,7 @@ class LoopbackHub:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self._serial = itertools.count()
+        self.released = threading.Event()
         self.reset()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
@@ -77,7 +80,9 @@ class LoopbackHub:
         return f"http://127.0.0.1:{self.port}"
 
     def reset(self) -> None:
-        """Forget repositories, faults and requests."""
+        """Forget repositories, faults and requests, and let go of what stalls."""
+        self.released.set()
+        self.released = threading.Event()
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
@@ -144,7 +149,10 @@ class _Handler(BaseHTTPRequestHandler):
             if self.failing:
                 self.failing.times -= 1
         try:
-            if self.failing and self.failing.status:
+            if self.failing and self.failing.stall:
+                self.hub.released.wait(60)
+                self.close_connection = True
+            elif self.failing and self.failing.status:
                 self.answer(self.failing.status, b"injected", self.failing.headers)
             else:
                 self.route()

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -222,6 +223,28 @@ def test_passing_faults_are_retried(hub: LoopbackHub, fault: dict[str, Any]) -> 
         first, *later = fetched(hub)
         assert hub.bytes_sent(LFS) == first[1] - first[0]
         assert [start for start, _ in later] == [first[0] + 1000, first[0] + 2000]
+
+
+def test_a_stalled_answer_is_given_up(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    hub.add_dataset(REPO, {"train.jsonl": b'{"text": "a"}\n'})
+    plan = plan_of(REPO)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hub.fault("GET .*/resolve/.*jsonl", stall=True)
+    batches, tally, _ = read_plan(plan)
+    assert batches[0].columns.column(0).to_pylist() == ["a"]
+    assert tally.retries == 1
+
+
+def test_closing_early_ends_the_requests(hub: LoopbackHub) -> None:
+    lines = b"".join(b'{"text": "%d %s"}\n' % (i, b"x" * 1000) for i in range(60_000))
+    hub.add_dataset(REPO, {"train.jsonl": lines})
+    plan = plan_of(REPO, batch_size=8)
+    reader = read_shard(plan, plan.shards[0], Tally())
+    next(reader)
+    reader.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("lance-prep")]
 
 
 def test_faults_while_planning(hub: LoopbackHub) -> None:

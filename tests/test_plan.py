@@ -10,9 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from lance_prep.errors import (
+    AccessDenied,
     BadFile,
     ColumnNotFound,
+    HubUnreachable,
     LancePrepError,
+    RecipeError,
     SourceError,
     SourceNotFound,
     UsageError,
@@ -20,6 +23,7 @@ from lance_prep.errors import (
 )
 from lance_prep.plan import SHARD_BYTES, Plan
 from lance_prep.plan.cut import cut_shards
+from lance_prep.recipe import Recipe
 from tests.sources import parquet_bytes, plan_of, read
 
 TEXTS = [f"text {i}" for i in range(1000)]
@@ -193,6 +197,43 @@ def test_other_libraries_errors_become_ours() -> None:
     assert isinstance(translate(MemoryError(), doing="x"), LancePrepError)
     assert isinstance(translate(pa.ArrowInvalid("broken"), doing="x"), BadFile)
     assert translate(ZeroDivisionError(), doing="x") is None
+
+
+def test_hub_errors_become_ours() -> None:
+    """Each error class of huggingface_hub that a reader may meet."""
+    from huggingface_hub import errors
+
+    class Answer:
+        headers: dict[str, str] = {}  # noqa: RUF012
+        request = None
+
+        def __init__(self, status: int) -> None:
+            self.status_code = status
+
+    expected = {
+        (errors.GatedRepoError, 403): AccessDenied,
+        (errors.RepositoryNotFoundError, 401): SourceNotFound,
+        (errors.RevisionNotFoundError, 404): SourceNotFound,
+        (errors.RemoteEntryNotFoundError, 404): SourceNotFound,
+        (errors.HfHubHTTPError, 401): AccessDenied,
+        (errors.HfHubHTTPError, 404): SourceNotFound,
+        (errors.HfHubHTTPError, 429): HubUnreachable,
+        (errors.HfHubHTTPError, 502): HubUnreachable,
+    }
+    for (kind, status), ours in expected.items():
+        error = kind("said", response=Answer(status))
+        assert type(translate(error, doing="x")) is ours, (kind, status)
+    assert type(translate(errors.OfflineModeIsEnabled("x"), doing="x")) is HubUnreachable
+    assert type(translate(errors.LocalEntryNotFoundError("x"), doing="x")) is HubUnreachable
+
+
+def test_errors_say_the_fields_of_a_recipe() -> None:
+    with pytest.raises(ValueError, match="block_size") as caught:
+        Recipe(source="x", block_size=1, nonsense=3)  # type: ignore[call-arg]
+    ours = translate(caught.value, doing="recipe")
+    assert isinstance(ours, RecipeError)
+    assert "block_size" in str(ours)
+    assert "nonsense" in str(ours)
 
 
 def test_fsspec_urls() -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import pyarrow as pa
+
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate
 from lance_prep.files import HubPath, Retries, hub_api, parse_hub_url
 from lance_prep.plan.discover import Found, is_glob
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
 from lance_prep.plan.model import PinnedSource, SourceFile
+from lance_prep.plan.peek import plain_type
 from lance_prep.recipe import Recipe
 
 CONVERTED = "refs/convert/parquet"
@@ -226,7 +229,8 @@ def _streaming(source: PinnedSource) -> Found:
     stream = load_dataset(source.repo, source.config, split=source.split, revision=source.commit, streaming=True)
     features = stream.features or stream._resolve_features().features
     file = SourceFile(HubPath(str(source.repo), source.commit, "").url, "streaming", 0, source.commit)
-    return Found(source, (file,), features.arrow_schema)
+    columns = [pa.field(f.name, plain_type(f.type)) for f in features.arrow_schema]
+    return Found(source, (file,), pa.schema(columns))
 
 
 def _find_cached(recipe: Recipe, at: HubPath, revision: str) -> Found:
