@@ -1,0 +1,86 @@
+"""The directions of import that `lance_prep/README.md` states, read off the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lance_prep
+
+ROOT = Path(lance_prep.__file__).parent
+
+#: package -> packages and modules of ours that it may import, at the top of a module or inside a function
+BASE = {"errors", "ledger", "keyed", "memory", "background"}
+MAY_IMPORT = {
+    "errors": set(),
+    "ledger": set(),
+    "keyed": set(),
+    "memory": set(),
+    "background": set(),
+    "files": BASE,
+    "recipe": BASE,
+    "plan": BASE | {"files", "recipe"},
+    "source": BASE | {"files", "recipe", "plan"},
+    "tokenize": BASE | {"recipe"},
+    "layout": BASE | {"recipe", "plan", "source", "tokenize"},
+    "store": BASE | {"recipe", "plan"},
+    "engine": BASE | {"recipe", "plan", "source", "tokenize", "layout", "store"},
+    "inspect": BASE | {"recipe", "plan", "source", "tokenize", "layout", "store"},
+    "train": {"errors", "store"},
+    "cli": BASE | {"recipe", "plan", "engine", "inspect", "store"},
+}
+BUILD_SIDE = set(MAY_IMPORT) - {"train"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def package_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    package = package_of(path)
+    ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("lance_prep.")} - {"__version__"}
+    assert ours - {package} <= MAY_IMPORT[package]
+    if package in BUILD_SIDE:
+        assert not any(name.split(".")[0] == "torch" for name in imports_of(path))
+
+
+def test_every_package_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for package in {package_of(path) for path in modules()}:
+        assert f"`{package}`" in text, f"lance_prep/README.md does not name {package}"
+
+
+def test_the_public_names() -> None:
+    assert sorted(lance_prep.__all__) == [
+        "BuildReport",
+        "LancePrepError",
+        "Recipe",
+        "build",
+        "load_recipe",
+        "stream",
+    ]
+    assert all(getattr(lance_prep, name) for name in lance_prep.__all__)
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    code = "import sys, lance_prep; print(sorted({m.split('.')[0] for m in sys.modules} & {'pyarrow','lance','torch','numpy','pydantic'}))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
