@@ -167,10 +167,11 @@ def test_workers_do_not_change_the_result(tmp_path: Path, tokenizer: str, layout
     folder.mkdir()
     for i in range(5):
         write_parquet(folder / f"{i}.parquet", texts(400 + 50 * i))
-    fields = {"layout": layout, "tokenizer": tokenizer, "block_size": 32, "batch_size": 100}
+    fields = {"layout": layout, "tokenizer": tokenizer, "block_size": 32, "batch_size": 100, "shard_bytes": 20_000}
     hashes = set()
     for workers in (1, 2, 4):
         report = lance_prep.build(folder, output=tmp_path / f"{workers}.lance", workers=workers, **fields)
+        assert report.shards > 4
         hashes.add(report.content_hash)
         check_whole(report.uri)
     assert len(hashes) == 1
@@ -182,9 +183,8 @@ def test_max_rows_are_the_first_of_all(tmp_path: Path, tokenizer: str, layout: s
     folder = tmp_path / "source"
     folder.mkdir()
     for i in range(4):
-        # Large enough for a shard of its own each: see `SHARD_BYTES`.
         (folder / f"{i}.jsonl.gz").write_bytes(gzip.compress(_jsonl(texts(150))))
-    fields = {"layout": layout, "tokenizer": tokenizer, "block_size": 16, "batch_size": 40}
+    fields = {"layout": layout, "tokenizer": tokenizer, "block_size": 16, "batch_size": 40, "shard_bytes": 1}
     everything = lance_prep.build(folder, output=tmp_path / "all.lance", **fields)
     want = lance.dataset(everything.uri).to_table().slice(0, max_rows)
     reports = [

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lance_prep.errors import ColumnNotFound
 from lance_prep.files import read_footer
-from lance_prep.plan.model import SHARD_BYTES, Part, Shard, SourceFile
+from lance_prep.plan.model import LEAST_SHARD_BYTES, SHARD_BYTES, SHARDS_AT_LEAST, Part, Shard, SourceFile
 from lance_prep.plan.peek import plain_type
 from lance_prep.plan.where import describe
 
@@ -38,13 +38,14 @@ class Piece:
 
 
 def cut_shards(
-    files: Sequence[SourceFile], read: pa.Schema, options: Mapping[str, str] | None = None, target: int = SHARD_BYTES
+    files: Sequence[SourceFile], read: pa.Schema, options: Mapping[str, str] | None = None, target: int | None = None
 ) -> tuple[Shard, ...]:
     """Shards of about `target` bytes, in the order of the files.
 
     A file of more than `target` has shards of its own; smaller ones are put together.
 
     Args:
+        target: by default 128 MiB; for a source of less than 1 GiB an eighth of it, but at least 16 MiB.
         read: schema of the columns that will be read; their bytes count, for Parquet.
 
     Raises:
@@ -52,20 +53,29 @@ def cut_shards(
         BadFile: not what its name says.
     """
     with ThreadPoolExecutor(min(_THREADS, len(files)) or 1) as pool:
-        lists = pool.map(lambda at: list(_pieces(at, files[at], read, options, target)), range(len(files)))
-        shards: list[Shard] = []
-        open_pieces: list[Piece] = []
-        for pieces in lists:
-            large = sum(piece.weight for piece in pieces) > target
-            if large:
+        least = min(target or LEAST_SHARD_BYTES, LEAST_SHARD_BYTES)
+        lists = list(pool.map(lambda at: list(_pieces(at, files[at], read, options, least)), range(len(files))))
+    total = sum(piece.weight for pieces in lists for piece in pieces)
+    return _join(lists, target or min(max(total // SHARDS_AT_LEAST, LEAST_SHARD_BYTES), SHARD_BYTES))
+
+
+def _join(lists: list[list[Piece]], target: int) -> tuple[Shard, ...]:
+    shards: list[Shard] = []
+    open_pieces: list[Piece] = []
+    weight = 0
+    for pieces in lists:
+        large = sum(piece.weight for piece in pieces) > target
+        if large:
+            _close(shards, open_pieces)
+        for piece in pieces:
+            weight = weight + piece.weight if open_pieces else piece.weight
+            if open_pieces and weight > target:
                 _close(shards, open_pieces)
-            for piece in pieces:
-                if open_pieces and sum(p.weight for p in open_pieces) + piece.weight > target:
-                    _close(shards, open_pieces)
-                open_pieces.append(piece)
-            if large:
-                _close(shards, open_pieces)
-        _close(shards, open_pieces)
+                weight = piece.weight
+            open_pieces.append(piece)
+        if large:
+            _close(shards, open_pieces)
+    _close(shards, open_pieces)
     return tuple(shards)
 
 
@@ -89,7 +99,7 @@ def _close(shards: list[Shard], pieces: list[Piece]) -> None:
 
 
 def _pieces(
-    index: int, file: SourceFile, read: pa.Schema, options: Mapping[str, str] | None, target: int
+    index: int, file: SourceFile, read: pa.Schema, options: Mapping[str, str] | None, least: int
 ) -> Iterator[Piece]:
     if file.format == "parquet":
         footer = read_footer(file.url, file.size, file.identity, options)
@@ -101,23 +111,23 @@ def _pieces(
             weight = sum(chunk.total_uncompressed_size for chunk in chunks)
             stored = sum(chunk.total_compressed_size for chunk in chunks)
             yield Piece(Part(index, group, group + 1, meta.num_rows), weight, stored)
-    elif file.format in ("jsonl", "text") and file.compression is None and file.size > target:
-        count = -(-file.size // target)
+    elif file.format in ("jsonl", "text") and file.compression is None and file.size > least:
+        count = -(-file.size // least)
         edges = [file.size * i // count for i in range(count + 1)]
         for start, stop in pairwise(edges):
             yield Piece(Part(index, start, stop), stop - start, stop - start)
     elif file.format == "lance":
-        yield from _lance(index, file, options, target)
+        yield from _lance(index, file, options, least)
     else:
         yield Piece(Part(index), file.size, file.size)
 
 
-def _lance(index: int, file: SourceFile, options: Mapping[str, str] | None, target: int) -> Iterator[Piece]:
+def _lance(index: int, file: SourceFile, options: Mapping[str, str] | None, least: int) -> Iterator[Piece]:
     import lance
 
     version = int(file.identity.removeprefix("version "))
     rows = lance.dataset(file.url, version=version, storage_options=dict(options) if options else None).count_rows()
-    count = max(1, -(-file.size // target)) if file.size else max(1, -(-rows // 1_000_000))
+    count = max(1, -(-file.size // least)) if file.size else max(1, -(-rows // 1_000_000))
     edges = [rows * i // count for i in range(count + 1)]
     for start, stop in pairwise(edges):
         stored = file.size // count

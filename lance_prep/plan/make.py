@@ -54,7 +54,7 @@ def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
             schema = pa.schema([text if field.name == text.name else field for field in schema])
     columns = resolve_columns(recipe, schema)
     resolved = columns.recipe.model_copy(update={"split": found.source.split})
-    shards = cut_shards(found.files, columns.read, options)
+    shards = cut_shards(found.files, columns.read, options, recipe.shard_bytes)
     return Plan(resolved, found.source, found.files, shards, columns.out, columns.read)
 
 

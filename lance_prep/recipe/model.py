@@ -57,6 +57,12 @@ class Recipe(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=1 << 20, description="source rows that are shuffled together")] = 8192
     shuffle: bool = Field(True, description="shuffle the rows of each batch")
     seed: Annotated[int, Field(ge=0, lt=1 << 63, description="seed of the shuffle")] = 1337
+    shard_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1, description="bytes of source in a shard [default: 128 MiB; of less than 1 GiB an eighth, but 16 MiB]"
+        ),
+    ] = None
     max_rows: Annotated[int, Field(ge=0, description="write at most so many rows; 0 takes all")] = 0
     strict: bool = Field(False, description="stop at the first row that would be rejected")
 

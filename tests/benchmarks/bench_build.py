@@ -112,9 +112,7 @@ def compare(bench: Bench, runs: int) -> dict[str, Run]:
 
 def report(bench: Bench, results: dict[str, Run]) -> list[str]:
     """The table in Markdown."""
-    fastest = min(
-        results[f"{name} @ 1"].seconds for name in CONTENDERS if name not in OURS and name != LIMIT
-    )
+    fastest = min(results[f"{name} @ 1"].seconds for name in CONTENDERS if name not in OURS and name != LIMIT)
     peer_speed = bench.text_mb / fastest
     lines = [
         f"| what | text | median | MB/s | times the fastest `tokenizers` peer | peak memory |",
