@@ -15,12 +15,15 @@ Each imports only from lines above it, and of the rest of the package `errors` a
 from lance_prep.train.collate import pad_collate, varlen_collate
 from lance_prep.train.dataset import LanceDataset
 from lance_prep.train.loader import TokenLoader
+from lance_prep.train.mixture import Mixture, Phase
 from lance_prep.train.permutation import KeyedPermutation
 from lance_prep.train.sampler import TakeSampler
 
 __all__ = [
     "KeyedPermutation",
     "LanceDataset",
+    "Mixture",
+    "Phase",
     "TakeSampler",
     "TokenLoader",
     "pad_collate",

@@ -215,6 +215,10 @@ def _map(
 
     if index.pages is not None and options.root is not None:
         mapped = MappedTokens(options.root / "data", index.pages, itemsize=size, row_start=row_start)
+        if len(mapped) != (index.tokens if block is None else index.rows * block):
+            raise NotFlat(
+                f"the files hold {len(mapped)} tokens for {index.rows} rows"
+            )  # reading on would leave the maps
         return mapped, Access("mmap", index.why)
     if offsets is None:
         raise NotFlat(index.why)

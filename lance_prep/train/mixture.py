@@ -1,0 +1,316 @@
+"""`Mixture`: several datasets by weight, as one map-style dataset whose every position is known in closed form."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from lance_prep.errors import UsageError
+from lance_prep.train.dataset import LanceDataset, Origin
+from lance_prep.train.order import PAD_ROW
+from lance_prep.train.permutation import IndexArray, KeyedPermutation
+from lance_prep.train.sampler import Place
+from lance_prep.train.samples import Batch, Sample
+from lance_prep.train.shares import Shares, make_shares
+
+#: Positions are exact below this: 2^61, as `shares` says.
+_FAR = 1 << 60
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Weights that hold until so many tokens were given in all; None: to the end. Validates itself.
+
+    Raises:
+        UsageError: no weights, a negative one, or all of them 0.
+    """
+
+    weights: Mapping[str, float]
+    until_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()) > 0:
+            raise UsageError(f"weights {dict(self.weights)}", "weights are 0 or more, and one of them is more")
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """A phase laid out: the positions `[start, stop)`, and how often each source was used before."""
+
+    start: int
+    stop: int
+    shares: Shares
+    before: tuple[int, ...]
+
+
+class Mixture(Dataset[dict[str, Any]]):
+    """Datasets mixed by weight. Position i is a sample of one of them, the same for every rank, worker and run.
+
+    Args:
+        weights: weight of each dataset by path; or phases, whose weights change after `until_tokens` tokens. A phase
+            changes nothing of what lies before it, so one may be added to a run that is under way.
+        block_size: tokens a sample, equal for all.
+        by: "tokens" (real tokens: what a model sees) or "rows" (samples). They differ where blocks are padded.
+        seed: of the order within each source; each source has its own, and each time through it another.
+        exhausted: "repeat" goes through a source again when it runs out, and an epoch ends when each was used up once;
+            "stop" ends the epoch before the first would have to repeat.
+        datasets: the datasets by path, where they are open already or need options of their own; the rest are opened
+            with `options`.
+        options: for `LanceDataset`: labels, filter and the like.
+
+    Samples are in shuffled order as they come: read them one after the other (`TakeSampler` and `TokenLoader` do). At
+    every position of a phase, each source's count is at most one off its exact share. Indices beyond `len` are the
+    epochs that follow. Memory is O(sources); it pickles in a few KB and opens nothing before use.
+
+    Raises:
+        UsageError: no samples of one size, contradicting options, phases that do not follow each other.
+    """
+
+    #: Order: epoch e goes on where e - 1 ended (see `Order`).
+    endless = True
+
+    def __init__(
+        self,
+        weights: Mapping[str, float] | Sequence[Phase],
+        *,
+        block_size: int | None = None,
+        by: Literal["tokens", "rows"] = "tokens",
+        seed: int = 0,
+        exhausted: Literal["repeat", "stop"] = "repeat",
+        datasets: Mapping[str, LanceDataset] | None = None,
+        **options: Any,
+    ) -> None:
+        if by not in ("tokens", "rows") or exhausted not in ("repeat", "stop"):
+            raise UsageError(
+                f"by={by!r}, exhausted={exhausted!r}", "by is 'tokens' or 'rows', exhausted 'repeat' or 'stop'"
+            )
+        self.phases = (Phase(dict(weights)),) if isinstance(weights, Mapping) else tuple(weights)
+        _check_phases(self.phases)
+        self.names = list(dict.fromkeys(name for phase in self.phases for name in phase.weights))
+        given = dict(datasets or {})
+        unknown = sorted(given.keys() - set(self.names))
+        if unknown:
+            raise UsageError(f"datasets without a weight: {', '.join(unknown)}", "give each a weight")
+        self.sources = [given.get(name) or LanceDataset(name, block_size=block_size, **options) for name in self.names]
+        self.by, self.seed, self.exhausted = by, seed, exhausted
+        self._laid: list[_Stretch] | None = None
+        self._length = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_laid": None}
+
+    # Laying out.
+
+    @property
+    def block_size(self) -> int:
+        """Tokens a sample.
+
+        Raises:
+            UsageError: the sources' differ, or their samples have no one size.
+        """
+        sizes = {name: source.block_size for name, source in zip(self.names, self.sources, strict=True)}
+        size = self.sources[0].block_size
+        if size is None or len(set(sizes.values())) > 1:
+            raise UsageError(f"block sizes of a mixture: {sizes}", "give block_size=, equal for all")
+        return size
+
+    @property
+    def _stretches(self) -> list[_Stretch]:
+        if self._laid is None:
+            size, start, before, laid = self.block_size, 0, [0] * len(self.names), []
+            for phase in self.phases:
+                stop = _FAR if phase.until_tokens is None else -(-phase.until_tokens // size)
+                shares = make_shares(self._row_weights(phase))
+                laid.append(_Stretch(start, stop, shares, tuple(before)))
+                before = [b + c for b, c in zip(before, shares.counts(stop - start), strict=True)]
+                start = stop
+            self._length = _epoch_length(laid, [len(s) for s in self.sources], self.exhausted)
+            self._laid = laid
+        return self._laid
+
+    def _row_weights(self, phase: Phase) -> list[Fraction]:
+        """Weights by samples. As written in decimals, so that 0.3 is 3/10."""
+        weights = [Fraction(str(phase.weights.get(name, 0))) for name in self.names]
+        if self.by == "tokens":
+            means = [Fraction(source.mean_tokens).limit_denominator(10**6) for source in self.sources]
+            weights = [weight / mean for weight, mean in zip(weights, means, strict=True)]
+        return weights
+
+    def shares(self, phase: int = 0) -> dict[str, Fraction]:
+        """The exact share of samples of each source in a phase."""
+        return dict(zip(self.names, self._stretches[phase].shares.exact, strict=True))
+
+    def counts(self, length: int) -> dict[str, int]:
+        """Samples of each source among the first `length` positions."""
+        return dict(zip(self.names, _counts(self._stretches, length), strict=True))
+
+    # Samples.
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return self._length if self._stretches else 0
+
+    @property
+    def read_rows(self) -> int:
+        """How many samples are best read at once."""
+        return max(source.read_rows for source in self.sources)
+
+    def locate(self, indices: IndexArray) -> tuple[IndexArray, IndexArray]:
+        """The source of each position and the sample of that source; int64 each."""
+        flat = np.asarray(indices, np.int64).reshape(-1)
+        if flat.size and int(flat.min()) < 0:
+            raise IndexError(f"position {flat.min()} of a mixture")
+        epoch = np.zeros_like(flat)
+        if self.exhausted == "stop":
+            # Each epoch begins anew in every source; with "repeat" the sequence goes on.
+            epoch, flat = np.divmod(flat, max(len(self), 1))
+        source, ordinal = np.zeros_like(flat), np.zeros_like(flat)
+        for stretch in self._stretches:
+            here = np.flatnonzero((flat >= stretch.start) & (flat < stretch.stop))
+            if here.size:
+                found, number = stretch.shares.locate(flat[here] - stretch.start)
+                source[here], ordinal[here] = found, number + np.array(stretch.before, np.int64)[found]
+        return source, self._permuted(source, ordinal, epoch)
+
+    def _permuted(self, source: IndexArray, ordinal: IndexArray, epoch: IndexArray) -> IndexArray:
+        """Each source's samples in its own order, another one each time through."""
+        out = np.zeros_like(ordinal)
+        for i in np.unique(source).tolist():
+            data = self.sources[i]
+            again, place = np.divmod(ordinal, len(data))
+            times = epoch + again
+            for time in np.unique(times[source == i]).tolist():
+                here = (source == i) & (times == time)
+                # By content and place, not by path: a dataset that was moved keeps its order.
+                order = KeyedPermutation(len(data), self.seed, time, stream=f"{i}/{data.facts.content_hash}")
+                out[here] = order[place[here]]
+        return out
+
+    def __getitem__(self, index: int) -> Sample:
+        """A sample; negative indices count from the end of the first epoch."""
+        return self.take([index + len(self) if index < 0 else index])[0]
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor) -> Batch:
+        """The samples at positions, in their order; each source is read once."""
+        array = np.asarray(indices, dtype=np.int64).reshape(-1)
+        padding = array == PAD_ROW
+        source, sample = self.locate(np.where(padding, 0, array))
+        sample = np.where(padding, PAD_ROW, sample)
+        used = np.unique(source).tolist()
+        if len(used) == 1:
+            whole: Batch = self.sources[used[0]].take(sample)
+            return whole
+        wheres = [np.flatnonzero(source == i) for i in used]
+        return _merged([self.sources[i].take(sample[w]) for i, w in zip(used, wheres, strict=True)], wheres, len(array))
+
+    #: torch fetches a batch in one call.
+    __getitems__ = take
+
+    # Where samples come from, and what a checkpoint must find again.
+
+    def where(self, indices: IndexArray) -> list[Origin]:
+        """Where samples come from."""
+        indices = indices[indices != PAD_ROW]
+        source, sample = self.locate(indices)
+        out: list[Origin | None] = [None] * len(indices)
+        for i in np.unique(source).tolist():
+            here = np.flatnonzero(source == i)
+            for at, origin in zip(here.tolist(), self.sources[i].where(sample[here]), strict=True):
+                out[at] = Origin(self.names[i], origin.row, origin.document)
+        return [origin for origin in out if origin is not None]
+
+    def trace(self, step: int, rank: int = 0, *, global_batch_size: int = 1, world_size: int = 1) -> list[Origin]:
+        """Source, row and document of each sample that a rank gets at a step.
+
+        Steps count through the epochs. `TokenLoader.trace` knows the sizes itself.
+        """
+        share = Place(rank, world_size).share(global_batch_size)
+        start = step * global_batch_size
+        return self.where(np.arange(start + share.start, start + share.stop, dtype=np.int64))
+
+    def identity(self, position: int = 0) -> dict[str, Any]:
+        """What must be equal for a checkpoint made at a position to go on: the future's weights need not be."""
+        begun = [
+            {"from": stretch.start, "shares": [str(share) for share in stretch.shares.exact]}
+            for stretch in self._stretches
+            if stretch.start < position or stretch.start == 0
+        ]
+        return {
+            "sources": [source.identity() for source in self.sources],
+            "phases": begun,
+            "by": self.by,
+            "mixture_seed": self.seed,
+            "exhausted": self.exhausted,
+        }
+
+
+def _check_phases(phases: Sequence[Phase]) -> None:
+    ends = [phase.until_tokens for phase in phases]
+    bounds = [0, *(end for end in ends[:-1] if end is not None)]
+    rising = all(a < b for a, b in itertools.pairwise(bounds))
+    if not phases or ends[-1] is not None or None in ends[:-1] or not rising:
+        raise UsageError(f"phases until {ends} tokens", "each ends later than the one before, and the last at None")
+
+
+def _counts(stretches: Sequence[_Stretch], length: int) -> list[int]:
+    for stretch in reversed(stretches):
+        if length >= stretch.start:
+            inside = stretch.shares.counts(length - stretch.start)
+            return [b + c for b, c in zip(stretch.before, inside, strict=True)]
+    return []
+
+
+def _epoch_length(stretches: Sequence[_Stretch], sizes: Sequence[int], exhausted: str) -> int:
+    """Positions until every used source was given once ("repeat"), or before the first would repeat ("stop").
+
+    Counts never fall, so both are found by bisection.
+    """
+    last = stretches[-1].shares.exact
+
+    def done(length: int) -> bool:
+        counts = _counts(stretches, length)
+        if exhausted == "stop":
+            return any(count > size for count, size in zip(counts, sizes, strict=True))
+        return all(count >= size for count, size, share in zip(counts, sizes, last, strict=True) if share)
+
+    low, high = 0, 1
+    while not done(high):
+        low, high = high, high * 2
+        if high > _FAR:
+            raise UsageError(f"an epoch of more than {_FAR} samples", "a weight is far too small for its source")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if done(middle) else (middle, high)
+    return low if exhausted == "stop" else high
+
+
+def _merged(parts: Sequence[Batch], wheres: Sequence[IndexArray], count: int) -> Batch:
+    """Batches of samples of one size as one, `parts[i]` at positions `wheres[i]`."""
+    first = parts[0]
+    tensors = {}
+    for name, values in first.tensors.items():
+        out = np.empty((count, *values.shape[1:]), np.int64)
+        for part, where in zip(parts, wheres, strict=True):
+            out[where] = part.tensors[name].numpy()
+        tensors[name] = torch.from_numpy(out)
+    lists: dict[str, list[Any]] = {}
+    for name in first.lists:
+        lists[name] = [None] * count
+        for part, where in zip(parts, wheres, strict=True):
+            for at, value in zip(where.tolist(), part.lists[name], strict=True):
+                lists[name][at] = value
+    valid = None
+    if any(part.valid is not None for part in parts):
+        valid = np.full(count, tensors["input_ids"].shape[1], np.int64)
+        for part, where in zip(parts, wheres, strict=True):
+            if part.valid is not None:
+                valid[where] = part.valid
+    return Batch(tensors, lists, count, first.options, valid=valid)
