@@ -1,0 +1,214 @@
+"""Real trainers on our data: plain torch, two ranks, transformers' Trainer, accelerate, lightning.
+
+Each is stopped in the middle and goes on from its checkpoint; the losses equal the uninterrupted run's to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import BLOCK, Made, make_tokens
+from tiny_gpt import seeded
+from torch.utils.data import DataLoader
+
+from lance_prep.train import LanceDataset, Mixture, TakeSampler, TokenLoader
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make_tokens(tmp_path_factory.mktemp("data") / "c.lance", "blocks", [17, 20], block_size=BLOCK, seed=5)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def run_script(corpus: Made, folder: Path, steps: int, kill_after: int | None, ranks: int) -> int:
+    folder.mkdir(exist_ok=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    arguments = [str(corpus.path), str(folder), str(steps), *([str(kill_after)] if kill_after else [])]
+    command = [sys.executable, *launcher, str(HERE / "train_script.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, check=False, env=environment, capture_output=True).returncode
+
+
+def losses(folder: Path, rank: int = 0) -> list[list[float]]:
+    return [json.loads(line) for line in (folder / f"losses-{rank}.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_and_resumed_losses_are_equal_to_the_bit(corpus: Made, tmp_path: Path, ranks: int) -> None:
+    """13 steps over 37 samples of 4 a step: over the end of an epoch, killed by SIGKILL in it."""
+    assert run_script(corpus, tmp_path / "whole", 13, None, ranks) == 0
+    assert run_script(corpus, tmp_path / "cut", 13, 6, ranks) != 0
+    assert run_script(corpus, tmp_path / "cut", 13, None, ranks) == 0
+    for rank in range(ranks):
+        whole = losses(tmp_path / "whole", rank)
+        assert [step for step, _ in whole] == list(range(1, 14))
+        assert losses(tmp_path / "cut", rank) == whole
+
+
+def test_two_ranks_learn_from_the_rows_of_one(corpus: Made) -> None:
+    """Mean gradients of the ranks' parts are the gradient of the global batch."""
+    ds = LanceDataset(corpus.path)
+    model = seeded()
+    whole = next(iter(TokenLoader(ds, 4, seed=7)))
+    parts = [next(iter(TokenLoader(ds, 4, seed=7, rank=r, world_size=2))) for r in range(2)]
+    want = model(**whole)["loss"].item()
+    assert sum(model(**part)["loss"].item() for part in parts) / 2 == pytest.approx(want, rel=1e-4)
+
+
+def test_plain_torch_learns(corpus: Made) -> None:
+    model = seeded()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(6):
+        for batch in DataLoader(LanceDataset(corpus.path), batch_size=8, shuffle=True):
+            loss = model(**batch)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            history.append(loss.item())
+    assert history[-1] < history[0] - 0.2
+
+
+def test_transformers_trainer(corpus: Made, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def run(stop: int | None, resume: bool) -> list[float]:
+        class Recorder(transformers.TrainerCallback):  # type: ignore[name-defined, misc]
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+                if "loss" in logs:
+                    seen.append(logs["loss"])
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step == stop:
+                    control.should_training_stop = True
+
+        seen: list[float] = []
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path / ("cut" if stop or resume else "whole")),
+            max_steps=12,
+            per_device_train_batch_size=4,
+            logging_steps=1,
+            save_steps=5,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            seed=3,
+        )
+        trainer = transformers.Trainer(
+            model=seeded(), args=arguments, train_dataset=LanceDataset(corpus.path), callbacks=[Recorder()]
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return seen
+
+    whole = run(None, False)
+    assert len(whole) == 12
+    assert run(5, False) == whole[:5]
+    assert run(None, True) == whole[5:]
+
+
+def test_accelerate(corpus: Made) -> None:
+    accelerate = pytest.importorskip("accelerate")
+
+    def run(first: int, steps: int, state: dict[str, Any] | None) -> tuple[list[float], dict[str, Any]]:
+        accelerator = accelerate.Accelerator(cpu=True)
+        model = seeded()
+        loader = TokenLoader(LanceDataset(corpus.path), 4, seed=7)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        if state is not None:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            loader.load_state_dict(state["loader"])
+        model, optimizer = accelerator.prepare(model, optimizer)
+        out = []
+        for batch in itertools.islice(loader, steps - first):
+            loss = model(**batch)["loss"]
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            out.append(loss.item())
+        kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict()}
+        return out, copy.deepcopy(kept)
+
+    whole, _ = run(0, 8, None)
+    start, state = run(0, 5, None)
+    rest, _ = run(5, 8, state)
+    assert start + rest == whole
+
+
+def test_accelerate_prepares_a_dataloader_with_our_sampler(corpus: Made) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    ds = LanceDataset(corpus.path)
+    loader = accelerate.Accelerator(cpu=True).prepare(DataLoader(ds, batch_sampler=TakeSampler(ds, 4, seed=7)))
+    got = [batch["input_ids"].tolist() for batch in loader]
+    assert got == [batch["input_ids"].tolist() for batch in TokenLoader(ds, 4, seed=7)]
+
+
+def test_lightning(corpus: Made, tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = seeded()
+            self.seen: list[float] = []
+
+        def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+            loss = self.model(**batch)["loss"]
+            self.seen.append(loss.item())
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    class Data(lightning.LightningDataModule):  # type: ignore[name-defined, misc]
+        """The loader's state travels in lightning's checkpoint."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            mix = Mixture({str(corpus.path): 1.0})
+            self.loader = TokenLoader(mix, 4, seed=7)
+
+        def train_dataloader(self) -> TokenLoader:
+            return self.loader
+
+        def state_dict(self) -> dict[str, Any]:
+            return self.loader.state_dict()
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.loader.load_state_dict(state)
+
+    def run(steps: int, checkpoint: Path | None) -> tuple[list[float], Any]:
+        module = Module()
+        trainer = lightning.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, datamodule=Data(), ckpt_path=checkpoint, weights_only=False)
+        return module.seen, trainer
+
+    whole, _ = run(8, None)
+    assert len(whole) == 8
+    start, trainer = run(5, None)
+    trainer.save_checkpoint(tmp_path / "cut.ckpt")
+    rest, _ = run(8, tmp_path / "cut.ckpt")
+    assert start + rest == whole
