@@ -37,7 +37,7 @@ BUILD_SIDE = set(MAY_IMPORT) - {"train"}
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+    return sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem[0] != "_")
 
 
 def package_of(path: Path) -> str:

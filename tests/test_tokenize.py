@@ -50,7 +50,7 @@ def test_ids_of_any_text(texts: list[str], parallel: bool) -> None:
 
 def test_a_slice_of_an_array_is_encoded_as_itself() -> None:
     recipe, spec = Recipe(source="x"), describe("test", made.byte_level(), {})
-    encoder = make_encoder(spec, recipe, ReferenceEncoder(spec, recipe), parallel=False)
+    encoder = make_encoder(spec, recipe, ReferenceEncoder(spec, recipe))
     texts = pa.array(made.TEXTS, pa.large_string())
     assert as_lists(encoder.encode(texts.slice(3, 5))) == made.reference_ids(made.byte_level(), made.TEXTS[3:8])
 
@@ -70,7 +70,7 @@ def test_the_check_finds_a_backend_that_disagrees() -> None:
         name = "wrong"
 
         def encode(self, texts: pa.LargeStringArray) -> TokenLists:
-            tokens = make_encoder(other, recipe, ReferenceEncoder(other, recipe), parallel=False).encode(texts)
+            tokens = make_encoder(other, recipe, ReferenceEncoder(other, recipe)).encode(texts)
             tokens.ids[0] += 1
             return tokens
 
@@ -86,7 +86,7 @@ def test_the_check_takes_the_first_rows_and_a_draw_of_the_others() -> None:
     recipe, spec = Recipe(source="x"), describe("test", made.byte_level(), {})
     reference = ReferenceEncoder(spec, recipe)
     texts = pa.array([f"row {i}" for i in range(50_000)], pa.large_string())
-    with CheckedEncoder(make_encoder(spec, recipe, reference, parallel=False), reference, seed=7, shard=0) as checked:
+    with CheckedEncoder(make_encoder(spec, recipe, reference), reference, seed=7, shard=0) as checked:
         checked.encode(texts)
         checked.finish()
         assert 64 + 10 < checked.rows_checked < 64 + 50

@@ -68,12 +68,8 @@ def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
     if layout == "blocks":
         slots = ledger.tokens_written + ledger.padding
         share = f" ({ledger.padding / slots:.2%})" if slots else ""
-        rows.append(
-            (
-                "packing",
-                f"{ledger.tokens_written:,} tokens kept, {ledger.padding:,} padding{share}, {ledger.documents_cut:,} documents cut",
-            )
-        )
+        cut = f"{ledger.documents_cut:,} documents cut"
+        rows.append(("packing", f"{ledger.tokens_written:,} tokens kept, {ledger.padding:,} padding{share}, {cut}"))
     if ledger.rows_checked or ledger.shards_by_reference:
         turned = (
             f", {ledger.shards_by_reference} shards turned over to tokenizers" if ledger.shards_by_reference else ""

@@ -166,7 +166,7 @@ def stream(
         RecipeError, SourceError, TokenizerError: at once, or from the reader as it comes to them.
     """
     made = make_plan(load_recipe(source, overrides), storage_options=storage_options)
-    job = BuildJob(made, load_spec(made.recipe), uri="", key="", parallel_encode=True, storage_options=storage_options)
+    job = BuildJob(made, load_spec(made.recipe), uri="", key="", storage_options=storage_options)
     return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), max_items=READ_AHEAD_BATCHES))
 
 

@@ -26,8 +26,7 @@ def run_local(job: BuildJob, schedule: Schedule, *, workers: int, progress: Prog
         KeyboardInterrupt: likewise.
     """
     at_once = max(1, min(workers, len(job.plan.shards)))
-    # A shard that runs alone may tokenize on all cores that the user gave.
-    job = replace(job, parallel_encode=at_once < workers)
+    job = replace(job, at_once=at_once, parallel_encode=at_once < workers)
     stop = threading.Event()
     reference = job.make_reference()
     disagreed = threading.Event()

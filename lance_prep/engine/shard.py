@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -13,9 +11,10 @@ import pyarrow as pa
 
 from lance_prep.background import read_ahead
 from lance_prep.engine.progress import Progress, Silent
-from lance_prep.errors import Interrupted, RowRejected
+from lance_prep.engine.quarantine import Quarantine
+from lance_prep.errors import Interrupted
 from lance_prep.layout import LayoutJob, lay_out, row_schema
-from lance_prep.ledger import Rejected, Tally
+from lance_prep.ledger import Tally
 from lance_prep.memory import trim
 from lance_prep.plan import Plan, Shard
 from lance_prep.source import SourceBatch, read_shard
@@ -33,7 +32,6 @@ from lance_prep.tokenize import (
     make_encoder,
 )
 
-QUARANTINE_BYTES = 4 << 10
 #: Rows that wait for the writer while the next batch is tokenized. Two batches are enough to keep both busy.
 WRITE_AHEAD_BATCHES = 2
 
@@ -47,7 +45,8 @@ class BuildJob:
         spec: the tokenizer; None for layout `raw`.
         uri: of the dataset.
         key: of the build, see `store.receipt`.
-        parallel_encode: let one shard's tokenizer use all cores: for when shards are fewer than cores.
+        at_once: shards built at once in one process.
+        parallel_encode: let one shard's tokenizer use all cores: for when shards are fewer than workers.
         storage_options: for object stores.
     """
 
@@ -55,6 +54,7 @@ class BuildJob:
     spec: TokenizerSpec | None
     uri: str
     key: str
+    at_once: int = 1
     parallel_encode: bool = False
     storage_options: Mapping[str, str] | None = None
 
@@ -138,7 +138,7 @@ class Worker:
     def _attempt(self, shard: Shard, limit: int | None, *, by_reference: bool) -> Receipt:
         job = self.job
         journal = Journal(job.files(), job.key)
-        quarantine = _Quarantine(strict=job.plan.recipe.strict)
+        quarantine = Quarantine(strict=job.plan.recipe.strict)
         tally = Tally(on_reject=quarantine.add)
         content, rows = ShardHash(), 0
 
@@ -196,37 +196,13 @@ class Worker:
             return self.reference
         if self._encoder is None:
             self._encoder = make_encoder(
-                self.job.spec, self.job.plan.recipe, self.reference, parallel=self.job.parallel_encode
+                self.job.spec,
+                self.job.plan.recipe,
+                self.reference,
+                encoders=self.job.at_once,
+                parallel=self.job.parallel_encode,
             )
         return self._encoder
 
     def _backend_name(self, by_reference: bool) -> str | None:
         return self._get_encoder(by_reference).name if self.job.spec is not None else None
-
-
-class _Quarantine:
-    """Collects rejected rows as JSON lines; under `strict`, the first one stops the build."""
-
-    def __init__(self, *, strict: bool) -> None:
-        self._strict = strict
-        self._lines: list[bytes] = []
-
-    @property
-    def lines(self) -> bytes:
-        return b"".join(self._lines)
-
-    def add(self, rejected: Rejected) -> None:
-        where = f"{rejected.file}, {rejected.unit} {rejected.position}"
-        if self._strict:
-            raise RowRejected(
-                f"{where}: {rejected.reason}", "mend the row, or leave out --strict to set such rows aside"
-            )
-        record = {"file": rejected.file, rejected.unit: rejected.position, "reason": rejected.reason}
-        data = rejected.data[:QUARANTINE_BYTES]
-        try:
-            record["text"] = data.decode()
-        except UnicodeDecodeError:
-            record["text_base64"] = base64.b64encode(data).decode()
-        if len(rejected.data) > QUARANTINE_BYTES:
-            record["bytes"] = len(rejected.data)
-        self._lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")

@@ -18,6 +18,7 @@ import pyarrow as pa
 from lance_prep.errors import TokenizerError
 from lance_prep.layout.model import DocIds, Indices, LayoutJob, SourceBatch
 from lance_prep.layout.texts import drop_blank, without_nulls
+from lance_prep.layout.together import encode_together
 from lance_prep.tokenize import TokenizerSpec, TokenLists
 
 
@@ -115,9 +116,8 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
     assert job.spec is not None
     packer, counts = _make_packer(job), _BlockCounts(job)
     prefix, suffix = document_affixes(job.spec, add_special_tokens=job.recipe.add_special_tokens)
-    for batch in batches:
-        texts, kept = drop_blank(without_nulls(batch.columns.column(0)))
-        tokens = job.encode(texts).wrapped(prefix, suffix)
+    for (batch, kept), plain in encode_together(job, _documents(batches)):
+        tokens = plain.wrapped(prefix, suffix)
         counts.documents(len(batch.rows), len(kept), len(tokens.ids))
         yield from _emit(packer.pack(tokens, job.doc_ids(batch.rows[kept])), job, counts)
         if job.exhausted:
@@ -125,6 +125,12 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
     if not job.exhausted:
         yield from _emit(packer.flush(), job, counts)
     counts.finish(packer.documents_cut)
+
+
+def _documents(batches: Iterable[SourceBatch]) -> Iterator[tuple[tuple[SourceBatch, Indices], pa.LargeStringArray]]:
+    for batch in batches:
+        texts, kept = drop_blank(without_nulls(batch.columns.column(0)))
+        yield (batch, kept), texts
 
 
 def document_affixes(spec: TokenizerSpec, *, add_special_tokens: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

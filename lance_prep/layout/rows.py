@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from lance_prep.layout.model import Indices, LayoutJob, SourceBatch
 from lance_prep.layout.texts import drop_blank, split_lines, without_nulls
+from lance_prep.layout.together import encode_together
 from lance_prep.tokenize import TokenLists
 
 
@@ -17,6 +18,20 @@ def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Rec
     assert job.spec is not None
     affixes = (job.spec.prefix, job.spec.suffix) if job.recipe.add_special_tokens else ((), ())
     by_line = job.recipe.layout == "lines"
+    for (batch, parents, found), plain in encode_together(job, _split(batches, by_line=by_line)):
+        tokens, parents = _without_empty(plain.wrapped(*affixes), parents)
+        order = job.order(len(tokens))
+        _count(job, batch, parents, order, tokens, found if by_line else None)
+        if len(order):
+            yield _record_batch(job, batch, parents[order], tokens.take(order))
+        if job.exhausted:
+            return
+
+
+def _split(
+    batches: Iterable[SourceBatch], *, by_line: bool
+) -> Iterator[tuple[tuple[SourceBatch, Indices, int], pa.LargeStringArray]]:
+    """The texts of each batch, with the source row of each and how many there were with the blank ones."""
     for batch in batches:
         texts = without_nulls(batch.columns.column(0))
         parents = np.arange(len(texts), dtype=np.int64)
@@ -24,14 +39,7 @@ def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Rec
             texts, parents = split_lines(texts)
         found = len(texts)
         texts, kept = drop_blank(texts)
-        parents = parents[kept]
-        tokens, parents = _without_empty(job.encode(texts).wrapped(*affixes), parents)
-        order = job.order(len(tokens))
-        _count(job, batch, parents, order, tokens, found if by_line else None)
-        if len(order):
-            yield _record_batch(job, batch, parents[order], tokens.take(order))
-        if job.exhausted:
-            return
+        yield (batch, parents[kept], found), texts
 
 
 def _without_empty(tokens: TokenLists, parents: Indices) -> tuple[TokenLists, Indices]:

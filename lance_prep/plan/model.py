@@ -14,7 +14,7 @@ Format = Literal["parquet", "jsonl", "json", "csv", "text", "arrow", "lance", "t
 Compression = Literal["gzip", "zstd", "bz2", "xz"]
 
 SHARD_BYTES = 128 << 20
-# A small source is cut finer, so that it keeps more than one core busy; below this, starting a shard costs more than that.
+# A small source is cut finer, so that it keeps more than one core busy; below this, starting a shard costs more.
 LEAST_SHARD_BYTES = 16 << 20
 SHARDS_AT_LEAST = 8
 

@@ -19,8 +19,8 @@ from lance_prep.store.metadata import FOLDER
 def output_lock(uri: str) -> Iterator[None]:
     """Hold the output's lock while the block runs.
 
-    On a local disk it is the kernel's (`flock`), which goes with its process however that ends: a dead one's is never in
-    the way. In an object store there is none: the commit itself lets one of two win.
+    On a local disk it is the kernel's (`flock`), which goes with its process however that ends: a dead one's is never
+    in the way. In an object store there is none: the commit itself lets one of two win.
 
     Raises:
         OutputLocked: another process holds it: says which and since when.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,15 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lance_prep.errors import LancePrepError, TokenizerError
-from lance_prep.memory import rss
+from lance_prep.memory import rss, trim
 from lance_prep.recipe import Recipe
 from lance_prep.tokenize.lists import TokenLists
 from lance_prep.tokenize.load import TokenizerSpec, load_reference
 
 #: gigatoken's cache of words has no bound: 400 MB of words that never repeat took 3.4 GB. A new tokenizer (0.2 s) gives
-#: it back. It is due when the process has grown by so much, and this much text went through since the last.
-RENEW_AFTER_GROWTH = 160 << 20
-RENEW_AFTER_TEXT = 24 << 20
+#: it back. It is due when the process is larger than so much for itself and so much for each encoder in it, and this
+#: much text went through since the last. (A build of ordinary text with two encoders stays below 700 MiB.)
+PROCESS_BYTES = 350 << 20
+ENCODER_BYTES = 200 << 20
+RENEW_AFTER_TEXT = 8 << 20
 
 
 class Encoder(Protocol):
@@ -67,8 +70,9 @@ class GigatokenEncoder:
     """`gigatoken`, on Arrow's own buffers.
 
     Args:
-        parallel: encode a batch on all cores; False keeps to the calling thread (which then wastes nothing when
-            several shards are built at once).
+        encoders: how many there are in this process: they share what memory there is for them.
+        parallel: encode a batch on all cores; False keeps to the calling thread, which wastes nothing when several
+            shards are built at once.
 
     Raises:
         TokenizerError: gigatoken cannot load this tokenizer (WordPiece, Unigram, ...).
@@ -76,13 +80,14 @@ class GigatokenEncoder:
 
     name = "gigatoken"
 
-    def __init__(self, spec: TokenizerSpec, recipe: Recipe, *, parallel: bool) -> None:
+    def __init__(self, spec: TokenizerSpec, recipe: Recipe, *, encoders: int, parallel: bool) -> None:
         if not spec.is_template and recipe.add_special_tokens:
             raise TokenizerError(f"gigatoken cannot apply the post-processor of {spec.name}", "use tokenizers")
         self._file = spec.file if recipe.special_tokens == "parse" else _without_special_tokens(spec.file)
         self._name = spec.name
         self._dtype = spec.dtype
         self._parallel = parallel
+        self._memory = PROCESS_BYTES + ENCODER_BYTES * encoders
         self._renew()
 
     def _renew(self) -> None:
@@ -96,7 +101,6 @@ class GigatokenEncoder:
                 f"gigatoken cannot load {self._name}: {error}", "use --tokenizer-backend tokenizers"
             ) from error
         self._text_since = 0
-        self._rss_at_start = rss()
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
         if not len(texts):
@@ -110,18 +114,19 @@ class GigatokenEncoder:
 
     def _bound_memory(self, size: int) -> None:
         self._text_since += size
-        if self._text_since > RENEW_AFTER_TEXT and rss() - self._rss_at_start > RENEW_AFTER_GROWTH:
+        if self._text_since > RENEW_AFTER_TEXT and rss() > self._memory:
             self._renew()
+            trim()
 
 
 def make_encoder(
-    spec: TokenizerSpec, recipe: Recipe, reference: ReferenceEncoder, *, parallel: bool
+    spec: TokenizerSpec, recipe: Recipe, reference: ReferenceEncoder, *, encoders: int = 1, parallel: bool = False
 ) -> GigatokenEncoder | ReferenceEncoder:
     """The backend that the recipe asks for; `auto` is gigatoken where it loads the tokenizer, else `reference`."""
     if recipe.tokenizer_backend == "tokenizers":
         return reference
     try:
-        return GigatokenEncoder(spec, recipe, parallel=parallel)
+        return GigatokenEncoder(spec, recipe, encoders=encoders, parallel=parallel)
     except TokenizerError:
         if recipe.tokenizer_backend == "gigatoken":
             raise
@@ -151,6 +156,7 @@ class SpecialTokenGuard:
             )
 
 
+@cache
 def _without_special_tokens(file: bytes) -> bytes:
     data = json.loads(file)
     data["added_tokens"] = [token for token in data.get("added_tokens") or [] if not token.get("special")]

@@ -33,6 +33,11 @@ class TokenLists:
         """int64 `[n]`, tokens of each text."""
         return np.diff(self.offsets)
 
+    def slice(self, start: int, stop: int) -> TokenLists:
+        """The texts `start` to `stop`, over the same ids."""
+        offsets = self.offsets[start : stop + 1]
+        return TokenLists(offsets - offsets[0], self.ids[offsets[0] : offsets[-1]])
+
     def take(self, indices: npt.NDArray[np.int64]) -> TokenLists:
         """The texts at `indices`, in their order.
 
