@@ -163,6 +163,11 @@ class Mixture(Dataset[dict[str, Any]]):
         """How many samples are best read at once."""
         return max(source.read_rows for source in self.sources)
 
+    @property
+    def slow(self) -> bool:
+        """Whether reading ahead pays in any case."""
+        return any(source.slow for source in self.sources)
+
     def locate(self, indices: IndexArray) -> tuple[IndexArray, IndexArray]:
         """The source of each position and the sample of that source; int64 each."""
         flat = np.asarray(indices, np.int64).reshape(-1)
