@@ -71,7 +71,8 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @_recipe_options
 @click.option("--workers", type=click.IntRange(min=1), help="Shards built at once.  [default: the cores]")
-@click.option("--overwrite", is_flag=True, help="Replace what is there by a new version; old versions stay readable.")
+@click.option("--append", "--skip-existing", is_flag=True, help="Add what is new in the source as a new version.")
+@click.option("--overwrite", "--force", is_flag=True, help="Make a new version with the new content; old ones stay.")
 @storage_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
 @json_option
@@ -79,6 +80,7 @@ def command(
     source: str,
     output: str | None,
     workers: int | None,
+    append: bool,
     overwrite: bool,
     storage_options: dict[str, str] | None,
     dry_run: bool,
@@ -95,7 +97,7 @@ def command(
     from lance_prep.engine import RunOptions, run_build
 
     with make_progress() as progress:
-        options = RunOptions(output or default_output(source), workers, overwrite, storage_options, progress)
+        options = RunOptions(output or default_output(source), workers, append, overwrite, storage_options, progress)
         report = run_build(recipe, options, uri=options.uri(source))
     if as_json:
         click.echo(json.dumps(report.as_json(), indent=2))

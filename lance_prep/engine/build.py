@@ -14,7 +14,7 @@ import pyarrow as pa
 from lance_prep.background import read_ahead
 from lance_prep.engine.finish import commit_build, unchanged_report
 from lance_prep.engine.local import default_workers, run_local
-from lance_prep.engine.output import Existing, check_folder, inspect_output
+from lance_prep.engine.output import Decision, check_folder, decide
 from lance_prep.engine.progress import Progress, Silent
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.schedule import Schedule
@@ -26,7 +26,7 @@ from lance_prep.plan import Plan, make_plan
 from lance_prep.recipe import Recipe, default_output, load_recipe
 from lance_prep.store.files import is_local
 from lance_prep.store.lock import output_lock
-from lance_prep.store.receipt import Journal, build_key
+from lance_prep.store.receipt import Journal, build_key, unfinished_builds
 from lance_prep.tokenize import TokenizerSpec, load_tokenizer
 
 READ_AHEAD_BATCHES = 2
@@ -39,6 +39,7 @@ class RunOptions:
     Attributes:
         output: path or URI of the dataset; by default the source's name with `.lance`, in the current folder.
         workers: shards built at once; by default as many as there are cores.
+        append: where the source has grown, add what is new as a new version.
         overwrite: where the output holds something else, make a new version with the new content.
         storage_options: for object stores, as Lance and object_store name them.
         progress: told what happens.
@@ -46,6 +47,7 @@ class RunOptions:
 
     output: str | Path | None = None
     workers: int | None = None
+    append: bool = False
     overwrite: bool = False
     storage_options: Mapping[str, str] | None = None
     progress: Progress = field(default_factory=Silent)
@@ -53,6 +55,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers is {self.workers}", "give at least 1")
+        if self.append and self.overwrite:
+            raise UsageError("append and overwrite exclude each other", "give one of them")
 
     def uri(self, source: str | Path | Recipe) -> str:
         """Absolute path, or URI, of the output."""
@@ -77,6 +81,7 @@ def build(
     *,
     output: str | Path | None = None,
     workers: int | None = None,
+    append: bool = False,
     overwrite: bool = False,
     storage_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
@@ -89,7 +94,7 @@ def build(
     Args:
         source: a built-in recipe (`sample`, `wikitext`), a recipe `.yaml`, a Hub id `owner/name`, an `hf://` or `s3://`
             URL, a local file, folder or glob, or a `Recipe`.
-        output, workers, overwrite, storage_options, progress: see `RunOptions`.
+        output, workers, append, overwrite, storage_options, progress: see `RunOptions`.
         overrides: fields of `Recipe`, such as `layout="blocks"` or `max_rows=1000`.
 
     Raises:
@@ -98,7 +103,7 @@ def build(
         TokenizerError: the tokenizer cannot be used.
         OutputError: the output cannot be written, holds something else, or is being built by another process.
     """
-    options = RunOptions(output, workers, overwrite, storage_options, progress or Silent())
+    options = RunOptions(output, workers, append, overwrite, storage_options, progress or Silent())
     return run_build(load_recipe(source, overrides), options, uri=options.uri(source))
 
 
@@ -116,20 +121,33 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
         storage_options=options.storage_options,
     )
     with output_lock(uri):
-        existing = inspect_output(job, overwrite=options.overwrite)
-        if existing.metadata is not None and existing.is_this_build(job.key):
-            return unchanged_report(job, existing, time.monotonic() - started)
-        return _run(job, existing, options, started)
+        decision = decide(job, append=options.append, overwrite=options.overwrite)
+        if decision.job is None:
+            return unchanged_report(uri, decision.existing, time.monotonic() - started)
+        return _run(decision.job, decision, options, started)
 
 
-def _run(job: BuildJob, existing: Existing, options: RunOptions, started: float) -> BuildReport:
-    journal = Journal(job.files(), job.key)
+def _run(job: BuildJob, decision: Decision, options: RunOptions, started: float) -> BuildReport:
+    files = job.files()
+    for key in unfinished_builds(files):
+        # `decide` has let this build replace them: their shards belong to nothing from here on.
+        if key != job.key:
+            Journal(files, key).discard()
+    journal = Journal(files, job.key)
     journal.begin(job.plan, job.spec.file if job.spec else None)
     receipts = journal.receipts()
-    schedule = Schedule(job.plan, receipts)
+    schedule = Schedule(job.plan, receipts, max_rows=_rows_left(job, decision))
     options.progress.planned(job.plan, len(receipts))
     run_local(job, schedule, workers=options.workers or default_workers(), progress=options.progress)
-    return commit_build(job, existing, schedule.result(), resumed=len(receipts), started=started)
+    return commit_build(decision, schedule.result(), resumed=len(receipts), started=started)
+
+
+def _rows_left(job: BuildJob, decision: Decision) -> int | None:
+    """Rows that may still be written: `max_rows` is of the whole dataset, what an append adds to included."""
+    if not job.plan.recipe.max_rows:
+        return None
+    there = decision.existing.metadata["rows"] if decision.appends and decision.existing.metadata else 0
+    return max(0, job.plan.recipe.max_rows - there)
 
 
 def load_spec(recipe: Recipe) -> TokenizerSpec | None:

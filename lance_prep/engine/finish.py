@@ -7,41 +7,46 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from lance_prep.engine.output import Existing
+from lance_prep.engine.changes import record_files
+from lance_prep.engine.output import Decision, Existing
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
 from lance_prep.ledger import Ledger
 from lance_prep.store.content_hash import combine
 from lance_prep.store.files import files_of
 from lance_prep.store.lance_io import commit
+from lance_prep.store.leftovers import remove_leftovers
 from lance_prep.store.metadata import FORMAT, TOKENIZER_FILE, versions_in_use, with_metadata
-from lance_prep.store.receipt import Journal, Receipt
+from lance_prep.store.receipt import Journal, Receipt, receipts_of
 
 
-def commit_build(
-    job: BuildJob, existing: Existing, receipts: list[Receipt], *, resumed: int, started: float
-) -> BuildReport:
+def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, started: float) -> BuildReport:
     """Make a build's shards one version, and report.
 
     Raises:
         OutputLocked: somebody else has committed meanwhile.
+        SourceChanged: a file was changed while it was read.
     """
-    ledger = Ledger()
-    for receipt in receipts:
-        ledger.add(receipt.ledger)
-    metadata = _metadata(job, receipts, ledger)
+    job, existing = decision.job, decision.existing
+    assert job is not None
+    earlier = existing if decision.appends else Existing()
+    metadata = _metadata(job, earlier, existing.version + 1, receipts, replaces=existing.version > 0)
     if job.spec is not None:
         job.files().write(TOKENIZER_FILE, job.spec.file)
-    rejected_file = _collect_rejected(job, receipts) if ledger.rejected else None
+    rejected_file = _collect_rejected(job, receipts)
+    new = [receipt.fragment for receipt in receipts if receipt.fragment is not None]
+    journal = Journal(job.files(), job.key)
+    remove_leftovers(job.uri, keep=[*earlier.fragments, *new], overwritten=existing.version > 0, journal=journal)
     version = commit(
         job.uri,
         with_metadata(job.schema, metadata),
-        [receipt.fragment for receipt in receipts if receipt.fragment is not None],
+        [*earlier.fragments, *new],
         read_version=existing.version,
         properties={"lance_prep.build": job.key},
         storage_options=job.storage_options,
     )
-    report = _report(job, metadata, ledger, version, time.monotonic() - started, "resumed" if resumed else "built")
+    journal.close(version)
+    report = _report(job.uri, metadata, version, time.monotonic() - started, "resumed" if resumed else "built")
     return replace(
         report,
         shards_resumed=resumed,
@@ -51,63 +56,75 @@ def commit_build(
     )
 
 
-def unchanged_report(job: BuildJob, existing: Existing, seconds: float) -> BuildReport:
+def unchanged_report(uri: str, existing: Existing, seconds: float) -> BuildReport:
     """The report of a build that found its own result."""
     assert existing.metadata is not None
-    ledger = Ledger(**existing.metadata["ledger"])
-    return _report(job, existing.metadata, ledger, existing.version, seconds, "unchanged")
+    return _report(uri, existing.metadata, existing.version, seconds, "unchanged")
 
 
-def _report(
-    job: BuildJob, metadata: dict[str, Any], ledger: Ledger, version: int, seconds: float, status: Any
-) -> BuildReport:
+def _report(uri: str, metadata: dict[str, Any], version: int, seconds: float, status: Any) -> BuildReport:
     return BuildReport(
         status=status,
-        uri=job.uri,
+        uri=uri,
         version=version,
         rows=metadata["rows"],
         tokens=metadata["tokens"],
-        ledger=ledger,
+        ledger=Ledger(**metadata["ledger"]),
         content_hash=metadata["content_hash"],
         shards=sum(build["shards"] for build in metadata["builds"]),
         seconds=seconds,
     )
 
 
-def _metadata(job: BuildJob, receipts: list[Receipt], ledger: Ledger) -> dict[str, Any]:
+def _metadata(
+    job: BuildJob, earlier: Existing, version: int, receipts: list[Receipt], *, replaces: bool
+) -> dict[str, Any]:
     plan, spec = job.plan, job.spec
-    content_hash = combine(receipt.content_hash for receipt in receipts if receipt.rows)
+    before = earlier.metadata or {"builds": [], "source": {"files": []}, "rows": 0, "tokens": 0, "ledger": {}}
+    ledger = Ledger(**before["ledger"])
+    for receipt in receipts:
+        ledger.add(receipt.ledger)
+    files = record_files(plan)
     rows, tokens = sum(r.rows for r in receipts), sum(r.tokens for r in receipts)
+    build = {
+        "key": job.key,
+        "how": "append" if earlier.metadata else "overwrite" if replaces else "build",
+        "version": version,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "first_shard": plan.shards[0].index if plan.shards else 0,
+        "shards": len(receipts),
+        "rows": rows,
+        "tokens": tokens,
+        "commit": plan.source.commit,
+        "files": [file["url"] for file in files],
+    }
+    everything = [r for b in before["builds"] for r in receipts_of(job.files(), b)] + receipts
     return {
         "format": FORMAT,
         "recipe": plan.recipe.as_json(),
-        "source": {**asdict(plan.source), "files": [asdict(file) for file in plan.files]},
-        "tokenizer": {**spec.as_json(), "backends": sorted({r.backend for r in receipts if r.backend})}
-        if spec
-        else None,
+        "source": {**asdict(plan.source), "files": before["source"]["files"] + files},
+        "tokenizer": {**spec.as_json(), "backends": _backends(everything)} if spec else None,
         "layout": plan.recipe.layout,
         "block_size": plan.recipe.block_size if plan.recipe.layout == "blocks" else None,
         "dtype": str(spec.dtype) if spec else None,
         "seed": plan.recipe.seed,
         "ledger": ledger.as_json(),
-        "content_hash": content_hash,
-        "rows": rows,
-        "tokens": tokens,
-        "builds": [
-            {
-                "key": job.key,
-                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                "shards": len(receipts),
-                "rows": rows,
-                "tokens": tokens,
-            }
-        ],
+        "content_hash": combine(receipt.content_hash for receipt in everything if receipt.rows),
+        "rows": before["rows"] + rows,
+        "tokens": before["tokens"] + tokens,
+        "builds": [*before["builds"], build],
         "versions": versions_in_use(),
     }
 
 
-def _collect_rejected(job: BuildJob, receipts: list[Receipt]) -> str:
-    """Write the quarantine file beside the dataset; returns its path."""
+def _backends(receipts: list[Receipt]) -> list[str]:
+    return sorted({receipt.backend for receipt in receipts if receipt.backend})
+
+
+def _collect_rejected(job: BuildJob, receipts: list[Receipt]) -> str | None:
+    """Write this build's quarantine file beside the dataset, if a row was rejected; returns its path."""
+    if not any(receipt.ledger.rejected for receipt in receipts):
+        return None
     journal = Journal(job.files(), job.key)
     folder, _, name = job.uri.rpartition("/")
     name = f"{name.removesuffix('.lance')}.rejected.jsonl"

@@ -1,18 +1,22 @@
-"""What is at the output already, and whether a build may go there."""
+"""What is at the output already, and what a build does about it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lance_prep.engine.changes import compare
 from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import OutputExists, SourceChanged
+from lance_prep.plan import restrict
 from lance_prep.store.files import is_local
 from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.metadata import FOLDER, KEY, read_metadata
+from lance_prep.store.receipt import Journal, build_key, unfinished_builds
 
-HOW_TO_GO_ON = "--overwrite makes a new version with the new content; or give another output with -o"
+OVERWRITE = "--overwrite makes a new version with the new content; or give another output with -o"
+APPEND = "--append adds what is new as a new version, --overwrite makes a new version with the new content"
 
 
 @dataclass(frozen=True)
@@ -22,34 +26,55 @@ class Existing:
     Attributes:
         version: of the dataset that is there; 0 where there is none.
         metadata: of that version; None where there is none, or none of ours.
+        fragments: of that version, as JSON, for an append.
     """
 
     version: int = 0
     metadata: dict[str, Any] | None = None
-
-    def is_this_build(self, key: str) -> bool:
-        """The latest version is what the build with this key makes."""
-        return self.metadata is not None and [build["key"] for build in self.metadata["builds"]] == [key]
+    fragments: tuple[dict[str, Any], ...] = ()
 
 
-def inspect_output(job: BuildJob, *, overwrite: bool) -> Existing:
-    """Look at the output and decide.
+@dataclass(frozen=True)
+class Decision:
+    """What a build has to do.
+
+    Attributes:
+        job: the build; for an append, of the new files alone. None where the dataset is up to date.
+        existing: what is there.
+        appends: the job's rows come after those that are there.
+    """
+
+    job: BuildJob | None
+    existing: Existing
+    appends: bool = False
+
+
+def decide(job: BuildJob, *, append: bool, overwrite: bool) -> Decision:
+    """Look at the output and say what to do.
 
     Raises:
-        OutputExists: it holds something that this build may not replace.
+        OutputExists: it holds something that this build may not replace, or an unfinished build of something else.
         SourceChanged: it was built by the same recipe from another state of the source.
     """
-    dataset = open_dataset(job.uri, storage_options=job.storage_options)
-    if dataset is None:
-        return Existing()
-    if KEY not in (dataset.schema.metadata or {}):
-        if overwrite:
-            return Existing(int(dataset.version))
-        raise OutputExists(f"{job.uri} is a Lance dataset that lance-prep did not make", HOW_TO_GO_ON)
-    existing = Existing(int(dataset.version), read_metadata(dataset.schema))
-    if not overwrite and not existing.is_this_build(job.key):
-        _refuse(job, existing.metadata or {})
-    return existing
+    existing = _look(job, overwrite=overwrite)
+    if overwrite:
+        same = existing.metadata is not None and [b["key"] for b in existing.metadata["builds"]] == [job.key]
+        return Decision(None if same else job, existing)
+    if existing.metadata is None:
+        _refuse_unfinished(job)
+        return Decision(job, existing)
+    _refuse_other_recipe(job, existing.metadata, ignore={"revision"} if append else set())
+    changes = compare(existing.metadata["source"]["files"], job.plan)
+    if not changes or (append and not changes.new and not changes.changed):
+        return Decision(None, existing)
+    if append and 0 < job.plan.recipe.max_rows <= existing.metadata["rows"]:
+        return Decision(None, existing)
+    if not append or changes.changed:
+        raise SourceChanged(f"the source of {job.uri} has changed: {changes}", OVERWRITE if changes.changed else APPEND)
+    first = existing.metadata["builds"][-1]["first_shard"] + existing.metadata["builds"][-1]["shards"]
+    plan = restrict(job.plan, changes.new, first_shard=first, storage_options=job.storage_options)
+    key = build_key(plan, job.spec.sha256 if job.spec else None)
+    return Decision(replace(job, plan=plan, key=key), existing, appends=True)
 
 
 def check_folder(uri: str) -> None:
@@ -67,32 +92,42 @@ def check_folder(uri: str) -> None:
         raise OutputExists(f"{uri} is a folder with other things in it", "give another output with -o")
 
 
-def _refuse(job: BuildJob, metadata: dict[str, Any]) -> None:
-    then, now = metadata["recipe"], job.plan.recipe.as_json()
-    differences = [f"{name} was {then.get(name)!r}, now {now[name]!r}" for name in now if then.get(name) != now[name]]
+def _look(job: BuildJob, *, overwrite: bool) -> Existing:
+    dataset = open_dataset(job.uri, storage_options=job.storage_options)
+    if dataset is None:
+        return Existing()
+    if KEY not in (dataset.schema.metadata or {}):
+        if overwrite:
+            return Existing(int(dataset.version))
+        raise OutputExists(f"{job.uri} is a Lance dataset that lance-prep did not make", OVERWRITE)
+    fragments = tuple(fragment.metadata.to_json() for fragment in dataset.get_fragments())
+    metadata = read_metadata(dataset.schema)
+    for build in metadata["builds"]:
+        # A process that died between its commit and this note has left it to us.
+        Journal(job.files(), build["key"]).close(build["version"])
+    return Existing(int(dataset.version), metadata, fragments)
+
+
+def _refuse_unfinished(job: BuildJob) -> None:
+    """A build of something else was begun here and never committed: its work is not thrown away in silence."""
+    for key, recipe in unfinished_builds(job.files()).items():
+        differences = _differences(recipe, job.plan.recipe.as_json(), set())
+        if key != job.key and differences:
+            raise OutputExists(f"{job.uri} holds an unfinished build by another recipe: {differences}", OVERWRITE)
+
+
+def _refuse_other_recipe(job: BuildJob, metadata: dict[str, Any], ignore: set[str]) -> None:
+    differences = _differences(metadata["recipe"], job.plan.recipe.as_json(), ignore)
     if differences:
-        raise OutputExists(f"{job.uri} was built by another recipe: {'; '.join(differences)}", HOW_TO_GO_ON)
-    was, tokenizer = metadata["tokenizer"], job.spec
-    if was and tokenizer and was["sha256"] != tokenizer.sha256:
+        raise OutputExists(f"{job.uri} was built by another recipe: {differences}", OVERWRITE)
+    was, now = metadata["tokenizer"], job.spec
+    if was and now and was["sha256"] != now.sha256:
         raise OutputExists(
-            f"{job.uri} was built with tokenizer {was['name']} {was['sha256'][:12]}, "
-            f"which is now {tokenizer.sha256[:12]}",
-            HOW_TO_GO_ON,
+            f"{job.uri} was built with tokenizer {was['name']} {was['sha256'][:12]}, which is now {now.sha256[:12]}",
+            OVERWRITE,
         )
-    raise SourceChanged(f"the source of {job.uri} has changed: {_source_change(job, metadata)}", HOW_TO_GO_ON)
 
 
-def _source_change(job: BuildJob, metadata: dict[str, Any]) -> str:
-    then = {f["url"]: (f["size"], f["identity"]) for f in metadata["source"]["files"]}
-    now = {f.url: (f.size, f.identity) for f in job.plan.files}
-    was, commit = metadata["source"].get("commit"), job.plan.source.commit
-    if was != commit:
-        return f"commit was {was}, now {commit}"
-    new, gone = sorted(now.keys() - then.keys()), sorted(then.keys() - now.keys())
-    changed = sorted(url for url in now.keys() & then.keys() if now[url] != then[url])
-    parts = [
-        f"{len(urls)} {what} ({urls[0]}{', ...' if len(urls) > 1 else ''})"
-        for what, urls in (("new", new), ("gone", gone), ("changed", changed))
-        if urls
-    ]
-    return ", ".join(parts) or "its files are cut into other shards"
+def _differences(then: dict[str, Any], now: dict[str, Any], ignore: set[str]) -> str:
+    names = [name for name in now if then.get(name) != now[name] and name not in ignore]
+    return "; ".join(f"{name} was {then.get(name)!r}, now {now[name]!r}" for name in names)

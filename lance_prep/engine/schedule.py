@@ -14,12 +14,17 @@ class Schedule:
     that proves too many. So the result does not depend on how many are built at once.
 
     Not thread-safe: one thread hands out and takes in.
+
+    Args:
+        receipts: of shards that are done, by shard index.
+        max_rows: rows that the shards may give together; None for all.
     """
 
-    def __init__(self, plan: Plan, receipts: dict[int, Receipt]) -> None:
+    def __init__(self, plan: Plan, receipts: dict[int, Receipt], *, max_rows: int | None) -> None:
         self._shards = plan.shards
-        self._max_rows = plan.recipe.max_rows
-        self._receipts = dict(receipts)
+        self._first = plan.shards[0].index if plan.shards else 0
+        self._max_rows = max_rows
+        self._receipts = {shard - self._first: receipt for shard, receipt in receipts.items()}
         self._prefix = 0  # shards before it are done for good
         self._taken = 0  # rows of those
         self._next = 0
@@ -46,8 +51,9 @@ class Schedule:
 
     def add(self, receipt: Receipt) -> None:
         """Take in a finished shard."""
-        self._in_flight.discard(receipt.shard)
-        self._receipts[receipt.shard] = receipt
+        position = receipt.shard - self._first
+        self._in_flight.discard(position)
+        self._receipts[position] = receipt
         self._settle()
 
     def result(self) -> list[Receipt]:
@@ -59,7 +65,7 @@ class Schedule:
         return self._shards[index], self._left()
 
     def _left(self) -> int | None:
-        return self._max_rows - self._taken if self._max_rows else None
+        return self._max_rows - self._taken if self._max_rows is not None else None
 
     def _settle(self) -> None:
         while self._prefix < len(self._shards) and self._prefix in self._receipts:

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lance_prep.errors import DatasetError
 from lance_prep.inspect.opened import Opened
 from lance_prep.ledger import Ledger
 from lance_prep.store.content_hash import ShardHash, combine
-from lance_prep.store.receipt import Journal, Receipt
+from lance_prep.store.receipt import Receipt, receipts_of
 
 SCAN_ROWS = 8192
 
@@ -56,14 +57,11 @@ def verify(opened: Opened, *, on_rows: Callable[[int], None] = lambda rows: None
 def _receipts(opened: Opened, found: Verification) -> list[Receipt]:
     receipts: list[Receipt] = []
     for build in opened.metadata["builds"]:
-        there = Journal(opened.files, build["key"]).receipts()
-        missing = [i for i in range(build["shards"]) if i not in there]
-        if missing:
-            found.problems.append(
-                f"build {build['key']}: receipts of {len(missing)} shards are gone, the first is {missing[0]}"
-            )
+        try:
+            receipts += receipts_of(opened.files, build)
+        except DatasetError as error:
+            found.problems.append(str(error))
             return []
-        receipts += [there[i] for i in range(build["shards"])]
     found.checks["shards"] = len(receipts)
     return receipts
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -38,6 +39,15 @@ def make_plan(recipe: Recipe, *, storage_options: Mapping[str, str] | None = Non
         if ours is None or ours is error:
             raise
         raise ours from error
+
+
+def restrict(
+    plan: Plan, files: tuple[SourceFile, ...], *, first_shard: int, storage_options: Mapping[str, str] | None = None
+) -> Plan:
+    """The plan for some of its files alone, its shards numbered from `first_shard`: what an append reads."""
+    shards = cut_shards(files, plan.read_schema, storage_options, plan.recipe.shard_bytes)
+    numbered = tuple(replace(shard, index=first_shard + shard.index) for shard in shards)
+    return replace(plan, files=files, shards=numbered)
 
 
 def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:

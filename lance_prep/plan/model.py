@@ -60,7 +60,7 @@ class Shard:
     """The unit of work, parallelism, resume and determinism.
 
     Attributes:
-        index: position in `Plan.shards`; the high bits of `doc_id`.
+        index: number in the dataset, the high bits of `doc_id`; consecutive in a plan.
         parts: in order.
         bytes: stored bytes that it covers, for progress.
         rows: source rows where known, else None.
@@ -100,7 +100,7 @@ class Plan:
         recipe: with `column` and `split` filled in as resolved.
         source: what the recipe's source meant.
         files: all files, in order.
-        shards: in order; their indices are 0..n-1.
+        shards: in order; their indices follow each other, from 0 unless the plan is for an append.
         schema: Arrow schema of what `source` will deliver: the text column first (large_string, where the layout
             tokenizes), then the kept columns; for `raw`, all columns.
         read_schema: of the columns that are read, in the source's order: those of `schema`, and what the filter and

@@ -17,8 +17,8 @@ def file_version(layout: str, schema: pa.Schema) -> str:
     """The Lance file format for a layout.
 
     Ragged rows go into 2.0: there the tokens of all rows lie flat in the file, so they can be memory-mapped, are
-    written at 200 to 450 Mtok/s against 80 in 2.1, and scanned at 500 against 200. 2.0 loses nulls of structs, so a kept
-    column with a struct takes 2.1. Blocks lie flat in 2.1 too.
+    written at 200 to 450 Mtok/s against 80 in 2.1, and scanned at 500 against 200. 2.0 loses nulls of structs, so a
+    kept column with a struct takes 2.1. Blocks lie flat in 2.1 too.
     """
     if layout in ("lines", "documents") and not any(_has_struct(field.type) for field in schema):
         return "2.0"

@@ -4,6 +4,7 @@
     NAME.lance/_lance_prep/builds/<key>/tokenizer.json
     NAME.lance/_lance_prep/builds/<key>/shard-000000.json       one a finished shard
     NAME.lance/_lance_prep/builds/<key>/rejected-000000.jsonl   where rows were rejected
+    NAME.lance/_lance_prep/builds/<key>/committed.json          the version that it became
 
 `<key>` is the hash of what decides the rows: recipe, pinned files, tokenizer. So a build that is run again finds its
 own journal, and nobody else's.
@@ -16,10 +17,13 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lance_prep.errors import DatasetError
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan
 from lance_prep.store.files import Files
 from lance_prep.store.metadata import BUILDS_FOLDER
+
+COMMITTED = "committed.json"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,40 @@ def build_key(plan: Plan, tokenizer_sha256: str | None) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def receipts_of(files: Files, build: dict[str, Any]) -> list[Receipt]:
+    """The receipts of a committed build, in order.
+
+    Args:
+        build: an entry of `builds` in a dataset's metadata.
+
+    Raises:
+        DatasetError: some are gone.
+    """
+    there = Journal(files, build["key"]).receipts()
+    wanted = range(build["first_shard"], build["first_shard"] + build["shards"])
+    missing = [i for i in wanted if i not in there]
+    if missing:
+        raise DatasetError(
+            f"build {build['key']}: receipts of {len(missing)} shards are gone, the first is {missing[0]}",
+            f"bring {BUILDS_FOLDER}/{build['key']} back, or build anew with --overwrite",
+        )
+    return [there[i] for i in wanted]
+
+
+def unfinished_builds(files: Files) -> dict[str, dict[str, Any]]:
+    """Recipes (as JSON) of builds that were begun and not committed, by key."""
+    folders: dict[str, set[str]] = {}
+    for path in files.list(BUILDS_FOLDER):
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, set()).add(name)
+    found = {}
+    for folder, names in folders.items():
+        plan = files.read(f"{folder}/plan.json") if "plan.json" in names and COMMITTED not in names else None
+        if plan is not None:
+            found[folder.rpartition("/")[2]] = json.loads(plan)["recipe"]
+    return found
+
+
 class Journal:
     """A build's plan and receipts."""
 
@@ -96,6 +134,22 @@ class Journal:
             for file in receipt.fragment["files"]:
                 self._files.sync(f"data/{file['path']}")
         self._files.write(f"{self._folder}/shard-{receipt.shard:06d}.json", receipt.to_bytes())
+
+    def forget_others(self, data_files: set[str]) -> None:
+        """Delete receipts of shards whose data files are not among these: built for nothing, under a row limit."""
+        for shard, receipt in self.receipts().items():
+            if receipt.fragment and not {file["path"] for file in receipt.fragment["files"]} <= data_files:
+                self._files.delete(f"{self._folder}/shard-{shard:06d}.json")
+
+    def close(self, version: int) -> None:
+        """Note the version that the build became, if that is not noted."""
+        if self._files.read(f"{self._folder}/{COMMITTED}") is None:
+            self._files.write(f"{self._folder}/{COMMITTED}", json.dumps({"version": version}).encode())
+
+    def discard(self) -> None:
+        """Delete the journal: its shards' files belong to nothing then."""
+        for path in self._files.list(self._folder):
+            self._files.delete(path)
 
     def write_rejected(self, shard: int, lines: bytes) -> None:
         """Keep a shard's rejected rows (JSON lines), or remove what an earlier try left."""

@@ -1,0 +1,182 @@
+"""Append, overwrite and what counts as a change: files are known by what they hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import lance_prep
+from lance_prep.cli.main import run
+from lance_prep.errors import OutputExists, SourceChanged, UsageError
+from lance_prep.inspect import open_ours, verify
+from tests import tokenizers_made as made
+from tests.loopback_hub import LoopbackHub
+from tests.sources import parquet_bytes
+
+
+@pytest.fixture
+def fields(tmp_path: Path) -> dict[str, Any]:
+    tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
+    return {"tokenizer": tokenizer, "layout": "documents", "batch_size": 50, "shard_bytes": 2000}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for name in ("a", "b"):
+        write(folder / f"{name}.parquet", name)
+    return folder
+
+
+def write(path: Path, word: str, rows: int = 200) -> None:
+    pq.write_table(pa.table({"text": [f"{word} {i}" for i in range(rows)]}), path, row_group_size=50)
+
+
+def table(uri: object, version: int | None = None) -> list[dict[str, Any]]:
+    return lance.dataset(str(uri), version=version).to_table().to_pylist()
+
+
+def test_append_reads_only_what_is_new(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    output = tmp_path / "o.lance"
+    first = lance_prep.build(folder, output=output, **fields)
+    before = table(output)
+    write(folder / "c.parquet", "c")
+    with pytest.raises(SourceChanged, match=r"1 new \(.*c.parquet\)") as caught:
+        lance_prep.build(folder, output=output, **fields)
+    assert "--append" in caught.value.advice
+    second = lance_prep.build(folder, output=output, append=True, **fields)
+    assert (second.version, second.rows, second.ledger.rows_in) == (2, 600, 600)
+    assert second.content_hash != first.content_hash
+    after = table(output)
+    assert after[:400] == before
+    assert table(output, version=1) == before
+    metadata = open_ours(output).metadata
+    assert [build["files"] for build in metadata["builds"]] == [
+        [str(folder / "a.parquet"), str(folder / "b.parquet")],
+        [str(folder / "c.parquet")],
+    ]
+    shards = {row["doc_id"] >> 40 for row in after[400:]}
+    assert min(shards) == metadata["builds"][0]["shards"]
+    assert verify(open_ours(output)).problems == []
+    again = lance_prep.build(folder, output=output, append=True, **fields)
+    assert (again.status, again.version) == ("unchanged", 2)
+    assert lance_prep.build(folder, output=output, **fields).status == "unchanged"
+
+
+def test_appended_rows_are_those_of_a_build_of_their_own(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    lance_prep.build(folder, output=tmp_path / "o.lance", **fields)
+    write(folder / "c.parquet", "c")
+    lance_prep.build(folder, output=tmp_path / "o.lance", append=True, **fields)
+    alone = lance_prep.build(folder / "c.parquet", output=tmp_path / "c.lance", shuffle=False, **fields)
+    texts = sorted(row["input_ids"] for row in table(tmp_path / "o.lance")[400:])
+    assert texts == sorted(row["input_ids"] for row in table(alone.uri))
+
+
+def test_a_file_that_was_touched_copied_or_renamed_is_the_same(
+    tmp_path: Path, folder: Path, fields: dict[str, Any]
+) -> None:
+    output = tmp_path / "o.lance"
+    lance_prep.build(folder, output=output, **fields)
+    os.utime(folder / "a.parquet", ns=(1, 1))
+    assert lance_prep.build(folder, output=output, **fields).status == "unchanged"
+    shutil.copy(folder / "a.parquet", folder / "aa.parquet")
+    assert lance_prep.build(folder, output=output, append=True, **fields).status == "unchanged"
+
+
+def test_a_file_that_changed_in_place_is_refused(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    output = tmp_path / "o.lance"
+    lance_prep.build(folder, output=output, **fields)
+    write(folder / "a.parquet", "z")
+    for append in (False, True):
+        with pytest.raises(SourceChanged, match=r"1 changed \(.*a.parquet\)") as caught:
+            lance_prep.build(folder, output=output, append=append, **fields)
+        assert "--overwrite" in caught.value.advice
+    assert lance_prep.build(folder, output=output, overwrite=True, **fields).version == 2
+    assert verify(open_ours(output)).problems == []
+    assert verify(open_ours(output, 1)).problems == []
+
+
+def test_a_file_that_is_gone(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    output = tmp_path / "o.lance"
+    lance_prep.build(folder, output=output, **fields)
+    (folder / "a.parquet").unlink()
+    with pytest.raises(SourceChanged, match="1 gone"):
+        lance_prep.build(folder, output=output, **fields)
+
+
+def test_append_of_another_recipe_is_refused(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    output = tmp_path / "o.lance"
+    lance_prep.build(folder, output=output, **fields)
+    write(folder / "c.parquet", "c")
+    with pytest.raises(OutputExists, match="seed was 1337, now 5"):
+        lance_prep.build(folder, output=output, append=True, seed=5, **fields)
+    with pytest.raises(UsageError, match="exclude each other"):
+        lance_prep.build(folder, output=output, append=True, overwrite=True, **fields)
+
+
+def test_aliases_of_other_pipelines(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    arguments = ["build", str(folder), "-o", str(tmp_path / "o.lance"), "--tokenizer", fields["tokenizer"]]
+    assert run(arguments) == 0
+    write(folder / "c.parquet", "c")
+    assert run(arguments) == 1
+    assert run([*arguments, "--skip-existing"]) == 0
+    assert run([*arguments, "--block-size", "64"]) == 1
+    assert run([*arguments, "--block-size", "64", "--force"]) == 0
+    assert lance.dataset(str(tmp_path / "o.lance")).version == 3
+
+
+def test_an_unfinished_build_of_another_recipe_is_not_thrown_away(
+    tmp_path: Path, folder: Path, fields: dict[str, Any]
+) -> None:
+    output = tmp_path / "o.lance"
+    (folder / "z.parquet").write_bytes((folder / "a.parquet").read_bytes())
+    damage(folder / "z.parquet")
+    with pytest.raises(lance_prep.LancePrepError):
+        lance_prep.build(folder, output=output, **fields)
+    assert not (output / "_versions").exists()
+    assert list((output / "_lance_prep" / "builds").glob("*/shard-*.json"))
+    with pytest.raises(OutputExists, match="unfinished build by another recipe: seed was 1337, now 5"):
+        lance_prep.build(folder, output=output, seed=5, **fields)
+    (folder / "z.parquet").unlink()
+    lance_prep.build(folder, output=output, overwrite=True, seed=5, **fields)
+    used = {file for fragment in lance.dataset(str(output)).get_fragments() for file in _files(fragment)}
+    assert {path.name for path in (output / "data").iterdir()} == used
+
+
+def _files(fragment: Any) -> list[str]:
+    return [file["path"] for file in fragment.metadata.to_json()["files"]]
+
+
+def damage(path: Path) -> None:
+    """Break the pages of a Parquet file, not its footer: found only when it is read."""
+    data = bytearray(path.read_bytes())
+    data[8:60] = bytes(52)
+    path.write_bytes(bytes(data))
+
+
+def test_a_newer_revision_of_a_hub_dataset(tmp_path: Path, hub: LoopbackHub, fields: dict[str, Any]) -> None:
+    files = {f"data/train-{i}.parquet": parquet_bytes({"text": [f"{i} {k}" for k in range(100)]}) for i in range(2)}
+    old = hub.add_dataset("owner/grows", files)
+    output = tmp_path / "o.lance"
+    lance_prep.build("owner/grows", output=output, **fields)
+    extra = {"data/train-2.parquet": parquet_bytes({"text": [f"2 {k}" for k in range(100)]})}
+    new = hub.add_dataset("owner/grows", {**files, **extra})
+    with pytest.raises(SourceChanged, match="1 new"):
+        lance_prep.build("owner/grows", output=output, **fields)
+    sent = len(hub.requests("train-0|train-1"))
+    report = lance_prep.build("owner/grows", output=output, append=True, **fields)
+    assert (report.version, report.rows) == (2, 300)
+    metadata = json.loads(lance.dataset(str(output)).schema.metadata[b"lance_prep"])
+    assert [build["commit"] for build in metadata["builds"]] == [old, new]
+    assert metadata["source"]["commit"] == new
+    # Of the files that are in already, nothing but footers is asked for again.
+    assert len(hub.requests("train-0|train-1")) - sent <= 4
