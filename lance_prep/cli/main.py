@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from importlib import import_module
-from types import FrameType
 
 import click
 
 from lance_prep import __version__
+from lance_prep.cli.stop import StopOnSignals
 
 #: name -> (module, one line for the overview)
 COMMANDS = {
@@ -62,11 +61,10 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Entry point of `lance-prep`: runs a command and exits."""
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:], StopOnSignals(_say_stopped)))
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], stop: StopOnSignals | None = None) -> int:
     """Run a command line; returns the exit code. Errors are printed as one line of what, one of what to do."""
     _set_defaults()
     debug = "--debug" in arguments
@@ -78,9 +76,10 @@ def run(arguments: list[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        _say("stopped", "run the same command again: it goes on where it stopped")
-        return 1
+        return _stopped(stop)
     except Exception as error:
+        if stop is not None and stop.came:  # whatever it was that broke on the way out
+            return _stopped(stop)
         if debug:
             raise
         return _fail(error)
@@ -110,8 +109,16 @@ def _say(what: str, advice: str) -> None:
         click.echo(f"  try: {advice}", err=True)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _stopped(stop: StopOnSignals | None) -> int:
+    if stop is not None:
+        stop.say()
+    else:
+        _say_stopped()
+    return 1
+
+
+def _say_stopped() -> None:
+    _say("stopped", "run the same command again: a build goes on where it stopped")
 
 
 def _set_defaults() -> None:
