@@ -41,7 +41,7 @@ class _Counts:
     def finish(self, receipt: Receipt) -> None:
         with self._lock:
             self.shards += 1
-            self.bytes_done += self._plan.shards[receipt.shard].bytes
+            self.bytes_done += self._plan.shard(receipt.shard).bytes
 
     def line(self) -> str:
         """rows, tokens, MB/s, shards done of all, time left."""

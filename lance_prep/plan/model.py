@@ -120,6 +120,10 @@ class Plan:
         rows = [shard.rows for shard in self.shards]
         return None if None in rows else sum(r for r in rows if r is not None)
 
+    def shard(self, index: int) -> Shard:
+        """The shard with this number in the dataset."""
+        return self.shards[index - self.shards[0].index]
+
     def as_json(self) -> dict[str, Any]:
         return {
             "recipe": self.recipe.as_json(),
