@@ -1,0 +1,72 @@
+"""From `lance_prep.build` to a batch: what the build side writes is what the train side expects."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pytest
+from conftest import Made
+
+import lance_prep
+from lance_prep.train import LanceDataset, TokenLoader, __all__
+
+
+@pytest.mark.parametrize(
+    ("layout", "block_size"), [("blocks", None), ("lines", None), ("lines", 128), ("documents", 128)]
+)
+def test_built_sample(tmp_path: Path, layout: str, block_size: Any) -> None:
+    path = tmp_path / "sample.lance"
+    options = {"block_size": 128} if layout == "blocks" else {}
+    lance_prep.build("sample", output=path, layout=layout, **options)
+    ds = LanceDataset(path, block_size=block_size)
+    assert ds.access.way == "mmap", ds.access
+    table = lance.dataset(str(path)).to_table(columns=["input_ids", "num_tokens"])
+    rows = [ids[:n] for ids, n in zip(table["input_ids"].to_pylist(), table["num_tokens"].to_pylist(), strict=True)]
+    if layout == "blocks" or block_size is None:
+        got = [sample["input_ids"][: sample.valid].tolist() for sample in ds.take(range(len(ds)))]
+        assert got == rows
+        assert ds.decode(0) == ds.to_text(rows[0])
+        assert "\ufffd" not in ds.decode(len(ds) // 2)[5:-5]
+    else:
+        eos = ds.facts.eos_id
+        stream = np.concatenate([[*row, eos] for row in rows])
+        got = ds.take(range(len(ds)))["input_ids"].reshape(-1).tolist()
+        assert got[: len(stream)] == stream.tolist()
+    if layout == "blocks" or block_size:
+        batch = next(iter(TokenLoader(ds, 4)))
+        assert batch["input_ids"].shape == (4, 128)
+
+
+def test_a_worker_that_inherits_an_index_needs_no_lance(blocks: Made) -> None:
+    """An import of 1.4 s that a spawned worker is spared."""
+    script = f"""
+import pickle, subprocess, sys
+from lance_prep.train import LanceDataset
+ds = LanceDataset({str(blocks.path)!r})
+len(ds)
+code = '''
+import pickle, sys
+pickle.loads(sys.stdin.buffer.read()).take([1, 2])
+assert "lance" not in sys.modules
+'''
+subprocess.run([sys.executable, "-c", code], input=pickle.dumps(ds), check=True)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_exported_names() -> None:
+    assert __all__ == [
+        "KeyedPermutation",
+        "LanceDataset",
+        "Mixture",
+        "Phase",
+        "TakeSampler",
+        "TokenLoader",
+        "pad_collate",
+        "varlen_collate",
+    ]
