@@ -293,6 +293,35 @@ _TABLE: tuple[tuple[str, str, _Maker], ...] = (
 )
 
 
+def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
+    """What the system or Lance raised while something was written, as one of ours.
+
+    Args:
+        error: what was raised; one of ours comes back as it is.
+        uri: of the dataset.
+
+    Returns:
+        The error to raise (`raise ours from error`), or None for one that has nothing to do with writing.
+    """
+    if isinstance(error, LancePrepError):
+        return error
+    if not isinstance(error, OSError) and "LanceError(" not in str(error):
+        return None
+    if isinstance(error, OSError) and (ours := _os_error(error, f"writing {uri}")) is not None:
+        return ours
+    text = str(error)
+    if "NoSuchBucket" in text:
+        return OutputError(f"writing {uri}: no such bucket", "make it, or check the spelling")
+    if any(said in text for said in ("403 Forbidden", "401 Unauthorized", "AccessDenied", "Unauthenticated")):
+        return OutputError(f"writing {uri}: the object store refuses access", f"{_S3_LOGIN}, and {_S3}")
+    if isinstance(error, PermissionError):
+        return OutputError(_named(error, f"writing {uri}: permission denied"), _PERMISSION)
+    if isinstance(error, FileNotFoundError) or "Not found" in text:
+        return OutputError(f"{uri} was removed while it was being built", "run the same command again")
+    advice = "check the disk; " if "://" not in uri else f"{_S3}; "
+    return OutputError(f"writing {uri}: {_line(error)}", advice + "the same command goes on where it stopped")
+
+
 def translate(error: BaseException, *, doing: str) -> LancePrepError | None:
     """Another library's exception as one of ours.
 

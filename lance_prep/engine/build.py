@@ -25,7 +25,7 @@ from lance_prep.ledger import Rejected, Tally
 from lance_prep.plan import Plan, make_plan
 from lance_prep.recipe import Recipe, default_output, load_recipe
 from lance_prep.store.files import is_local
-from lance_prep.store.lock import output_lock
+from lance_prep.store.lock import OutputLock, output_lock
 from lance_prep.store.receipt import Journal, build_key, unfinished_builds
 from lance_prep.tokenize import TokenizerSpec, load_tokenizer
 
@@ -120,14 +120,14 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
         key=build_key(made, spec.sha256 if spec else None),
         storage_options=options.storage_options,
     )
-    with output_lock(uri):
+    with output_lock(uri) as lock:
         decision = decide(job, append=options.append, overwrite=options.overwrite)
         if decision.job is None:
             return unchanged_report(uri, decision.existing, time.monotonic() - started)
-        return _run(decision.job, decision, options, started)
+        return _run(decision.job, decision, options, lock, started)
 
 
-def _run(job: BuildJob, decision: Decision, options: RunOptions, started: float) -> BuildReport:
+def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLock, started: float) -> BuildReport:
     files = job.files()
     for key in unfinished_builds(files):
         # `decide` has let this build replace them: their shards belong to nothing from here on.
@@ -139,6 +139,7 @@ def _run(job: BuildJob, decision: Decision, options: RunOptions, started: float)
     schedule = Schedule(job.plan, receipts, max_rows=_rows_left(job, decision))
     options.progress.planned(job.plan, len(receipts))
     run_local(job, schedule, workers=options.workers or default_workers(), progress=options.progress)
+    lock.check()
     return commit_build(decision, schedule.result(), resumed=len(receipts), started=started)
 
 

@@ -34,7 +34,11 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """Files in a folder: written aside, fsynced, renamed; then the folder is fsynced."""
+    """Files in a folder: written aside, fsynced, renamed; then the folder is fsynced.
+
+    Aside has a fixed name, so that what a killed process left there is written over by the next one. The output's lock
+    keeps others away meanwhile.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -47,13 +51,17 @@ class LocalFiles:
 
     def write(self, path: str, data: bytes) -> None:
         target = self._root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(target)
+        _make_folder(target.parent)
+        aside = target.with_name(f".{target.name}.part")
+        try:
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+        except BaseException:
+            aside.unlink(missing_ok=True)  # on a full disk it would be in the way
+            raise
         _sync_folder(target.parent)
 
     def list(self, folder: str) -> list[str]:
@@ -68,6 +76,15 @@ class LocalFiles:
         with target.open("rb") as file:
             os.fsync(file.fileno())
         _sync_folder(target.parent)
+        _sync_folder(self._root)  # the folder itself may be as new as the file
+
+
+def _make_folder(folder: Path) -> None:
+    """With its parents, each durable in the one above it."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:
