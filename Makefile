@@ -42,7 +42,7 @@ $(VENV)/.base: pyproject.toml constraints.txt
 
 # torch is pinned in constraints.txt so that pip takes a CPU wheel where one is offered.
 $(VENV)/.dev: $(VENV)/.base
-	$(PIP) --editable '.[train,s3,dev]'
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.dev
