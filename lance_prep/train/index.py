@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,15 @@ class Index:
         return 0 if self.offsets is None else int(self.offsets[-1]) - self.rows
 
 
+#: What a file of the cache that is missing or cut short raises.
+_BROKEN = (OSError, ValueError, KeyError, EOFError, BadZipFile)
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    # As a plain array: every index of a `memmap` makes another one, 2 us each.
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
 class Cache:
     """A directory of arrays, written whole or not at all; one that cannot be written holds nothing, and is no error."""
 
@@ -62,12 +72,12 @@ class Cache:
     def array(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
         """The array of that name, memory-mapped; made and stored where it is not there."""
         path = self.folder / f"{name}.npy"
-        if not path.exists():
+        try:
+            return _mapped(path)
+        except _BROKEN:
             made = make()
-            if not self.write(path.name, lambda file: np.save(file, made)):
-                return made
-        loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return loaded
+            stored = self.write(path.name, lambda file: np.save(file, made))
+            return _mapped(path) if stored else made
 
     def write(self, name: str, fill: Callable[[Any], None]) -> bool:
         """Store a file under a name, in one rename; False where the directory cannot be written."""
@@ -109,14 +119,13 @@ def load_index(cache: Cache) -> Index | None:
         facts = json.loads((cache.folder / "index.json").read_text())
         offsets = None
         if facts["ragged"]:
-            # As a plain array: every index of a `memmap` makes another one, 2 us each.
-            offsets = np.asarray(np.load(cache.folder / "offsets.npy", mmap_mode="r", allow_pickle=False))
+            offsets = _mapped(cache.folder / "offsets.npy")
         with np.load(cache.folder / "pages.npz", allow_pickle=False) as z:
             pages = None
             if facts["flat"]:
                 pages = FlatPages(facts["files"], z["file_of"], z["position"], z["count"])
             return Index(facts["rows"], offsets, z["short"], z["short_tokens"], pages, facts["why"])
-    except (OSError, ValueError, KeyError):
+    except _BROKEN:
         return None
 
 
@@ -133,7 +142,7 @@ def build_index(dataset: Any, cache: Cache, *, root: Path | None, itemsize: int,
     none = np.empty(0, np.int64)
     offsets, short, short_tokens = None, none, none
     if block_size is None:
-        offsets = np.asarray(cache.array("offsets", lambda: _row_offsets(dataset)))
+        offsets = cache.array("offsets", lambda: _row_offsets(dataset))
     else:
         table = dataset.scanner(columns=["_rowoffset", "num_tokens"], filter=f"num_tokens < {block_size}").to_table()
         short, short_tokens = (table[c].to_numpy().astype(np.int64) for c in ("_rowoffset", "num_tokens"))
@@ -204,7 +213,7 @@ def filtered_rows(open_dataset: Callable[[], Any], cache: Cache, sql: str) -> In
         return np.sort(table["_rowoffset"].to_numpy().astype(np.int64))
 
     name = hashlib.sha256(sql.encode()).hexdigest()[:24]
-    return np.asarray(cache.array(f"filter-{name}", make))
+    return cache.array(f"filter-{name}", make)
 
 
 def flat_token_cache(

@@ -269,7 +269,7 @@ class _Runs:
         size = 1
         while step < end:
             # Positions of many runs at once: for 64 of them the permutation costs 80 us, for 16,384 of them 400.
-            some = min(max(AT_ONCE // share, self._steps), end - step)
+            some = min(max(4 * AT_ONCE // share, self._steps), end - step)
             found = self._order.indices(self._epoch, step, some, self._share).reshape(-1)
             done = 0
             while done < some:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import lance
@@ -274,3 +275,31 @@ def test_many_fragments(make: Callable[..., Made]) -> None:
     assert ds.access.way == "mmap"
     stream = made.stream()
     assert ds.take(range(len(ds)))["input_ids"].reshape(-1).tolist()[: len(stream)] == stream.tolist()
+
+
+def test_object_store(blocks: Made, lines: Made, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lance's object store over local files: nothing is mapped, and the index lies in the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for made, size in ((blocks, None), (lines, 16)):
+        ds = LanceDataset(f"file-object-store://{made.path}", block_size=size)
+        assert str(ds.access) == "take: the dataset is not on a local disk" if size is None else ds.access.way
+        local = LanceDataset(made.path, block_size=size)
+        indices = np.random.default_rng(1).integers(0, len(ds), 50)
+        assert ds.take(indices)["labels"].tolist() == local.take(indices)["labels"].tolist()
+    assert list((tmp_path / "lance-prep").rglob("index.json"))
+
+
+def test_threads_may_share_one(lines: Made) -> None:
+    ds = LanceDataset(lines.path, block_size=16)
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda i: ds[i]["input_ids"].tolist(), range(len(ds))))
+    assert got == ds.take(range(len(ds)))["input_ids"].tolist()
+
+
+def test_a_stale_or_broken_index_is_made_anew(make: Callable[..., Made]) -> None:
+    made = make("lines", [20])
+    want = LanceDataset(made.path, block_size=8).take(range(10))["input_ids"].tolist()
+    for file in (made.path / "_lance_prep" / "cache").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    assert LanceDataset(made.path, block_size=8).take(range(10))["input_ids"].tolist() == want
