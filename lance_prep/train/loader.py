@@ -8,47 +8,31 @@ bytes.
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lance_prep.errors import StateMismatch, UsageError
 from lance_prep.train.dataset import Origin
-from lance_prep.train.order import Order, Share, Tail
-from lance_prep.train.permutation import IndexArray
-from lance_prep.train.sampler import AT_ONCE, Place, make_order
-from lance_prep.train.samples import Batch
+from lance_prep.train.order import Order, Tail
+from lance_prep.train.reading import (
+    Collate,
+    RunReader,
+    Runs,
+    Samples,
+    Turn,
+    as_it_is,
+    in_step,
+    moved,
+    on_gpu,
+    read_ahead,
+)
+from lance_prep.train.sampler import Place, make_order
 
 STATE_FORMAT = 1
-
-Collate = Callable[[Any], Any]
-
-
-class Samples(Protocol):
-    """What a loader reads from: `LanceDataset` and `Mixture` are."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: IndexArray, /) -> Batch: ...
-
-    def identity(self, position: int = 0) -> dict[str, Any]:
-        """What must be equal for a checkpoint made at a position to go on."""
-
-    def where(self, indices: IndexArray, /) -> list[Origin]:
-        """Where samples come from."""
-
-    @property
-    def read_rows(self) -> int:
-        """How many samples are best read at once."""
-
-    @property
-    def slow(self) -> bool:
-        """Whether reading waits for more than memory, so that reading ahead pays in any case."""
 
 
 @dataclass(frozen=True)
@@ -224,28 +208,28 @@ class TokenLoader:
             batches.close()
 
     def _batches(self, epoch: int, step: int) -> Iterator[Any]:
-        runs = _Runs(self.order, self._share, epoch, step, max(1, self.data.read_rows // len(self._share)))
-        read = _RunReader(self.data, len(self._share), self._collate)
+        runs = Runs(self.order, self._share, epoch, step, max(1, self.data.read_rows // len(self._share)))
+        read = RunReader(self.data, len(self._share), self._collate)
         if self._num_workers:
-            return _in_step(self._from_workers(runs, read))
+            return in_step(self._from_workers(runs, read))
         if self._read_ahead:
-            return _in_step(_ahead(runs, read, self._read_ahead, at_once=self.data.slow))
-        return _in_step(read[indices] for indices in runs)
+            return in_step(read_ahead(runs, read, self._read_ahead, at_once=self.data.slow))
+        return in_step(read[indices] for indices in runs)
 
-    def _from_workers(self, runs: _Runs, read: _RunReader) -> Iterator[list[Any]]:
+    def _from_workers(self, runs: Runs, read: RunReader) -> Iterator[list[Any]]:
         if self._workers is None:
             self._workers = DataLoader(
                 read,
                 batch_size=None,
-                sampler=_Turn(),
+                sampler=Turn(),
                 num_workers=self._num_workers,
                 multiprocessing_context=self._context,
                 prefetch_factor=max(1, self._read_ahead),
                 persistent_workers=True,
-                collate_fn=_as_it_is,
+                collate_fn=as_it_is,
             )
         turn = self._workers.sampler
-        assert isinstance(turn, _Turn)
+        assert isinstance(turn, Turn)
         turn.runs = runs
         yield from self._workers
 
@@ -253,135 +237,8 @@ class TokenLoader:
         if self._device is None:
             return (batch for batch in batches)
         if self._device.type != "cuda":
-            return (_moved(batch, self._device) for batch in batches)
-        return _on_gpu(batches, self._device)
-
-
-class _Runs:
-    """Sample indices of runs of steps, from a step of an epoch to its end: int64 `[steps * share]` each."""
-
-    def __init__(self, order: Order, share: Share, epoch: int, step: int, steps: int) -> None:
-        self._order, self._share, self._epoch, self._step, self._steps = order, share, epoch, step, steps
-
-    def __iter__(self) -> Iterator[IndexArray]:
-        step, end, share = self._step, self._order.steps, len(self._share)
-        # The first run is short: the first batch after a start or a resume comes at once.
-        size = 1
-        while step < end:
-            # Positions of many runs at once: for 64 of them the permutation costs 80 us, for 16,384 of them 400.
-            some = min(max(4 * AT_ONCE // share, self._steps), end - step)
-            found = self._order.indices(self._epoch, step, some, self._share).reshape(-1)
-            done = 0
-            while done < some:
-                yield found[done * share : (done + size) * share]
-                done += size
-                size = min(size * 4, self._steps)
-            step += some
-
-
-class _Turn:
-    """The sampler of the worker processes' DataLoader: the runs of the pass that begins."""
-
-    runs: _Runs | None = None
-
-    def __iter__(self) -> Iterator[IndexArray]:
-        assert self.runs is not None
-        return iter(self.runs)
-
-
-class _RunReader(Dataset[list[Any]]):
-    """A run of steps by its indices: the batch of each, made where it is read."""
-
-    def __init__(self, data: Samples, share: int, collate: Collate | None) -> None:
-        self._data, self._share, self._collate = data, share, collate
-
-    def __getitem__(self, indices: IndexArray) -> list[Any]:
-        batch = self._data.__getitems__(indices)
-        share = self._share
-        if self._collate is not None:
-            return [self._collate(batch[i : i + share]) for i in range(0, len(batch), share)]
-        whole = batch.collated()
-        if len(batch) == share:
-            return [whole]
-        if batch.lists:
-            return [batch[i : i + share].collated() for i in range(0, len(batch), share)]
-        parts = [torch.split(values, share) for values in whole.values()]
-        return [dict(zip(whole, step, strict=True)) for step in zip(*parts, strict=True)]
-
-
-def _in_step(runs: Iterator[list[Any]]) -> Iterator[Any]:
-    for run in runs:
-        yield from run
-
-
-def _ahead(runs: _Runs, read: _RunReader, depth: int, *, at_once: bool) -> Iterator[list[Any]]:
-    """Runs in order, up to `depth` of them read before they are asked for.
-
-    Args:
-        runs: the indices of each.
-        read: reads one.
-        depth: how many.
-        at_once: read ahead from the start on, and not only when the training loop has turned out slower than the
-            reading.
-    """
-    pending: deque[Future[list[Any]]] = deque()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lance-prep-read-ahead")
-    ahead = at_once
-    try:
-        for indices in runs:
-            if ahead:
-                pending.append(pool.submit(read.__getitem__, indices))
-                if len(pending) > depth:
-                    yield pending.popleft().result()
-                continue
-            started = time.perf_counter()
-            run = read[indices]
-            given = time.perf_counter()
-            yield run
-            ahead = time.perf_counter() - given > 2 * (given - started)
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _as_it_is(value: Any) -> Any:
-    return value
-
-
-def _tokens(batch: Any) -> int:
-    ids = batch.get("input_ids") if isinstance(batch, dict) else None
-    return int(ids.numel()) if ids is not None else 0
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if not isinstance(batch, dict):
-        return batch
-    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-
-
-def _on_gpu(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
-    """Batches on a GPU: each is copied on a stream of its own while the one before is in use."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead: Any = None
-    for batch in batches:
-        pinned = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        with torch.cuda.stream(stream):
-            copied = _moved(pinned, device)
-        if ahead is not None:
-            yield _ready(ahead, stream, device)
-        ahead = copied
-    if ahead is not None:
-        yield _ready(ahead, stream, device)
-
-
-def _ready(batch: dict[str, Any], stream: Any, device: torch.device) -> dict[str, Any]:
-    current = torch.cuda.current_stream(device)
-    current.wait_stream(stream)
-    for value in batch.values():
-        if isinstance(value, torch.Tensor):
-            value.record_stream(current)  # so that its memory is not reused before the training step is done with it
-    return batch
+            return (moved(batch, self._device) for batch in batches)
+        return on_gpu(batches, self._device)
 
 
 def compare_states(there: dict[str, Any], here: dict[str, Any]) -> None:
@@ -400,3 +257,8 @@ def compare_states(there: dict[str, Any], here: dict[str, Any]) -> None:
             "the checkpoint was made on other data or another order: " + "; ".join(differing),
             "open the dataset at the checkpoint's version and with its options, or start anew",
         )
+
+
+def _tokens(batch: Any) -> int:
+    ids = batch.get("input_ids") if isinstance(batch, dict) else None
+    return int(ids.numel()) if ids is not None else 0
