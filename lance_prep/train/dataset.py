@@ -117,6 +117,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         self._handle = LanceHandle(self._read)
         self._reader: Reader | None = None
         self._view: View | None = None
+        self._text: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_read", "_asked", "_block_size", "_columns", "_facts")
@@ -277,6 +278,11 @@ class LanceDataset(Dataset[dict[str, Any]]):
         return text
 
     def _tokenizer(self) -> Any:
+        if self._text is None:
+            self._text = self._read_tokenizer()
+        return self._text
+
+    def _read_tokenizer(self) -> Any:
         import fsspec
         from tokenizers import Tokenizer
 

@@ -64,7 +64,7 @@ class TokenLoader:
         data: a `LanceDataset` or a `Mixture`.
         global_batch_size: samples a step over all ranks; see `TakeSampler` for it and for `seed`, `rank`,
             `world_size`, `tail`, `drop_last`, `shuffle`, `locality` and `window`.
-        num_workers: processes that read; 0 reads on a thread, which memory-mapped data outruns no trainer with.
+        num_workers: processes that read. 0, this process, is the fastest for memory-mapped data.
         multiprocessing_context: "fork", "forkserver" or "spawn", for those.
         collate_fn: makes a step's batch of its samples, e.g. `pad_collate`; by default their tensors as they are.
         read_ahead: runs of steps (64 samples of maps, 8,192 by `take`) that are read before they are asked for, on a
@@ -125,8 +125,8 @@ class TokenLoader:
         self._delivered, self._tokens, self._seconds, self._waited = 0, 0, 0.0, 0.0
 
     def __len__(self) -> int:
-        """Steps left in the epoch."""
-        return self.order.steps - self.step
+        """Steps that the next pass makes: those left in the epoch, or all of the next one at its end."""
+        return self.order.steps - self.step if self.step < self.order.steps else self.order.steps
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of another epoch; the same one changes nothing."""

@@ -74,6 +74,20 @@ def test_state_is_small_and_only_of_what_was_delivered(blocks: Made) -> None:
     assert len(pickle.dumps(loader.data)) < 10_000
 
 
+def test_stopped_at_the_very_end_of_an_epoch(blocks: Made) -> None:
+    ds = LanceDataset(blocks.path)
+    loader = TokenLoader(ds, 8, seed=3)
+    batches = iter(loader)
+    for _ in range(loader.order.steps):
+        next(batches)
+    state = loader.state_dict()
+    assert state["epoch"] == 0
+    resumed = TokenLoader(ds, 8, seed=3)
+    resumed.load_state_dict(state)
+    assert len(resumed) == resumed.order.steps
+    assert rows(resumed) == reference(blocks, 8, 2, seed=3)[loader.order.steps :]
+
+
 def test_breaking_off_goes_on(blocks: Made) -> None:
     loader = TokenLoader(LanceDataset(blocks.path), 8, seed=3)
     got = [batch["input_ids"].tolist() for _, batch in zip(range(4), loader, strict=False)]
