@@ -126,7 +126,7 @@ class Worker:
                 if not isinstance(layout.encoder, ReferenceEncoder):
                     checked = CheckedEncoder(layout.encoder, self.reference, seed=recipe.seed, shard=shard.index)
                     layout.encoder = stack.enter_context(checked)
-            source = read_shard(job.plan, shard, tally, storage_options=job.storage_options)
+            source = read_shard(job.plan, shard, tally, storage_options=job.storage_options, stop=self.stop)
             stack.enter_context(closing(source))  # type: ignore[type-var]
             yield from lay_out(self._watched(source, shard, tally), layout)
             if checked is not None:

@@ -6,7 +6,7 @@ Imports `errors` alone; `plan` reads footers and samples through it, `source` re
 from lance_prep.files.footer import read_footer, with_tail
 from lance_prep.files.hub import HubPath, hub_api, parse_hub_url
 from lance_prep.files.prefetch import Prefetch, RangeFile
-from lance_prep.files.ranges import Ranges, fsspec_of, is_local, open_ranges
+from lance_prep.files.ranges import Ranges, fsspec_of, identity_of, is_local, open_ranges, state_of
 from lance_prep.files.retry import Retries
 from lance_prep.files.stream import open_stream
 
@@ -18,10 +18,12 @@ __all__ = [
     "Retries",
     "fsspec_of",
     "hub_api",
+    "identity_of",
     "is_local",
     "open_ranges",
     "open_stream",
     "parse_hub_url",
     "read_footer",
+    "state_of",
     "with_tail",
 ]

@@ -66,7 +66,7 @@ def read_footer(
             _cache.move_to_end(key)
             return _cache[key][0]
     try:
-        kept = _read(url, size, options, retries or Retries())
+        kept = _read(url, size, identity, options, retries or Retries())
     except Exception as error:
         ours = translate(error, doing=f"reading {url}")
         if ours is None or ours is error:
@@ -80,7 +80,7 @@ def read_footer(
 
 
 def _read(
-    url: str, size: int, options: Mapping[str, str] | None, retries: Retries
+    url: str, size: int, identity: str, options: Mapping[str, str] | None, retries: Retries
 ) -> tuple[pq.FileMetaData, bytes, int]:
     """The footer, the bytes before it that came along, and where they begin."""
     import pyarrow as pa
@@ -90,7 +90,7 @@ def _read(
         raise BadFile(f"{url}: {size} bytes, which is too short for a Parquet file", _ADVICE)
     if is_local(url):
         return pq.read_metadata(url), b"", size
-    ranges = open_ranges(url, size, options, retries)
+    ranges = open_ranges(url, size, options, retries, identity=identity)
     tail = ranges.fetch(max(0, size - TAIL_BYTES), size)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != b"PAR1" or length > size:

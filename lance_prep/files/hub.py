@@ -7,11 +7,14 @@ over when the connection is cut in the middle. Here a range is fetched exactly, 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from lance_prep.errors import BadFile, SourceNotFound
+from lance_prep.errors import BadFile, SourceChanged, SourceNotFound
 from lance_prep.files.retry import Retries
+
+_BLOB_ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,14 @@ def hub_api() -> Any:
 class HubRanges:
     """Byte ranges of one file on the Hub. Threads may share it."""
 
-    def __init__(self, url: str, size: int, retries: Retries) -> None:
+    def __init__(self, url: str, size: int, retries: Retries, identity: str = "") -> None:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         at = parse_hub_url(url)
         self.size = size
         self._name = url
+        self._identity = identity
         self._retries = retries
         self._url = hf_hub_url(at.repo, at.path, repo_type="dataset", revision=at.revision)
         self._headers = {**build_hf_headers(library_name="lance-prep"), "Accept-Encoding": "identity"}
@@ -78,6 +82,7 @@ class HubRanges:
         Raises:
             HubUnreachable: no whole answer after several tries.
             BadFile: the file ends before `stop`.
+            SourceChanged: the file is another one than was planned, at the same commit.
         """
         got, failed = bytearray(), 0
         while len(got) < stop - start:
@@ -103,6 +108,7 @@ class HubRanges:
             if response.status_code >= 400:
                 response.read()
             hf_raise_for_status(response)
+            self._check_same(response)
             # A server that knows no ranges answers 200 with the whole file: pass over what comes before.
             skip = 0 if response.status_code == 206 else start
             want = stop - start
@@ -116,3 +122,14 @@ class HubRanges:
                 want -= len(taken)
                 if not want:
                     return
+
+    def _check_same(self, response: Any) -> None:
+        """The Hub's ETags are blob ids, as the plan has them; those of a mirror may be anything and prove nothing."""
+        first = response.history[0] if response.history else response
+        tag = first.headers.get("X-Linked-ETag") or ("" if response.history else response.headers.get("ETag", ""))
+        tag = tag.removeprefix("W/").strip('"')
+        if len(tag) == len(self._identity) and _BLOB_ID.fullmatch(tag) and tag != self._identity:
+            raise SourceChanged(
+                f"{self._name}: blob {tag[:12]} now, {self._identity[:12]} when it was planned",
+                "run the same command again: it plans anew",
+            )

@@ -84,10 +84,39 @@ def fsspec_of(url: str, options: Mapping[str, str] | None) -> tuple[Any, str]:
     return fs, path
 
 
-def open_ranges(url: str, size: int, options: Mapping[str, str] | None, retries: Retries) -> Ranges:
-    """Byte ranges of a file at a local path, an `hf://` URL, or any URL that fsspec knows."""
+def identity_of(info: Mapping[str, Any]) -> str:
+    """What changes when an object does, from what fsspec says of it: its ETag, else its time."""
+    names = ("ETag", "etag", "LastModified", "mtime", "created")
+    return str(next((info[name] for name in names if info.get(name)), "")).strip('"')
+
+
+def state_of(url: str, options: Mapping[str, str] | None) -> tuple[int, str | None]:
+    """Size and identity of a file as it is now, as in `SourceFile`. Not for `hf://`.
+
+    The identity is None for an object without an ETag: file systems give its times in more than one form.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    if is_local(url):
+        stat = Path(url).stat()
+        return stat.st_size, str(stat.st_mtime_ns)
+    fs, path = fsspec_of(url, options)
+    fs.invalidate_cache(fs._parent(path))
+    info = fs.info(path)
+    return int(info["size"]), identity_of(info) if info.get("ETag") or info.get("etag") else None
+
+
+def open_ranges(
+    url: str, size: int, options: Mapping[str, str] | None, retries: Retries, *, identity: str = ""
+) -> Ranges:
+    """Byte ranges of a file at a local path, an `hf://` URL, or any URL that fsspec knows.
+
+    Args:
+        url, size, identity: as in `SourceFile`.
+    """
     if is_local(url):
         return LocalRanges(url, size)
     if url.startswith("hf://"):
-        return HubRanges(url, size, retries)
+        return HubRanges(url, size, retries, identity)
     return FsspecRanges(url, size, options, retries)

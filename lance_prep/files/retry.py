@@ -7,6 +7,7 @@ five minutes, so a `Retry-After` is waited for in full up to that; everything el
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -51,16 +52,21 @@ def _retry_after(error: BaseException) -> float | None:
 
 
 class Retries:
-    """Counts retries, waits between them, and can be told to stop waiting. Shared by the threads of one reader."""
+    """Counts retries, waits between them, and can be told to stop waiting. Shared by the threads of one reader.
 
-    def __init__(self) -> None:
+    Args:
+        stop: when somebody sets this, it stops too.
+    """
+
+    def __init__(self, stop: threading.Event | None = None) -> None:
         self.count = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._outer = stop or self._stop
 
     @property
     def stopped(self) -> bool:
-        return self._stop.is_set()
+        return self._stop.is_set() or self._outer.is_set()
 
     def stop(self) -> None:
         """Give up: nothing waits or retries from now on."""
@@ -87,7 +93,14 @@ class Retries:
         with self._lock:
             self.count += 1
         after = _retry_after(error)
-        self._stop.wait(min(CAP_SECONDS, BASE_SECONDS * 2 ** (failed - 1)) if after is None else after)
+        self._wait(min(CAP_SECONDS, BASE_SECONDS * 2 ** (failed - 1)) if after is None else after)
+        if self.stopped:
+            raise error
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self.stopped and (left := end - time.monotonic()) > 0:
+            self._outer.wait(min(left, 0.1))
 
     def call(self, function: Callable[[], T], *, doing: str) -> T:
         """The function's answer, tried again while it fails for a reason that goes away."""

@@ -29,11 +29,13 @@ def open_stream(
     stop: int | None = None,
     options: Mapping[str, str] | None = None,
     retries: Retries | None = None,
+    identity: str = "",
     ahead: bool = True,
 ) -> Iterator[BinaryIO]:
     """A file as a binary stream.
 
     Args:
+        url, size, identity: as in `SourceFile`.
         start, stop: byte range of the stored file, for uncompressed files; `read` goes no further than `stop`.
         ahead: fetch what comes next while the caller works; False for a look at the beginning.
     """
@@ -43,7 +45,7 @@ def open_stream(
             yield _decompress(file, compression)
         return
     end = size if stop is None else min(size, stop)
-    ranges = open_ranges(url, size, options, retries or Retries())
+    ranges = open_ranges(url, size, options, retries or Retries(), identity=identity)
     with Prefetch(ranges, cut(start, end, PIECE_BYTES) if ahead else []) as prefetch:
         raw = RangeFile(prefetch, start, size)
         yield _decompress(cast(BinaryIO, io.BufferedReader(raw, 256 << 10)), compression)

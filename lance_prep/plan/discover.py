@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import SourceNotFound, UsageError, translate
-from lance_prep.files import fsspec_of
+from lance_prep.files import fsspec_of, identity_of
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
 from lance_prep.plan.model import PinnedSource, SourceFile
 from lance_prep.recipe import Recipe
@@ -149,9 +149,8 @@ def _list(source: str, options: Mapping[str, str] | None) -> list[tuple[str, Any
 
 def _remote_file(source: str, name: str, info: Any) -> SourceFile:
     kind, compression = require_format(name)
-    changed = next((info[key] for key in ("ETag", "etag", "LastModified", "mtime", "created") if info.get(key)), "")
     url = f"{source.split('://')[0]}://{name.lstrip('/')}"
-    return SourceFile(url, kind, int(info["size"]), str(changed).strip('"'), compression)
+    return SourceFile(url, kind, int(info["size"]), identity_of(info), compression)
 
 
 def check_no_hub_options(recipe: Recipe) -> None:

@@ -65,7 +65,9 @@ def _peek(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
 
 
 def _open(file: SourceFile, options: Mapping[str, str] | None) -> AbstractContextManager[BinaryIO]:
-    return open_stream(file.url, file.size, compression=file.compression, options=options, ahead=False)
+    return open_stream(
+        file.url, file.size, compression=file.compression, options=options, identity=file.identity, ahead=False
+    )
 
 
 class open_arrow:  # noqa: N801  (used as a function: `with open_arrow(file) as reader`)
@@ -78,7 +80,7 @@ class open_arrow:  # noqa: N801  (used as a function: `with open_arrow(file) as 
         if is_local(file.url):
             self._source = pa.memory_map(file.url)
         else:
-            ranges = open_ranges(file.url, file.size, options, retries or Retries())
+            ranges = open_ranges(file.url, file.size, options, retries or Retries(), identity=file.identity)
             pieces = [(at, min(at + (4 << 20), file.size)) for at in range(0, file.size, 4 << 20)] if ahead else []
             prefetch = Prefetch(ranges, pieces)
             self._close.append(prefetch)

@@ -32,6 +32,7 @@ def line_blocks(job: PartJob) -> Iterator[tuple[int, bytes]]:
         stop=stop,
         options=job.options,
         retries=job.retries,
+        identity=file.identity,
     )
     with opened as stream:
         at, skip = max(0, start - 1), start > 0

@@ -76,7 +76,8 @@ def _open(job: PartJob, footer: pq.FileMetaData, groups: Sequence[int]) -> Itera
         with pq.ParquetFile(file.url, **options) as reader:
             yield reader
         return
-    ranges = with_tail(open_ranges(file.url, file.size, job.options, job.retries), file.url, file.identity)
+    ranges = open_ranges(file.url, file.size, job.options, job.retries, identity=file.identity)
+    ranges = with_tail(ranges, file.url, file.identity)
     pieces = plan_pieces(footer, groups, leaf_indices(footer, job.plan.read_schema.names))
     with Prefetch(ranges, pieces) as prefetch:
         yield pq.ParquetFile(pa.PythonFile(RangeFile(prefetch), mode="r"), **options)

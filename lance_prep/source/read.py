@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from pathlib import Path
 
 from lance_prep.errors import SourceChanged, translate
-from lance_prep.files import Retries, is_local
+from lance_prep.files import Retries, state_of
 from lance_prep.ledger import Tally
 from lance_prep.plan import Plan, Shard, SourceFile
 from lance_prep.plan.where import compile_where
@@ -39,24 +39,30 @@ _READERS: dict[str, Callable[[PartJob], Iterator[Chunk]]] = {
 
 
 def read_shard(
-    plan: Plan, shard: Shard, tally: Tally, *, storage_options: Mapping[str, str] | None = None
+    plan: Plan,
+    shard: Shard,
+    tally: Tally,
+    *,
+    storage_options: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
 ) -> Iterator[SourceBatch]:
     """The rows of a shard in the source's order, read ahead in a thread while the caller works.
 
     Args:
         tally: counts all source rows, those filtered and those rejected, up to the last row of each batch as it is
             handed over (and to the shard's end, when there is no further one); `retries` when the iterator ends.
+        stop: when it is set, nothing is waited for and nothing tried again.
 
     Returns:
         Batches of `recipe.batch_size` rows (the last one fewer, and one that reaches 64 MiB of text fewer) with schema
         `plan.schema`. Where they end depends on the rows alone. Close the iterator to end its threads.
 
     Raises:
-        SourceChanged: a local file is not what it was when it was planned.
+        SourceChanged: a file is not what it was when it was planned.
         BadFile, HubUnreachable, AccessDenied, SourceNotFound: it cannot be read.
         RowRejected: from `tally.on_reject`.
     """
-    retries = Retries()
+    retries = Retries(stop)
     deliveries = read_ahead(_deliveries(plan, shard, storage_options, retries), AHEAD_BYTES, retries.stop)
     try:
         for delivery in deliveries:
@@ -81,10 +87,11 @@ def _deliveries(
     for part in shard.parts:
         job = PartJob(plan, part, first, where, options, retries)
         try:
-            check_unchanged(job.file)
+            check_unchanged(job.file, options)
             for chunk in _READERS[job.file.format](job):
                 first = chunk.end
                 yield from cutter.add(prepare(chunk, job, render))
+            check_unchanged(job.file, options)
         except Exception as error:
             ours = translate(error, doing=f"reading {job.file.url}")
             if ours is None or ours is error:
@@ -93,21 +100,23 @@ def _deliveries(
     yield from cutter.finish()
 
 
-def check_unchanged(file: SourceFile) -> None:
-    """Refuse a local file that is not what it was when it was planned. Others are pinned by commit or version.
+def check_unchanged(file: SourceFile, options: Mapping[str, str] | None = None) -> None:
+    """Refuse a file that is not what it was when it was planned: size and time of a local one, ETag of an object.
+
+    Files of the Hub are pinned by their commit, and their blob ids are checked by each request; a Lance dataset is
+    pinned by its version.
 
     Raises:
         SourceChanged: says both sizes and times.
     """
-    if not is_local(file.url) or file.format in ("lance", "topics"):
+    if file.format in ("lance", "topics", "streaming") or file.url.startswith("hf://"):
         return
     try:
-        stat = Path(file.url).stat()
+        size, identity = state_of(file.url, options)
     except FileNotFoundError as error:
         raise SourceChanged(f"{file.url}: gone since it was planned", "bring it back, or use --overwrite") from error
-    if (stat.st_size, str(stat.st_mtime_ns)) != (file.size, file.identity):
+    if size != file.size or identity not in (None, file.identity):
         raise SourceChanged(
-            f"{file.url}: {stat.st_size} bytes, changed at {stat.st_mtime_ns}; when it was planned, "
-            f"{file.size} bytes, changed at {file.identity}",
-            "--append adds what is new as a new version, --overwrite builds everything anew",
+            f"{file.url}: {size} bytes, state {identity}; as planned, {file.size} bytes, state {file.identity}",
+            "run the same command again: it plans anew",
         )

@@ -24,7 +24,14 @@ def read_json(job: PartJob) -> Iterator[Chunk]:
         yield from read_jsonl(job)
         return
     file = job.file
-    opened = open_stream(file.url, file.size, compression=file.compression, options=job.options, retries=job.retries)
+    opened = open_stream(
+        file.url,
+        file.size,
+        compression=file.compression,
+        options=job.options,
+        retries=job.retries,
+        identity=file.identity,
+    )
     waiting: list[Any] = []
     first = 0
     with opened as stream:
