@@ -19,12 +19,13 @@ from lance_prep.engine.progress import Progress, Silent
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.schedule import Schedule
 from lance_prep.engine.shard import BuildJob, Worker
-from lance_prep.errors import RowRejected, TokenizerError, UsageError
+from lance_prep.errors import OutputError, RowRejected, TokenizerError, UsageError
 from lance_prep.layout import document_affixes
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.plan import Plan, make_plan
 from lance_prep.recipe import Recipe, default_output, load_recipe
 from lance_prep.store.files import is_local
+from lance_prep.store.leftovers import remove_leftovers, with_data
 from lance_prep.store.lock import OutputLock, output_lock
 from lance_prep.store.receipt import Journal, build_key, unfinished_builds
 from lance_prep.tokenize import TokenizerSpec, load_tokenizer
@@ -135,12 +136,21 @@ def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLoc
             Journal(files, key).discard()
     journal = Journal(files, job.key)
     journal.begin(job.plan, job.spec.file if job.spec else None)
-    receipts = journal.receipts()
+    receipts = with_data(files, journal.receipts().values())
+    there = decision.existing.version > 0
+    # Now too, not only before the commit: on a full disk what a killed build has left would be in the way.
+    keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
+    remove_leftovers(job.uri, keep=keep, overwritten=there, journal=journal)
     schedule = Schedule(job.plan, receipts, max_rows=_rows_left(job, decision))
     options.progress.planned(job.plan, len(receipts))
     run_local(job, schedule, workers=options.workers or default_workers(), progress=options.progress)
     lock.check()
-    return commit_build(decision, schedule.result(), resumed=len(receipts), started=started)
+    finished = schedule.result()
+    if len(with_data(files, finished)) < len(finished):
+        raise OutputError(
+            f"data files of {job.uri} were removed while it was being built", "run the same command again"
+        )
+    return commit_build(decision, finished, resumed=len(receipts), started=started)
 
 
 def _rows_left(job: BuildJob, decision: Decision) -> int | None:

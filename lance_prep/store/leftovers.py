@@ -6,11 +6,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lance_prep.store.files import is_local
+from lance_prep.store.files import Files, is_local
 from lance_prep.store.lance_io import open_dataset
-from lance_prep.store.receipt import Journal
+from lance_prep.store.receipt import Journal, Receipt
 
 DATA = "data"
+
+
+def with_data(files: Files, receipts: Iterable[Receipt]) -> dict[int, Receipt]:
+    """Those receipts, by shard, whose data files are there: somebody may have removed them."""
+    there = set(files.list(DATA))
+    return {
+        receipt.shard: receipt
+        for receipt in receipts
+        if receipt.fragment is None or all(f"{DATA}/{file['path']}" in there for file in receipt.fragment["files"])
+    }
 
 
 def remove_leftovers(uri: str, *, keep: Iterable[dict[str, Any]], overwritten: bool, journal: Journal) -> list[str]:
