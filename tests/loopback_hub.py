@@ -34,6 +34,7 @@ class Fault:
         status: answer this, with `headers`.
         cut_after: send so many bytes of the body, then cut the connection.
         stall: send nothing until the hub is reset.
+        shorten: leave out so many bytes at the end of the body, and give the length of what is left.
     """
 
     match: str
@@ -42,6 +43,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
     stall: bool = False
+    shorten: int = 0
 
 
 @dataclass
@@ -163,6 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: Any = b"", headers: dict[str, str] | None = None) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if self.failing and self.failing.shorten:
+            data = data[: -self.failing.shorten]
         self.entry["status"] = status
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))

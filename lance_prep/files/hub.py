@@ -94,7 +94,10 @@ class HubRanges:
                 self._retries.wait(error, failed, doing=f"reading {self._name}")
             else:
                 if len(got) == before:
-                    raise BadFile(f"{self._name}: ends before byte {stop}", "plan again: the file is not what it was")
+                    failed += 1
+                    if self._retries.is_last(failed):
+                        raise self._too_short(stop)
+                    self._retries.wait(ConnectionError("an empty answer"), failed, doing=f"reading {self._name}")
         return bytes(got)
 
     def _read(self, start: int, stop: int, into: bytearray) -> None:
@@ -105,6 +108,8 @@ class HubRanges:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         request = get_session().stream("GET", self._url, headers=headers, timeout=timeout, follow_redirects=True)
         with request as response:
+            if response.status_code == 416:
+                raise self._too_short(stop)
             if response.status_code >= 400:
                 response.read()
             hf_raise_for_status(response)
@@ -122,6 +127,9 @@ class HubRanges:
                 want -= len(taken)
                 if not want:
                     return
+
+    def _too_short(self, stop: int) -> BadFile:
+        return BadFile(f"{self._name}: ends before byte {stop}", "plan again: the file is not what it was")
 
     def _check_same(self, response: Any) -> None:
         """The Hub's ETags are blob ids, as the plan has them; those of a mirror may be anything and prove nothing."""

@@ -72,6 +72,10 @@ class Retries:
         """Give up: nothing waits or retries from now on."""
         self._stop.set()
 
+    def is_last(self, failed: int) -> bool:
+        """Whether nothing is tried again after so many failures in a row."""
+        return failed >= ATTEMPTS
+
     def wait(self, error: BaseException, failed: int, *, doing: str) -> None:
         """Wait before trying again, or raise.
 
@@ -86,7 +90,7 @@ class Retries:
         """
         if self.stopped or not is_transient(error):
             raise error
-        if failed >= ATTEMPTS:
+        if self.is_last(failed):
             ours = translate(error, doing=doing)
             text = str(ours) if isinstance(ours, HubUnreachable) else f"{doing}: {error}"
             raise HubUnreachable(f"{text}, tried {ATTEMPTS} times", HUB_ADVICE) from error
