@@ -1,7 +1,19 @@
 """Inspect stage: a dataset in, what it is out. Reads what is on disk and trusts nothing."""
 
+from lance_prep.inspect.against import SourceCheck
+from lance_prep.inspect.found import Verification
 from lance_prep.inspect.opened import Opened, open_ours
 from lance_prep.inspect.rows import ShownRow, show_rows
-from lance_prep.inspect.verify import Verification, verify
+from lance_prep.inspect.verify import Listener, verify, verify_dataset
 
-__all__ = ["Opened", "ShownRow", "Verification", "open_ours", "show_rows", "verify"]
+__all__ = [
+    "Listener",
+    "Opened",
+    "ShownRow",
+    "SourceCheck",
+    "Verification",
+    "open_ours",
+    "show_rows",
+    "verify",
+    "verify_dataset",
+]

@@ -44,6 +44,11 @@ class Opened:
         return data
 
 
+def absolute(uri: str | Path) -> str:
+    """Absolute path, or URI, of a dataset."""
+    return str(Path(uri).absolute()) if is_local(str(uri)) else str(uri).rstrip("/")
+
+
 def open_ours(
     uri: str | Path, version: int | str | None = None, storage_options: Mapping[str, str] | None = None
 ) -> Opened:
@@ -55,7 +60,7 @@ def open_ours(
     Raises:
         DatasetError: there is none, or not at that version, or it is not ours.
     """
-    where = str(Path(uri).absolute()) if is_local(str(uri)) else str(uri).rstrip("/")
+    where = absolute(uri)
     latest = open_dataset(where, storage_options=storage_options)
     if latest is None:
         raise DatasetError(f"there is no dataset at {uri}", "make one with lance-prep build")

@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import xxhash
 
 from lance_prep.errors import DatasetError
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan
 from lance_prep.store.files import Files
 from lance_prep.store.metadata import BUILDS_FOLDER
+from lance_prep.store.seal import hash_files, seal
 
 COMMITTED = "committed.json"
 
@@ -40,6 +44,7 @@ class Receipt:
         fragment: Lance fragment metadata as JSON; None for a shard without rows.
         backend: name of the encoder whose ids were written; None for `raw`.
         retries: reads from the Hub or the store that had to be tried again.
+        file_hashes: xxh3-128 of the data files, by path in `data/`; empty in an object store.
     """
 
     shard: int
@@ -52,14 +57,32 @@ class Receipt:
     fragment: dict[str, Any] | None
     backend: str | None
     retries: int = 0
+    file_hashes: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        """JSON, with a checksum of all that it says."""
+        fields = asdict(self)
+        return json.dumps({**fields, "checksum": _checksum(fields)}).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Receipt:
-        fields = json.loads(data)
-        return cls(**{**fields, "ledger": Ledger(**fields["ledger"])})
+        """The receipt that `to_bytes` wrote.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            fields = json.loads(data)
+            stated = fields.pop("checksum", None)
+            if stated is not None and stated != _checksum(fields):
+                raise ValueError(f"its checksum is {_checksum(fields)}, not {stated}")
+            return cls(**{**fields, "ledger": Ledger(**fields["ledger"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no receipt ({type(error).__name__}: {error})") from error
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return str(xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode()))
 
 
 def build_key(plan: Plan, tokenizer_sha256: str | None) -> str:
@@ -118,14 +141,15 @@ class Journal:
             self._files.write(f"{self._folder}/plan.json", json.dumps(plan.as_json()).encode())
 
     def receipts(self) -> dict[int, Receipt]:
-        """The receipts that are there, by shard."""
+        """The receipts that are there, by shard. A damaged one counts as not there: its shard is built again."""
         found = {}
         for path in self._files.list(self._folder):
             if path.rpartition("/")[2].startswith("shard-"):
                 data = self._files.read(path)
-                if data is not None:
-                    receipt = Receipt.from_bytes(data)
-                    found[receipt.shard] = receipt
+                with suppress(ValueError):
+                    if data is not None:
+                        receipt = Receipt.from_bytes(data)
+                        found[receipt.shard] = receipt
         return found
 
     def add(self, receipt: Receipt) -> None:
@@ -133,6 +157,7 @@ class Journal:
         if receipt.fragment is not None:
             for file in receipt.fragment["files"]:
                 self._files.sync(f"data/{file['path']}")
+            receipt = replace(receipt, file_hashes=hash_files(self._files, [receipt.fragment]))
         self._files.write(f"{self._folder}/shard-{receipt.shard:06d}.json", receipt.to_bytes())
 
     def forget_others(self, data_files: set[str]) -> None:
@@ -142,8 +167,9 @@ class Journal:
                 self._files.delete(f"{self._folder}/shard-{shard:06d}.json")
 
     def close(self, version: int) -> None:
-        """Note the version that the build became, if that is not noted."""
+        """Seal the version that the build became and note its number, if that is not noted."""
         if self._files.read(f"{self._folder}/{COMMITTED}") is None:
+            seal(self._files, version)
             self._files.write(f"{self._folder}/{COMMITTED}", json.dumps({"version": version}).encode())
 
     def discard(self) -> None:

@@ -1,0 +1,154 @@
+"""The journals of a version's builds, read with suspicion: plans, receipts, ledgers, tokenizer files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from lance_prep.inspect.found import Verification
+from lance_prep.inspect.opened import Opened
+from lance_prep.ledger import Ledger
+from lance_prep.plan import Plan, Shard
+from lance_prep.store.content_hash import combine
+from lance_prep.store.metadata import BUILDS_FOLDER, TOKENIZER_FILE
+from lance_prep.store.receipt import Receipt
+
+
+@dataclass
+class BuildJournal:
+    """One build of a version, as its journal tells.
+
+    Attributes:
+        key: of the build.
+        plan: None where it is gone or damaged.
+        receipts: by shard, those that can be read; without those of shards that the version does not use.
+        missing: shards whose receipt is gone or damaged.
+    """
+
+    key: str
+    plan: Plan | None = None
+    receipts: dict[int, Receipt] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+
+    def shard(self, index: int) -> Shard | None:
+        """A shard of the plan, or None where that is not known."""
+        return next((s for s in self.plan.shards if s.index == index), None) if self.plan else None
+
+
+def read_journals(opened: Opened, found: Verification) -> list[BuildJournal]:
+    """The journals of all builds in the version, in order; what is wrong with them goes to `found`."""
+    journals, first = [], 0
+    for build in opened.metadata["builds"]:
+        first = build.get("first_shard", first)
+        shards = range(first, first + build["shards"])
+        journals.append(_read_journal(opened, build["key"], shards, found))
+        first = shards.stop
+    found.count("shards", sum(len(journal.receipts) for journal in journals))
+    return journals
+
+
+def _read_journal(opened: Opened, key: str, shards: range, found: Verification) -> BuildJournal:
+    journal = BuildJournal(key)
+    folder = f"{BUILDS_FOLDER}/{key}"
+    with found.reading(f"{folder}/plan.json"):
+        journal.plan = _read_plan(opened, key, folder)
+    for index in shards:
+        path = f"{folder}/shard-{index:06d}.json"
+        with found.reading(f"{path}, the receipt of shard {index}"):
+            data = opened.files.read(path)
+            if data is None:
+                raise ValueError("it is gone")
+            receipt = Receipt.from_bytes(data)
+            if receipt.shard != index:
+                raise ValueError(f"it says shard {receipt.shard}")
+            journal.receipts[index] = receipt
+    journal.missing = [index for index in shards if index not in journal.receipts]
+    return journal
+
+
+def _read_plan(opened: Opened, key: str, folder: str) -> Plan:
+    data = opened.files.read(f"{folder}/plan.json")
+    if data is None:
+        raise ValueError("it is gone")
+    # The key is the hash of the plan and the tokenizer: a plan that was changed has another.
+    tokenizer = opened.metadata["tokenizer"]
+    try:
+        parts = {**json.loads(data), "tokenizer_sha256": tokenizer["sha256"] if tokenizer else None}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"it is damaged ({error})") from error
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    if digest != key:
+        raise ValueError(f"it is not the plan of this build: its key is {digest}")
+    del parts["tokenizer_sha256"]
+    return Plan.from_json(parts)
+
+
+def check_ledgers(opened: Opened, journals: list[BuildJournal], found: Verification) -> None:
+    """Each shard's ledger adds up and agrees with its receipt and its plan; all add up to the version's."""
+    metadata, total = opened.metadata, Ledger()
+    for journal in journals:
+        for receipt in journal.receipts.values():
+            for wrong in [*receipt.ledger.imbalance(), *_against_plan(opened, journal, receipt)]:
+                found.wrong(f"build {journal.key}, shard {receipt.shard}: {wrong}")
+            total.add(receipt.ledger)
+    with found.reading("the ledger in the metadata"):
+        stated = Ledger(**metadata["ledger"])
+        found.count("source rows in the ledger", stated.rows_in)
+        for wrong in stated.imbalance():
+            found.wrong(f"the ledger in the metadata: {wrong}")
+        if not any(journal.missing for journal in journals):
+            if stated != total:
+                found.wrong("the ledger in the metadata is not the sum of the shards' ledgers")
+            _check_totals(metadata, [r for journal in journals for r in journal.receipts.values()], found)
+
+
+def _against_plan(opened: Opened, journal: BuildJournal, receipt: Receipt) -> list[str]:
+    ledger, layout, wrong = receipt.ledger, opened.metadata["layout"], []
+    shard = journal.shard(receipt.shard)
+    if shard and shard.rows is not None and receipt.limit is None and ledger.rows_in != shard.rows:
+        wrong.append(f"the ledger has {ledger.rows_in:,} source rows, the plan {shard.rows:,}")
+    if shard and shard.rows is not None and ledger.rows_in > shard.rows:
+        wrong.append(f"the ledger has {ledger.rows_in:,} source rows, of {shard.rows:,} in the plan")
+    expected = {
+        "lines": ("lines used", ledger.lines_used),
+        "blocks": (
+            "blocks' tokens",
+            (ledger.tokens_written + ledger.padding) // (opened.metadata["block_size"] or 1),
+        ),
+    }.get(layout, ("source rows used", ledger.rows_used))
+    if receipt.rows != expected[1]:
+        wrong.append(f"the receipt has {receipt.rows:,} rows, but its ledger's {expected[0]} make {expected[1]:,}")
+    if receipt.tokens != ledger.tokens_written:
+        wrong.append(f"the receipt has {receipt.tokens:,} tokens, but its ledger {ledger.tokens_written:,}")
+    rejected = opened.files.read(f"{BUILDS_FOLDER}/{journal.key}/rejected-{receipt.shard:06d}.jsonl") or b""
+    if (lines := rejected.count(b"\n")) != ledger.rejected:
+        wrong.append(f"the ledger has {ledger.rejected:,} rejected rows, the quarantine file {lines:,}")
+    return wrong
+
+
+def _check_totals(metadata: dict[str, Any], receipts: list[Receipt], found: Verification) -> None:
+    content = combine(receipt.content_hash for receipt in receipts if receipt.rows)
+    if content != metadata["content_hash"]:
+        found.wrong(f"content hash is {metadata['content_hash']}, but the shards' receipts give {content}")
+    for name in ("rows", "tokens"):
+        total = sum(getattr(receipt, name) for receipt in receipts)
+        if total != metadata[name]:
+            found.wrong(f"the metadata says {metadata[name]:,} {name}, the shards' receipts {total:,}")
+
+
+def check_tokenizers(opened: Opened, journals: list[BuildJournal], found: Verification) -> None:
+    """The tokenizer files are those that made the version."""
+    stated = opened.metadata["tokenizer"]
+    if stated is None:
+        return
+    paths = [f"{BUILDS_FOLDER}/{journal.key}/tokenizer.json" for journal in journals]
+    if opened.dataset.version == opened.dataset.latest_version:
+        paths.append(TOKENIZER_FILE)
+    for path in paths:
+        data = opened.files.read(path)
+        if data is None:
+            found.wrong(f"{path} is gone")
+        elif (actual := hashlib.sha256(data).hexdigest()) != stated["sha256"]:
+            found.wrong(f"{path} has sha256 {actual}, but {stated['sha256']} made the dataset")

@@ -1,0 +1,198 @@
+"""Every row of a version read again: hashes shard by shard, ids, lengths, counts, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lance_prep.inspect.found import Verification
+from lance_prep.inspect.journals import BuildJournal
+from lance_prep.inspect.opened import Opened
+from lance_prep.inspect.stored import StoredFragment
+from lance_prep.layout import ROW_BITS
+from lance_prep.store.content_hash import ShardHash
+from lance_prep.store.receipt import Receipt
+
+SCAN_ROWS = 8192
+
+
+@dataclass
+class ShardRows:
+    """The rows of one shard in the dataset.
+
+    Attributes:
+        first, rows: where they lie.
+        receipt: None where the receipts do not tell (then the run is all rows).
+        source_rows: of the shard, where the plan knows.
+    """
+
+    first: int
+    rows: int
+    receipt: Receipt | None
+    source_rows: int | None = None
+
+    def __str__(self) -> str:
+        name = f"shard {self.receipt.shard}" if self.receipt else "shard unknown"
+        return f"{name} (rows {self.first:,} to {self.first + self.rows - 1:,})"
+
+
+def shards_of(journals: list[BuildJournal], total: int) -> list[ShardRows]:
+    """Which rows came from which shard: shards follow each other, however fragments were merged since."""
+    if any(journal.missing for journal in journals):
+        return [ShardRows(0, total, None)]
+    runs, first = [], 0
+    for journal in journals:
+        for receipt in journal.receipts.values():
+            shard = journal.shard(receipt.shard)
+            if receipt.rows:
+                runs.append(ShardRows(first, receipt.rows, receipt, shard.rows if shard else None))
+            first += receipt.rows
+    return runs
+
+
+def check_rows(
+    opened: Opened,
+    stored: list[StoredFragment],
+    shards: list[ShardRows],
+    found: Verification,
+    on_rows: Callable[[int], None],
+) -> None:
+    """Read all fragments whose files are whole, in order."""
+    check = _Check(opened, shards, found)
+    for one in stored:
+        if not one.whole:
+            continue
+        with found.reading(f"{one} cannot be read"):
+            at = one.first
+            scanner = opened.dataset.scanner(fragments=[one.fragment], batch_size=SCAN_ROWS, scan_in_order=True)
+            for batch in scanner.to_reader():
+                check.add(at, batch)
+                at += len(batch)
+                on_rows(len(batch))
+            if at != one.first + one.rows:
+                raise ValueError(f"it gave {at - one.first:,} rows of {one.rows:,}")
+    check.finish()
+
+
+class _Check:
+    """Takes rows in ascending order, with gaps where files are damaged; cuts them at the shards' bounds."""
+
+    def __init__(self, opened: Opened, shards: list[ShardRows], found: Verification) -> None:
+        self._data = opened.metadata
+        self._shards = shards
+        self._found = found
+        self._at = -1  # shard in work
+        self._hash = ShardHash()
+        self._seen = self._tokens = self._padding = 0
+
+    def add(self, first: int, batch: pa.RecordBatch) -> None:
+        while len(batch):
+            while self._at < 0 or first >= self._end:
+                if self._at + 1 >= len(self._shards):
+                    return
+                self._close()
+            piece = batch.slice(0, self._end - first)
+            self._piece(first, piece)
+            first += len(piece)
+            batch = batch.slice(len(piece))
+
+    def finish(self) -> None:
+        while self._at < len(self._shards):
+            self._close()
+
+    @property
+    def _end(self) -> int:
+        shard = self._shards[self._at]
+        return shard.first + shard.rows
+
+    def _close(self) -> None:
+        """End the shard in work, and go to the next."""
+        if self._at >= 0:
+            self._compare(self._shards[self._at])
+        self._at += 1
+        self._hash = ShardHash()
+        self._seen = self._tokens = self._padding = 0
+
+    def _compare(self, shard: ShardRows) -> None:
+        self._found.count("rows", self._seen)
+        if self._data["layout"] != "raw":
+            self._found.count("tokens", self._tokens)
+        receipt = shard.receipt
+        if receipt is None:
+            return
+        if self._seen < shard.rows:
+            if self._found.ok:
+                self._found.wrong(f"{shard}: only {self._seen:,} rows are there")
+            return
+        self._found.count("shards by content hash")
+        actual = self._hash.hexdigest()
+        if actual != receipt.content_hash:
+            self._found.wrong(f"{shard}: content hash is {actual}, its receipt says {receipt.content_hash}")
+        for name, number, stated in (
+            ("tokens", self._tokens, receipt.tokens),
+            ("padding tokens", self._padding, receipt.ledger.padding),
+        ):
+            if number != stated and self._data["layout"] != "raw":
+                self._found.wrong(f"{shard}: its rows hold {number:,} {name}, its receipt says {stated:,}")
+
+    def _piece(self, first: int, batch: pa.RecordBatch) -> None:
+        self._hash.update(batch)
+        self._seen += len(batch)
+        if self._data["layout"] != "raw":
+            self._check_tokens(first, batch)
+
+    def _check_tokens(self, first: int, batch: pa.RecordBatch) -> None:
+        shard, data = self._shards[self._at], self._data
+        ids, stated = batch.column("input_ids"), batch.column("num_tokens").to_numpy(zero_copy_only=False)
+        lengths = pc.list_value_length(ids).to_numpy(zero_copy_only=False)
+        flat = ids.flatten().to_numpy(zero_copy_only=False)
+        block = data["block_size"]
+
+        def report(wrong: npt.NDArray[np.bool_], say: Callable[[int], str]) -> None:
+            if wrong.any():
+                i = int(np.flatnonzero(wrong)[0])
+                more = int(np.count_nonzero(wrong)) - 1
+                also = f" (and {more:,} more rows nearby)" if more else ""
+                self._found.wrong(f"{_name(shard)}, row {first + i:,}: {say(i)}{also}")
+
+        bad_count = (stated > block) | (stated == 0) if block else stated != lengths
+        report(bad_count, lambda i: f"num_tokens is {stated[i]}, of {lengths[i]} ids")
+        vocabulary = data["tokenizer"]["vocab_size"]
+        report(_any_by_row(flat >= vocabulary, lengths), lambda i: f"an id is beyond the vocabulary of {vocabulary:,}")
+        docs = batch.column("doc_id").to_numpy(zero_copy_only=False)
+        if shard.receipt is not None:
+            index = shard.receipt.shard
+            report(docs >> np.uint64(ROW_BITS) != index, lambda i: f"doc_id {docs[i]} is not of this shard")
+        if shard.source_rows is not None:
+            rows = docs & np.uint64((1 << ROW_BITS) - 1)
+            last = shard.source_rows
+            report(rows >= last, lambda i: f"doc_id says source row {rows[i]:,}, but the shard has {last:,}")
+        self._tokens += int(stated.sum())
+        if block:
+            self._padding += block * len(batch) - int(stated.sum())
+            pad = _pad_id(data["tokenizer"])
+            padded = np.arange(block)[None, :] >= stated[:, None]
+            wrong = (flat.reshape(-1, block) != pad) & padded
+            report(wrong.any(axis=1), lambda i: f"its padding holds other ids than {pad}")
+
+
+def _name(shard: ShardRows) -> str:
+    return f"shard {shard.receipt.shard}" if shard.receipt else "shard unknown"
+
+
+def _pad_id(tokenizer: dict[str, Any]) -> int:
+    return int(tokenizer["pad_id"] if tokenizer["pad_id"] is not None else tokenizer["eos_id"] or 0)
+
+
+def _any_by_row(values: npt.NDArray[np.bool_], lengths: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether any of a row's values is true; rows of `lengths` lie one after the other in `values`."""
+    if not values.any():
+        return np.zeros(len(lengths), np.bool_)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return np.bincount(rows[values], minlength=len(lengths)) > 0

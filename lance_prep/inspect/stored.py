@@ -1,0 +1,159 @@
+"""The files that Lance wrote: are they there, of their size, and byte for byte what was written?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from lance_prep.inspect.found import Verification
+from lance_prep.inspect.journals import BuildJournal
+from lance_prep.inspect.opened import Opened
+from lance_prep.store.files import Files, is_local
+from lance_prep.store.metadata import KEY
+from lance_prep.store.seal import data_hashes, hash_file, manifest_path, read_seal, transactions_in
+
+
+@dataclass(frozen=True)
+class StoredFragment:
+    """A fragment of the version.
+
+    Attributes:
+        fragment: Lance's.
+        first, rows: the rows of the dataset that it holds.
+        whole: its data files are what was written, as far as is known.
+    """
+
+    fragment: Any
+    first: int
+    rows: int
+    whole: bool
+
+    def __str__(self) -> str:
+        paths = ", ".join(f"data/{file.path}" for file in self.fragment.metadata.files)
+        return f"fragment {self.fragment.fragment_id} ({paths}; rows {self.first:,} to {self.first + self.rows - 1:,})"
+
+
+def check_sealed(files: Files, version: int, found: Verification) -> bool:
+    """Compare manifest and transaction with the version's seal; False where the manifest is not what it was."""
+    with found.reading(f"version {version}"):
+        manifest = manifest_path(files, version)
+        for path, digest in (read_seal(files, version) or {}).items():
+            if path.startswith("data/"):
+                continue
+            data = files.read(path)
+            if data is None:
+                found.wrong(f"{path} is gone")
+            elif xxhash.xxh3_128_hexdigest(data) != digest:
+                found.wrong(f"{path} is not what was written: its xxh3 is not the {digest} of version {version}'s seal")
+                if path == manifest:
+                    return False
+    return True
+
+
+def check_manifest(opened: Opened, found: Verification) -> None:
+    """The manifest's own copies of the transaction and of the metadata agree with the files beside it."""
+    version = opened.dataset.version
+    with found.reading(f"the transaction of version {version}"):
+        manifest = opened.files.read(manifest_path(opened.files, version) or "") or b""
+        for path in transactions_in(opened.files, manifest):
+            if (opened.files.read(path) or b"") not in manifest:
+                found.wrong(f"{path} is not the transaction that the manifest of version {version} holds")
+    with found.reading(f"the metadata of version {version}"):
+        text = opened.dataset.schema.metadata[KEY]
+        if json.dumps(json.loads(text), sort_keys=True).encode() != text:
+            found.wrong(f"the metadata of version {version} is not as it was written")
+        _check_schema(opened, found)
+
+
+def _check_schema(opened: Opened, found: Verification) -> None:
+    data, schema = opened.metadata, opened.dataset.schema
+    if data["layout"] == "raw":
+        return
+    block = f"[{data['block_size']}]" if data["layout"] == "blocks" else ""
+    list_name = "fixed_size_list" if block else "list"
+    wanted = {"input_ids": f"{list_name}<item: {data['dtype']}>{block}", "num_tokens": "uint32", "doc_id": "uint64"}
+    for name, kind in wanted.items():
+        actual = str(schema.field(name).type) if name in schema.names else "not there"
+        if actual != kind:
+            found.wrong(f"column {name} is {actual}, but {kind} was built")
+    if dict(data["recipe"]).get("layout") != data["layout"]:
+        found.wrong(f"the metadata says layout {data['layout']}, its recipe {dict(data['recipe']).get('layout')}")
+
+
+def check_data_files(opened: Opened, journals: list[BuildJournal], found: Verification) -> list[StoredFragment]:
+    """Presence, size and (local files) hash of every data file of the version."""
+    hashes = data_hashes(opened.files)
+    for journal in journals:
+        for receipt in journal.receipts.values():
+            hashes.update(receipt.file_hashes)
+    sizes = _sizes(opened, found)
+    stored, first = [], 0
+    for fragment in opened.dataset.get_fragments():
+        rows = int(fragment.metadata.physical_rows or 0)
+        whole = [_check_file(opened, file, sizes, hashes, first, rows, found) for file in fragment.metadata.files]
+        stored.append(StoredFragment(fragment, first, rows, all(whole)))
+        first += rows
+        if fragment.metadata.deletion_file is not None:
+            found.wrong(f"{stored[-1]}: rows of it were deleted by another program")
+    _check_receipts(stored, journals, found)
+    if first != opened.metadata["rows"]:
+        found.wrong(f"the dataset has {first:,} rows, but its metadata says {opened.metadata['rows']:,}")
+    return stored
+
+
+def _check_file(
+    opened: Opened,
+    file: Any,
+    sizes: Mapping[str, int],
+    hashes: Mapping[str, str],
+    first: int,
+    rows: int,
+    found: Verification,
+) -> bool:
+    name = f"data/{file.path}"
+    what = f"{name} (rows {first:,} to {first + rows - 1:,})"
+    found.count("data files")
+    if name not in sizes:
+        found.wrong(f"{what} is gone")
+        return False
+    if file.file_size_bytes is not None and sizes[name] != file.file_size_bytes:
+        found.wrong(f"{what} has {sizes[name]:,} bytes, but {file.file_size_bytes:,} were written")
+        return False
+    if file.path in hashes and is_local(opened.uri):
+        actual = hash_file(Path(opened.uri) / name)
+        found.count("data files by hash")
+        if actual != hashes[file.path]:
+            found.wrong(f"{what} is not what was written: its xxh3 is {actual}, not {hashes[file.path]}")
+            return False
+    return True
+
+
+def _sizes(opened: Opened, found: Verification) -> dict[str, int]:
+    if is_local(opened.uri):
+        root = Path(opened.uri)
+        return {p.relative_to(root).as_posix(): p.stat().st_size for p in (root / "data").rglob("*") if p.is_file()}
+    with found.reading("the list of data files"):
+        listed = opened.dataset.all_files().read_all().to_pylist()
+        return {entry["path"]: int(entry["size_bytes"]) for entry in listed}
+    return {}
+
+
+def _check_receipts(stored: list[StoredFragment], journals: list[BuildJournal], found: Verification) -> None:
+    """Where the version still has the fragments that the builds wrote, each is what its receipt says."""
+    receipts = {
+        file["path"]: receipt
+        for journal in journals
+        for receipt in journal.receipts.values()
+        if receipt.fragment is not None
+        for file in receipt.fragment["files"]
+    }
+    for one in stored:
+        for file in one.fragment.metadata.files:
+            receipt = receipts.get(file.path)
+            if receipt is not None and receipt.rows != one.rows:
+                found.wrong(f"{one} has {one.rows:,} rows, the receipt of shard {receipt.shard} {receipt.rows:,}")
