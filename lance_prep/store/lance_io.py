@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import DatasetError, OutputLocked
-from lance_prep.store.files import is_local
+from lance_prep.store.files import LocalFiles, is_local
 
 
 def file_version(layout: str, schema: pa.Schema) -> str:
@@ -121,12 +121,23 @@ def commit(
 
     operation = LanceOperation.Overwrite(schema, [FragmentMetadata.from_json(_dumps(f)) for f in fragments])
     transaction = Transaction(read_version, operation, transaction_properties=dict(properties))
+    # Made on no version, it would be put on top of whatever came meanwhile: only without retries it is refused.
+    retries = 20 if read_version else 0
+    options = dict(storage_options or {}) or None
     try:
-        dataset = LanceDataset.commit(uri, transaction, storage_options=dict(storage_options or {}) or None)
-    except CommitConflictError as error:
+        dataset = LanceDataset.commit(uri, transaction, storage_options=options, max_retries=retries)
+    except (CommitConflictError, OSError, RuntimeError) as error:
+        if not isinstance(error, CommitConflictError) and (
+            read_version or not open_dataset(uri, None, storage_options)
+        ):
+            raise
         raise OutputLocked(
             f"another process has written to {uri} since version {read_version}", "run the same command again"
         ) from error
+    if is_local(uri):  # Lance leaves it to the system when a manifest goes to the disk
+        for folder in ("_transactions", "_versions"):
+            for path in sorted((Path(uri) / folder).iterdir()):
+                LocalFiles(Path(uri)).sync(f"{folder}/{path.name}")
     return int(dataset.version)
 
 
