@@ -136,7 +136,7 @@ def commit(
         ) from error
     if is_local(uri):  # Lance leaves it to the system when a manifest goes to the disk
         for folder in ("_transactions", "_versions"):
-            for path in sorted((Path(uri) / folder).iterdir()):
+            for path in (Path(uri) / folder).glob("*"):
                 LocalFiles(Path(uri)).sync(f"{folder}/{path.name}")
     return int(dataset.version)
 
