@@ -30,8 +30,9 @@ MAY_IMPORT = {
     "store": BASE | {"recipe", "plan"},
     "engine": BASE | {"recipe", "plan", "source", "tokenize", "layout", "store"},
     "inspect": BASE | {"recipe", "plan", "source", "tokenize", "layout", "store"},
+    "history": BASE | {"store", "inspect"},
     "train": {"errors", "store"},
-    "cli": BASE | {"recipe", "plan", "engine", "inspect", "store"},
+    "cli": BASE | {"recipe", "plan", "engine", "inspect", "history", "store"},
 }
 BUILD_SIDE = set(MAY_IMPORT) - {"train"}
 

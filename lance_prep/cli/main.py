@@ -16,7 +16,13 @@ COMMANDS = {
     "build": ("lance_prep.cli.build", "Build a Lance token dataset from text."),
     "info": ("lance_prep.cli.info", "What a dataset is, and what it was made of."),
     "show": ("lance_prep.cli.show", "What a dataset's rows say, decoded."),
-    "verify": ("lance_prep.cli.verify", "Is a dataset whole: hash, ledger, ids, lengths, counts."),
+    "versions": ("lance_prep.cli.versions", "The versions of a dataset: when, how large, what made each."),
+    "diff": ("lance_prep.cli.diff", "What differs between two versions: files, rows, tokens, recipe."),
+    "tag": ("lance_prep.cli.tag", "Give a version of a dataset a name, or take a name away."),
+    "restore": ("lance_prep.cli.restore", "Make an old version the latest again, as a new version."),
+    "compact": ("lance_prep.cli.compact", "Merge small fragments into large ones, as a new version."),
+    "prune": ("lance_prep.cli.prune", "Remove old versions, and the data files that only they have."),
+    "verify": ("lance_prep.cli.verify", "Is a dataset whole: files, hashes, ledger, ids, lengths, counts."),
 }
 
 EXAMPLES = """\b

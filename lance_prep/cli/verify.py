@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 
 import click
@@ -26,8 +23,6 @@ each, with the file, or the shard and the row; exit 1 then.
 The source is read only with --against-source: it may be gone, or far away. The rows
 come from at most 16 shards, each of which is read up to its last drawn row or whole.
 """
-
-LINE_EVERY = 10.0
 
 
 @click.command(
@@ -57,6 +52,7 @@ def command(
     seed: int,
     as_json: bool,
 ) -> None:
+    from lance_prep.cli.counter import count_rows
     from lance_prep.inspect import Listener, SourceCheck, verify_dataset
 
     found = verify_dataset(
@@ -64,7 +60,7 @@ def command(
         version,
         storage_options,
         against=SourceCheck(rows, seed, storage_options) if rows else None,
-        listener=Listener(_count_rows(), lambda note: click.echo(note, err=True)),
+        listener=Listener(count_rows("read"), lambda note: click.echo(note, err=True)),
     )
     if as_json:
         click.echo(json.dumps({"ok": found.ok, **asdict(found)}, indent=2))
@@ -79,17 +75,3 @@ def command(
         click.echo(f"{verdict}: {looked or 'not opened'}")
     if not found.ok:
         ctx.exit(1)
-
-
-def _count_rows() -> Callable[[int], None]:
-    """Says on stderr every ten seconds how many rows were read."""
-    rows, last = 0, time.monotonic()
-
-    def add(more: int) -> None:
-        nonlocal rows, last
-        rows += more
-        if time.monotonic() - last >= LINE_EVERY:
-            last = time.monotonic()
-            print(f"{rows:,} rows read", file=sys.stderr, flush=True)
-
-    return add

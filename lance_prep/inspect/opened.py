@@ -11,6 +11,7 @@ from lance_prep.errors import DatasetError
 from lance_prep.store.files import Files, files_of, is_local
 from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.metadata import BUILDS_FOLDER, read_metadata
+from lance_prep.store.seal import manifest_versions
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,17 @@ def open_ours(
 
 
 def _at(latest: Any, where: str, version: int | str, storage_options: Mapping[str, str] | None) -> Any:
-    versions = [entry["version"] for entry in latest.versions()]
-    tags = sorted(latest.tags.list())
     wanted = int(version) if str(version).isdigit() else version
-    if wanted not in versions and wanted not in tags:
-        known = f"versions {versions[0]} to {versions[-1]}" if len(versions) > 1 else f"version {versions[0]}"
+    dataset = open_dataset(where, wanted, storage_options)
+    if dataset is None:
+        versions, tags = version_numbers(where, storage_options), sorted(latest.tags.list())
+        known = f"are versions {versions[0]} to {versions[-1]}" if len(versions) > 1 else f"is version {versions[0]}"
         raise DatasetError(
-            f"{where} has no version {version}", f"there is {known}" + (f"; tags: {', '.join(tags)}" if tags else "")
+            f"{where} has no version {version}", f"there {known}" + (f"; tags: {', '.join(tags)}" if tags else "")
         )
-    return open_dataset(where, wanted, storage_options)
+    return dataset
+
+
+def version_numbers(where: str, storage_options: Mapping[str, str] | None) -> list[int]:
+    """Numbers of the versions that are there, ascending, by the names of their manifests: damaged ones too."""
+    return manifest_versions(files_of(where, storage_options))

@@ -14,7 +14,7 @@ from lance_prep.inspect.opened import Opened, absolute, open_ours
 from lance_prep.inspect.scan import check_rows, shards_of
 from lance_prep.inspect.stored import check_data_files, check_manifest, check_sealed
 from lance_prep.store.files import files_of
-from lance_prep.store.seal import latest_version
+from lance_prep.store.seal import manifest_versions
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def verify_dataset(
     found = Verification()
     files = files_of(absolute(uri), storage_options)
     named = version if version is None or str(version).isdigit() else None
-    number = int(named) if named is not None else latest_version(files)
+    number = int(named) if named is not None else max(manifest_versions(files), default=None)
     # Lance panics on some damaged manifests: look at the bytes first.
     if (version is None or named) and number is not None and not check_sealed(files, number, found):
         return found

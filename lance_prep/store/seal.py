@@ -49,11 +49,10 @@ def manifest_path(files: Files, version: int) -> str | None:
     return next((name for name in names if files.read(name) is not None), None)
 
 
-def latest_version(files: Files) -> int | None:
-    """The highest version with a manifest, by the files' names alone; None where there is none."""
+def manifest_versions(files: Files) -> list[int]:
+    """Versions with a manifest, ascending, by the files' names alone."""
     stems = [Path(path).name.removesuffix(".manifest") for path in files.list("_versions") if ".manifest" in path]
-    numbers = [int(stem) for stem in stems if stem.isdigit()]
-    return max((_LAST - n if len(str(n)) == 20 else n for n in numbers), default=None)
+    return sorted(_LAST - int(stem) if len(stem) == 20 else int(stem) for stem in stems if stem.isdigit())
 
 
 def seal(files: Files, version: int, data: Mapping[str, str] | None = None) -> None:

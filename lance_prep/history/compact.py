@@ -1,0 +1,119 @@
+"""Merging fragments: a dataset of many small shards has many small files, each of which costs an open and a seek.
+
+Neighbours are merged until a file would exceed the target; rows and their order stay, and with them the content hash:
+receipts hold the hash of each shard's rows, wherever they lie. It is a rewrite by our own writer and not Lance's
+`compact_files`, so that the pages lie flat as a build leaves them (see `store.lance_io.file_version`), and one commit
+that is refused where another version came in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lance_prep.inspect import Opened, open_ours
+from lance_prep.store.lance_io import commit, file_version, write_fragment
+from lance_prep.store.lock import output_lock
+from lance_prep.store.seal import hash_files, seal
+
+TARGET_BYTES = 1 << 30
+SCAN_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What a compaction did.
+
+    Attributes:
+        version: the new one, or the latest where there was nothing to merge.
+        fragments_before, fragments_after: how many.
+        rows_rewritten: rows that were copied.
+    """
+
+    version: int
+    fragments_before: int
+    fragments_after: int
+    rows_rewritten: int
+
+
+def compact(
+    uri: str | Path,
+    *,
+    target_bytes: int = TARGET_BYTES,
+    storage_options: Mapping[str, str] | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Compaction:
+    """Merge neighbouring fragments of the latest version into a new version with the same rows in the same order.
+
+    Args:
+        target_bytes: a merged file has at most so many; larger ones stay as they are.
+        on_rows: told how many rows were copied, as they are.
+
+    Raises:
+        DatasetError: there is no dataset of ours.
+        OutputLocked: a build or another command works on the dataset.
+        DiskFull: there is no room for the copies.
+    """
+    where = open_ours(uri, None, storage_options).uri
+    with output_lock(where):
+        opened = open_ours(uri, None, storage_options)
+        before = [fragment.metadata.to_json() for fragment in opened.dataset.get_fragments()]
+        groups = _groups(before, target_bytes)
+        if all(len(group) == 1 for group in groups):
+            return Compaction(int(opened.dataset.version), len(before), len(before), 0)
+        merged = [_merge(opened, group, storage_options, on_rows) if len(group) > 1 else group[0] for group in groups]
+        new = [fragment for fragment, group in zip(merged, groups, strict=True) if len(group) > 1]
+        for fragment in new:
+            for file in fragment["files"]:
+                opened.files.sync(f"data/{file['path']}")
+        hashes = hash_files(opened.files, new)
+        version = commit(
+            opened.uri,
+            opened.dataset.schema,
+            merged,
+            read_version=int(opened.dataset.version),
+            properties={"lance_prep.compact": f"{len(before)} fragments into {len(merged)}"},
+            storage_options=storage_options,
+        )
+        seal(opened.files, version, hashes)
+    return Compaction(version, len(before), len(merged), sum(int(f["physical_rows"]) for f in new))
+
+
+def _groups(fragments: list[dict[str, Any]], target: int) -> list[list[dict[str, Any]]]:
+    """Runs of neighbours that together have at most `target` bytes. One with deleted rows stays alone."""
+    groups: list[list[dict[str, Any]]] = []
+    held = target + 1
+    for fragment in fragments:
+        size = sum(int(file["file_size_bytes"] or 0) for file in fragment["files"])
+        size = target + 1 if fragment["deletion_file"] else size
+        if held + size > target:
+            groups.append([])
+            held = 0
+        groups[-1].append(fragment)
+        held += size
+    return groups
+
+
+def _merge(
+    opened: Opened,
+    group: list[dict[str, Any]],
+    storage_options: Mapping[str, str] | None,
+    on_rows: Callable[[int], None],
+) -> dict[str, Any]:
+    fragments = [opened.dataset.get_fragment(fragment["id"]) for fragment in group]
+    scanner = opened.dataset.scanner(fragments=fragments, batch_size=SCAN_ROWS, scan_in_order=True)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in scanner.to_reader():
+            on_rows(len(batch))
+            yield batch
+
+    schema = opened.dataset.schema.remove_metadata()
+    version = file_version(opened.metadata["layout"], schema)
+    made = write_fragment(opened.uri, schema, batches(), version=version, storage_options=storage_options)
+    assert made is not None
+    return made

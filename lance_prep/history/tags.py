@@ -1,0 +1,84 @@
+"""Tags: names for versions, which `--version`, `restore` and training take, and which `prune` never removes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lance_prep.errors import DatasetError, UsageError
+from lance_prep.inspect import open_ours
+from lance_prep.store.lock import output_lock
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A tag that was set or deleted.
+
+    Attributes:
+        name: of the tag.
+        version: that it points to; None for a tag that was deleted.
+        was: the version that it pointed to before; None for a new tag.
+    """
+
+    name: str
+    version: int | None
+    was: int | None
+
+
+def tag(
+    uri: str | Path,
+    name: str,
+    version: int | str | None = None,
+    *,
+    force: bool = False,
+    storage_options: Mapping[str, str] | None = None,
+) -> Tagged:
+    """Give a version a name.
+
+    Args:
+        version: number or tag; the latest by default.
+        force: move a tag that points to another version.
+
+    Raises:
+        UsageError: not a name for a tag.
+        DatasetError: no such dataset or version, or the tag points elsewhere.
+        OutputLocked: a build or another command works on the dataset.
+    """
+    if not _NAME.fullmatch(name) or name.isdigit() or name.startswith(".") or name.endswith((".lock", ".")):
+        raise UsageError(
+            f"{name!r} is no name for a tag", "take letters, digits, '.', '-' and '_'; digits alone are a version"
+        )
+    opened = open_ours(uri, version, storage_options)
+    with output_lock(opened.uri):
+        number = int(opened.dataset.version)
+        known = opened.dataset.tags.list().get(name)
+        was = int(known["version"]) if known else None
+        if was is None:
+            opened.dataset.tags.create(name, number)
+        elif was != number:
+            if not force:
+                raise DatasetError(f"tag {name} points to version {was} already", "--force moves it")
+            opened.dataset.tags.update(name, number)
+    return Tagged(name, number, was)
+
+
+def delete_tag(uri: str | Path, name: str, *, storage_options: Mapping[str, str] | None = None) -> Tagged:
+    """Delete a tag; its version stays.
+
+    Raises:
+        DatasetError: no such dataset or tag.
+        OutputLocked: a build or another command works on the dataset.
+    """
+    opened = open_ours(uri, None, storage_options)
+    with output_lock(opened.uri):
+        tags = opened.dataset.tags.list()
+        if name not in tags:
+            raise DatasetError(
+                f"there is no tag {name}", f"there is {', '.join(sorted(tags))}" if tags else "there are no tags"
+            )
+        opened.dataset.tags.delete(name)
+    return Tagged(name, None, int(tags[name]["version"]))
