@@ -71,8 +71,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(before, lance.dataset(str(before)).to_table(), arguments, report["content_hash"])
 
 
-def aimed(output: Path, aim: str, draw: random.Random, process: subprocess.Popen[str]) -> None:
-    """Wait for the instant at which to kill."""
+def aimed(output: Path, aim: str, draw: random.Random, process: subprocess.Popen[str]) -> str:
+    """Wait for the instant at which to kill; returns which one it is."""
     data = len(list((output / "data").iterdir()))
     builds = {path.name for path in (output / "_lance_prep" / "builds").iterdir()}
     count = draw.randint(1, SHARDS)
@@ -93,14 +93,16 @@ def aimed(output: Path, aim: str, draw: random.Random, process: subprocess.Popen
         "new version": lambda: len(list((output / "_versions").iterdir())) > 1,
     }
     wait_for(conditions[aim], process)
-    end = time.perf_counter() + draw.uniform(0, AIMS[aim])
+    delay = draw.uniform(0, AIMS[aim])
+    end = time.perf_counter() + delay
     wait_for(lambda: time.perf_counter() >= end, process)
+    return f"{aim} (of {count}) + {delay * 1000:.1f} ms"
 
 
-def kill_once(world: World, output: Path, aim: str, draw: random.Random) -> None:
+def kill_once(world: World, output: Path, aim: str, draw: random.Random, instants: list[str]) -> None:
     """Kill a build into `output`, and look at what can be read then."""
     process = start(*world.command(output))
-    aimed(output, aim, draw, process)
+    instants.append(aimed(output, aim, draw, process))
     process.kill()
     finish(process)
     assert lance.dataset(str(output), version=1).to_table() == world.rows
@@ -122,28 +124,31 @@ def run_again(world: World, output: Path, capsys: pytest.CaptureFixture[str]) ->
     return report
 
 
-def torment(world: World, folder: Path, capsys: pytest.CaptureFixture[str], *, rounds: int, seed: int) -> None:
-    """`rounds` outputs, each built with one to three kills. Says what was aimed at when something does not hold."""
+def torment(
+    world: World, folder: Path, capsys: pytest.CaptureFixture[str], *, rounds: int, again: int, seed: int
+) -> None:
+    """`rounds` outputs, each built with one kill and up to so many `again`. A failure names its seed and instants."""
     output = folder / "out.lance"
     for number in range(rounds):
         draw = random.Random(f"{seed} {number}")
-        aims = [list(AIMS)[number % len(AIMS)], *draw.choices(list(AIMS), k=draw.choice([0, 0, 1, 2]))]
+        aims = [list(AIMS)[number % len(AIMS)], *draw.choices(list(AIMS), k=draw.randint(0, again))]
+        instants: list[str] = []
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(world.before, output)
         try:
-            for aim in aims if rounds > 30 else aims[:1]:
-                kill_once(world, output, aim, draw)
+            for aim in aims:
+                kill_once(world, output, aim, draw, instants)
             run_again(world, output, capsys)
         except Exception as error:
-            raise AssertionError(f"seed {seed}, round {number}, kills aimed at: {aims}") from error
+            raise AssertionError(f"seed {seed}, round {number}, killed at: {instants}") from error
 
 
 @pytest.mark.timeout(240)
 def test_thirty_kills(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torment(world, tmp_path, capsys, rounds=30, seed=SEED)
+    torment(world, tmp_path, capsys, rounds=30, again=0, seed=SEED)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
 def test_two_hundred_kills(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torment(world, tmp_path, capsys, rounds=200, seed=SEED + 1)
+    torment(world, tmp_path, capsys, rounds=200, again=2, seed=SEED + 1)
