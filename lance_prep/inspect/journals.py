@@ -13,7 +13,7 @@ from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan, Shard
 from lance_prep.store.content_hash import combine
 from lance_prep.store.metadata import BUILDS_FOLDER, TOKENIZER_FILE
-from lance_prep.store.receipt import Receipt
+from lance_prep.store.receipt import COMMITTED, Receipt
 
 
 @dataclass
@@ -44,9 +44,18 @@ def read_journals(opened: Opened, found: Verification) -> list[BuildJournal]:
         first = build.get("first_shard", first)
         shards = range(first, first + build["shards"])
         journals.append(_read_journal(opened, build["key"], shards, found))
+        _check_committed(opened, build, found)
         first = shards.stop
     found.count("shards", sum(len(journal.receipts) for journal in journals))
     return journals
+
+
+def _check_committed(opened: Opened, build: dict[str, Any], found: Verification) -> None:
+    path = f"{BUILDS_FOLDER}/{build['key']}/{COMMITTED}"
+    with found.reading(path):
+        data = opened.files.read(path)
+        if data is not None and json.loads(data) != {"version": build.get("version", opened.dataset.version)}:
+            raise ValueError(f"it does not say version {build.get('version')}")
 
 
 def _read_journal(opened: Opened, key: str, shards: range, found: Verification) -> BuildJournal:

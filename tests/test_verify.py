@@ -1,0 +1,271 @@
+"""`verify` finds what is wrong: a flipped byte in any file, a file gone or cut, rows that the source does not have."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import lance_prep
+from lance_prep.cli.main import run
+from lance_prep.inspect import SourceCheck, Verification, open_ours, verify_dataset
+from lance_prep.store.lance_io import commit, file_version, write_fragment
+from lance_prep.store.receipt import Receipt
+from tests import tokenizers_made as made
+
+#: The kinds of files of a dataset, and where they lie.
+KINDS = {
+    "data": "data/*.lance",
+    "manifest": "_versions/*.manifest",
+    "transaction": "_transactions/*.txn",
+    "seal": "_lance_prep/seals/1.json",
+    "receipt": "_lance_prep/builds/*/shard-000001.json",
+    "plan": "_lance_prep/builds/*/plan.json",
+    "committed": "_lance_prep/builds/*/committed.json",
+    "the build's tokenizer": "_lance_prep/builds/*/tokenizer.json",
+    "tokenizer": "_lance_prep/tokenizer.json",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer, a source of 900 rows in three row groups, and a whole dataset of it."""
+    home = tmp_path_factory.mktemp("verify")
+    made.save(home / "tokenizer", made.with_template(), eos_token="<|endoftext|>", bos_token="<s>")
+    texts = [f"row {i} of words\nand its line {i * 7}" if i % 10 else None for i in range(900)]
+    table = pa.table({"text": texts, "n": range(900)})
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}  # each text stands in it once
+    pq.write_table(table, home / "a.parquet", row_group_size=300, **plain)
+    build(home, "whole", layout="lines", columns=("n",))
+    return home
+
+
+def build(home: Path, name: str, **fields: Any) -> str:
+    given = {"tokenizer": str(home / "tokenizer"), "shard_bytes": 9000, "batch_size": 100, "block_size": 32, **fields}
+    report = lance_prep.build(home / "a.parquet", output=home / f"{name}.lance", **given)
+    assert report.shards == 3
+    return report.uri
+
+
+@pytest.fixture
+def whole(home: Path, tmp_path: Path) -> Path:
+    """A copy of the whole dataset, to be damaged."""
+    return Path(shutil.copytree(home / "whole.lance", tmp_path / "whole.lance"))
+
+
+def flip(path: Path, at: int, bits: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= bits
+    path.write_bytes(data)
+
+
+def problems(uri: object, **fields: Any) -> list[str]:
+    return verify_dataset(str(uri), **fields).problems
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_byte_is_found(whole: Path, kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = next(whole.glob(KINDS[kind]))
+    good = path.read_bytes()
+    places = np.linspace(0, len(good) - 1, 25).astype(int).tolist() if len(good) > 60 else range(len(good))
+    for at in places:
+        flip(path, at)
+        # White space of JSON may become other white space, which changes nothing that is said.
+        if kind in ("committed", "plan", "receipt", "seal") and _says(path.read_bytes()) == _says(good):
+            path.write_bytes(good)
+            continue
+        assert run(["verify", str(whole)]) == 1, f"byte {at} of {len(good)}"
+        said = capfd.readouterr()
+        assert "wrong: " in said.out, f"byte {at} of {len(good)}"
+        assert "Traceback" not in said.err
+        path.write_bytes(good)
+    assert run(["verify", str(whole)]) == 0
+
+
+def _says(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def test_the_fragment_and_its_rows_are_named(whole: Path) -> None:
+    fragment = lance.dataset(str(whole)).get_fragments()[1]
+    name = fragment.metadata.files[0].path
+    first = lance.dataset(str(whole)).get_fragments()[0].count_rows()
+    flip(whole / "data" / name, 100)
+    assert [p.split(" is not what was written")[0] for p in problems(whole)] == [
+        f"data/{name} (rows {first:,} to {first + fragment.count_rows() - 1:,})"
+    ]
+
+
+def without_hashes(whole: Path) -> None:
+    """As a dataset in an object store is, whose files are not hashed."""
+    for path in whole.glob(KINDS["receipt"].replace("000001", "*")):
+        path.write_bytes(replace(Receipt.from_bytes(path.read_bytes()), file_hashes={}).to_bytes())
+
+
+def test_without_a_hash_of_the_file_the_rows_tell(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    without_hashes(whole)
+    path = next(whole.glob(KINDS["data"]))
+    good, rows = path.read_bytes(), lance.dataset(str(whole)).to_table()
+    harmless = 0
+    for at in np.linspace(0, len(good) - 1, 40).astype(int).tolist():
+        flip(path, at, 0x10)
+        found = problems(whole)
+        if not found:
+            assert lance.dataset(str(whole)).to_table().equals(rows)  # padding between pages, statistics, versions
+            harmless += 1
+        path.write_bytes(good)
+    assert harmless < 30
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: path.unlink(), "is gone"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "were written"),
+        (lambda path: path.write_bytes(b""), "0 bytes"),
+        (lambda path: path.write_bytes(bytes(path.stat().st_size)), "is not what was written"),
+    ],
+)
+def test_a_data_file_that_is_not_there_or_cut(whole: Path, damage: Callable[[Path], Any], says: str) -> None:
+    damage(sorted(whole.glob("data/*"))[0])
+    found = problems(whole)
+    assert len(found) == 1
+    assert says in found[0]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("data", "seal", "committed")])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff\x00", b"[1, 2]", b'{"files": 3, "recipe": 1}'])
+def test_other_files_that_are_gone_or_rubbish(
+    whole: Path, kind: str, content: bytes | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = next(whole.glob(KINDS[kind]))
+    path.unlink() if content is None else path.write_bytes(content)
+    assert run(["verify", str(whole)]) == 1
+    said = capfd.readouterr()
+    assert "wrong: " in said.out or "error: " in said.err
+    assert "Traceback" not in said.err
+    assert "defect of lance-prep" not in said.err
+
+
+def tampered(uri: str, change: Callable[[pa.Table], pa.Table]) -> Verification:
+    """The dataset with other rows under the same metadata, as a program that goes wrong would leave it."""
+    opened = open_ours(uri)
+    schema = opened.dataset.schema
+    table = change(opened.dataset.to_table()).cast(schema.remove_metadata())
+    fragment = write_fragment(
+        uri,
+        table.schema,
+        iter(table.combine_chunks().to_batches()),
+        version=file_version(opened.metadata["layout"], table.schema),
+        storage_options=None,
+    )
+    assert fragment is not None
+    commit(uri, schema, [fragment], read_version=opened.dataset.version, properties={}, storage_options=None)
+    return verify_dataset(uri)
+
+
+def column(table: pa.Table, name: str, change: Callable[[list[Any]], Any]) -> pa.Table:
+    values = table[name].to_pylist()
+    change(values)
+    i = table.schema.get_field_index(name)
+    return table.set_column(i, table.schema.field(i), pa.array(values, table.schema.field(i).type))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("input_ids", lambda v: v[700].__setitem__(0, 60_000), "row 700: an id is beyond the vocabulary"),
+        ("num_tokens", lambda v: v.__setitem__(700, 1), "row 700: num_tokens is 1"),
+        ("doc_id", lambda v: v.__setitem__(700, 5), "row 700: doc_id 5 is not of this shard"),
+        ("doc_id", lambda v: v.__setitem__(3, 300), "row 3: doc_id says source row 300, but the shard has 300"),
+        ("n", lambda v: v.__setitem__(700, 0), "content hash is"),
+    ],
+)
+def test_a_wrong_row_is_named(whole: Path, name: str, change: Callable[[list[Any]], Any], says: str) -> None:
+    found = tampered(str(whole), lambda table: column(table, name, change))
+    shard = "shard 0" if "row 3:" in says else "shard 1"
+    assert any(problem.startswith(shard) and says in problem for problem in found.problems), found.problems
+    assert any("content hash is" in problem for problem in found.problems)
+    assert not any("shard 2" in problem for problem in found.problems)
+
+
+def test_padding_that_is_no_padding(home: Path) -> None:
+    uri = build(home, "padding", packing="best-fit", overwrite=True)
+    stated = lance.dataset(uri).to_table()["num_tokens"].to_pylist()
+    row = next(i for i, n in enumerate(stated) if n < 32)
+    found = tampered(uri, lambda t: column(t, "input_ids", lambda ids: ids[row].__setitem__(31, 77)))
+    assert any(f"row {row:,}: its padding holds other ids" in problem for problem in found.problems)
+
+
+LAYOUTS = {
+    "lines": {"layout": "lines", "columns": ("n",)},
+    "documents": {"layout": "documents", "columns": ("n",)},
+    "concat": {"layout": "blocks"},
+    "best-fit": {"layout": "blocks", "packing": "best-fit"},
+    "raw": {"layout": "raw"},
+    "limited": {"layout": "raw", "max_rows": 750},
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rows_made_again_from_the_source(home: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy2(home / "a.parquet", tmp_path / "a.parquet")
+    made.save(tmp_path / "tokenizer", made.with_template(), eos_token="<|endoftext|>", bos_token="<s>")
+    uri = build(tmp_path, "o", **LAYOUTS[name])
+    found = verify_dataset(uri, against=SourceCheck(10_000))
+    assert found.problems == []
+    assert found.checks["rows against the source"] == found.checks["rows"]
+    some = verify_dataset(uri, against=SourceCheck(20, seed=4))
+    assert (some.problems, some.checks["rows against the source"]) == ([], 20)
+    # The same size, the same time, other text.
+    source = tmp_path / "a.parquet"
+    stat, data = source.stat(), source.read_bytes()
+    row = 555
+    if name != "raw" and name != "limited":
+        docs = lance.dataset(uri).to_table()["doc_id"].to_pylist()
+        row = 300 + (docs[len(docs) // 2] & ((1 << 40) - 1))
+    assert data.count(b"row %d of words" % row) == 1
+    source.write_bytes(data.replace(b"row %d of words" % row, b"row %d of wurds" % row))
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    found = verify_dataset(uri, against=SourceCheck(10_000))
+    assert 1 <= len(found.problems) <= 2
+    assert all(problem.startswith("shard 1, row ") for problem in found.problems)
+    assert problems(uri) == []
+
+
+def test_a_source_that_is_gone(home: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copy2(home / "a.parquet", tmp_path / "a.parquet")
+    made.save(tmp_path / "tokenizer", made.with_template(), eos_token="<|endoftext|>", bos_token="<s>")
+    uri = build(tmp_path, "o")
+    (tmp_path / "a.parquet").unlink()
+    assert run(["verify", uri]) == 0
+    capsys.readouterr()
+    assert run(["verify", uri, "--against-source", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert not said["ok"]
+    assert all("cannot be compared with the source" in problem for problem in said["problems"])
+
+
+def test_verify_on_the_command_line(whole: Path, capsys: Any) -> None:
+    assert run(["verify", str(whole), "--against-source", "30", "--seed", "7"]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("whole: ")
+    assert "30 rows against the source" in said.out
+    assert "comparing" in said.err
+    assert run(["verify", str(whole), "--against-source", "0"]) == 2
+    assert run(["verify", str(whole), "--version", "3"]) == 1
+    assert "has no version 3" in capsys.readouterr().err
