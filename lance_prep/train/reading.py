@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from lance_prep.train.dataset import Origin
 from lance_prep.train.order import Order, Share
 from lance_prep.train.permutation import IndexArray
 from lance_prep.train.sampler import AT_ONCE
-from lance_prep.train.samples import Batch
+from lance_prep.train.samples import Batch, CompactBatch
 
 Collate = Callable[[Any], Any]
 
@@ -80,8 +80,17 @@ class RunReader(Dataset[list[Any]]):
     def __init__(self, data: Samples, share: int, collate: Collate | None) -> None:
         self._data, self._share, self._collate = data, share, collate
 
-    def __getitem__(self, indices: IndexArray) -> list[Any]:
+    def lazily(self, indices: IndexArray) -> Iterable[Any]:
+        """The same, but a compact batch is made int64 step by step when those are asked for."""
         batch = self._data.__getitems__(indices)
+        if self._collate is None and isinstance(batch, CompactBatch):
+            return (batch[i : i + self._share].collated() for i in range(0, len(batch), self._share))
+        return self._steps(batch)
+
+    def __getitem__(self, indices: IndexArray) -> list[Any]:
+        return self._steps(self._data.__getitems__(indices))
+
+    def _steps(self, batch: Batch) -> list[Any]:
         share = self._share
         if self._collate is not None:
             return [self._collate(batch[i : i + share]) for i in range(0, len(batch), share)]
@@ -94,12 +103,12 @@ class RunReader(Dataset[list[Any]]):
         return [dict(zip(whole, step, strict=True)) for step in zip(*parts, strict=True)]
 
 
-def in_step(runs: Iterator[list[Any]]) -> Iterator[Any]:
+def in_step(runs: Iterator[Iterable[Any]]) -> Iterator[Any]:
     for run in runs:
         yield from run
 
 
-def read_ahead(runs: Runs, read: RunReader, depth: int, *, at_once: bool) -> Iterator[list[Any]]:
+def read_ahead(runs: Runs, read: RunReader, depth: int, *, at_once: bool) -> Iterator[Iterable[Any]]:
     """Runs in order, up to `depth` of them read before they are asked for.
 
     Args:
@@ -109,18 +118,18 @@ def read_ahead(runs: Runs, read: RunReader, depth: int, *, at_once: bool) -> Ite
         at_once: read ahead from the start on, and not only when the training loop has turned out slower than the
             reading.
     """
-    pending: deque[Future[list[Any]]] = deque()
+    pending: deque[Future[Iterable[Any]]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="lance-prep-read-ahead")
     ahead = at_once
     try:
         for indices in runs:
             if ahead:
-                pending.append(pool.submit(read.__getitem__, indices))
+                pending.append(pool.submit(read.lazily, indices))
                 if len(pending) > depth:
                     yield pending.popleft().result()
                 continue
             started = time.perf_counter()
-            run = read[indices]
+            run = read.lazily(indices)
             given = time.perf_counter()
             yield run
             ahead = time.perf_counter() - given > 2 * (given - started)

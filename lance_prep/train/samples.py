@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data._utils.collate import default_collate_fn_map
 from torch.utils.data.dataloader import default_collate
@@ -101,9 +102,14 @@ class Batch(Sequence[Sample]):
         valid: IndexArray | None = None,
         offsets: IndexArray | None = None,
     ) -> None:
-        self.tensors, self.lists, self.options = tensors, lists, options
+        self._tensors, self.lists, self.options = tensors, lists, options
         self.valid, self.offsets = valid, offsets
         self._count = count
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of all samples, by name."""
+        return self._tensors
 
     def __len__(self) -> int:
         return self._count
@@ -164,6 +170,41 @@ class Batch(Sequence[Sample]):
                 "pass collate_fn=pad_collate or varlen_collate, or give the dataset a block_size",
             )
         return {**self.tensors, **self.lists}
+
+
+class CompactBatch(Batch):
+    """A batch of whole samples with no padding, which becomes int64 when it is looked at: parts of it first, if cut.
+
+    Args:
+        tokens: uint16 or uint32 `[samples, block_size]`.
+        options: what the samples consist of; plain ones only.
+
+    Of the 24 M tokens a second that a `take` of thousands of rows gives, half of the time went into page faults of
+    int64 that was written once, read once and freed.
+    """
+
+    def __init__(self, tokens: npt.NDArray[Any], options: SampleOptions) -> None:
+        super().__init__({}, {}, len(tokens), options)
+        self._tokens = tokens
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        if not self._tensors:
+            self._tensors.update(plain_tensors(self._tokens.astype(np.int64), self.options))
+        return self._tensors
+
+    def _cut(self, start: int, stop: int) -> Batch:
+        if self._tensors:
+            return super()._cut(start, stop)
+        return CompactBatch(self._tokens[start:stop], self.options)
+
+
+def plain_tensors(ids: IndexArray, options: SampleOptions) -> dict[str, torch.Tensor]:
+    """`input_ids`, and equal labels where they are asked for; int64 `[samples, block_size]`."""
+    tensors = {"input_ids": torch.from_numpy(ids)}
+    if options.labels is not None:
+        tensors["labels"] = torch.from_numpy(ids.copy())
+    return tensors
 
 
 def _collate_samples(batch: Any, *, collate_fn_map: Any = None) -> dict[str, Any]:

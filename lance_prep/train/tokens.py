@@ -36,8 +36,8 @@ class TokenSource(Protocol):
     def pieces(self, rows: IndexArray, begins: IndexArray, lengths: IndexArray) -> Tokens:
         """Runs of tokens within rows, end to end: `[sum(lengths)]`."""
 
-    def blocks(self, rows: IndexArray, size: int) -> IndexArray:
-        """Whole rows of `size` tokens each: int64 `[len(rows), size]`, an array of their own."""
+    def blocks(self, rows: IndexArray, size: int) -> Tokens | IndexArray:
+        """Whole rows of `size` tokens each: `[len(rows), size]`, int64 or as on disk, an array of their own."""
 
     def windows(self, starts: IndexArray, length: int) -> Tokens:
         """`[len(starts), length]`: from each token of the flat column on, rows laid end to end.
@@ -136,7 +136,7 @@ class MappedTokens:
         view = self._views.get(length)
         return view if view is not None else self._views.setdefault(length, self._view(length))
 
-    def blocks(self, rows: IndexArray, size: int) -> IndexArray:
+    def blocks(self, rows: IndexArray, size: int) -> Tokens | IndexArray:
         # Rows of blocks never go over the end of a page.
         view, place = self._windows_at(size), self._place(rows * size)
         if len(rows) <= _AT_ONCE:
@@ -209,10 +209,11 @@ class TakeTokens:
         self._fragments: list[Any] = []
         self._starts = np.zeros(1, np.int64)
 
-    def blocks(self, rows: IndexArray, size: int) -> IndexArray:
+    def blocks(self, rows: IndexArray, size: int) -> Tokens | IndexArray:
         unique, inverse = np.unique(rows, return_inverse=True)
         tokens, _ = self._rows(unique)
-        return tokens.reshape(-1, size)[inverse].astype(np.int64)
+        found: Tokens = tokens.reshape(-1, size)[inverse]
+        return found
 
     def windows(self, starts: IndexArray, length: int) -> Tokens:
         raise NotImplementedError("rows read by take do not lie end to end")

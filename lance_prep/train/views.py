@@ -17,10 +17,13 @@ import torch
 from lance_prep.errors import UsageError
 from lance_prep.train.access import Reader
 from lance_prep.train.permutation import IndexArray
-from lance_prep.train.samples import IGNORE, Batch, SampleOptions, annotate
+from lance_prep.train.samples import IGNORE, Batch, CompactBatch, SampleOptions, annotate, plain_tensors
 from lance_prep.train.tokens import Tokens, TokenSource, ragged_arange
 
 Mask = npt.NDArray[np.bool_]
+
+#: Samples from which on a batch is surely cut up before it is used.
+_MANY = 1024
 
 
 class View(Protocol):
@@ -45,16 +48,15 @@ def _fixed_batch(
 ) -> Batch:
     """A batch of samples of `size` tokens from `[samples, size or more]` tokens."""
     count = len(tokens)
+    if valid is not None and not (valid < size).any():
+        valid = None
+    if valid is None and options.plain and count > _MANY and tokens.dtype != np.int64:
+        return CompactBatch(tokens[:, :size], options)
     # One conversion a batch, by numpy: torch runs two threads from 32 K elements on, and where another process wants
     # the second core they wait for each other: 8 Mtok/s instead of 600 were seen.
     ids = tokens[:, :size].astype(np.int64, copy=False)
-    if valid is not None and not (valid < size).any():
-        valid = None
     if valid is None and options.plain:  # 8 samples are read in 20 us: the ways below would double that
-        tensors = {"input_ids": torch.from_numpy(ids)}
-        if options.labels is not None:
-            tensors["labels"] = torch.from_numpy(ids.copy())
-        return Batch(tensors, {}, count, options)
+        return Batch(plain_tensors(ids, options), {}, count, options)
     starts = np.arange(0, (count + 1) * size, size, dtype=np.int64)
     flat = annotate(
         torch.from_numpy(ids.reshape(-1)),

@@ -5,8 +5,9 @@
 
 The same random tokens are written once in every format. Each round reads, one reader after the other, `--tokens` tokens
 (or for `--seconds`) of an epoch in random order, page cache warm, the clock running from the first batch on; the
-consumer keeps a batch until it has the next, as a training loop does. Medians of the rounds are printed, and their
-ratio to nanoGPT's loop. A reader whose package is missing says so in the table.
+consumer keeps a batch until it has the next, as a training loop does. Medians of the rounds are printed, of tokens a
+second and, for one process, a CPU second, and their ratio to nanoGPT's loop. A reader whose package is missing says so
+in the table.
 """
 
 from __future__ import annotations
@@ -181,17 +182,18 @@ READERS["lance-prep TokenLoader, ragged as blocks"] = our_loader("documents", "T
 # Peers.
 
 
+def _stack_lists(rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.tensor([row["input_ids"] for row in rows])
+
+
 @reader("pylance SafeLanceDataset")
 def safe_lance(folder: Path, blocks: np.ndarray) -> Reader:
     from lance.torch.data import SafeLanceDataset
 
     ds = SafeLanceDataset(str(our_dataset(folder, blocks, "blocks")))
 
-    def collate(rows: list[dict[str, Any]]) -> torch.Tensor:
-        return torch.tensor([row["input_ids"] for row in rows])
-
     return lambda batch, workers: batches_of(
-        DataLoader(ds, batch_size=batch, shuffle=True, num_workers=workers, collate_fn=collate, **spawned(workers))
+        DataLoader(ds, batch_size=batch, shuffle=True, num_workers=workers, collate_fn=_stack_lists, **spawned(workers))
     )
 
 
@@ -343,23 +345,24 @@ def spawned(workers: int) -> dict[str, Any]:
 # Measuring.
 
 
-def rate(batches: Batches, tokens: int, seconds: float) -> float:
-    """Mtok/s from the first batch on."""
+def rate(batches: Batches, tokens: int, seconds: float) -> tuple[float, float]:
+    """Mtok a second from the first batch on, and a second of this process's CPU."""
     held = next(batches)
     assert held.dtype == torch.int64
     assert held.shape[1] == SIZE
-    done, started = 0, time.perf_counter()
+    done, started, cpu = 0, time.perf_counter(), time.process_time()
     for held in batches:
         done += held.numel()
         if done >= tokens or time.perf_counter() - started > seconds:
             break
-    return done / (time.perf_counter() - started) / 1e6
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    return done / wall / 1e6, done / cpu / 1e6
 
 
 def measure(options: argparse.Namespace, folder: Path, blocks: np.ndarray) -> list[dict[str, Any]]:
     only = [part for part in options.only.split(",") if part]
     prepared: dict[str, Reader] = {}
-    results: dict[tuple[str, int, int], list[float]] = {}
+    results: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     notes: dict[str, str] = {}
     for name, prepare in READERS.items():
         if only and not any(part in name for part in only):
@@ -385,17 +388,23 @@ def measure(options: argparse.Namespace, folder: Path, blocks: np.ndarray) -> li
                     results.setdefault((name, batch, workers), []).append(found)
         print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
     rows = [
-        {"reader": n, "batch": b, "workers": w, "mtok_s": statistics.median(r), "runs": [round(x, 1) for x in r]}
-        for (n, b, w), r in results.items()
+        {
+            "reader": name,
+            "batch": batch,
+            "workers": workers,
+            "mtok_s": statistics.median(wall for wall, _ in runs),
+            "mtok_cpu_s": statistics.median(cpu for _, cpu in runs) if not workers else None,
+            "runs": [round(wall, 1) for wall, _ in runs],
+        }
+        for (name, batch, workers), runs in results.items()
     ]
     return rows + [{"reader": name, "note": note} for name, note in notes.items()]
 
 
-def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
-    found = {(r["reader"], r["batch"], r["workers"]): r["mtok_s"] for r in rows if "mtok_s" in r}
+def table(rows: list[dict[str, Any]], columns: list[tuple[int, int]], measure: str, title: str) -> str:
+    found = {(r["reader"], r["batch"], r["workers"]): r[measure] for r in rows if "mtok_s" in r}
     notes = {r["reader"]: r["note"] for r in rows if "note" in r}
-    columns = [(b, w) for w in options.workers for b in options.batches]
-    head = ["Mtok/s (times nanoGPT)", *(f"batch {b}" + (f", {w} workers" if w else "") for b, w in columns)]
+    head = [title, *(f"batch {b}" + (f", {w} workers" if w else "") for b, w in columns)]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     base = next(name for name in READERS if name.startswith("nanoGPT"))
     for name in READERS:
@@ -404,7 +413,8 @@ def table(rows: list[dict[str, Any]], options: argparse.Namespace) -> str:
             value, nano = found.get((name, batch, workers)), found.get((base, batch, 0))
             cells.append("" if value is None else f"{value:.0f}" + (f" ({value / nano:.2f})" if nano else ""))
         if any(cells) or name in notes:
-            lines.append("| " + " | ".join([name, *cells]) + " |" + (f" {notes[name]}" if name in notes else ""))
+            note = f" ({notes[name]})" if name in notes else ""
+            lines.append("| " + " | ".join([name + note, *cells]) + " |")
     return "\n".join(lines)
 
 
@@ -441,7 +451,11 @@ def main() -> None:
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-    print(table(rows, options))
+    every = [(b, w) for w in options.workers for b in options.batches]
+    print(table(rows, every, "mtok_s", "Mtok/s (times nanoGPT's loop)"))
+    # On a machine that others use too, the CPU spent says more than the time that passed.
+    one = [(b, 0) for b in options.batches if 0 in options.workers]
+    print("\n" + table(rows, one, "mtok_cpu_s", "Mtok a CPU second (times nanoGPT's loop)"))
     if options.json:
         facts = {"blocks": options.blocks, "rounds": options.rounds, "versions": versions(), "results": rows}
         options.json.write_text(json.dumps(facts, indent=1) + "\n")

@@ -234,3 +234,16 @@ with open({str(tmp_path / "rows.jsonl")!r}, "a") as out:
     subprocess.run([sys.executable, "-c", script, "1", "never"], check=True)
     got = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert got == reference(blocks, 4, 1, seed=9)
+
+
+@pytest.mark.parametrize("way", WAYS[:3])
+@pytest.mark.parametrize("labels", ["same", None])
+def test_long_runs_by_take(make: Callable[..., Made], way: dict[str, Any], labels: Any) -> None:
+    """Runs of thousands of rows stay as small as on disk until a step asks for its part."""
+    made = make("blocks", [3000, 200], block_size=BLOCK, batch=500)
+    loader = TokenLoader(LanceDataset(made.path, access="take", labels=labels), 7, seed=3, **way)
+    mapped = LanceDataset(made.path, access="mmap", labels=labels)
+    for batch, indices in zip(loader, TakeSampler(mapped, 7, seed=3), strict=True):
+        want = mapped.take(indices).collated()
+        assert batch.keys() == want.keys()
+        assert all(torch.equal(batch[name], want[name]) for name in want)
