@@ -16,6 +16,8 @@ from lance_prep.errors import HUB_ADVICE, HubUnreachable, translate
 T = TypeVar("T")
 
 ATTEMPTS = 7
+# The first contact is soon given up: who has no network wants to know it now, not after 16 seconds.
+FIRST_ATTEMPTS = 3
 BASE_SECONDS = 0.25
 CAP_SECONDS = 20.0
 CAP_RETRY_AFTER = 300.0
@@ -56,10 +58,12 @@ class Retries:
 
     Args:
         stop: when somebody sets this, it stops too.
+        attempts: how often something is tried; by default `ATTEMPTS`.
     """
 
-    def __init__(self, stop: threading.Event | None = None) -> None:
+    def __init__(self, stop: threading.Event | None = None, *, attempts: int | None = None) -> None:
         self.count = 0
+        self._attempts = attempts or ATTEMPTS
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._outer = stop or self._stop
@@ -74,7 +78,7 @@ class Retries:
 
     def is_last(self, failed: int) -> bool:
         """Whether nothing is tried again after so many failures in a row."""
-        return failed >= ATTEMPTS
+        return failed >= self._attempts
 
     def wait(self, error: BaseException, failed: int, *, doing: str) -> None:
         """Wait before trying again, or raise.
@@ -85,7 +89,7 @@ class Retries:
             doing: for the message.
 
         Raises:
-            HubUnreachable: it failed `ATTEMPTS` times.
+            HubUnreachable: it failed as often as it may.
             Exception: `error` itself, where it is not one that goes away.
         """
         if self.stopped or not is_transient(error):
@@ -93,7 +97,7 @@ class Retries:
         if self.is_last(failed):
             ours = translate(error, doing=doing)
             text = str(ours) if isinstance(ours, HubUnreachable) else f"{doing}: {error}"
-            raise HubUnreachable(f"{text}, tried {ATTEMPTS} times", HUB_ADVICE) from error
+            raise HubUnreachable(f"{text}, tried {self._attempts} times", HUB_ADVICE) from error
         with self._lock:
             self.count += 1
         after = _retry_after(error)

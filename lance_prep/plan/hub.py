@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate
 from lance_prep.files import HubPath, Retries, hub_api, parse_hub_url
+from lance_prep.files.retry import FIRST_ATTEMPTS
 from lance_prep.plan.discover import Found, is_glob
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
 from lance_prep.plan.model import PinnedSource, SourceFile
@@ -34,7 +35,7 @@ def find_hub(recipe: Recipe, at: HubPath) -> Found:
     if at.revision and recipe.revision not in (None, at.revision):
         raise UsageError(f"{recipe.source} and --revision {recipe.revision} name two revisions", "give one of them")
     revision = at.revision or recipe.revision or "main"
-    retries = Retries()
+    retries = Retries(attempts=FIRST_ATTEMPTS)
     try:
         info = _info(at.repo, revision, retries)
         if info is None:
