@@ -76,8 +76,9 @@ class Bench:
                 writer.write_table(table, row_group_size=20_000)
 
     def _make(self) -> None:
-        from lance_prep.tokenize.sample import train_sample_tokenizer
         from pydoc_data.topics import topics
+
+        from lance_prep.tokenize.sample import train_sample_tokenizer
 
         self.tokenizer.write_bytes(train_sample_tokenizer())
         sentences = [line for text in topics.values() for line in text.split("\n") if line.strip()]
@@ -115,7 +116,7 @@ def report(bench: Bench, results: dict[str, Run]) -> list[str]:
     fastest = min(results[f"{name} @ 1"].seconds for name in CONTENDERS if name not in OURS and name != LIMIT)
     peer_speed = bench.text_mb / fastest
     lines = [
-        f"| what | text | median | MB/s | times the fastest `tokenizers` peer | peak memory |",
+        "| what | text | median | MB/s | times the fastest `tokenizers` peer | peak memory |",
         "|---|---|---|---|---|---|",
     ]
     for name, run in results.items():
@@ -136,7 +137,7 @@ def extremes(bench: Bench) -> list[str]:
     pq.write_table(pa.table({"text": list(rows)}), never, row_group_size=5_000)
     lines = [f"400 MB of words that never repeat: {_both(bench.run(OURS[0], never))}"]
 
-    words = "the quick brown fox jumps over the lazy dog ".split(" ")
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", ""]
     long = " ".join(draw.choice(words) for _ in range(11_500_000))[: 50 << 20]
     one, many = bench.work / "one.jsonl", bench.work / "many.jsonl"
     one.write_text(json.dumps({"text": long}))
