@@ -13,16 +13,8 @@ import torch
 from torch.utils.data import Dataset
 
 from lance_prep.errors import DatasetError, UsageError
-from lance_prep.train.access import (
-    Access,
-    Facts,
-    LanceHandle,
-    Reader,
-    ReadOptions,
-    Way,
-    open_reader,
-    read_facts,
-)
+from lance_prep.train.access import Access, Reader, open_reader
+from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.permutation import IndexArray
 from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
@@ -114,7 +106,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._handle = LanceHandle(self._read)
+        self._lance = Lance(self._read)
         self._reader: Reader | None = None
         self._view: View | None = None
         self._text: Any = None
@@ -135,7 +127,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         """What the version says of itself."""
         if self._facts is None:
             with self._lock:
-                self._facts = self._facts or read_facts(self._read, self._handle)
+                self._facts = self._facts or self._lance.facts()
         return self._facts
 
     @property
@@ -240,7 +232,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
     __getitems__ = take
 
     def _add_columns(self, batch: Batch, view: View, indices: IndexArray, padding: Mask | None) -> None:
-        values = read_columns(self._lance(), view.row_of(indices), list(self._columns or ()))
+        values = read_columns(self._take_columns, view.row_of(indices), list(self._columns or ()))
         for name, found in values.items():
             empty = 0 if name in _NUMBERS else None
             skip = [False] * len(found) if padding is None else padding.tolist()
@@ -256,7 +248,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         rows = self._open().row_of(indices)
         documents: list[Any] = [None] * len(rows)
         if "doc_id" in self.facts.columns and len(rows):
-            documents = read_columns(self._lance(), rows, ["doc_id"])["doc_id"]
+            documents = read_columns(self._take_columns, rows, ["doc_id"])["doc_id"]
         return [Origin(self.uri, row, doc) for row, doc in zip(rows.tolist(), documents, strict=True)]
 
     # Text.
@@ -295,15 +287,15 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
     # Opening.
 
-    def _lance(self) -> Any:
-        return self._handle(self.facts.version)
+    def _take_columns(self, rows: IndexArray, columns: list[str]) -> Any:
+        return self._lance.take(self.facts.version, rows, columns)
 
     def _open(self) -> View:
         if self._view is None:
             with self._lock:
                 if self._view is None:
                     facts = self.facts
-                    self._reader = open_reader(self._read, facts, self._handle, check=not self._inherited)
+                    self._reader = open_reader(self._read, facts, self._lance, check=not self._inherited)
                     self._view = self._make_view(facts, self._reader)
         return self._view
 
@@ -319,7 +311,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         if facts.layout == "raw" or reader.tokens is None:
             if self._block_size is not None:
                 raise UsageError("block_size= with a raw dataset", "records hold no tokens: leave it out")
-            return RecordView(reader, self._lance, options, list(self._columns or facts.columns))
+            return RecordView(reader, self._take_columns, options, list(self._columns or facts.columns))
         if facts.eos_id is None and (a.position_ids or a.document_ids or a.mask_boundaries):
             raise UsageError("the tokenizer has no EOS, which tells documents apart", "do not ask for boundaries")
         if facts.layout == "blocks":

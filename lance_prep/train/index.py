@@ -20,9 +20,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from lance_prep.errors import DatasetError
 from lance_prep.train.pages import FlatPages, NotFlat, find_flat_pages
 from lance_prep.train.permutation import IndexArray
 
@@ -197,23 +195,9 @@ def _store(cache: Cache, index: Index) -> None:
         cache.write("index.json", lambda file: file.write(json.dumps(facts).encode()))
 
 
-def filtered_rows(open_dataset: Callable[[], Any], cache: Cache, sql: str) -> IndexArray:
-    """Which live rows pass a filter, in order: int64. Resolved once, then mapped from the cache.
-
-    Raises:
-        DatasetError: the filter is no SQL that Lance understands, or names a column that is not there.
-    """
-
-    def make() -> IndexArray:
-        dataset = open_dataset()
-        try:
-            table = dataset.scanner(columns=["_rowoffset"], filter=sql).to_table()
-        except (ValueError, OSError, RuntimeError, pa.ArrowInvalid) as error:
-            raise DatasetError(f"filter {sql!r}: {error}", f"columns are {', '.join(dataset.schema.names)}") from error
-        return np.sort(table["_rowoffset"].to_numpy().astype(np.int64))
-
-    name = hashlib.sha256(sql.encode()).hexdigest()[:24]
-    return cache.array(f"filter-{name}", make)
+def filtered_rows(find: Callable[[], IndexArray], cache: Cache, sql: str) -> IndexArray:
+    """Which live rows pass a filter, in order: int64. Found once by `find`, then mapped from the cache."""
+    return cache.array(f"filter-{hashlib.sha256(sql.encode()).hexdigest()[:24]}", find)
 
 
 def flat_token_cache(

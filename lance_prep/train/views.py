@@ -22,6 +22,9 @@ from lance_prep.train.tokens import Tokens, TokenSource, ragged_arange
 
 Mask = npt.NDArray[np.bool_]
 
+#: Columns of sorted rows, as a table.
+TakeColumns = Callable[[IndexArray, list[str]], Any]
+
 #: Samples from which on a batch is surely cut up before it is used.
 _MANY = 1024
 
@@ -220,10 +223,8 @@ class RowView:
 class RecordView:
     """`raw`: a sample a row, a dict of its columns' Python values."""
 
-    def __init__(
-        self, reader: Reader, open_dataset: Callable[[], Any], options: SampleOptions, columns: list[str]
-    ) -> None:
-        self._reader, self._open, self._options, self._columns = reader, open_dataset, options, columns
+    def __init__(self, reader: Reader, take: TakeColumns, options: SampleOptions, columns: list[str]) -> None:
+        self._reader, self._take, self._options, self._columns = reader, take, options, columns
 
     def __len__(self) -> int:
         return self._reader.rows
@@ -234,13 +235,12 @@ class RecordView:
     def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
         if padding is not None:
             raise UsageError("a raw record cannot be padding", "use tail='drop' or 'repeat'")
-        lists = read_columns(self._open(), self._reader.live(indices), self._columns)
+        lists = read_columns(self._take, self._reader.live(indices), self._columns)
         return Batch({}, lists, len(indices), self._options)
 
 
-def read_columns(dataset: Any, rows: IndexArray, columns: list[str]) -> dict[str, list[Any]]:
+def read_columns(take: TakeColumns, rows: IndexArray, columns: list[str]) -> dict[str, list[Any]]:
     """Values of columns at live rows, in the rows' order, as Python objects."""
     unique, inverse = np.unique(rows, return_inverse=True)
-    table = dataset.take(pa.array(unique), columns=columns)
-    table = table.take(pa.array(inverse))
+    table = take(unique, columns).take(pa.array(inverse))
     return {name: table[name].to_pylist() for name in columns}

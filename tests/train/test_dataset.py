@@ -263,6 +263,33 @@ def test_plain_dataloader_with_workers(blocks: Made, context: str) -> None:
         del loader
 
 
+def test_forked_children_read_through_lance(lines: Made, raw: Made) -> None:
+    """Lance itself hangs in one of ten of these."""
+    ragged = LanceDataset(lines.path, access="take", columns=["title"], filter="num_tokens > 3")
+    want = [sample["title"] for sample in ragged.take(range(len(ragged)))]
+    for _ in range(2):
+        loader = DataLoader(
+            ragged, batch_size=16, num_workers=2, multiprocessing_context="fork", collate_fn=pad_collate
+        )
+        assert [title for batch in loader for title in batch["title"]] == want
+        fresh = LanceDataset(raw.path)  # opened in the child
+        got = [t for b in DataLoader(_Fixed(fresh, 37), batch_size=8, num_workers=1) for t in b["text"]]
+        assert got == raw.columns["text"]
+
+
+class _Fixed(torch.utils.data.Dataset[Any]):
+    """A dataset of a length known beforehand, so that the parent opens nothing."""
+
+    def __init__(self, data: LanceDataset, length: int) -> None:
+        self.data, self.length = data, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self.data.take(indices)
+
+
 def test_default_collate_of_single_samples(blocks: Made) -> None:
     ds = LanceDataset(blocks.path)
     batch = torch.utils.data.default_collate([ds[0], ds[1]])

@@ -13,6 +13,7 @@ import pytest
 from conftest import Made
 
 import lance_prep
+import lance_prep.train
 from lance_prep.train import LanceDataset, TokenLoader, __all__
 
 
@@ -60,6 +61,7 @@ subprocess.run([sys.executable, "-c", code], input=pickle.dumps(ds), check=True)
 
 
 def test_exported_names() -> None:
+    assert all(getattr(lance_prep.train, name).__name__ == name for name in __all__)
     assert __all__ == [
         "KeyedPermutation",
         "LanceDataset",
