@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -52,7 +54,7 @@ def test_concat_is_the_stream_cut(batches: list[Documents], size: int) -> None:
     assert got == [stream[i : i + size] for i in range(0, len(stream), size)]
     assert first_docs == owner[::size]
     edges = np.cumsum([0, *map(len, everything)])
-    assert packer.documents_cut == sum(a // size != (b - 1) // size for a, b in zip(edges, edges[1:], strict=False))
+    assert packer.documents_cut == sum(a // size != (b - 1) // size for a, b in pairwise(edges.tolist()))
 
 
 @settings(deadline=None)
@@ -60,7 +62,7 @@ def test_concat_is_the_stream_cut(batches: list[Documents], size: int) -> None:
 def test_best_fit_keeps_documents_whole(lengths: list[int], size: int) -> None:
     # Each token stands once, so that a piece is known by what it holds.
     ends = np.cumsum([0, *lengths]).tolist()
-    docs = [list(range(start, stop)) for start, stop in zip(ends, ends[1:], strict=False)]
+    docs = [list(range(start, stop)) for start, stop in pairwise(ends)]
     packer = BestFitPacker(size, 0, np.dtype(np.uint16))
     blocks = packer.pack(token_lists(docs), ids_of(docs, 0))
     assert (blocks.num_tokens <= size).all()

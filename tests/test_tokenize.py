@@ -75,11 +75,15 @@ def test_the_check_finds_a_backend_that_disagrees() -> None:
             return tokens
 
     texts = pa.array(["some text here"] * 100, pa.large_string())
-    with CheckedEncoder(Wrong(), ReferenceEncoder(spec, recipe), seed=1, shard=0) as checked:
-        with pytest.raises(Exception, match="disagree on 'some text here'"):
-            for _ in range(40):
-                checked.encode(texts)
-            checked.finish()
+    checked = CheckedEncoder(Wrong(), ReferenceEncoder(spec, recipe), seed=1, shard=0)
+
+    def run() -> None:
+        for _ in range(40):
+            checked.encode(texts)
+        checked.finish()
+
+    with checked, pytest.raises(Exception, match="disagree on 'some text here'"):
+        run()
 
 
 def test_the_check_takes_the_first_rows_and_a_draw_of_the_others() -> None:
