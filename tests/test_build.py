@@ -141,6 +141,18 @@ def _split_after(row: list[int], eos: int) -> list[list[int]]:
     return [piece for piece in pieces if piece]
 
 
+@pytest.mark.parametrize(
+    "fields", [{"block_size": 2}, {"block_size": 64}, {"layout": "lines"}, {"layout": "documents"}]
+)
+def test_tokens_lie_flat_for_memory_mapping(tmp_path: Path, tokenizer: str, fields: dict[str, Any]) -> None:
+    from lance_prep.train import LanceDataset
+
+    source = write_parquet(tmp_path / "a.parquet", texts(500))
+    report = lance_prep.build(source, output=tmp_path / "o.lance", tokenizer=tokenizer, **fields)
+    mapped = LanceDataset(report.uri, access="mmap")
+    assert mapped[3]["input_ids"].tolist() == rows_of(report.uri)[3]
+
+
 def test_blocks_need_an_eos(tmp_path: Path) -> None:
     file = made.byte_level().replace(b"<|endoftext|>", b"<|nothing|>")
     source = write_parquet(tmp_path / "a.parquet", ["a"])
