@@ -33,7 +33,7 @@ bench-build: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench_build.py --runs $(RUNS)
 
 bench-read: $(VENV)/.bench
-	$(BIN)/python tests/benchmarks/bench_read.py
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_read.py --rounds $(RUNS)
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
