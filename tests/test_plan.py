@@ -254,3 +254,63 @@ def test_schema_metadata_is_not_carried_over(tmp_path: Path) -> None:
     table = pa.table({"text": ["a"]}).replace_schema_metadata({"huggingface": "{}"})
     pq.write_table(table, tmp_path / "x.parquet")
     assert plan_of(tmp_path / "x.parquet").schema.metadata is None
+
+
+MAP = pa.map_(pa.string(), pa.int64())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("", pa.int64(), "no name"),
+        ("a.b", pa.int64(), "'a.b' has a dot"),
+        ("doc_id", pa.int64(), "'doc_id'"),
+        ("num_tokens", pa.int64(), "'num_tokens'"),
+        ("m", MAP, "hold no maps"),
+        ("m", pa.list_(pa.struct([("deep", MAP)])), "hold no maps"),
+        ("m", pa.list_(pa.string(), 2), "fixed-size lists"),
+        ("m", pa.decimal32(5, 2), "decimals"),
+        ("m", pa.month_day_nano_interval(), "intervals"),
+        ("m", pa.struct([]), "structs without fields"),
+    ],
+)
+def test_columns_that_cannot_be_written_are_refused(tmp_path: Path, name: str, kind: pa.DataType, said: str) -> None:
+    path = tmp_path / "x.arrow"
+    table = pa.table([pa.array(["a"]), pa.nulls(1, kind)], names=["text", name])
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(UsageError, match=said) as caught:
+        plan_of(path, columns=(name,))
+    assert caught.value.advice
+    assert plan_of(path).schema.names == ["text"]
+    assert plan_of(path, layout="raw", columns=("text",)).schema.names == ["text"]
+    if name in ("doc_id", "num_tokens"):  # no column of ours stands beside those of a record
+        assert plan_of(path, layout="raw").schema.names == ["text", name]
+        return
+    with pytest.raises(UsageError, match=said):
+        plan_of(path, layout="raw")
+
+
+def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("text,n,n,text\na,1,2,b\n")
+    duplicated = pa.table([["a"], [1], [2], ["b"], ["c"]], names=["text", "n", "n", "text", "body"])
+    pq.write_table(duplicated, tmp_path / "x.parquet")
+    for path in (tmp_path / "x.csv", tmp_path / "x.parquet"):
+        for fields in ({}, {"layout": "raw"}, {"template": "{{ text }}"}):
+            with pytest.raises(UsageError, match="2 columns named 'text'"):
+                plan_of(path, **fields)
+    path = tmp_path / "x.parquet"
+    for fields in ({"columns": ("n",)}, {"filter": "n = 1"}):
+        with pytest.raises(UsageError, match="2 columns named 'n'"):
+            plan_of(path, column="body", **fields)
+    assert read(path, column="body")[0] == ["c"]
+
+
+def test_a_template_without_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"body": "a"}\n')
+    with pytest.raises(UsageError, match="uses no column") as caught:
+        plan_of(tmp_path / "x.jsonl", template="x")
+    assert "'{{ body }}'; there are body (string)" in caught.value.advice
+    (tmp_path / "none.jsonl").write_text("{}\n")
+    with pytest.raises(ColumnNotFound, match="no columns"):
+        plan_of(tmp_path / "none.jsonl", layout="raw")

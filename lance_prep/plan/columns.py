@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,6 +10,25 @@ import pyarrow as pa
 from lance_prep.errors import ColumnNotFound, UsageError
 from lance_prep.plan.where import compile_where, describe
 from lance_prep.recipe import Recipe
+
+#: Columns that are written for every row, by all layouts but `raw`.
+ROW_COLUMNS = ("input_ids", "num_tokens", "doc_id")
+
+_TYPES = pa.types
+# What Lance's file format 2.1 refuses, or panics at, by how it is called in messages.
+_UNWRITABLE: dict[str, Callable[[pa.DataType], bool]] = {
+    "maps": _TYPES.is_map,
+    "unions": _TYPES.is_union,
+    "intervals": _TYPES.is_interval,
+    "list views": lambda kind: _TYPES.is_list_view(kind) or _TYPES.is_large_list_view(kind),
+    "decimals of 32 or 64 bits": lambda kind: _TYPES.is_decimal32(kind) or _TYPES.is_decimal64(kind),
+    "run-end encoded columns": _TYPES.is_run_end_encoded,
+    "structs without fields": lambda kind: _TYPES.is_struct(kind) and kind.num_fields == 0,
+    "binary values of 0 bytes": lambda kind: _TYPES.is_fixed_size_binary(kind) and kind.byte_width == 0,
+    "fixed-size lists but of numbers": lambda kind: (
+        _TYPES.is_fixed_size_list(kind) and (kind.list_size == 0 or not _is_number(kind.value_type))
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,8 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
 
     Raises:
         ColumnNotFound: no such column, or no text column to be found; lists the columns with their types.
-        UsageError: a filter or template that is none.
+        UsageError: a filter or template that is none, a name that stands for two columns, or a column that cannot be
+            written.
     """
     for name in (*recipe.columns, *([recipe.column] if recipe.column else [])):
         _require(name, schema, "")
@@ -43,9 +63,19 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
     if recipe.layout == "raw":
         named = {*recipe.columns, *([recipe.column] if recipe.column else [])}
         out = pa.schema([f for f in schema if f.name in named]) if recipe.columns else schema
+        if not out.names:
+            raise ColumnNotFound("the source has no columns", "name a source with something in it")
+        for name in out.names:
+            _require_one(name, schema)
+        _check_written(out, "name the columns to keep with --columns, without it")
         return Columns(recipe, _subset(schema, [*out.names, *filtered]), out)
     if recipe.template is not None:
         names = template_columns(recipe.template)
+        if not names:
+            raise UsageError(
+                f"the template {recipe.template!r} uses no column, so that every text would be the same",
+                f"such as '{{{{ {_example(schema)} }}}}'; there are {describe(schema)}",
+            )
         for name in names:
             _require(name, schema, "the template uses it: ")
         text, read = "text", [*names, *recipe.columns, *filtered]
@@ -55,10 +85,16 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
             )
     else:
         text = recipe.column or _text_column(schema)
+        _require_one(text, schema)
         _require_text(schema.field(text), schema)
         recipe = recipe.model_copy(update={"column": text})
         read = [text, *recipe.columns, *filtered]
     kept = [schema.field(name) for name in dict.fromkeys(recipe.columns) if name != text or recipe.template]
+    for field in kept:
+        if field.name in ROW_COLUMNS:
+            said = f"--columns keeps {field.name!r}, and lance-prep writes a column of that name itself"
+            raise UsageError(said, "leave it out, or rename it in the source; layout 'raw' keeps any name")
+    _check_written(kept, "leave it out of --columns, or rename it in the source")
     out = pa.schema([pa.field(text, pa.large_string()), *kept])
     return Columns(recipe, _subset(schema, read), out)
 
@@ -70,6 +106,47 @@ def _subset(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
 def _require(name: str, schema: pa.Schema, why: str) -> None:
     if name not in schema.names:
         raise ColumnNotFound(f"{why}no column {name!r} in the source", f"there are {describe(schema)}")
+    _require_one(name, schema)
+
+
+def _require_one(name: str, schema: pa.Schema) -> None:
+    if (count := schema.names.count(name)) > 1:
+        raise UsageError(f"the source has {count} columns named {name!r}", "rename all but one in the source")
+
+
+def _check_written(fields: Iterable[pa.Field], advice: str) -> None:
+    """Refuse what Lance cannot hold.
+
+    Raises:
+        UsageError: names the column.
+    """
+    for field in fields:
+        if not field.name:
+            raise UsageError("a column of the source has no name (''), and Lance needs one", advice)
+        if "." in field.name:
+            said = f"column {field.name!r} has a dot in its name, which Lance takes for a field of a struct"
+            raise UsageError(said, advice)
+        if (bad := _unwritable(field.type)) is not None:
+            raise UsageError(f"column {field.name!r} is {field.type}, and Lance files hold no {bad}", advice)
+
+
+def _unwritable(kind: pa.DataType) -> str | None:
+    """What of a type, itself or inside it, Lance's file format 2.1 does not hold; None where it holds all."""
+    for said, test in _UNWRITABLE.items():
+        if test(kind):
+            return said
+    inside = (_unwritable(kind.field(i).type) for i in range(kind.num_fields))
+    return next((said for said in inside if said is not None), None)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    """True for what a fixed-size list may hold, further such lists among it."""
+    tests = (_TYPES.is_primitive, _TYPES.is_decimal, _TYPES.is_fixed_size_list)
+    return any(test(kind) for test in tests)
+
+
+def _example(schema: pa.Schema) -> str:
+    return next((str(name) for name in schema.names if name.isidentifier()), "title")
 
 
 def _require_text(field: pa.Field, schema: pa.Schema) -> None:

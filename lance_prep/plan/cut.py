@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from lance_prep.errors import ColumnNotFound
+from lance_prep.errors import ColumnNotFound, UsageError
 from lance_prep.files import read_footer
 from lance_prep.plan.model import LEAST_SHARD_BYTES, SHARD_BYTES, SHARDS_AT_LEAST, Part, Shard, SourceFile
 from lance_prep.plan.peek import plain_type
@@ -140,8 +140,12 @@ def check_columns(file: SourceFile, schema: pa.Schema, read: pa.Schema) -> None:
 
     Raises:
         ColumnNotFound: names the file.
+        UsageError: two columns of a name; names the file.
     """
     for want in read:
+        if (count := schema.names.count(want.name)) > 1:
+            said = f"{file.url}: {count} columns named {want.name!r}"
+            raise UsageError(said, "rename all but one in the file")
         at = schema.get_field_index(want.name)
         if at < 0:
             raise ColumnNotFound(

@@ -221,6 +221,9 @@ class _Reader:
         if ".".join(path) in self._schema.names:
             path = (".".join(path),)
         kind: Any = pa.struct(list(self._schema))
+        if (count := self._schema.names.count(path[0])) > 1:
+            said = f"--filter {self._sql!r}: the source has {count} columns named {path[0]!r}"
+            raise UsageError(said, "rename all but one in the source")
         for name in path:
             at = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
             if at < 0:
