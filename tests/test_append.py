@@ -15,6 +15,7 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
+from lance_prep.engine import Silent
 from lance_prep.errors import OutputExists, SourceChanged, UsageError
 from lance_prep.inspect import open_ours, verify
 from tests import tokenizers_made as made
@@ -180,3 +181,75 @@ def test_a_newer_revision_of_a_hub_dataset(tmp_path: Path, hub: LoopbackHub, fie
     assert metadata["source"]["commit"] == new
     # Of the files that are in already, nothing but footers is asked for again.
     assert len(hub.requests("train-0|train-1")) - sent <= 4
+
+
+def test_appended_rows_take_the_types_of_those_that_are_there(tmp_path: Path, fields: dict[str, Any]) -> None:
+    folder = tmp_path / "json"
+    folder.mkdir()
+    (folder / "b.jsonl").write_text('{"title": "T1", "text": "X1"}\n')
+    raw = {"layout": "raw", "shuffle": False}
+    lance_prep.build(folder, output=tmp_path / "raw.lance", **raw)
+    lance_prep.build(folder, output=tmp_path / "kept.lance", columns=("title",), **fields)
+    # It comes first in the folder, with its keys in another order.
+    (folder / "a.jsonl").write_text('{"text": "X2", "title": "T2"}\n')
+    lance_prep.build(folder, output=tmp_path / "raw.lance", append=True, **raw)
+    assert table(tmp_path / "raw.lance") == [{"title": "T1", "text": "X1"}, {"title": "T2", "text": "X2"}]
+    lance_prep.build(folder, output=tmp_path / "kept.lance", append=True, columns=("title",), **fields)
+    assert [row["title"] for row in table(tmp_path / "kept.lance")] == ["T1", "T2"]
+    for name in ("raw", "kept"):
+        assert verify(open_ours(tmp_path / f"{name}.lance")).problems == []
+
+
+def test_a_file_that_changes_after_it_was_read_is_noticed(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    class Meddler(Silent):
+        """Rewrites a source file, to the same size, once its shards are done."""
+
+        def finished(self, receipt: Any) -> None:
+            stat = (folder / "a.parquet").stat()
+            os.utime(folder / "a.parquet", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+    with pytest.raises(SourceChanged):
+        lance_prep.build(folder, output=tmp_path / "o.lance", progress=Meddler(), workers=1, **fields)
+    assert not (tmp_path / "o.lance" / "_versions").exists()
+
+
+def test_an_append_without_rows_takes_no_shard_numbers(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    output = tmp_path / "o.lance"
+    lance_prep.build(folder, output=output, **fields)
+    empty = pa.table({"text": pa.array([], pa.string())})
+    for name, rows in (("c", empty), ("d", None)):
+        if rows is not None:
+            pq.write_table(rows, folder / f"{name}.parquet")
+        else:
+            write(folder / f"{name}.parquet", name)
+        lance_prep.build(folder, output=output, append=True, **fields)
+    ids = [row["doc_id"] for row in table(output)]
+    assert len(ids) == 600
+    assert len(set(ids)) == len(ids)
+
+
+def test_back_to_an_earlier_recipe(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    output = tmp_path / "o.lance"
+    for version, seed in enumerate((1, 2, 1), start=1):
+        assert lance_prep.build(folder, output=output, seed=seed, overwrite=version > 1, **fields).version == version
+    for version in (1, 2, 3):
+        assert verify(open_ours(output, version)).problems == []
+
+
+def test_the_quarantine_file_is_of_the_whole_version(tmp_path: Path, fields: dict[str, Any]) -> None:
+    folder = tmp_path / "json"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\nbad {name}\n')
+        report = lance_prep.build(folder, output=tmp_path / "o.lance", append=name == "b", **fields)
+    assert report.ledger.rejected == 2
+    lines = [json.loads(line)["text"] for line in Path(str(report.rejected_file)).read_text().splitlines()]
+    assert lines == ["bad a", "bad b"]
+    assert lance_prep.build(folder, output=tmp_path / "o.lance", **fields).rejected_file == report.rejected_file
+
+
+def test_a_copy_in_the_place_of_its_original(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    lance_prep.build(folder, output=tmp_path / "o.lance", **fields)
+    shutil.copy(folder / "a.parquet", folder / "z.parquet")
+    (folder / "a.parquet").unlink()
+    assert lance_prep.build(folder, output=tmp_path / "o.lance", **fields).status == "unchanged"

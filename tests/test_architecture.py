@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "recipe": BASE,
     "plan": BASE | {"files", "recipe"},
     "source": BASE | {"files", "recipe", "plan"},
-    "tokenize": BASE | {"recipe"},
+    "tokenize": BASE | {"files", "recipe"},
     "layout": BASE | {"recipe", "plan", "source", "tokenize"},
     "store": BASE | {"recipe", "plan"},
     "engine": BASE | {"recipe", "plan", "source", "tokenize", "layout", "store"},

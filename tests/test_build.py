@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lance_prep
-from lance_prep.errors import LancePrepError, OutputExists, RowRejected, SourceChanged, TokenizerError
+from lance_prep.errors import LancePrepError, OutputExists, RowRejected, SourceChanged, TokenizerError, UsageError
 from lance_prep.inspect import open_ours, verify
 from tests import tokenizers_made as made
 
@@ -225,16 +225,23 @@ def test_the_same_text_in_any_format_gives_the_same_dataset(tmp_path: Path, toke
     assert len(hashes) == 1
 
 
-def test_a_backend_that_disagrees_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["auto", "gigatoken"])
+def test_a_backend_that_disagrees_is_replaced(tmp_path: Path, backend: str) -> None:
+    """`auto` does not take it; when it is asked for, the check during the build turns its shards over."""
     tokenizer = made.save(tmp_path / "tokenizer", made.without_regex())
     rows = [row for row in texts(300) if row]
     source = write_parquet(tmp_path / "a.parquet", rows)
     report = lance_prep.build(
-        source, output=tmp_path / "o.lance", tokenizer=tokenizer, layout="documents", shuffle=False
+        source,
+        output=tmp_path / "o.lance",
+        tokenizer=tokenizer,
+        tokenizer_backend=backend,
+        layout="documents",
+        shuffle=False,
     )
     kept = [row for row in rows if row.strip()]
     assert rows_of(report.uri) == made.reference_ids(made.without_regex(), kept)
-    assert report.ledger.shards_by_reference == report.shards
+    assert report.ledger.shards_by_reference == (report.shards if backend == "gigatoken" else 0)
     assert open_ours(report.uri).metadata["tokenizer"]["backends"] == ["tokenizers"]
 
 
@@ -344,3 +351,30 @@ def test_any_text_any_batch(tmp_path: Path, tokenizer: str, rows: list[str | Non
         tmp_path / "h.parquet", tokenizer=tokenizer, layout="lines", batch_size=batch, shuffle=False
     )
     assert reader.read_all()["input_ids"].to_pylist() == made.reference_ids(made.byte_level(), lines_of(rows))
+
+
+def test_what_builds_leave_beside_their_source_is_no_source(
+    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    Path("x.jsonl").write_text('{"text": "a"}\nbad\n')
+    for source in ("*.jsonl", "."):
+        output = f"{'glob' if source != '.' else 'folder'}.lance"
+        first = lance_prep.build(source, output=output, tokenizer=tokenizer, layout="documents")
+        assert (first.rows, first.ledger.rejected) == (1, 1)
+        again = lance_prep.build(source, output=output, tokenizer=tokenizer, layout="documents")
+        assert again.status == "unchanged"
+    # Named by itself, a mended quarantine file is a source like any other.
+    mended = lance_prep.build("glob.rejected.jsonl", output="m.lance", tokenizer=tokenizer, layout="documents")
+    assert mended.rows == 1
+
+
+def test_the_output_is_never_the_source(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lance.write_dataset(pa.table({"text": ["a", "b"]}), "mine.lance")
+    with pytest.raises(UsageError, match="is the source itself"):
+        lance_prep.build("mine.lance", output="mine.lance", tokenizer=tokenizer, overwrite=True)
+    report = lance_prep.build("mine.lance", tokenizer=tokenizer)
+    assert report.uri == str(tmp_path / "mine-tokens.lance")
+    assert lance.dataset("mine.lance").version == 1

@@ -129,8 +129,6 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path, name: str | None)
         (["build", "{tmp}/bad.parquet"], "bad.parquet", ""),
         (["build", "{tmp}/cut.parquet"], "cut.parquet", ""),
         (["build", "{tmp}/bad.yaml"], "no such field; did you mean layout?", "fields:"),
-        (["build", "{source}", "--block-size", "1"], "block_size", ""),
-        (["build", "{source}", "--columns", "n"], "cannot be kept in layout 'blocks'", ""),
         (["info", "{tmp}/none.lance"], "there is no dataset at", "lance-prep build"),
         (["show", "{tmp}/other.lance"], "was not made by lance-prep", ""),
     ],
@@ -164,6 +162,36 @@ def test_wrong_usage_is_exit_2(tmp_path: Path, arguments: list[str]) -> None:
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert "Usage:" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        (["--block-size", "1"], "--block-size: Input should be greater than or equal to 2 (given: 1)"),
+        (["--max-rows", "-1"], "--max-rows"),
+        (["--columns", "n"], "cannot be kept in layout 'blocks'"),
+    ],
+)
+def test_a_flag_that_is_wrong_is_exit_2(source: str, capsys: Any, flags: list[str], what: str) -> None:
+    said, advised = failure("build", source, *flags, capsys=capsys, code=2)
+    assert what in said
+    assert "--help" in advised
+
+
+def test_a_recipe_file_may_start_from_a_built_in_one(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("source: sample\nlayout: documents\n")
+    assert run(["build", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "o.lance")]) == 0
+    assert lance.dataset(str(tmp_path / "o.lance")).count_rows() == 79
+
+
+def test_a_tokenizer_that_is_not_in_the_cache_and_no_hub(tmp_path: Path, source: str) -> None:
+    home = {"HF_HOME": str(tmp_path / "home")}
+    for environment in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
+        done = command("build", source, "-o", "o.lance", cwd=tmp_path, **home, **environment)
+        assert done.returncode == 1
+        assert "tokenizer openai-community/gpt2: " in done.stderr
+        assert "build sample" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_row_beyond_the_dataset(tmp_path: Path, source: str, tokenizer: str, capsys: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from lance_prep.cli.text import count, size, span
@@ -22,15 +22,17 @@ class _Counts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self.total_shards = self.shards = 0
-        self.total_bytes = self.bytes_done = 0
+        self._plan: Plan | None = None
+        self._finished: set[int] = set()
+        self._total = self._done = 0
         self.rows = self.tokens = self.text_bytes = 0
 
-    def plan(self, plan: Plan, done: int) -> None:
+    def plan(self, plan: Plan, done: Sequence[int]) -> None:
         with self._lock:
             self._plan = plan
-            self.total_shards, self.shards = len(plan.shards), done
-            self.total_bytes = sum(shard.bytes for shard in plan.shards)
+            self._finished = set(done)
+            # Of this run alone: the time that is left is reckoned from what it has done.
+            self._total = sum(shard.bytes for shard in plan.shards if shard.index not in self._finished)
 
     def advance(self, rows: int, tokens: int, source_bytes: int) -> None:
         with self._lock:
@@ -40,8 +42,9 @@ class _Counts:
 
     def finish(self, receipt: Receipt) -> None:
         with self._lock:
-            self.shards += 1
-            self.bytes_done += self._plan.shard(receipt.shard).bytes
+            if self._plan and receipt.shard not in self._finished:  # under a row limit one may be built twice
+                self._finished.add(receipt.shard)
+                self._done += self._plan.shard(receipt.shard).bytes
 
     def line(self) -> str:
         """rows, tokens, MB/s, shards done of all, time left."""
@@ -51,10 +54,10 @@ class _Counts:
                 f"{count(self.rows)} rows",
                 f"{count(self.tokens)} tokens",
                 f"{size(self.text_bytes / seconds)}/s",
-                f"shard {self.shards}/{self.total_shards}",
+                f"shard {len(self._finished)}/{len(self._plan.shards) if self._plan else 0}",
             ]
-            if 0 < self.bytes_done < self.total_bytes:
-                parts.append(f"{span(seconds * (self.total_bytes / self.bytes_done - 1))} left")
+            if 0 < self._done < self._total:
+                parts.append(f"{span(seconds * (self._total / self._done - 1))} left")
             return ", ".join(parts)
 
 
@@ -66,9 +69,9 @@ class LineProgress:
         self._lock = threading.Lock()
         self._last = time.monotonic()
 
-    def planned(self, plan: Plan, done: int) -> None:
+    def planned(self, plan: Plan, done: Sequence[int]) -> None:
         self._counts.plan(plan, done)
-        resumed = f", {done} of them done by an earlier run" if done else ""
+        resumed = f", {len(done)} of them done by an earlier run" if done else ""
         self._print(f"{len(plan.files)} files in {len(plan.shards)} shards{resumed}")
 
     def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
@@ -91,7 +94,7 @@ class LineProgress:
 
 
 class BarProgress:
-    """A bar that fills with the text read, over the counts."""
+    """A bar that fills with the shards done, over the counts."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -109,9 +112,9 @@ class BarProgress:
     def stop(self) -> None:
         self._bar.stop()
 
-    def planned(self, plan: Plan, done: int) -> None:
+    def planned(self, plan: Plan, done: Sequence[int]) -> None:
         self._counts.plan(plan, done)
-        self._bar.update(self._task, total=len(plan.shards), completed=done, description=self._counts.line())
+        self._bar.update(self._task, total=len(plan.shards), completed=len(done), description=self._counts.line())
 
     def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
         self._counts.advance(rows, tokens, source_bytes)

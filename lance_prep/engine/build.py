@@ -28,7 +28,7 @@ from lance_prep.store.files import is_local
 from lance_prep.store.leftovers import remove_leftovers, with_data
 from lance_prep.store.lock import OutputLock, output_lock
 from lance_prep.store.receipt import Journal, build_key, unfinished_builds
-from lance_prep.tokenize import TokenizerSpec, load_tokenizer
+from lance_prep.tokenize import BackendDisagrees, TokenizerSpec, load_tokenizer
 
 READ_AHEAD_BATCHES = 2
 
@@ -111,8 +111,10 @@ def build(
 def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     """Build a recipe into the dataset at `uri`. Raises as `build` does."""
     started = time.monotonic()
-    check_folder(uri)
+    check_folder(uri, overwrite=options.overwrite)
     made = make_plan(recipe, storage_options=options.storage_options)
+    if uri in {file.url for file in made.files}:
+        raise UsageError(f"{uri} is the source itself", "give another output with -o")
     spec = load_spec(made.recipe)
     job = BuildJob(
         plan=made,
@@ -132,8 +134,13 @@ def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLoc
     files = job.files()
     for key in unfinished_builds(files):
         # `decide` has let this build replace them: their shards belong to nothing from here on.
-        if key != job.key:
-            Journal(files, key).discard()
+        # (In an object store another process may be at work on them: there `prune` does it.)
+        if key != job.key and is_local(job.uri):
+            other = Journal(files, key)
+            options.progress.warned(
+                f"{len(other.receipts())} finished shards of another unfinished build are discarded"
+            )
+            other.discard()
     journal = Journal(files, job.key)
     journal.begin(job.plan, job.spec.file if job.spec else None)
     receipts = with_data(files, journal.receipts().values())
@@ -142,7 +149,7 @@ def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLoc
     keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
     remove_leftovers(job.uri, keep=keep, overwritten=there, journal=journal)
     schedule = Schedule(job.plan, receipts, max_rows=_rows_left(job, decision))
-    options.progress.planned(job.plan, len(receipts))
+    options.progress.planned(job.plan, sorted(receipts))
     run_local(job, schedule, workers=options.workers or default_workers(), progress=options.progress)
     lock.check()
     finished = schedule.result()
@@ -192,7 +199,8 @@ def stream(
         would set aside is left out; with `strict=True` it is an error.
 
     Raises:
-        RecipeError, SourceError, TokenizerError: at once, or from the reader as it comes to them.
+        RecipeError, SourceError, TokenizerError: at once, or from the reader as it comes to them; TokenizerError also
+            where the fast backend proves to disagree with `tokenizers`, whose shard `build` would encode again.
     """
     made = make_plan(load_recipe(source, overrides), storage_options=storage_options)
     job = BuildJob(made, load_spec(made.recipe), uri="", key="", storage_options=storage_options)
@@ -207,10 +215,14 @@ def _stream(job: BuildJob) -> Iterator[pa.RecordBatch]:
             tally = Tally(on_reject=_raise_rejected if job.plan.recipe.strict else lambda rejected: None)
             rows = worker.rows(shard, left, tally)
             stack.callback(rows.close)  # type: ignore[attr-defined]
-            for batch in rows:
-                yield batch
-                if left is not None:
-                    left -= len(batch)
+            try:
+                for batch in rows:
+                    yield batch
+                    if left is not None:
+                        left -= len(batch)
+            except BackendDisagrees as error:
+                # What was given out cannot be taken back, as a build takes a shard back.
+                raise TokenizerError(str(error), "give tokenizer_backend='tokenizers'") from error
         if left == 0:
             return
 

@@ -12,6 +12,7 @@ from typing import Any
 import xxhash
 
 from lance_prep.plan import Plan, SourceFile
+from lance_prep.source import check_unchanged
 
 _HASH_THREADS = 4
 _HASH_CHUNK = 8 << 20
@@ -52,10 +53,15 @@ def record_files(plan: Plan) -> list[dict[str, Any]]:
 
     The hash (xxh3-128) tells a file that was only touched, copied or renamed from one that was changed. A file that the
     build has just read is in the page cache: 1 GB takes about 0.3 s.
+
+    Raises:
+        SourceChanged: a local file was changed since it was planned.
     """
     with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash") as pool:
-        hashes = pool.map(_hash, plan.files)
-        return [{**asdict(file), "hash": digest} for file, digest in zip(plan.files, hashes, strict=True)]
+        hashes = list(pool.map(_hash, plan.files))
+    for file in plan.files:
+        check_unchanged(file)  # what was hashed is what was read
+    return [{**asdict(file), "hash": digest} for file, digest in zip(plan.files, hashes, strict=True)]
 
 
 def compare(then: Iterable[dict[str, Any]], plan: Plan) -> Changes:
@@ -69,23 +75,26 @@ def compare(then: Iterable[dict[str, Any]], plan: Plan) -> Changes:
     sizes = {record["size"] for record in records}
     new: list[SourceFile] = []
     changed: list[SourceFile] = []
-    seen = set()
+    seen, digests = set(), set()
     for file in plan.files:
         place = _place(file.url)
         seen.add(place)
         if (place, file.size, file.identity) in by_state:
             continue
         digest = _hash(file) if file.size in sizes else None
+        digests.add(digest)
         if (digest or (file.size, file.identity)) in content:
             continue
         (changed if place in by_place else new).append(file)
-    kept = {_content(file) for file in plan.files}
-    gone = [r["url"] for p, r in by_place.items() if p not in seen and (r["size"], r["identity"]) not in kept]
+    kept = {(file.size, file.identity) for file in plan.files}
+    gone = [
+        record["url"]
+        for place, record in by_place.items()
+        if place not in seen
+        and (record["size"], record["identity"]) not in kept
+        and (not record.get("hash") or record["hash"] not in digests)
+    ]
     return Changes(tuple(new), tuple(changed), tuple(gone))
-
-
-def _content(file: SourceFile) -> tuple[int, str]:
-    return file.size, file.identity
 
 
 def _place(url: str) -> str:

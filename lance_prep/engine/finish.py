@@ -30,10 +30,9 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
     job, existing = decision.job, decision.existing
     assert job is not None
     earlier = existing if decision.appends else Existing()
-    metadata = _metadata(job, earlier, existing.version + 1, receipts, replaces=existing.version > 0)
+    metadata = _metadata(decision, earlier, receipts)
     if job.spec is not None:
         job.files().write(TOKENIZER_FILE, job.spec.file)
-    rejected_file = _collect_rejected(job, receipts)
     new = [receipt.fragment for receipt in receipts if receipt.fragment is not None]
     journal = Journal(job.files(), job.key)
     remove_leftovers(job.uri, keep=[*earlier.fragments, *new], overwritten=existing.version > 0, journal=journal)
@@ -46,6 +45,7 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
         storage_options=job.storage_options,
     )
     journal.close(version)
+    rejected_file = _write_rejected(job, metadata)
     report = _report(job.uri, metadata, version, time.monotonic() - started, "resumed" if resumed else "built")
     return replace(
         report,
@@ -59,7 +59,8 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
 def unchanged_report(uri: str, existing: Existing, seconds: float) -> BuildReport:
     """The report of a build that found its own result."""
     assert existing.metadata is not None
-    return _report(uri, existing.metadata, existing.version, seconds, "unchanged")
+    report = _report(uri, existing.metadata, existing.version, seconds, "unchanged")
+    return replace(report, rejected_file=_rejected_path(uri, existing.metadata))
 
 
 def _report(uri: str, metadata: dict[str, Any], version: int, seconds: float, status: Any) -> BuildReport:
@@ -76,9 +77,9 @@ def _report(uri: str, metadata: dict[str, Any], version: int, seconds: float, st
     )
 
 
-def _metadata(
-    job: BuildJob, earlier: Existing, version: int, receipts: list[Receipt], *, replaces: bool
-) -> dict[str, Any]:
+def _metadata(decision: Decision, earlier: Existing, receipts: list[Receipt]) -> dict[str, Any]:
+    job, replaced = decision.job, decision.existing.version
+    assert job is not None
     plan, spec = job.plan, job.spec
     before = earlier.metadata or {"builds": [], "source": {"files": []}, "rows": 0, "tokens": 0, "ledger": {}}
     ledger = Ledger(**before["ledger"])
@@ -88,10 +89,10 @@ def _metadata(
     rows, tokens = sum(r.rows for r in receipts), sum(r.tokens for r in receipts)
     build = {
         "key": job.key,
-        "how": "append" if earlier.metadata else "overwrite" if replaces else "build",
-        "version": version,
+        "how": "append" if earlier.metadata else "overwrite" if replaced else "build",
+        "version": replaced + 1,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "first_shard": plan.shards[0].index if plan.shards else 0,
+        "first_shard": decision.first_shard,
         "shards": len(receipts),
         "rows": rows,
         "tokens": tokens,
@@ -121,13 +122,20 @@ def _backends(receipts: list[Receipt]) -> list[str]:
     return sorted({receipt.backend for receipt in receipts if receipt.backend})
 
 
-def _collect_rejected(job: BuildJob, receipts: list[Receipt]) -> str | None:
-    """Write this build's quarantine file beside the dataset, if a row was rejected; returns its path."""
-    if not any(receipt.ledger.rejected for receipt in receipts):
-        return None
-    journal = Journal(job.files(), job.key)
-    folder, _, name = job.uri.rpartition("/")
-    name = f"{name.removesuffix('.lance')}.rejected.jsonl"
-    lines = b"".join(journal.rejected(r.shard) for r in receipts if r.ledger.rejected)
-    files_of(folder or "/", job.storage_options).write(name, lines)
-    return f"{folder}/{name}"
+def _write_rejected(job: BuildJob, metadata: dict[str, Any]) -> str | None:
+    """Write the quarantine file of the whole version beside it, if a row was rejected; returns its path."""
+    path = _rejected_path(job.uri, metadata)
+    if path is not None:
+        files, folder = job.files(), job.uri.rpartition("/")[0]
+        lines = [
+            Journal(files, build["key"]).rejected(receipt.shard)
+            for build in metadata["builds"]
+            for receipt in receipts_of(files, build)
+            if receipt.ledger.rejected
+        ]
+        files_of(folder or "/", job.storage_options).write(path.rpartition("/")[2], b"".join(lines))
+    return path
+
+
+def _rejected_path(uri: str, metadata: dict[str, Any]) -> str | None:
+    return f"{uri.removesuffix('.lance')}.rejected.jsonl" if metadata["ledger"]["rejected"] else None

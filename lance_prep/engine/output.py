@@ -42,11 +42,13 @@ class Decision:
         job: the build; for an append, of the new files alone. None where the dataset is up to date.
         existing: what is there.
         appends: the job's rows come after those that are there.
+        first_shard: number of the job's first shard.
     """
 
     job: BuildJob | None
     existing: Existing
     appends: bool = False
+    first_shard: int = 0
 
 
 def decide(job: BuildJob, *, append: bool, overwrite: bool) -> Decision:
@@ -71,13 +73,18 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool) -> Decision:
         return Decision(None, existing)
     if not append or changes.changed:
         raise SourceChanged(f"the source of {job.uri} has changed: {changes}", OVERWRITE if changes.changed else APPEND)
-    first = existing.metadata["builds"][-1]["first_shard"] + existing.metadata["builds"][-1]["shards"]
-    plan = restrict(job.plan, changes.new, first_shard=first, storage_options=job.storage_options)
+    _refuse_unfinished(job)
+    builds = existing.metadata["builds"]
+    first = max(build["first_shard"] + build["shards"] for build in builds)
+    # The new rows come in the types of those that are there, whatever the new files would give by themselves.
+    then = Journal(job.files(), builds[-1]["key"]).plan()
+    plan = replace(job.plan, schema=then.schema, read_schema=then.read_schema)
+    plan = restrict(plan, changes.new, first_shard=first, storage_options=job.storage_options)
     key = build_key(plan, job.spec.sha256 if job.spec else None)
-    return Decision(replace(job, plan=plan, key=key), existing, appends=True)
+    return Decision(replace(job, plan=plan, key=key), existing, appends=True, first_shard=first)
 
 
-def check_folder(uri: str) -> None:
+def check_folder(uri: str, *, overwrite: bool) -> None:
     """Refuse a path that holds something else, before anything is made there.
 
     Raises:
@@ -90,6 +97,8 @@ def check_folder(uri: str) -> None:
         raise OutputExists(f"{uri} is a file", "give another output with -o")
     if path.is_dir() and any(path.iterdir()) and not any((path / known).is_dir() for known in (FOLDER, "_versions")):
         raise OutputExists(f"{uri} is a folder with other things in it", "give another output with -o")
+    if (path / "_versions").is_dir() and not (path / FOLDER).is_dir() and not overwrite:
+        raise OutputExists(f"{uri} is a Lance dataset that lance-prep did not make", OVERWRITE)
 
 
 def _look(job: BuildJob, *, overwrite: bool) -> Existing:

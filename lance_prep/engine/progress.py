@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from lance_prep.plan import Plan
@@ -11,8 +12,8 @@ from lance_prep.store.receipt import Receipt
 class Progress(Protocol):
     """Listens to a build. Called from the threads that build shards: implementations guard their own state."""
 
-    def planned(self, plan: Plan, done: int) -> None:
-        """The plan is made; `done` of its shards were finished by an earlier run."""
+    def planned(self, plan: Plan, done: Sequence[int]) -> None:
+        """The plan is made; the shards `done` were finished by an earlier run."""
         ...
 
     def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
@@ -31,7 +32,7 @@ class Progress(Protocol):
 class Silent:
     """Tells nothing."""
 
-    def planned(self, plan: Plan, done: int) -> None: ...
+    def planned(self, plan: Plan, done: Sequence[int]) -> None: ...
 
     def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None: ...
 

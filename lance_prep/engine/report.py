@@ -21,7 +21,7 @@ class BuildReport:
         content_hash: of the rows, in order.
         shards: made of.
         shards_resumed: of them, from an earlier run.
-        text_bytes: bytes of text in it; 0 for `raw`.
+        text_bytes: bytes of text that were read; of `raw`, of all columns.
         seconds: of this run.
         retries: requests that had to be made again.
         rejected_file: where rejected rows are, if there are any.

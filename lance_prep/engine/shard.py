@@ -183,8 +183,8 @@ class Worker:
         for batch in source:
             if self.stop.is_set():
                 raise Interrupted("stopped", "run the same command again: it goes on where it stopped")
-            yield batch
             tally.text_bytes += batch.source_bytes
+            yield batch
             made = tally.ledger.tokens_in
             self.progress.advanced(shard.index, len(batch.rows), made - tokens, batch.source_bytes)
             tokens = made

@@ -13,7 +13,7 @@ from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan, Shard
 from lance_prep.store.content_hash import combine
 from lance_prep.store.metadata import BUILDS_FOLDER, TOKENIZER_FILE
-from lance_prep.store.receipt import COMMITTED, Receipt
+from lance_prep.store.receipt import COMMITTED, Receipt, committed_versions
 
 
 @dataclass
@@ -54,8 +54,8 @@ def _check_committed(opened: Opened, build: dict[str, Any], found: Verification)
     path = f"{BUILDS_FOLDER}/{build['key']}/{COMMITTED}"
     with found.reading(path):
         data = opened.files.read(path)
-        if data is not None and json.loads(data) != {"version": build.get("version", opened.dataset.version)}:
-            raise ValueError(f"it does not say version {build.get('version')}")
+        if data is not None and build["version"] not in committed_versions(data):
+            raise ValueError(f"it does not say version {build['version']}")
 
 
 def _read_journal(opened: Opened, key: str, shards: range, found: Verification) -> BuildJournal:

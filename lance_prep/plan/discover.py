@@ -57,6 +57,7 @@ def find_local(source: str) -> Found | None:
     if path.is_dir() and not is_lance(path):
         inside = sorted(p.relative_to(path).as_posix() for p in path.rglob("*"))
         names = [name for name in inside if is_data(name) and _is_leaf(path / name)]
+        names = _without_ours(names, path)
         if not names:
             raise SourceNotFound(f"{source}: no data files in this folder", "its files must have known extensions")
         check_one_family(names, source)
@@ -66,13 +67,28 @@ def find_local(source: str) -> Found | None:
     elif is_glob(source):
         # Path.glob takes no absolute pattern
         matched = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
-        paths = [p for p in map(Path, matched) if _is_leaf(p) and format_of(p.name) is not None]
+        names = [name for name in matched if _is_leaf(Path(name)) and format_of(name) is not None]
+        paths = [Path(name) for name in _without_ours(names, Path())]
         if not paths:
             raise SourceNotFound(f"{source}: no data file matches this pattern", _ADVICE)
         check_one_family([p.name for p in paths], source)
     else:
         return None
     return Found(PinnedSource(asked=source), tuple(_local_file(p) for p in paths))
+
+
+def _without_ours(names: list[str], root: Path) -> list[str]:
+    """Without what builds put beside their source: datasets of ours, begun ones too, and quarantine files.
+
+    Else a build into the folder that it reads would find its own output there the next time. Named by themselves they
+    are sources like any other.
+    """
+    kept = [name for name in names if not name.endswith(".rejected.jsonl") and not _in_ours(root / name)]
+    return kept or [name for name in names if name.endswith(".rejected.jsonl")]
+
+
+def _in_ours(path: Path) -> bool:
+    return any((folder / "_lance_prep").is_dir() for folder in (path, *path.parents))
 
 
 def is_lance(path: Path) -> bool:

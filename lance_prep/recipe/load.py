@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lance_prep.errors import RecipeError
+from lance_prep.errors import RecipeError, UsageError
 from lance_prep.recipe.model import Recipe
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,21 +34,28 @@ def load_recipe(source: str | Path | Recipe, overrides: Mapping[str, Any] | None
 
     Raises:
         RecipeError: no such recipe, or fields that do not make one.
+        UsageError: an override is at fault.
     """
-    if isinstance(source, Recipe):
-        return _validated({**source.model_dump(), **(overrides or {})}, "the recipe")
-    return _validated({**_fields(str(source)), **(overrides or {})}, str(source))
+    fields = source.model_dump() if isinstance(source, Recipe) else _fields(str(source))
+    where = "the recipe" if isinstance(source, Recipe) else str(source)
+    return _validated(fields, dict(overrides or {}), where)
 
 
 def default_output(source: str | Path | Recipe) -> str:
     """Where the dataset goes when no output is given: the source's name with `.lance`, in the current folder."""
     text = source.source if isinstance(source, Recipe) else str(source)
-    stem = re.split(r"[@*?\[]", text.rstrip("/"))[0].rstrip("/").rpartition("/")[2] or "dataset"
+    stem = re.split(r"[@*?\[]", text.rstrip("/"))[0].rstrip("/").rpartition("/")[2]
+    if stem in ("", ".", ".."):
+        stem = Path(text).resolve().name if Path(text).is_dir() else "dataset"
+    if stem.endswith(".lance"):
+        stem = f"{stem.removesuffix('.lance')}-tokens"  # beside its source, not over it
     stem = re.sub(r"(\.(jsonl?|ndjson|csv|txt|md|parquet|arrow|ya?ml|lance|gz|zst|bz2|xz|rejected))+$", "", stem)
     return f"{stem.rpartition(':')[2] or 'dataset'}.lance"
 
 
 def _fields(source: str) -> dict[str, Any]:
+    if not source:
+        raise UsageError("SOURCE is empty", "name a recipe, a Hub id, a file, a folder or a glob")
     if source in builtin_recipes():
         text = (_builtin_folder() / f"{source}.yaml").read_text(encoding="utf-8")
         return _parse(text, source)
@@ -57,8 +64,10 @@ def _fields(source: str) -> dict[str, Any]:
         if not path.exists():
             raise RecipeError(f"no such recipe file: {source}", f"built-in recipes: {', '.join(builtin_recipes())}")
         fields = _parse(path.read_text(encoding="utf-8"), source)
-        fields["source"] = _beside(path, fields.get("source"))
-        return fields
+        named = fields.get("source")
+        if named in builtin_recipes():
+            return {**_fields(named), **{name: value for name, value in fields.items() if name != "source"}}
+        return {**fields, **{f: _beside(path, fields[f]) for f in ("source", "tokenizer") if f in fields}}
     if "://" not in source and not _HUB_ID.fullmatch(source) and not _looks_like_path(source):
         close = difflib.get_close_matches(source, builtin_recipes(), 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -95,21 +104,23 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return fields
 
 
-def _validated(fields: dict[str, Any], where: str) -> Recipe:
+def _validated(fields: dict[str, Any], overrides: dict[str, Any], where: str) -> Recipe:
     try:
-        return Recipe(**fields)
+        return Recipe(**{**fields, **overrides})
     except ValidationError as error:
         problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
+        name = str(problem["loc"][0]) if problem["loc"] else ""
         what = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             close = difflib.get_close_matches(name, Recipe.model_fields, 1)
             what = "no such field" + (f"; did you mean {close[0]}?" if close else "")
-        shown = f"{name}: {what}" if name else what
-        given = (
-            "" if problem["type"] in ("extra_forbidden", "missing") or not name else f" (given: {problem['input']!r})"
-        )
-        raise RecipeError(f"{where}: {shown}{given}", f"fields: {_known()}") from error
+        elif name and problem["type"] != "missing":
+            what = f"{what} (given: {problem['input']!r})"
+        if name in Recipe.model_fields and name in overrides:
+            raise UsageError(f"--{name.replace('_', '-')}: {what}", "see --help") from error
+        if not name and overrides:
+            raise UsageError(what, "see --help") from error
+        raise RecipeError(f"{where}: {f'{name}: ' if name else ''}{what}", f"fields: {_known()}") from error
 
 
 def _known() -> str:

@@ -4,7 +4,7 @@
     NAME.lance/_lance_prep/builds/<key>/tokenizer.json
     NAME.lance/_lance_prep/builds/<key>/shard-000000.json       one a finished shard
     NAME.lance/_lance_prep/builds/<key>/rejected-000000.jsonl   where rows were rejected
-    NAME.lance/_lance_prep/builds/<key>/committed.json          the version that it became
+    NAME.lance/_lance_prep/builds/<key>/committed.json          the versions that it became
 
 `<key>` is the hash of what decides the rows: recipe, pinned files, tokenizer. So a build that is run again finds its
 own journal, and nobody else's.
@@ -91,6 +91,14 @@ def build_key(plan: Plan, tokenizer_sha256: str | None) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def committed_versions(noted: bytes) -> list[int]:
+    """The versions that a `committed.json` names; none where it is damaged."""
+    try:
+        return [int(version) for version in json.loads(noted)["versions"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
 def receipts_of(files: Files, build: dict[str, Any]) -> list[Receipt]:
     """The receipts of a committed build, in order.
 
@@ -140,6 +148,21 @@ class Journal:
         if self._files.read(f"{self._folder}/plan.json") is None:
             self._files.write(f"{self._folder}/plan.json", json.dumps(plan.as_json()).encode())
 
+    def plan(self) -> Plan:
+        """The plan.
+
+        Raises:
+            DatasetError: it is gone or damaged.
+        """
+        data = self._files.read(f"{self._folder}/plan.json")
+        try:
+            return Plan.from_json(json.loads(data or b""))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{self._folder}/plan.json is gone or damaged ({error})",
+                "bring it back, or build anew with --overwrite",
+            ) from error
+
     def receipts(self) -> dict[int, Receipt]:
         """The receipts that are there, by shard. A damaged one counts as not there: its shard is built again."""
         found = {}
@@ -167,10 +190,15 @@ class Journal:
                 self._files.delete(f"{self._folder}/shard-{shard:06d}.json")
 
     def close(self, version: int) -> None:
-        """Seal the version that the build became and note its number, if that is not noted."""
-        if self._files.read(f"{self._folder}/{COMMITTED}") is None:
+        """Seal the version that the build became and note its number, if that is not noted.
+
+        A build may become several: it was overwritten by another, and then overwrote that one.
+        """
+        noted = self._files.read(f"{self._folder}/{COMMITTED}")
+        versions = committed_versions(noted) if noted is not None else []
+        if version not in versions:
             seal(self._files, version)
-            self._files.write(f"{self._folder}/{COMMITTED}", json.dumps({"version": version}).encode())
+            self._files.write(f"{self._folder}/{COMMITTED}", json.dumps({"versions": [*versions, version]}).encode())
 
     def discard(self) -> None:
         """Delete the journal: its shards' files belong to nothing then."""

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from lance_prep.errors import LancePrepError, TokenizerError
 from lance_prep.memory import rss, trim
 from lance_prep.recipe import Recipe
-from lance_prep.tokenize.lists import TokenLists
+from lance_prep.tokenize.lists import TokenLists, join
 from lance_prep.tokenize.load import TokenizerSpec, load_reference
 
 #: gigatoken's cache of words has no bound: 400 MB of words that never repeat took 3.4 GB. A new tokenizer (0.2 s) gives
@@ -29,6 +29,17 @@ from lance_prep.tokenize.load import TokenizerSpec, load_reference
 PROCESS_BYTES = 350 << 20
 ENCODER_BYTES = 200 << 20
 RENEW_AFTER_TEXT = 8 << 20
+
+REFERENCE_BYTES = 1 << 20
+
+#: Texts on which both backends are tried before gigatoken is taken for a tokenizer.
+PROBES = (
+    "Hello world, this is a test. It's 1234567 times  two   spaces\tand tabs.\n\nNew lines\r\n",
+    "  leading and trailing  ",
+    "naïve café “quotes” … ½ 中文分词 日本語 한국어 عربى עברית हिन्दी",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301\u0301 \u200b\ufeff ﬁ １２３ \x00\x1b[0m",
+    "def f(x):\n\treturn x ** 2  # don't we'll I'M\n" + "a" * 300,
+)
 
 
 class Encoder(Protocol):
@@ -58,6 +69,17 @@ class ReferenceEncoder:
         self._whole = not spec.is_template and recipe.add_special_tokens
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
+        # What tokenizers returns takes a hundred bytes a token: it is made and let go of in pieces.
+        pieces, start = [], 0
+        ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False)) if len(texts) else np.empty(0)
+        while start < len(texts):
+            limit = (ends[start - 1] if start else 0) + REFERENCE_BYTES
+            stop = max(start + 1, int(np.searchsorted(ends, limit)))
+            pieces.append(self._encode(texts.slice(start, stop - start)))
+            start = stop
+        return join(pieces, self._dtype)
+
+    def _encode(self, texts: pa.LargeStringArray) -> TokenLists:
         encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=self._whole)
         ids = [encoding.ids for encoding in encodings]
         offsets = np.zeros(len(ids) + 1, np.int64)
@@ -122,15 +144,31 @@ class GigatokenEncoder:
 def make_encoder(
     spec: TokenizerSpec, recipe: Recipe, reference: ReferenceEncoder, *, encoders: int = 1, parallel: bool = False
 ) -> GigatokenEncoder | ReferenceEncoder:
-    """The backend that the recipe asks for; `auto` is gigatoken where it loads the tokenizer, else `reference`."""
+    """The backend that the recipe asks for; `auto` is gigatoken where it agrees on a few texts, else `reference`."""
     if recipe.tokenizer_backend == "tokenizers":
         return reference
+    if recipe.tokenizer_backend == "auto" and _known_to_differ(spec.file):
+        return reference
     try:
-        return GigatokenEncoder(spec, recipe, encoders=encoders, parallel=parallel)
+        fast = GigatokenEncoder(spec, recipe, encoders=encoders, parallel=parallel)
     except TokenizerError:
         if recipe.tokenizer_backend == "gigatoken":
             raise
         return reference
+    if recipe.tokenizer_backend == "auto":
+        probes = pa.array(PROBES, pa.large_string())
+        if not fast.encode(probes).equals(reference.encode(probes)):
+            return reference
+    return fast
+
+
+@cache
+def _known_to_differ(file: bytes) -> bool:
+    """Settings that gigatoken 0.10 takes and ignores: byte-level BPE without its regex, affixes of words."""
+    data = json.loads(file)
+    model, before = data.get("model") or {}, data.get("pre_tokenizer") or {}
+    affixed = model.get("end_of_word_suffix") or model.get("continuing_subword_prefix")
+    return bool(affixed) or (before.get("type") == "ByteLevel" and before.get("use_regex") is False)
 
 
 class SpecialTokenGuard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,10 @@ class TokenLists:
     def lengths(self) -> Offsets:
         """int64 `[n]`, tokens of each text."""
         return np.diff(self.offsets)
+
+    def equals(self, other: TokenLists) -> bool:
+        """The same ids of the same texts."""
+        return np.array_equal(self.offsets, other.offsets) and np.array_equal(self.ids, other.ids)
 
     def slice(self, start: int, stop: int) -> TokenLists:
         """The texts `start` to `stop`, over the same ids."""
@@ -77,3 +82,12 @@ class TokenLists:
         if self.offsets[-1] > np.iinfo(np.int32).max:
             raise OverflowError(f"{self.offsets[-1]} tokens in one batch are more than a list array can hold")
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.ids))
+
+
+def join(pieces: Sequence[TokenLists], dtype: np.dtype[Any]) -> TokenLists:
+    """The texts of all pieces, one after the other."""
+    if len(pieces) == 1:
+        return pieces[0]
+    lengths = [piece.lengths for piece in pieces]
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))]).astype(np.int64)
+    return TokenLists(offsets, np.concatenate([np.empty(0, dtype), *(piece.ids for piece in pieces)]))

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lance_prep.errors import TokenizerError, translate
+from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, translate
+from lance_prep.files import Retries, hub_api
+from lance_prep.files.retry import FIRST_ATTEMPTS
 from lance_prep.recipe import Recipe
 
 #: Names that tokenizers in common use give their end of text, in the order in which they are tried.
@@ -91,32 +93,64 @@ def _read_local(path: Path) -> tuple[bytes, dict[str, Any]]:
 
 
 def _read_hub(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], str | None]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-
     if name.endswith(".json") or name.startswith((".", "/", "~")):
         raise TokenizerError(
             f"no such tokenizer file: {name}", "give a tokenizer.json, its folder, or a Hub id owner/name"
         )
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+
     try:
-        file = Path(hf_hub_download(name, "tokenizer.json", revision=revision))
-        # The snapshot's folder is named after the commit: what follows is read at that same commit.
-        commit = file.parent.name
-        side: dict[str, Any] = {}
-        for other in reversed(SIDE_FILES):
-            try:
-                found = Path(hf_hub_download(name, other, revision=commit))
-            except EntryNotFoundError:
-                continue
-            side.update(_parse(found.read_bytes(), f"{name}/{other}"))
+        return _download(name, revision)
+    except LocalEntryNotFoundError as error:
+        raise translate(error, doing=f"tokenizer {name}") or error from error
     except (EntryNotFoundError, HFValidationError) as error:
         raise TokenizerError(
             f"{name} has no tokenizer.json ({type(error).__name__})",
             "give a Hub id with a tokenizer.json, a tokenizer.json, or its folder",
         ) from error
     except Exception as error:
-        ours = translate(error, doing=f"reading tokenizer {name}")
-        raise (ours or error) from error
+        if type(error).__name__ == "RevisionNotFoundError":
+            raise SourceNotFound(
+                f"tokenizer {name} has no revision {revision}", "check --tokenizer-revision"
+            ) from error
+        ours = translate(error, doing=f"tokenizer {name}")
+        if ours is None or ours is error:
+            raise
+        ours.advice = ours.advice.replace("dataset", "model")
+        raise ours from error
+
+
+def _download(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], str | None]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    def fetch(file: str, revision: str | None) -> Path:
+        return Path(hf_hub_download(name, file, revision=revision, local_files_only=cached))
+
+    cached = False
+    try:
+        # Asked first, for `hf_hub_download` itself goes on trying for 24 s where there is no network.
+        retries = Retries(attempts=FIRST_ATTEMPTS)
+        retries.call(lambda: hub_api().model_info(name, revision=revision), doing=f"tokenizer {name}")
+    except HubUnreachable:
+        cached = True
+        try:
+            fetch("tokenizer.json", revision)
+        except LocalEntryNotFoundError:
+            cached = False
+        if not cached:
+            raise
+    except OfflineModeIsEnabled:
+        cached = True
+    file = fetch("tokenizer.json", revision)
+    # The snapshot's folder is named after the commit: what follows is read at that same commit.
+    commit = file.parent.name
+    side: dict[str, Any] = {}
+    for other in reversed(SIDE_FILES):
+        try:
+            side.update(_parse(fetch(other, commit).read_bytes(), f"{name}/{other}"))
+        except EntryNotFoundError:
+            continue
     return file.read_bytes(), side, commit
 
 
