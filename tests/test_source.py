@@ -323,3 +323,82 @@ def test_closing_ends_the_thread(tmp_path: Path) -> None:
     reader.close()  # type: ignore[attr-defined]
     assert tally.ledger.rows_in == 16
     assert not [thread for thread in threading.enumerate() if thread.name == "lance-prep-read"]
+
+
+def json_file(path: Path, records: list[str], kind: str) -> Path:
+    """The records as lines, or as an array."""
+    path = path / f"x.{kind}"
+    path.write_text("\n".join(records) + "\n" if kind == "jsonl" else "[" + ",".join(records) + "]")
+    return path
+
+
+def rows_of(plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
+    batches, _, rejected = read_plan(plan)
+    return [row for batch in batches for row in batch.columns.to_pylist()], [r.reason for r in rejected]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_late_keys_are_not_lost_in_silence(tmp_path: Path, kind: str) -> None:
+    # the head that is looked at is 1 MiB of lines, or 1000 elements
+    records = ['{"text": "%s", "s": {"a": 1}, "l": [{"b": 1}]}' % ("x" * 1200)] * 1001
+    late = ['"new": 1', '"new": null', '"s": {"a": 2, "z": 1}', '"s": {"a": 3, "z": null}', '"l": [{"b": 2, "c": 0}]']
+    path = json_file(tmp_path, [*records, *(f'{{"text": "t", {more}}}' for more in late)], kind)
+    lost = [f"column {name} has a key that is not among those of the first MiB" for name in "sl"]
+    key = "key 'new' is not among those of the first MiB"
+    rows, reasons = rows_of(plan_of(path, layout="raw"))
+    assert reasons == [key, *lost]
+    assert rows[1001:] == [{"text": "t", "s": None, "l": None}, {"text": "t", "s": {"a": 3}, "l": None}]
+    # where columns are chosen, the others are left out on purpose, but not parts of those
+    for fields in ({"layout": "raw", "columns": ("s", "text")}, {"columns": ("s",)}):
+        rows, reasons = rows_of(plan_of(path, **fields))
+        assert reasons == lost[:1]
+        assert len(rows) == 1005
+    assert rows_of(plan_of(path))[1] == []
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_columns_of_several_types_hold_json_text(tmp_path: Path, kind: str) -> None:
+    ids = ['"x"', "1", "true", "null", '{"a": [1, "\u00e9"]}', "[]", "18446744073709551616"]
+    path = json_file(tmp_path, [f'{{"text": "t", "id": {value}, "e": {{}}}}' for value in ids], kind)
+    expected = ["x", "1", "true", None, '{"a": [1, "\u00e9"]}', "[]", "18446744073709551616"]
+    rows, reasons = rows_of(plan_of(path, columns=("id", "e")))
+    assert [row["id"] for row in rows] == expected
+    assert {row["e"] for row in rows} == {"{}"}
+    assert not reasons
+    assert rows_of(plan_of(path, layout="raw")) == (rows, [])
+
+
+def test_numbers_stand_in_text_as_they_were_written(tmp_path: Path) -> None:
+    path = json_file(tmp_path, ['{"text": "t", "version": 1.10}', '{"text": "t", "version": "1.x"}'], "jsonl")
+    assert [row["version"] for row in rows_of(plan_of(path, columns=("version",)))[0]] == ["1.10", "1.x"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+@pytest.mark.parametrize("numbers", [[1, 2**64 - 1], [2**63], [-1, 2**63], [2**64]])
+def test_large_integers(tmp_path: Path, kind: str, numbers: list[int]) -> None:
+    path = json_file(tmp_path, [f'{{"text": "t", "n": {n}}}' for n in numbers], kind)
+    plan = plan_of(path, columns=("n",))
+    fit = min(numbers) >= 0 and max(numbers) < 2**64
+    assert plan.schema.field("n").type == (pa.uint64() if fit else pa.string())
+    rows, reasons = rows_of(plan)
+    assert [int(row["n"]) for row in rows] == numbers
+    assert not reasons
+
+
+def test_reasons_are_true(tmp_path: Path) -> None:
+    lines = [
+        '{"text": "a", "n": 1}',
+        '{"text": "\\ud800", "n": 1}',
+        '{"text": "b", "text": "c", "n": 1}',
+        '{"text": "d", "n": "x"}',
+        '{"text": "e", "o": 1, "o": 2}',
+        '{"text": "f", "text": "g", "n": "x", "m": 5}',
+    ]
+    path = json_file(tmp_path, [*lines, '{"text": "h", "m": "x"}'], "jsonl")
+    texts, _, rejected = read(path, filter="n is null or n = '1'", columns=("m",))
+    assert texts == ["a", "e", "h"]
+    assert [r.reason for r in rejected] == ["lone surrogate", "duplicate key", "duplicate key"]
+    path = json_file(tmp_path, ['{"text": "a"}', '{"text": "\\ud800"}', '{"text": 1}', '{"\\ud800": 1}'], "json")
+    texts, _, rejected = read(path)
+    assert texts == ["a", None]
+    assert [r.reason for r in rejected] == ["lone surrogate", "column text is not string"]

@@ -23,7 +23,7 @@ def peek_schema(file: SourceFile, options: Mapping[str, str] | None = None) -> p
     """Schema of all columns of a file, as `source` will read them before anything is dropped.
 
     Line formats say nothing of their types: those come from the first MiB. Columns that are null throughout it, or of
-    several types, count as strings.
+    several types, count as strings, which then hold the JSON text of what is no string.
 
     Raises:
         BadFile: not what its name says.
@@ -137,14 +137,35 @@ def _json(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
             column = columns.setdefault(name, [])
             column.extend([None] * (at - len(column)))
             column.append(value)
-    return pa.schema([(name, _infer(values)) for name, values in columns.items()])
+    return pa.schema([(name, _infer(values)) for name, values in columns.items() if _is_unicode(name)])
 
 
 def _infer(values: list[Any]) -> pa.DataType:
     try:
-        return pa.array(values).type
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        kind = pa.array(values).type
+    except UnicodeEncodeError:  # a lone surrogate: those rows will be rejected, and the others tell
+        return _infer([value for value in values if _is_unicode(value)])
+    except OverflowError:
+        whole = all(value is None or (type(value) is int and 0 <= value < 1 << 64) for value in values)
+        return pa.uint64() if whole else pa.string()
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
         return pa.string()
+    return pa.string() if _is_empty(kind) else kind
+
+
+def _is_empty(kind: pa.DataType) -> bool:
+    """True for a struct without fields, or anything with one inside: what Lance cannot hold, and says nothing."""
+    if pa.types.is_struct(kind) and kind.num_fields == 0:
+        return True
+    return any(_is_empty(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_array(file: SourceFile, options: Mapping[str, str] | None) -> bool:
@@ -159,7 +180,7 @@ def _records(stream: BinaryIO) -> Iterator[dict[str, Any]]:
         seen += len(line)
         try:
             record = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             yield record

@@ -14,6 +14,7 @@ from lance_prep.files.values import iter_values
 from lance_prep.ledger import Rejected
 from lance_prep.source.chunk import Chunk, PartJob
 from lance_prep.source.jsonl import read_jsonl
+from lance_prep.source.records import Planned, surrogate
 
 _ROWS = 1024
 
@@ -32,16 +33,17 @@ def read_json(job: PartJob) -> Iterator[Chunk]:
         retries=job.retries,
         identity=file.identity,
     )
+    planned = Planned(job.plan)
     waiting: list[Any] = []
     first = 0
     with opened as stream:
         for number, value in iter_values(stream, file.url):
             waiting.append(value)
             if len(waiting) == _ROWS:
-                yield _chunk(job, waiting, first)
+                yield _chunk(job, planned, waiting, first)
                 waiting, first = [], number + 1
     if waiting:
-        yield _chunk(job, waiting, first)
+        yield _chunk(job, planned, waiting, first)
 
 
 def _is_lines(job: PartJob) -> bool:
@@ -60,32 +62,41 @@ def _is_lines(job: PartJob) -> bool:
     return True
 
 
-def _chunk(job: PartJob, values: list[Any], first: int) -> Chunk:
+def _chunk(job: PartJob, planned: Planned, values: list[Any], first: int) -> Chunk:
     schema = job.plan.read_schema
     good: list[int] = []
+    records: list[dict[str, Any]] = []
     rejects: list[tuple[int, Rejected]] = []
     for at, value in enumerate(values):
-        reason = _reason(value, schema)
+        record = (planned.with_texts(value) or value) if isinstance(value, dict) else {}
+        reason = "not a JSON object" if not isinstance(value, dict) else planned.lost(value) or _reason(record, schema)
         if reason is None:
             good.append(at)
+            records.append(record)
         else:
-            data = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
-            rejects.append((job.first + first + at, job.rejected(first + at, "row", reason, data)))
-    columns = pa.RecordBatch.from_pylist([values[at] for at in good], schema)
+            rejects.append((job.first + first + at, job.rejected(first + at, "row", reason, _bytes(value))))
+    columns = pa.RecordBatch.from_pylist(records, schema)
     at_rows = np.array(good, np.int64) + first
     end = job.first + first + len(values)
     return Chunk(columns, (at_rows + job.first).astype(np.uint64), at_rows, "row", end, rejects)
 
 
-def _reason(value: Any, schema: pa.Schema) -> str | None:
-    """Why a value cannot be a row; None where it can."""
-    if not isinstance(value, dict):
-        return "not a JSON object"
+def _bytes(value: Any) -> bytes:
+    """A value for the quarantine: as it was in the file, if it was no UTF-8."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
+
+
+def _reason(record: dict[str, Any], schema: pa.Schema) -> str | None:
+    """Why a record cannot be a row; None where it can."""
     for field in schema:
+        value = record.get(field.name)
         try:
-            pa.array([value.get(field.name)], field.type)
+            pa.array([value], field.type)
         except UnicodeEncodeError:
-            return "invalid UTF-8"
+            return surrogate(value) or "invalid UTF-8"
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             return f"column {field.name} is not {field.type}"
     return None
