@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,19 +48,19 @@ class Changes:
         return ", ".join(parts) or "nothing"
 
 
-def record_files(plan: Plan) -> list[dict[str, Any]]:
+def record_files(plan: Plan, storage_options: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """The plan's files as they are written in a dataset; local ones with a hash of their content.
 
     The hash (xxh3-128) tells a file that was only touched, copied or renamed from one that was changed. A file that the
     build has just read is in the page cache: 1 GB takes about 0.3 s.
 
     Raises:
-        SourceChanged: a local file was changed since it was planned.
+        SourceChanged: a file was changed since it was planned.
     """
     with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash") as pool:
         hashes = list(pool.map(_hash, plan.files))
     for file in plan.files:
-        check_unchanged(file)  # what was hashed is what was read
+        check_unchanged(file, storage_options)  # what was hashed is what was read
     return [{**asdict(file), "hash": digest} for file, digest in zip(plan.files, hashes, strict=True)]
 
 

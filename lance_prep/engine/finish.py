@@ -85,7 +85,7 @@ def _metadata(decision: Decision, earlier: Existing, receipts: list[Receipt]) ->
     ledger = Ledger(**before["ledger"])
     for receipt in receipts:
         ledger.add(receipt.ledger)
-    files = record_files(plan)
+    files = record_files(plan, job.storage_options)
     rows, tokens = sum(r.rows for r in receipts), sum(r.tokens for r in receipts)
     build = {
         "key": job.key,
