@@ -327,7 +327,8 @@ def translate(error: BaseException, *, doing: str) -> LancePrepError | None:
 
     Args:
         error: what was raised; one of ours comes back as it is.
-        doing: what was being done, with the name of the thing, such as `reading /data/x.parquet`.
+        doing: what was being done, with the name of the thing, such as `reading /data/x.parquet`; empty where it is
+            not known.
 
     Returns:
         The error to raise (`raise ours from error`), or None for an exception that is in no row of the table: a bug, or
@@ -335,6 +336,13 @@ def translate(error: BaseException, *, doing: str) -> LancePrepError | None:
     """
     if isinstance(error, LancePrepError):
         return error
+    ours = _ours(error, doing)
+    if ours is None or doing:
+        return ours
+    return type(ours)(str(ours).removeprefix(": "), ours.advice)
+
+
+def _ours(error: BaseException, doing: str) -> LancePrepError | None:
     if isinstance(error, OSError) and (ours := _os_error(error, doing)) is not None:
         return ours
     names = {(cls.__module__.split(".")[0], cls.__name__) for cls in type(error).__mro__}

@@ -130,6 +130,12 @@ def test_topics_need_no_files() -> None:
         ({"column": "a", "filter": "nope = 1"}, ColumnNotFound, "no column 'nope'", "a (string)"),
         ({"column": "a", "filter": "a ="}, UsageError, "not an SQL condition", "BETWEEN"),
         ({"column": "a", "filter": "length(a) > 3"}, UsageError, "not understood", "BETWEEN"),
+        ({"column": "a", "filter": "n % 2 = 0"}, UsageError, "'n % 2' is not understood", "over columns"),
+        ({"column": "a", "filter": "5 < length(a)"}, UsageError, "'LENGTH(a)' is not understood", "over columns"),
+        ({"column": "a", "filter": "lower(a) = 'x'"}, UsageError, "'LOWER(a)' is not understood", "over columns"),
+        ({"column": "a", "filter": "n = 99999999999999999999"}, UsageError, "so 99999999999999999999 can", "int64"),
+        ({"column": "a", "filter": "n in (-99999999999999999999)"}, UsageError, "so -99999999999999999999", "int64"),
+        ({"column": "a", "filter": "u8 > -1"}, UsageError, "is uint8, so -1 cannot", "from 0 to 255"),
         ({"column": "a", "filter": "a = b"}, UsageError, "not understood", "literals"),
         ({"column": "a", "filter": "n = 'x'"}, UsageError, "is int64", "quotes"),
         ({"column": "a", "filter": "a = 3"}, UsageError, "is string", "quotes"),
@@ -141,7 +147,7 @@ def test_refused_fields(
     tmp_path: Path, fields: dict[str, object], error: type[LancePrepError], said: str, advice: str
 ) -> None:
     path = tmp_path / "x.parquet"
-    path.write_bytes(parquet_bytes({"a": ["x"], "b": ["y"], "n": [1]}))
+    path.write_bytes(parquet_bytes({"a": ["x"], "b": ["y"], "n": [1], "u8": pa.array([1], pa.uint8())}))
     with pytest.raises(error) as caught:
         plan_of(path, **fields)
     assert said in str(caught.value)
@@ -314,3 +320,28 @@ def test_a_template_without_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("{}\n")
     with pytest.raises(ColumnNotFound, match="no columns"):
         plan_of(tmp_path / "none.jsonl", layout="raw")
+
+
+def test_filters_reach_the_ends_of_number_types(tmp_path: Path) -> None:
+    columns = {"text": ["a", "b"], "u": pa.array([1, 2**64 - 1], pa.uint64()), "f": [0.5, 1e20]}
+    (tmp_path / "x.parquet").write_bytes(parquet_bytes(columns))
+    for where in (f"u = {2**64 - 1}", f"u > {2**63}", f"f = {10**20}"):
+        assert read(tmp_path / "x.parquet", filter=where)[0] == ["b"]
+
+
+def test_an_array_without_records(tmp_path: Path) -> None:
+    for data in ("[]", " [ ]\n", "\ufeff[]"):
+        (tmp_path / "x.json").write_text(data)
+        with pytest.raises(BadFile, match=r"x\.json: holds no record"):
+            plan_of(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text("[1, 2]")
+    with pytest.raises(BadFile, match="no JSON object in its first"):
+        plan_of(tmp_path / "x.json")
+
+
+def test_an_error_about_nothing_has_no_colon_before_it() -> None:
+    for error in (pa.ArrowInvalid("x"), EOFError("x"), OSError("Corrupt x"), FileNotFoundError(2, "x", "f")):
+        ours = translate(error, doing="")
+        assert ours is not None
+        assert str(ours)[0].isalpha()
+        assert str(translate(error, doing="reading x")).startswith("reading x: ")

@@ -130,6 +130,8 @@ def _json(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
         with _open(file, options) as stream:
             records = list(_array_records(stream, file.url))
     if not records and not empty:
+        if file.format == "json" and _holds_nothing(file, options):
+            raise BadFile(f"{file.url}: holds no record", "name a source with something in it")
         raise BadFile(f"{file.url}: no JSON object in its first lines", _ADVICE)
     columns: dict[str, list[Any]] = {}
     for at, record in enumerate(records):
@@ -171,6 +173,12 @@ def _is_unicode(value: Any) -> bool:
 def _is_array(file: SourceFile, options: Mapping[str, str] | None) -> bool:
     with _open(file, options) as stream:
         return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+
+
+def _holds_nothing(file: SourceFile, options: Mapping[str, str] | None) -> bool:
+    """True for an array without elements, or blank."""
+    with _open(file, options) as stream:
+        return next(iter_values(stream, file.url), None) is None
 
 
 def _records(stream: BinaryIO) -> Iterator[dict[str, Any]]:

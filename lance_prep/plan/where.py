@@ -144,6 +144,12 @@ def describe(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
 
 
+def _bounds(kind: pa.DataType) -> tuple[int, int]:
+    """The least and the largest number of an integer type."""
+    bits = kind.bit_width
+    return (0, (1 << bits) - 1) if pa.types.is_unsigned_integer(kind) else (-(1 << bits - 1), (1 << bits - 1) - 1)
+
+
 class _Reader:
     def __init__(self, sql: str, schema: pa.Schema) -> None:
         self._sql = sql
@@ -200,7 +206,9 @@ class _Reader:
         from sqlglot import exp
 
         left, right = node.this, node.expression
-        if not isinstance(left, exp.Column | exp.Dot):
+        # A column may stand on the right; where there is none, what is no literal is to blame.
+        columns = exp.Column | exp.Dot
+        if not isinstance(left, columns) and (isinstance(right, columns) or isinstance(left, exp.Literal)):
             left, right, op = right, left, _FLIPPED[op]
         path, kind = self._column(left)
         value = self._literal(right, kind, path)
@@ -216,7 +224,8 @@ class _Reader:
         from sqlglot import exp
 
         if not isinstance(node, exp.Column | exp.Dot):
-            raise self._unknown(node)
+            said = f"--filter {self._sql!r}: {node.sql()!r} is not understood: a filter compares columns as they are"
+            raise UsageError(said, _ADVICE)
         path = tuple(str(part.name) for part in node.parts)
         if ".".join(path) in self._schema.names:
             path = (".".join(path),)
@@ -241,6 +250,7 @@ class _Reader:
         value: Any
         if isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal):  # DATE '2024-01-31'
             node = node.this
+        written = node.sql()
         negative = isinstance(node, exp.Neg)
         node = node.this if negative else node
         if isinstance(node, exp.Boolean):
@@ -258,11 +268,19 @@ class _Reader:
                 raise pa.ArrowInvalid("not of the column's kind")
             if self._type(value, kind) != kind:
                 return value
+            if type(value) is int and pa.types.is_integer(kind):
+                return pa.scalar(value, kind).as_py()
+            if type(value) is int and pa.types.is_floating(kind):
+                return float(value)
             return pa.scalar(value).cast(kind).as_py()
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError) as error:
             name = ".".join(path)
-            said = f"--filter {self._sql!r}: column {name!r} is {kind}, so {node.sql()} cannot be compared with it"
-            raise UsageError(said, "write text in single quotes, and numbers and true or false without") from error
+            said = f"--filter {self._sql!r}: column {name!r} is {kind}, so {written} cannot be compared with it"
+            advice = "write text in single quotes, and numbers and true or false without"
+            if pa.types.is_integer(kind) and not isinstance(value, str | bool):
+                low, high = _bounds(kind)
+                advice = f"a column of {kind} holds numbers from {low} to {high}"
+            raise UsageError(said, advice) from error
 
     @staticmethod
     def _type(value: Any, kind: pa.DataType) -> pa.DataType:
