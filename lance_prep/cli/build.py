@@ -20,7 +20,8 @@ owner/name, an hf:// or s3:// URL, or a local file, a folder or a glob
 \b
 Examples:
   lance-prep build sample
-  lance-prep build wikitext --max-rows 0
+  lance-prep build wikitext                     (the first 500,000 lines)
+  lance-prep build wikitext --max-rows 0        (all of it)
   lance-prep build HuggingFaceFW/fineweb --config sample-10BT --layout blocks --block-size 2048
   lance-prep build 'logs/*.jsonl.zst' --column message --columns id,time --layout documents
   lance-prep build data.parquet --filter "lang = 'en'" --tokenizer ./tokenizer.json -o en.lance
