@@ -47,7 +47,7 @@ class ShardHash:
                 self._feed(f"{name}.{child.name}", True, values)
         elif pa.types.is_fixed_size_list(kind):
             self._feed(f"{name}[]", False if array.null_count == 0 else nullable, array.flatten())
-        elif pa.types.is_nested(kind):  # list, large_list, map, list_view
+        elif pa.types.is_nested(kind):  # list, large_list, list_view; plans refuse maps, which Lance does not hold
             lengths = pc.list_value_length(array).fill_null(0).cast(pa.int64())
             self._bytes(f"{name}:length", lengths)
             values = array.flatten()
