@@ -43,17 +43,31 @@ class Run:
     peak_mb: float
 
 
+#: Starts a process from a small one: a child's peak counts what its parent held when it was forked.
+WRAPPER = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+code = subprocess.run(sys.argv[2:]).returncode
+seconds = time.perf_counter() - started
+with open(sys.argv[1], "w") as file:
+    print(seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=file)
+sys.exit(code)
+"""
+
+
 def measure(arguments: list[str], **environment: str) -> Run:
     """Run a process to its end and read the kernel's count of its memory."""
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(arguments, stdout=output, stderr=output, env={**os.environ, **environment})
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        if status:
-            output.seek(0)
-            raise RuntimeError(f"{arguments} failed:\n{output.read().decode(errors='replace')[-2000:]}")
-    return Run(seconds, usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3))
+    with tempfile.NamedTemporaryFile("r") as figures:
+        done = subprocess.run(
+            [sys.executable, "-c", WRAPPER, figures.name, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+        )
+        if done.returncode:
+            raise RuntimeError(f"{arguments} failed:\n{done.stdout.decode(errors='replace')[-2000:]}")
+        seconds, peak = map(float, figures.read().split())
+    return Run(seconds, peak / (1e6 if sys.platform == "darwin" else 1e3))
 
 
 class Bench:
