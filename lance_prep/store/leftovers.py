@@ -27,7 +27,8 @@ def remove_leftovers(uri: str, *, keep: Iterable[dict[str, Any]], overwritten: b
     """Remove data files that neither a version nor a fragment to keep names; returns their names.
 
     Only on a local disk, where the output's lock says that nobody else is writing: in an object store another build may
-    be, and its files look the same. There Lance's own cleanup removes them, when `lance-prep prune` removes a version, once they are seven days old.
+    be, and its files look the same. There Lance's own cleanup removes them, when `lance-prep prune` removes a version,
+    once they are seven days old.
 
     Args:
         keep: fragments that are about to be committed.
