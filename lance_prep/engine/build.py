@@ -22,7 +22,7 @@ from lance_prep.engine.shard import BuildJob, Worker
 from lance_prep.errors import OutputError, RowRejected, TokenizerError, UsageError
 from lance_prep.layout import document_affixes
 from lance_prep.ledger import Rejected, Tally
-from lance_prep.plan import Plan, make_plan
+from lance_prep.plan import make_plan
 from lance_prep.recipe import Recipe, default_output, load_recipe
 from lance_prep.store.files import is_local
 from lance_prep.store.leftovers import remove_leftovers, with_data
@@ -63,18 +63,6 @@ class RunOptions:
         """Absolute path, or URI, of the output."""
         output = str(self.output) if self.output is not None else default_output(source)
         return str(Path(output).absolute()) if is_local(output) else output.rstrip("/")
-
-
-def plan(source: str | Path | Recipe, *, storage_options: Mapping[str, str] | None = None, **overrides: Any) -> Plan:
-    """What `build` would do, from metadata alone: pinned files and shards.
-
-    Args:
-        source, overrides: as in `build`.
-
-    Raises:
-        RecipeError, SourceError: as in `build`.
-    """
-    return make_plan(load_recipe(source, overrides), storage_options=storage_options)
 
 
 def build(
