@@ -288,7 +288,11 @@ _TABLE: tuple[tuple[str, str, _Maker], ...] = (
     (
         _STD,
         "MemoryError",
-        _simple(LancePrepError, "{doing}: out of memory", "use fewer workers (--workers 1) or a smaller --batch-size"),
+        _simple(
+            LancePrepError,
+            "{doing}: out of memory",
+            "use --workers 1 or a smaller --shuffle-batch-size",
+        ),
     ),
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import lance
 
-from lance_prep.inspect import open_ours, verify
+from lance_prep.dataset import open_ours, verify
 
 PROGRAM = str(Path(sys.executable).with_name("lance-prep"))
 

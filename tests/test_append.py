@@ -15,9 +15,9 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
+from lance_prep.dataset import open_ours, verify
 from lance_prep.engine import Silent
 from lance_prep.errors import OutputExists, SourceChanged, UsageError
-from lance_prep.inspect import open_ours, verify
 from tests import tokenizers_made as made
 from tests.loopback_hub import LoopbackHub
 from tests.sources import parquet_bytes
@@ -26,7 +26,7 @@ from tests.sources import parquet_bytes
 @pytest.fixture
 def fields(tmp_path: Path) -> dict[str, Any]:
     tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
-    return {"tokenizer": tokenizer, "layout": "documents", "batch_size": 50, "shard_bytes": 2000}
+    return {"tokenizer": tokenizer, "layout": "documents", "shuffle_batch_size": 50, "shard_size": 2000}
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_an_unfinished_build_of_another_recipe_is_not_thrown_away(
     with pytest.raises(lance_prep.LancePrepError):
         lance_prep.build(folder, output=output, **fields)
     assert not (output / "_versions").exists()
-    assert list((output / "_lance_prep" / "builds").glob("*/shard-*.json"))
+    assert list((output / ".lance_prep" / "builds").glob("*/shard-*.json"))
     with pytest.raises(OutputExists, match="unfinished build by another recipe: seed was 1337, now 5"):
         lance_prep.build(folder, output=output, seed=5, **fields)
     (folder / "z.parquet").unlink()
@@ -189,12 +189,12 @@ def test_appended_rows_take_the_types_of_those_that_are_there(tmp_path: Path, fi
     (folder / "b.jsonl").write_text('{"title": "T1", "text": "X1"}\n')
     raw = {"layout": "raw", "shuffle": False}
     lance_prep.build(folder, output=tmp_path / "raw.lance", **raw)
-    lance_prep.build(folder, output=tmp_path / "kept.lance", columns=("title",), **fields)
+    lance_prep.build(folder, output=tmp_path / "kept.lance", keep_columns=("title",), **fields)
     # It comes first in the folder, with its keys in another order.
     (folder / "a.jsonl").write_text('{"text": "X2", "title": "T2"}\n')
     lance_prep.build(folder, output=tmp_path / "raw.lance", append=True, **raw)
     assert table(tmp_path / "raw.lance") == [{"title": "T1", "text": "X1"}, {"title": "T2", "text": "X2"}]
-    lance_prep.build(folder, output=tmp_path / "kept.lance", append=True, columns=("title",), **fields)
+    lance_prep.build(folder, output=tmp_path / "kept.lance", append=True, keep_columns=("title",), **fields)
     assert [row["title"] for row in table(tmp_path / "kept.lance")] == ["T1", "T2"]
     for name in ("raw", "kept"):
         assert verify(open_ours(tmp_path / f"{name}.lance")).problems == []

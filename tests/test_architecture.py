@@ -14,25 +14,23 @@ import lance_prep
 ROOT = Path(lance_prep.__file__).parent
 
 #: package -> packages and modules of ours that it may import, at the top of a module or inside a function
-BASE = {"errors", "ledger", "keyed", "memory", "background"}
+BASE = {"errors", "ledger", "keyed", "process"}
 MAY_IMPORT = {
     "errors": set(),
     "ledger": set(),
     "keyed": set(),
-    "memory": set(),
-    "background": set(),
-    "files": BASE,
+    "process": set(),
+    "fetch": BASE,
     "recipe": BASE,
-    "plan": BASE | {"files", "recipe"},
-    "source": BASE | {"files", "recipe", "plan"},
-    "tokenize": BASE | {"files", "recipe"},
-    "layout": BASE | {"recipe", "plan", "source", "tokenize"},
+    "plan": BASE | {"fetch", "recipe"},
+    "source": BASE | {"fetch", "recipe", "plan"},
+    "tokenizer": BASE | {"fetch", "recipe"},
+    "layout": BASE | {"recipe", "plan", "source", "tokenizer"},
     "store": BASE | {"recipe", "plan"},
-    "engine": BASE | {"recipe", "plan", "source", "tokenize", "layout", "store"},
-    "inspect": BASE | {"recipe", "plan", "source", "tokenize", "layout", "store"},
-    "history": BASE | {"store", "inspect"},
+    "engine": BASE | {"recipe", "plan", "source", "tokenizer", "layout", "store"},
+    "dataset": BASE | {"recipe", "plan", "source", "tokenizer", "layout", "store"},
     "train": {"errors", "store"},
-    "cli": BASE | {"recipe", "plan", "engine", "inspect", "history", "store"},
+    "cli": BASE | {"recipe", "plan", "engine", "dataset", "store"},
 }
 BUILD_SIDE = set(MAY_IMPORT) - {"train"}
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lance_prep
+from lance_prep.dataset import open_ours, verify
 from lance_prep.errors import LancePrepError, OutputExists, RowRejected, SourceChanged, TokenizerError, UsageError
-from lance_prep.inspect import open_ours, verify
 from tests import tokenizers_made as made
 
 WORDS = ["alpha", "beta gamma", "delta\nepsilon", "", "  ", "zeta\n\n eta", "naïve", "x" * 300]
@@ -53,7 +53,7 @@ def test_lines_equal_tokenizers_run_on_the_same_lines(tmp_path: Path, tokenizer:
     rows = texts(1000)
     source = write_parquet(tmp_path / "a.parquet", rows)
     report = lance_prep.build(
-        source, output=tmp_path / "o.lance", tokenizer=tokenizer, layout="lines", shuffle=False, batch_size=64
+        source, output=tmp_path / "o.lance", tokenizer=tokenizer, layout="lines", shuffle=False, shuffle_batch_size=64
     )
     want = made.reference_ids(made.byte_level(), lines_of(rows))
     assert rows_of(report.uri) == want
@@ -72,7 +72,7 @@ def test_lines_equal_tokenizers_run_on_the_same_lines(tmp_path: Path, tokenizer:
 
 def test_the_shuffle_keeps_rows_in_their_batch(tmp_path: Path, tokenizer: str) -> None:
     source = write_parquet(tmp_path / "a.parquet", [f"row number {i}" for i in range(1000)])
-    fields = {"tokenizer": tokenizer, "layout": "documents", "batch_size": 100}
+    fields = {"tokenizer": tokenizer, "layout": "documents", "shuffle_batch_size": 100}
     plain = rows_of(lance_prep.build(source, output=tmp_path / "p.lance", shuffle=False, **fields).uri)
     shuffled = rows_of(lance_prep.build(source, output=tmp_path / "s.lance", **fields).uri)
     other = rows_of(lance_prep.build(source, output=tmp_path / "t.lance", seed=1, **fields).uri)
@@ -89,7 +89,7 @@ def test_documents_carry_special_tokens_and_kept_columns(tmp_path: Path) -> None
     tokenizer = made.save(tmp_path / "tokenizer", made.with_template())
     rows = ["one", None, "two\nlines", "three"]
     source = write_parquet(tmp_path / "a.parquet", rows, lang=["en", "en", None, "zh"], n=[1, 2, 3, 4])
-    fields = {"tokenizer": tokenizer, "layout": "documents", "columns": ("n", "lang"), "shuffle": False}
+    fields = {"tokenizer": tokenizer, "layout": "documents", "keep_columns": ("n", "lang"), "shuffle": False}
     table = lance.dataset(lance_prep.build(source, output=tmp_path / "a.lance", **fields).uri).to_table()
     kept = [row for row in rows if row]
     assert table["input_ids"].to_pylist() == made.reference_ids(made.with_template(), kept)
@@ -112,7 +112,7 @@ def test_blocks(tmp_path: Path, packing: str) -> None:
         block_size=64,
         packing=packing,
         shuffle=False,
-        batch_size=50,
+        shuffle_batch_size=50,
     )
     kept = [row for row in rows if row and row.strip()]
     documents = [[4096, *ids, 0] for ids in made.reference_ids(made.with_template(), kept, add_special_tokens=False)]
@@ -179,7 +179,13 @@ def test_workers_do_not_change_the_result(tmp_path: Path, tokenizer: str, layout
     folder.mkdir()
     for i in range(5):
         write_parquet(folder / f"{i}.parquet", texts(400 + 50 * i))
-    fields = {"layout": layout, "tokenizer": tokenizer, "block_size": 32, "batch_size": 100, "shard_bytes": 20_000}
+    fields = {
+        "layout": layout,
+        "tokenizer": tokenizer,
+        "block_size": 32,
+        "shuffle_batch_size": 100,
+        "shard_size": 20_000,
+    }
     hashes = set()
     for workers in (1, 2, 4):
         report = lance_prep.build(folder, output=tmp_path / f"{workers}.lance", workers=workers, **fields)
@@ -196,7 +202,7 @@ def test_max_rows_are_the_first_of_all(tmp_path: Path, tokenizer: str, layout: s
     folder.mkdir()
     for i in range(4):
         (folder / f"{i}.jsonl.gz").write_bytes(gzip.compress(_jsonl(texts(150))))
-    fields = {"layout": layout, "tokenizer": tokenizer, "block_size": 16, "batch_size": 40, "shard_bytes": 1}
+    fields = {"layout": layout, "tokenizer": tokenizer, "block_size": 16, "shuffle_batch_size": 40, "shard_size": 1}
     everything = lance_prep.build(folder, output=tmp_path / "all.lance", **fields)
     want = lance.dataset(everything.uri).to_table().slice(0, max_rows)
     reports = [
@@ -315,7 +321,7 @@ def test_a_stream_that_is_not_read_to_its_end_ends_its_threads(tmp_path: Path, t
 
     source = write_parquet(tmp_path / "a.parquet", texts(20_000))
     before = threading.active_count()
-    reader = lance_prep.stream(source, tokenizer=tokenizer, batch_size=64)
+    reader = lance_prep.stream(source, tokenizer=tokenizer, shuffle_batch_size=64)
     reader.read_next_batch()
     reader.close()
     del reader
@@ -348,7 +354,7 @@ def test_any_text_any_batch(tmp_path: Path, tokenizer: str, rows: list[str | Non
     rows = [row.encode("utf-8", "ignore").decode() if row is not None else None for row in rows]
     pq.write_table(pa.table({"text": pa.array(rows, pa.string())}), tmp_path / "h.parquet", row_group_size=group)
     reader = lance_prep.stream(
-        tmp_path / "h.parquet", tokenizer=tokenizer, layout="lines", batch_size=batch, shuffle=False
+        tmp_path / "h.parquet", tokenizer=tokenizer, layout="lines", shuffle_batch_size=batch, shuffle=False
     )
     assert reader.read_all()["input_ids"].to_pylist() == made.reference_ids(made.byte_level(), lines_of(rows))
 

@@ -80,7 +80,7 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path, source: str, tokenizer: 
 
 def test_flags_override_a_recipe_file(tmp_path: Path, source: str, tokenizer: str) -> None:
     (tmp_path / "r.yaml").write_text(
-        f"source: a.parquet\ntokenizer: {tokenizer}\nlayout: lines\nseed: 1\ncolumns: [n]\n"
+        f"source: a.parquet\ntokenizer: {tokenizer}\nlayout: lines\nseed: 1\nkeep_columns: [n]\n"
     )
     assert run(["build", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "o.lance"), "--seed", "2", "--no-shuffle"]) == 0
     dataset = lance.dataset(str(tmp_path / "o.lance"))
@@ -121,8 +121,8 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path, name: str | None)
         (["build", "{tmp}/none.parquet"], "no such file", "Hub id"),
         (["build", "wikitxt"], "no such recipe or file: wikitxt", "did you mean wikitext"),
         (["build", "{tmp}/none.yaml"], "no such recipe file", "sample, wikitext"),
-        (["build", "{source}", "--column", "body"], "no column 'body'", "text"),
-        (["build", "{source}", "--columns", "n,lang", "--layout", "lines"], "'lang'", "n"),
+        (["build", "{source}", "--text-column", "body"], "no column 'body'", "text"),
+        (["build", "{source}", "--keep-columns", "n,lang", "--layout", "lines"], "'lang'", "n"),
         (["build", "{source}", "--filter", "lang = 'en'"], "'lang'", "n"),
         (["build", "{source}", "--tokenizer", "{source}"], "is not a tokenizer file", "tokenizer.json"),
         (["build", "{source}", "--tokenizer", "./none.json"], "no such tokenizer file", "tokenizer.json"),
@@ -169,7 +169,7 @@ def test_wrong_usage_is_exit_2(tmp_path: Path, arguments: list[str]) -> None:
     [
         (["--block-size", "1"], "--block-size: Input should be greater than or equal to 2 (given: 1)"),
         (["--max-rows", "-1"], "--max-rows"),
-        (["--columns", "n"], "cannot be kept in layout 'blocks'"),
+        (["--keep-columns", "n"], "cannot be kept in layout 'blocks'"),
     ],
 )
 def test_a_flag_that_is_wrong_is_exit_2(source: str, capsys: Any, flags: list[str], what: str) -> None:
@@ -235,7 +235,7 @@ def test_wikitext_from_a_hub(tmp_path: Path, hub: LoopbackHub) -> None:
     )
     sha = hub.add_dataset("Salesforce/wikitext", {"README.md": card, **files})
     hub.add_model("openai-community/gpt2", {"tokenizer.json": made.byte_level(), "tokenizer_config.json": b"{}"})
-    assert run(["build", "wikitext", "-o", str(tmp_path / "w.lance"), "--no-shuffle", "--max-rows", "0"]) == 0
+    assert run(["build", "wikitext", "-o", str(tmp_path / "w.lance"), "--no-shuffle", "--max-rows", "all"]) == 0
     dataset = lance.dataset(str(tmp_path / "w.lance"))
     lines = [line for row in rows for line in row.split("\n") if line.strip()] * 2
     assert dataset.to_table()["input_ids"].to_pylist() == made.reference_ids(made.byte_level(), lines)

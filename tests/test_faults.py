@@ -24,7 +24,7 @@ from lance_prep.errors import (
     OutputError,
     SourceChanged,
 )
-from lance_prep.files import retry
+from lance_prep.fetch import retry
 from lance_prep.plan import Plan
 from lance_prep.store.receipt import Receipt
 from tests import tokenizers_made as made
@@ -97,7 +97,7 @@ class Builder:
     def __init__(self, source: str, folder: Path, tokenizer: str) -> None:
         self.output = folder / "o.lance"
         self._source = source
-        self._fields: dict[str, Any] = {"tokenizer": tokenizer, "layout": "documents", "shard_bytes": 20_000}
+        self._fields: dict[str, Any] = {"tokenizer": tokenizer, "layout": "documents", "shard_size": 20_000}
         lance_prep.build("sample", output=self.output, max_rows=100)
         self._before = lance.dataset(str(self.output)).to_table()
         unharmed = self._build(folder / "unharmed.lance")
@@ -219,13 +219,13 @@ def test_a_local_file_that_changes_after_the_plan(builder: Builder, source: str,
     builder.ends_well()
 
 
-@pytest.mark.parametrize("part", ["", "data", "_lance_prep"])
+@pytest.mark.parametrize("part", ["", "data", ".lance_prep"])
 @pytest.mark.parametrize("after", [1, 4])
 def test_the_output_is_removed_under_the_build(
     source: str, tmp_path: Path, tokenizer: str, part: str, after: int
 ) -> None:
     output = tmp_path / "o.lance"
-    fields: dict[str, Any] = {"output": output, "tokenizer": tokenizer, "shard_bytes": 20_000}
+    fields: dict[str, Any] = {"output": output, "tokenizer": tokenizer, "shard_size": 20_000}
     whole = lance_prep.build(source, **{**fields, "output": tmp_path / "whole.lance"})
     meddler = Meddler(lambda: shutil.rmtree(output / part, ignore_errors=True), after=after)
     with pytest.raises(OutputError, match=r"o\.lance.* removed while it was being built") as caught:
@@ -291,7 +291,7 @@ def how_far(output: Path, shards: int) -> str:
     """How far a failed build over one version of one fragment came."""
     if len(lance.dataset(str(output)).versions()) > 1:
         return "after the commit"
-    builds = (output / "_lance_prep" / "builds").glob("*")
+    builds = (output / ".lance_prep" / "builds").glob("*")
     receipts = [p for build in builds if not (build / "committed.json").exists() for p in build.glob("shard-*")]
     if len(receipts) == shards:
         return "before the commit"
@@ -322,7 +322,7 @@ def test_a_clock_that_goes_backwards(builder: Builder, source: str, tmp_path: Pa
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True)
     backwards = {"LD_PRELOAD": str(library)}
     arguments = ["build", source, "-o", builder.output, "--overwrite", "--tokenizer", tokenizer, "--json"]
-    fields = ["--layout", "documents", "--shard-bytes", "20000"]
+    fields = ["--layout", "documents", "--shard-size", "20000"]
     report = report_of(start(*arguments, *fields, environment=backwards))
     assert (report["content_hash"], report["version"]) == (builder.content_hash, 2)
     assert report["seconds"] >= 0

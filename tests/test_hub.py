@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lance_prep.errors import AccessDenied, BadFile, HubUnreachable, LancePrepError, SourceNotFound, UsageError
-from lance_prep.files import retry
+from lance_prep.fetch import retry
 from lance_prep.ledger import Tally
 from lance_prep.source import read_shard
 from tests.loopback_hub import TOKEN, LoopbackHub
@@ -68,7 +68,7 @@ def test_a_single_column_file_takes_few_requests(hub: LoopbackHub) -> None:
 
 def test_row_groups_that_cannot_match_are_not_fetched(hub: LoopbackHub) -> None:
     hub.add_dataset(REPO, {"train.parquet": two_columns()})
-    plan = plan_of(REPO, filter="n between 450 and 460", columns=("image",))
+    plan = plan_of(REPO, filter="n between 450 and 460", keep_columns=("image",))
     hub.log.clear()
     batches, tally, _ = read_plan(plan)
     assert [row for batch in batches for row in batch.rows.tolist()] == list(range(450, 461))
@@ -80,7 +80,7 @@ def test_row_groups_that_cannot_match_are_not_fetched(hub: LoopbackHub) -> None:
 def test_a_giant_row_group_streams(hub: LoopbackHub) -> None:
     texts = [noise(3000, i).hex() for i in range(4000)]
     hub.add_dataset(REPO, {"x.parquet": parquet_bytes({"text": texts}, row_group_size=4000, compression="none")})
-    plan = plan_of(REPO, batch_size=10)
+    plan = plan_of(REPO, shuffle_batch_size=10)
     hub.log.clear()
     reader = read_shard(plan, plan.shards[0], Tally())
     first = next(reader)
@@ -194,7 +194,7 @@ def test_converted_branch(hub: LoopbackHub) -> None:
 
 def test_streaming_for_what_only_datasets_reads(hub: LoopbackHub) -> None:
     hub.add_dataset(REPO, {"train.fasta": b">one first\nACGT\n>two second\nTTGA\n"})
-    plan = plan_of(REPO, column="sequence")
+    plan = plan_of(REPO, text_column="sequence")
     assert plan.files[0].format == "streaming"
     assert [t for b in read_plan(plan)[0] for t in b.columns.column(0).to_pylist()] == ["ACGT", "TTGA"]
 
@@ -240,7 +240,7 @@ def test_a_stalled_answer_is_given_up(hub: LoopbackHub, monkeypatch: pytest.Monk
 def test_closing_early_ends_the_requests(hub: LoopbackHub) -> None:
     lines = b"".join(b'{"text": "%d %s"}\n' % (i, b"x" * 1000) for i in range(60_000))
     hub.add_dataset(REPO, {"train.jsonl": lines})
-    plan = plan_of(REPO, batch_size=8)
+    plan = plan_of(REPO, shuffle_batch_size=8)
     reader = read_shard(plan, plan.shards[0], Tally())
     next(reader)
     reader.close()  # type: ignore[attr-defined]
@@ -292,7 +292,7 @@ def in_another_process(code: str, **environment: str) -> str:
 
 def test_no_hub_at_all() -> None:
     said = in_another_process(
-        "import lance_prep.files.retry as r; r.BASE_SECONDS = 0.001; plan_of('owner/name')",
+        "import lance_prep.fetch.retry as r; r.BASE_SECONDS = 0.001; plan_of('owner/name')",
         HF_ENDPOINT="http://127.0.0.1:9",
     )
     assert said.startswith("HubUnreachable")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from lance_prep.cli.main import run
-from lance_prep.inspect import open_ours, verify
+from lance_prep.dataset import open_ours, verify
 from tests import tokenizers_made as made
 from tests.processes import check_whole, finish, report_of, start, wait_for, write_texts
 
@@ -64,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     assert run(["build", first, "-o", str(before), "--tokenizer", tokenizer, "--layout", "documents"]) == 0
     second = write_texts(root / "second", files=4, rows=800, seed=2)
     size = sum(path.stat().st_size for path in Path(second).iterdir())
-    shape = ["--shard-bytes", str(size // SHARDS), "--batch-size", "50", "--block-size", "64"]
+    shape = ["--shard-size", str(size // SHARDS), "--shuffle-batch-size", "50", "--block-size", "64"]
     arguments = [second, "--overwrite", "--tokenizer", tokenizer, *shape]
     report = report_of(start("build", *arguments, "-o", root / "whole.lance", "--json"))
     assert report["shards"] >= SHARDS
@@ -74,13 +74,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def aimed(output: Path, aim: str, draw: random.Random, process: subprocess.Popen[str]) -> str:
     """Wait for the instant at which to kill; returns which one it is."""
     data = len(list((output / "data").iterdir()))
-    builds = {path.name for path in (output / "_lance_prep" / "builds").iterdir()}
+    builds = {path.name for path in (output / ".lance_prep" / "builds").iterdir()}
     count = draw.randint(1, SHARDS)
 
     def receipts() -> int:
         return sum(
             len(list(path.glob("shard-*")))
-            for path in (output / "_lance_prep/builds").iterdir()
+            for path in (output / ".lance_prep/builds").iterdir()
             if path.name not in builds
         )
 

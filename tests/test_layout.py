@@ -14,7 +14,7 @@ from lance_prep.keyed import permutation
 from lance_prep.layout.bestfit import BestFitPacker, best_fit_decreasing
 from lance_prep.layout.blocks import Blocks, ConcatPacker
 from lance_prep.layout.texts import drop_blank, split_lines
-from lance_prep.tokenize import TokenLists
+from lance_prep.tokenizer import TokenLists
 
 Documents = list[list[int]]
 documents = st.lists(st.lists(st.integers(1, 999), min_size=1, max_size=40), max_size=30)

@@ -101,8 +101,8 @@ def test_lines_are_cut_by_bytes(tmp_path: Path) -> None:
 def test_text_column_is_found(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(parquet_bytes({"n": [1], "body": ["b"]}))
-    plan = plan_of(path, columns=("n",))
-    assert plan.recipe.column == "body"
+    plan = plan_of(path, keep_columns=("n",))
+    assert plan.recipe.text_column == "body"
     assert plan.schema == pa.schema([("body", pa.large_string()), ("n", pa.int64())])
 
 
@@ -110,7 +110,7 @@ def test_raw_takes_all_columns(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(parquet_bytes({"n": [1], "a": ["b"], "c": ["d"]}))
     assert plan_of(path, layout="raw").schema.names == ["n", "a", "c"]
-    assert plan_of(path, layout="raw", columns=("c", "n")).schema.names == ["n", "c"]
+    assert plan_of(path, layout="raw", keep_columns=("c", "n")).schema.names == ["n", "c"]
 
 
 def test_topics_need_no_files() -> None:
@@ -121,26 +121,36 @@ def test_topics_need_no_files() -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "said", "advice"),
     [
-        ({"column": "nope"}, ColumnNotFound, "no column 'nope'", "a (string), b (string), n (int64)"),
-        ({"columns": ("nope",)}, ColumnNotFound, "no column 'nope'", "a (string)"),
-        ({}, ColumnNotFound, "several columns hold text", "--column"),
-        ({"column": "n"}, ColumnNotFound, "int64, not text", "--column"),
+        ({"text_column": "nope"}, ColumnNotFound, "no column 'nope'", "a (string), b (string), n (int64)"),
+        ({"keep_columns": ("nope",)}, ColumnNotFound, "no column 'nope'", "a (string)"),
+        ({}, ColumnNotFound, "several columns hold text", "--text-column"),
+        ({"text_column": "n"}, ColumnNotFound, "int64, not text", "--text-column"),
         ({"template": "{{ nope }}"}, ColumnNotFound, "template uses it", "a (string)"),
         ({"template": "{{ a"}, UsageError, "not jinja2", "{{"),
-        ({"column": "a", "filter": "nope = 1"}, ColumnNotFound, "no column 'nope'", "a (string)"),
-        ({"column": "a", "filter": "a ="}, UsageError, "not an SQL condition", "BETWEEN"),
-        ({"column": "a", "filter": "length(a) > 3"}, UsageError, "not understood", "BETWEEN"),
-        ({"column": "a", "filter": "n % 2 = 0"}, UsageError, "'n % 2' is not understood", "over columns"),
-        ({"column": "a", "filter": "5 < length(a)"}, UsageError, "'LENGTH(a)' is not understood", "over columns"),
-        ({"column": "a", "filter": "lower(a) = 'x'"}, UsageError, "'LOWER(a)' is not understood", "over columns"),
-        ({"column": "a", "filter": "n = 99999999999999999999"}, UsageError, "so 99999999999999999999 can", "int64"),
-        ({"column": "a", "filter": "n in (-99999999999999999999)"}, UsageError, "so -99999999999999999999", "int64"),
-        ({"column": "a", "filter": "u8 > -1"}, UsageError, "is uint8, so -1 cannot", "from 0 to 255"),
-        ({"column": "a", "filter": "a = b"}, UsageError, "not understood", "literals"),
-        ({"column": "a", "filter": "n = 'x'"}, UsageError, "is int64", "quotes"),
-        ({"column": "a", "filter": "a = 3"}, UsageError, "is string", "quotes"),
-        ({"column": "a", "filter": "a = NULL"}, UsageError, "not understood", "IS NULL"),
-        ({"column": "a", "split": "train"}, UsageError, "--split", "leave"),
+        ({"text_column": "a", "filter": "nope = 1"}, ColumnNotFound, "no column 'nope'", "a (string)"),
+        ({"text_column": "a", "filter": "a ="}, UsageError, "not an SQL condition", "BETWEEN"),
+        ({"text_column": "a", "filter": "length(a) > 3"}, UsageError, "not understood", "BETWEEN"),
+        ({"text_column": "a", "filter": "n % 2 = 0"}, UsageError, "'n % 2' is not understood", "over columns"),
+        ({"text_column": "a", "filter": "5 < length(a)"}, UsageError, "'LENGTH(a)' is not understood", "over columns"),
+        ({"text_column": "a", "filter": "lower(a) = 'x'"}, UsageError, "'LOWER(a)' is not understood", "over columns"),
+        (
+            {"text_column": "a", "filter": "n = 99999999999999999999"},
+            UsageError,
+            "so 99999999999999999999 can",
+            "int64",
+        ),
+        (
+            {"text_column": "a", "filter": "n in (-99999999999999999999)"},
+            UsageError,
+            "so -99999999999999999999",
+            "int64",
+        ),
+        ({"text_column": "a", "filter": "u8 > -1"}, UsageError, "is uint8, so -1 cannot", "from 0 to 255"),
+        ({"text_column": "a", "filter": "a = b"}, UsageError, "not understood", "literals"),
+        ({"text_column": "a", "filter": "n = 'x'"}, UsageError, "is int64", "quotes"),
+        ({"text_column": "a", "filter": "a = 3"}, UsageError, "is string", "quotes"),
+        ({"text_column": "a", "filter": "a = NULL"}, UsageError, "not understood", "IS NULL"),
+        ({"text_column": "a", "split": "train"}, UsageError, "--split", "leave"),
     ],
 )
 def test_refused_fields(
@@ -286,10 +296,10 @@ def test_columns_that_cannot_be_written_are_refused(tmp_path: Path, name: str, k
     with pa.ipc.new_file(path, table.schema) as writer:
         writer.write_table(table)
     with pytest.raises(UsageError, match=said) as caught:
-        plan_of(path, columns=(name,))
+        plan_of(path, keep_columns=(name,))
     assert caught.value.advice
     assert plan_of(path).schema.names == ["text"]
-    assert plan_of(path, layout="raw", columns=("text",)).schema.names == ["text"]
+    assert plan_of(path, layout="raw", keep_columns=("text",)).schema.names == ["text"]
     if name in ("doc_id", "num_tokens"):  # no column of ours stands beside those of a record
         assert plan_of(path, layout="raw").schema.names == ["text", name]
         return
@@ -306,10 +316,10 @@ def test_a_name_that_two_columns_have_is_refused(tmp_path: Path) -> None:
             with pytest.raises(UsageError, match="2 columns named 'text'"):
                 plan_of(path, **fields)
     path = tmp_path / "x.parquet"
-    for fields in ({"columns": ("n",)}, {"filter": "n = 1"}):
+    for fields in ({"keep_columns": ("n",)}, {"filter": "n = 1"}):
         with pytest.raises(UsageError, match="2 columns named 'n'"):
-            plan_of(path, column="body", **fields)
-    assert read(path, column="body")[0] == ["c"]
+            plan_of(path, text_column="body", **fields)
+    assert read(path, text_column="body")[0] == ["c"]
 
 
 def test_a_template_without_columns_is_refused(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")
 
 import lance_prep  # noqa: E402
+from lance_prep.dataset import open_ours, verify  # noqa: E402
 from lance_prep.engine import RunOptions, Silent, run_build  # noqa: E402
 from lance_prep.errors import LancePrepError, OutputError, OutputLocked, SourceChanged, SourceNotFound  # noqa: E402
-from lance_prep.inspect import open_ours, verify  # noqa: E402
 from lance_prep.recipe import load_recipe  # noqa: E402
 from tests import tokenizers_made as made  # noqa: E402
 from tests.processes import finish, report_of, start, wait_for, write_texts  # noqa: E402
@@ -97,11 +97,11 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 URI = "s3://bucket/folder/x.lance"
-SHARDS = ["--shard-bytes", "40000", "--block-size", "64"]
+SHARDS = ["--shard-size", "40000", "--block-size", "64"]
 
 
 def test_by_environment_variables(by_environment: S3, texts: str, tokenizer: str, tmp_path: Path) -> None:
-    fields: dict[str, Any] = {"tokenizer": tokenizer, "shard_bytes": 40_000, "block_size": 64}
+    fields: dict[str, Any] = {"tokenizer": tokenizer, "shard_size": 40_000, "block_size": 64}
     local = lance_prep.build(texts, output=tmp_path / "x.lance", **fields)
     report = lance_prep.build(texts, output=URI, **fields)
     assert (report.status, report.version, report.uri) == ("built", 1, URI)
@@ -145,7 +145,7 @@ def test_as_a_source(by_environment: S3, tmp_path: Path, tokenizer: str, name: s
 
 def test_a_dataset_as_a_source(by_environment: S3, tmp_path: Path, texts: str, tokenizer: str) -> None:
     lance_prep.build(texts, output=URI, layout="raw", shuffle=False)
-    fields: dict[str, Any] = {"tokenizer": tokenizer, "layout": "documents", "shard_bytes": 10**9}
+    fields: dict[str, Any] = {"tokenizer": tokenizer, "layout": "documents", "shard_size": 10**9}
     report = lance_prep.build(URI, output=tmp_path / "x.lance", **fields)
     assert report.content_hash == lance_prep.build(texts, output=tmp_path / "y.lance", **fields).content_hash
 
@@ -158,12 +158,12 @@ def test_killed_and_run_again(by_environment: S3, texts: str, tokenizer: str, tm
     whole = report_of(start("build", texts, "-o", tmp_path / "x.lance", "--tokenizer", tokenizer, *SHARDS, "--json"))
     resumed = 0
     for number in range(3):
-        done = len(by_environment.names("bucket/folder/x.lance/_lance_prep"))
+        done = len(by_environment.names("bucket/folder/x.lance/.lance_prep"))
         process = start(*arguments, "--seed", number)
         count = draw.randint(2, whole["shards"] + 2)
         wait_for(
             lambda done=done, count=count: (
-                len(by_environment.names("bucket/folder/x.lance/_lance_prep")) >= done + count
+                len(by_environment.names("bucket/folder/x.lance/.lance_prep")) >= done + count
             ),
             process,
         )
@@ -180,7 +180,7 @@ def test_killed_and_run_again(by_environment: S3, texts: str, tokenizer: str, tm
             output=tmp_path / "u.lance",
             overwrite=True,
             tokenizer=tokenizer,
-            shard_bytes=40_000,
+            shard_size=40_000,
             block_size=64,
             seed=number,
         )
@@ -201,7 +201,7 @@ class Waiting(Silent):
 
 
 def test_two_at_once_are_resolved_by_the_commit(by_environment: S3, texts: str, tokenizer: str) -> None:
-    fields: dict[str, Any] = {"tokenizer": tokenizer, "shard_bytes": 40_000, "block_size": 64}
+    fields: dict[str, Any] = {"tokenizer": tokenizer, "shard_size": 40_000, "block_size": 64}
     other = Waiting(lambda: lance_prep.build(texts, output=URI, overwrite=True, **fields))
     recipe = load_recipe(texts, {**fields, "seed": 9})
     with pytest.raises(OutputLocked, match="since version 0") as caught:

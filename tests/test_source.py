@@ -151,7 +151,7 @@ def test_invalid_utf8_rows_are_rejected(tmp_path: Path) -> None:
     # the two halves of one character, in neighbouring rows: together they are UTF-8, alone they are not
     rows = {7: b"\xff", 500: b"a\xe2", 501: b"\x82\xac"}
     pq.write_table(pa.table({"text": bad_utf8(rows, 1000)}), tmp_path / "x.parquet", row_group_size=300)
-    texts, tally, rejected = read(tmp_path / "x.parquet", batch_size=64)
+    texts, tally, rejected = read(tmp_path / "x.parquet", shuffle_batch_size=64)
     assert len(texts) == 997
     assert [(r.position, r.data) for r in rejected] == list(rows.items())
     assert tally.ledger.reasons == {"invalid UTF-8": 3}
@@ -221,7 +221,9 @@ def test_batches_do_not_depend_on_row_groups(
     path = tmp_path_factory.mktemp("groups") / "x.parquet"
     columns = {"text": pa.array(texts, pa.string()), "n": list(range(len(texts)))}
     path.write_bytes(parquet_bytes(columns, row_group_size=row_group_size))
-    batches, tally, _ = read_plan(plan_of(path, batch_size=batch_size, columns=("n",), filter=f"n >= {threshold}"))
+    batches, tally, _ = read_plan(
+        plan_of(path, shuffle_batch_size=batch_size, keep_columns=("n",), filter=f"n >= {threshold}")
+    )
     kept = list(range(min(threshold, len(texts)), len(texts)))
     expected = [kept[at : at + batch_size] for at in range(0, len(kept), batch_size)]
     assert [batch.rows.tolist() for batch in batches] == expected
@@ -286,7 +288,7 @@ def test_filters_follow_sql(tmp_path: Path, where: str, keep: Any) -> None:
 def test_template(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"q": "why", "a": "so", "n": 0}\n{"q": null, "a": "x", "n": 1}\n')
     texts, _, rejected = read(
-        tmp_path / "x.jsonl", template="{{ q }}: {{ a }}{{ 1 / (1 - n) if n else '' }}", columns=("n",)
+        tmp_path / "x.jsonl", template="{{ q }}: {{ a }}{{ 1 / (1 - n) if n else '' }}", keep_columns=("n",)
     )
     assert texts == ["why: so"]
     assert [r.reason for r in rejected] == ["the template fails: ZeroDivisionError"]
@@ -316,7 +318,7 @@ def test_compressed_file_cut_short(tmp_path: Path, compression: str) -> None:
 
 def test_closing_ends_the_thread(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(jsonl(TEXTS * 50))
-    plan = plan_of(tmp_path / "x.jsonl", batch_size=16)
+    plan = plan_of(tmp_path / "x.jsonl", shuffle_batch_size=16)
     tally = Tally()
     reader = read_shard(plan, plan.shards[0], tally)
     next(reader)
@@ -349,7 +351,7 @@ def test_late_keys_are_not_lost_in_silence(tmp_path: Path, kind: str) -> None:
     assert reasons == [key, *lost]
     assert rows[1001:] == [{"text": "t", "s": None, "l": None}, {"text": "t", "s": {"a": 3}, "l": None}]
     # where columns are chosen, the others are left out on purpose, but not parts of those
-    for fields in ({"layout": "raw", "columns": ("s", "text")}, {"columns": ("s",)}):
+    for fields in ({"layout": "raw", "keep_columns": ("s", "text")}, {"keep_columns": ("s",)}):
         rows, reasons = rows_of(plan_of(path, **fields))
         assert reasons == lost[:1]
         assert len(rows) == 1005
@@ -361,7 +363,7 @@ def test_columns_of_several_types_hold_json_text(tmp_path: Path, kind: str) -> N
     ids = ['"x"', "1", "true", "null", '{"a": [1, "\u00e9"]}', "[]", "18446744073709551616"]
     path = json_file(tmp_path, [f'{{"text": "t", "id": {value}, "e": {{}}}}' for value in ids], kind)
     expected = ["x", "1", "true", None, '{"a": [1, "\u00e9"]}', "[]", "18446744073709551616"]
-    rows, reasons = rows_of(plan_of(path, columns=("id", "e")))
+    rows, reasons = rows_of(plan_of(path, keep_columns=("id", "e")))
     assert [row["id"] for row in rows] == expected
     assert {row["e"] for row in rows} == {"{}"}
     assert not reasons
@@ -370,14 +372,14 @@ def test_columns_of_several_types_hold_json_text(tmp_path: Path, kind: str) -> N
 
 def test_numbers_stand_in_text_as_they_were_written(tmp_path: Path) -> None:
     path = json_file(tmp_path, ['{"text": "t", "version": 1.10}', '{"text": "t", "version": "1.x"}'], "jsonl")
-    assert [row["version"] for row in rows_of(plan_of(path, columns=("version",)))[0]] == ["1.10", "1.x"]
+    assert [row["version"] for row in rows_of(plan_of(path, keep_columns=("version",)))[0]] == ["1.10", "1.x"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
 @pytest.mark.parametrize("numbers", [[1, 2**64 - 1], [2**63], [-1, 2**63], [2**64]])
 def test_large_integers(tmp_path: Path, kind: str, numbers: list[int]) -> None:
     path = json_file(tmp_path, [f'{{"text": "t", "n": {n}}}' for n in numbers], kind)
-    plan = plan_of(path, columns=("n",))
+    plan = plan_of(path, keep_columns=("n",))
     fit = min(numbers) >= 0 and max(numbers) < 2**64
     assert plan.schema.field("n").type == (pa.uint64() if fit else pa.string())
     rows, reasons = rows_of(plan)
@@ -395,7 +397,7 @@ def test_reasons_are_true(tmp_path: Path) -> None:
         '{"text": "f", "text": "g", "n": "x", "m": 5}',
     ]
     path = json_file(tmp_path, [*lines, '{"text": "h", "m": "x"}'], "jsonl")
-    texts, _, rejected = read(path, filter="n is null or n = '1'", columns=("m",))
+    texts, _, rejected = read(path, filter="n is null or n = '1'", keep_columns=("m",))
     assert texts == ["a", "e", "h"]
     assert [r.reason for r in rejected] == ["lone surrogate", "duplicate key", "duplicate key"]
     path = json_file(tmp_path, ['{"text": "a"}', '{"text": "\\ud800"}', '{"text": 1}', '{"\\ud800": 1}'], "json")

@@ -47,8 +47,8 @@ def stop(process: subprocess.Popen[str], number: signal.Signals) -> str:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_of_a_build(tmp_path: Path, texts: str, tokenizer: str, number: signal.Signals) -> None:
     output = tmp_path / "o.lance"
-    arguments = ["build", texts, "-o", output, "--tokenizer", tokenizer, "--shard-bytes", "50000", "--json"]
-    builds = output / "_lance_prep" / "builds"
+    arguments = ["build", texts, "-o", output, "--tokenizer", tokenizer, "--shard-size", "50000", "--json"]
+    builds = output / ".lance_prep" / "builds"
     process = start(*arguments)
     assert wait_for(lambda: any(builds.glob("*/shard-*")), process)
     stop(process, number)
@@ -78,9 +78,9 @@ def race(count: int, *arguments: object) -> list[tuple[int, str, str]]:
 
 def test_the_second_build_says_who_holds_the_output(tmp_path: Path, texts: str, tokenizer: str) -> None:
     output = tmp_path / "o.lance"
-    arguments = ["build", texts, "-o", output, "--tokenizer", tokenizer, "--shard-bytes", "20000", "--json"]
+    arguments = ["build", texts, "-o", output, "--tokenizer", tokenizer, "--shard-size", "20000", "--json"]
     first = start(*arguments)
-    assert wait_for(lambda: any((output / "_lance_prep" / "builds").glob("*/plan.json")), first)
+    assert wait_for(lambda: any((output / ".lance_prep" / "builds").glob("*/plan.json")), first)
     os.kill(first.pid, signal.SIGSTOP)  # so that it holds the output for as long as the second one takes
     try:
         code, out, err = finish(start(*arguments))
@@ -95,9 +95,9 @@ def test_the_second_build_says_who_holds_the_output(tmp_path: Path, texts: str, 
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path, texts: str, tokenizer: str) -> None:
     output = tmp_path / "o.lance"
-    arguments = ["build", texts, "-o", output, "--tokenizer", tokenizer, "--shard-bytes", "20000", "--json"]
+    arguments = ["build", texts, "-o", output, "--tokenizer", tokenizer, "--shard-size", "20000", "--json"]
     first = start(*arguments)
-    lock = output / "_lance_prep" / "lock"
+    lock = output / ".lance_prep" / "lock"
     assert wait_for(lambda: lock.exists() and str(first.pid) in lock.read_text(), first)
     first.kill()
     finish(first)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from lance_prep.errors import TokenizerError
 from lance_prep.recipe import Recipe
-from lance_prep.tokenize import CheckedEncoder, ReferenceEncoder, TokenLists, load_tokenizer, make_encoder
-from lance_prep.tokenize.load import describe
+from lance_prep.tokenizer import CheckedEncoder, ReferenceEncoder, TokenLists, load_tokenizer, make_encoder
+from lance_prep.tokenizer.spec import describe
 from tests import tokenizers_made as made
 
 

@@ -18,7 +18,7 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
-from lance_prep.inspect import SourceCheck, Verification, open_ours, verify_dataset
+from lance_prep.dataset import SourceCheck, Verification, open_ours, verify_dataset
 from lance_prep.store.lance_io import commit, file_version, write_fragment
 from lance_prep.store.receipt import Receipt
 from tests import tokenizers_made as made
@@ -28,12 +28,12 @@ KINDS = {
     "data": "data/*.lance",
     "manifest": "_versions/*.manifest",
     "transaction": "_transactions/*.txn",
-    "seal": "_lance_prep/seals/1.json",
-    "receipt": "_lance_prep/builds/*/shard-000001.json",
-    "plan": "_lance_prep/builds/*/plan.json",
-    "committed": "_lance_prep/builds/*/committed.json",
-    "the build's tokenizer": "_lance_prep/builds/*/tokenizer.json",
-    "tokenizer": "_lance_prep/tokenizer.json",
+    "seal": ".lance_prep/seals/1.json",
+    "receipt": ".lance_prep/builds/*/shard-000001.json",
+    "plan": ".lance_prep/builds/*/plan.json",
+    "committed": ".lance_prep/builds/*/committed.json",
+    "the build's tokenizer": ".lance_prep/builds/*/tokenizer.json",
+    "tokenizer": ".lance_prep/tokenizer.json",
 }
 
 
@@ -46,12 +46,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pa.table({"text": texts, "n": range(900)})
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}  # each text stands in it once
     pq.write_table(table, home / "a.parquet", row_group_size=300, **plain)
-    build(home, "whole", layout="lines", columns=("n",))
+    build(home, "whole", layout="lines", keep_columns=("n",))
     return home
 
 
 def build(home: Path, name: str, **fields: Any) -> str:
-    given = {"tokenizer": str(home / "tokenizer"), "shard_bytes": 9000, "batch_size": 100, "block_size": 32, **fields}
+    given = {
+        "tokenizer": str(home / "tokenizer"),
+        "shard_size": 9000,
+        "shuffle_batch_size": 100,
+        "block_size": 32,
+        **fields,
+    }
     report = lance_prep.build(home / "a.parquet", output=home / f"{name}.lance", **given)
     assert report.shards == 3
     return report.uri
@@ -212,8 +218,8 @@ def test_padding_that_is_no_padding(home: Path) -> None:
 
 
 LAYOUTS = {
-    "lines": {"layout": "lines", "columns": ("n",)},
-    "documents": {"layout": "documents", "columns": ("n",)},
+    "lines": {"layout": "lines", "keep_columns": ("n",)},
+    "documents": {"layout": "documents", "keep_columns": ("n",)},
     "concat": {"layout": "blocks"},
     "best-fit": {"layout": "blocks", "packing": "best-fit"},
     "raw": {"layout": "raw"},

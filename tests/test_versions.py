@@ -15,9 +15,18 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
+from lance_prep.dataset import (
+    compact,
+    delete_tag,
+    diff_versions,
+    list_versions,
+    open_ours,
+    prune,
+    restore,
+    tag,
+    verify_dataset,
+)
 from lance_prep.errors import DatasetError, LancePrepError, OutputLocked, UsageError
-from lance_prep.history import compact, delete_tag, prune, restore, tag
-from lance_prep.inspect import diff_versions, list_versions, open_ours, verify_dataset
 from lance_prep.store.lock import output_lock
 from tests import tokenizers_made as made
 
@@ -40,7 +49,7 @@ def write(path: Path, rows: range) -> None:
 
 def build(folder: Path, tmp_path: Path, **fields: Any) -> lance_prep.BuildReport:
     tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
-    given = {"layout": "lines", "tokenizer": tokenizer, "shard_bytes": 4000, **fields}
+    given = {"layout": "lines", "tokenizer": tokenizer, "shard_size": 4000, **fields}
     return lance_prep.build(folder, output=tmp_path / "o.lance", **given)
 
 
@@ -241,7 +250,7 @@ def test_prune_leaves_what_an_unfinished_build_has_written(tmp_path: Path, folde
     for path in pending:
         os.utime(path, (1e9, 1e9))  # as if it had been there for years
     assert prune(uri, NOW).removed == (1,)
-    receipts = [json.loads(path.read_bytes()) for path in Path(uri).glob("_lance_prep/builds/*/shard-*.json")]
+    receipts = [json.loads(path.read_bytes()) for path in Path(uri).glob(".lance_prep/builds/*/shard-*.json")]
     named = {file["path"] for receipt in receipts for file in receipt["fragment"]["files"]}
     assert {path.name for path in pending} & named <= {path.name for path in Path(uri, "data").iterdir()}
     assert {path.name for path in pending} & named

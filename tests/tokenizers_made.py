@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-from lance_prep.tokenize.sample import train_sample_tokenizer
+from lance_prep.tokenizer.sample import train_sample_tokenizer
 
 TEXTS = [
     "",

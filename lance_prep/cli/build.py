@@ -8,6 +8,8 @@ import typing
 from typing import Any
 
 import click
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
 
 from lance_prep.cli.options import json_option, storage_option
 from lance_prep.recipe import Recipe, builtin_recipes, default_output, load_recipe
@@ -21,9 +23,9 @@ owner/name, an hf:// or s3:// URL, or a local file, a folder or a glob
 Examples:
   lance-prep build sample
   lance-prep build wikitext                     (the first 500,000 lines)
-  lance-prep build wikitext --max-rows 0        (all of it)
+  lance-prep build wikitext --max-rows all      (all of it)
   lance-prep build HuggingFaceFW/fineweb --config sample-10BT --layout blocks --block-size 2048
-  lance-prep build 'logs/*.jsonl.zst' --column message --columns id,time --layout documents
+  lance-prep build 'logs/*.jsonl.zst' --text-column message --keep-columns id,time --layout documents
   lance-prep build data.parquet --filter "lang = 'en'" --tokenizer ./tokenizer.json -o en.lance
   lance-prep build my-recipe.yaml --dry-run
 """
@@ -33,25 +35,29 @@ def _recipe_options(function: Any) -> Any:
     """One option for each field of the recipe, so that flags override any of them."""
     for name, field in reversed(Recipe.model_fields.items()):
         if name != "source":
-            function = _option(name, field.annotation, field.default, field.description or "")(function)
+            function = _option(name, field)(function)
     return function
 
 
-def _option(name: str, annotation: Any, default: Any, description: str) -> Any:
-    flag = "--" + name.replace("_", "-")
-    kinds = [kind for kind in _flat(annotation) if kind is not type(None)]
+def _option(name: str, field: FieldInfo) -> Any:
+    flag, default, description = "--" + name.replace("_", "-"), field.default, field.description or ""
+    kinds = [kind for kind in _flat(field.annotation) if kind is not type(None)]
     shown = "" if default in (None, ()) or "[default" in description else f"  [default: {_plain(default)}]"
-    if name == "columns":
+    if name == "keep_columns":
         return click.option(flag, metavar="A,B,...", callback=_split, default=None, help=description)
     if bool in kinds:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=description + shown)
     choices = [value for kind in kinds for value in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal]
     if choices:
         return click.option(flag, type=click.Choice(choices), default=None, help=description + shown)
-    return click.option(flag, type=int if int in kinds else str, default=None, help=description + shown)
+    # A field that parses text itself ("128MiB", "all") is handed the text.
+    number = int in kinds and not any(isinstance(each, BeforeValidator) for each in field.metadata)
+    return click.option(flag, type=int if number else str, default=None, help=description + shown)
 
 
 def _flat(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _flat(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [kind for part in typing.get_args(annotation) for kind in _flat(part)]
     return [annotation]

@@ -33,7 +33,7 @@ stay too, for the versions that have them, until `prune` removes those.
 @json_option
 def command(uri: str, target_mb: int, storage_options: dict[str, str] | None, as_json: bool) -> None:
     from lance_prep.cli.counter import count_rows
-    from lance_prep.history import compact
+    from lance_prep.dataset import compact
 
     done = compact(uri, target_bytes=target_mb << 20, storage_options=storage_options, on_rows=count_rows("copied"))
     if as_json:

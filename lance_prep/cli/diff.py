@@ -10,7 +10,7 @@ import click
 from lance_prep.cli.options import json_option, storage_option
 
 if TYPE_CHECKING:
-    from lance_prep.inspect import Difference
+    from lance_prep.dataset import Difference
 
 EXAMPLES = """\b
 Examples:
@@ -26,7 +26,7 @@ Examples:
 @storage_option
 @json_option
 def command(uri: str, old: str, new: str, storage_options: dict[str, str] | None, as_json: bool) -> None:
-    from lance_prep.inspect import diff_versions
+    from lance_prep.dataset import diff_versions
 
     found = diff_versions(uri, old, new, storage_options)
     click.echo(json.dumps(found.as_json(), indent=2) if as_json else _text(found))

@@ -10,14 +10,14 @@ import click
 from lance_prep.cli.options import dataset_options, json_option
 
 if TYPE_CHECKING:
-    from lance_prep.inspect import Opened
+    from lance_prep.dataset import Opened
 
 
 @click.command("info", help="What a dataset is, and what it was made of.")
 @dataset_options
 @json_option
 def command(uri: str, version: str | None, storage_options: dict[str, str] | None, as_json: bool) -> None:
-    from lance_prep.inspect import open_ours
+    from lance_prep.dataset import open_ours
 
     opened = open_ours(uri, version, storage_options)
     if as_json:
@@ -43,7 +43,7 @@ def _text(opened: Opened) -> str:
         ("layout", layout + (f", {data['dtype']}" if data["dtype"] else "")),
         (
             "order",
-            f"shuffled in batches of {recipe['batch_size']:,}, seed {data['seed']}"
+            f"shuffled in batches of {recipe['shuffle_batch_size']:,}, seed {data['seed']}"
             if recipe["shuffle"]
             else "as in the source",
         ),

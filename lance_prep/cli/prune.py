@@ -43,7 +43,7 @@ def _span(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
 def command(
     uri: str, older_than: timedelta, dry_run: bool, storage_options: dict[str, str] | None, as_json: bool
 ) -> None:
-    from lance_prep.history import prune
+    from lance_prep.dataset import prune
 
     done = prune(uri, older_than, dry_run=dry_run, storage_options=storage_options)
     if as_json:

@@ -26,7 +26,7 @@ stay readable.
 @storage_option
 @json_option
 def command(uri: str, version: str, storage_options: dict[str, str] | None, as_json: bool) -> None:
-    from lance_prep.history import restore
+    from lance_prep.dataset import restore
 
     done = restore(uri, version, storage_options=storage_options)
     if as_json:

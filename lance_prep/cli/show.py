@@ -38,7 +38,7 @@ def command(
     width: int,
     as_json: bool,
 ) -> None:
-    from lance_prep.inspect import open_ours, show_rows
+    from lance_prep.dataset import open_ours, show_rows
 
     opened = open_ours(uri, version, storage_options)
     for shown in show_rows(opened, rows or range(min(first, opened.dataset.count_rows()))):

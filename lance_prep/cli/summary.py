@@ -88,8 +88,8 @@ def plan_text(plan: Plan) -> str:
         ("files", f"{len(plan.files)}, {size(sum(file.size for file in plan.files))}"),
         ("shards", f"{len(plan.shards)}"),
         ("rows", f"{plan.rows:,}" if plan.rows is not None else "not known before they are read"),
-        ("column", recipe.column or ("template" if recipe.template else "-")),
-        *([("columns kept", ", ".join(recipe.columns))] if recipe.columns else []),
+        ("column", recipe.text_column or ("template" if recipe.template else "-")),
+        *([("columns kept", ", ".join(recipe.keep_columns))] if recipe.keep_columns else []),
         *([("filter", recipe.filter)] if recipe.filter else []),
         (
             "layout",
@@ -98,7 +98,7 @@ def plan_text(plan: Plan) -> str:
         *([("tokenizer", recipe.tokenizer or "-")] if recipe.layout != "raw" else []),
         (
             "order",
-            f"batches of {recipe.batch_size:,} rows shuffled, seed {recipe.seed}"
+            f"batches of {recipe.shuffle_batch_size:,} rows shuffled, seed {recipe.seed}"
             if recipe.shuffle
             else "as in the source",
         ),

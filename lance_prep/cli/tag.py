@@ -40,7 +40,7 @@ def command(
 ) -> None:
     if delete and (version is not None or force):
         raise click.UsageError("--delete takes no VERSION and no --force: a tag points to one version only")
-    from lance_prep.history import delete_tag, tag
+    from lance_prep.dataset import delete_tag, tag
 
     if delete:
         done = delete_tag(uri, name, storage_options=storage_options)

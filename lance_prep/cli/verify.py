@@ -53,7 +53,7 @@ def command(
     as_json: bool,
 ) -> None:
     from lance_prep.cli.counter import count_rows
-    from lance_prep.inspect import Listener, SourceCheck, verify_dataset
+    from lance_prep.dataset import Listener, SourceCheck, verify_dataset
 
     found = verify_dataset(
         uri,

@@ -10,7 +10,7 @@ import click
 from lance_prep.cli.options import json_option, storage_option
 
 if TYPE_CHECKING:
-    from lance_prep.inspect import Version
+    from lance_prep.dataset import Version
 
 EXAMPLES = """\b
 Examples:
@@ -28,7 +28,7 @@ FILES_SHOWN = 3
 @storage_option
 @json_option
 def command(uri: str, all_files: bool, storage_options: dict[str, str] | None, as_json: bool) -> None:
-    from lance_prep.inspect import list_versions
+    from lance_prep.dataset import list_versions
 
     versions = list_versions(uri, storage_options)
     if as_json:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.background import read_ahead
 from lance_prep.engine.finish import commit_build, unchanged_report
 from lance_prep.engine.local import default_workers, run_local
 from lance_prep.engine.output import Decision, check_folder, decide
@@ -23,12 +22,13 @@ from lance_prep.errors import OutputError, RowRejected, TokenizerError, UsageErr
 from lance_prep.layout import document_affixes
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.plan import make_plan
+from lance_prep.process import read_ahead
 from lance_prep.recipe import Recipe, default_output, load_recipe
 from lance_prep.store.files import is_local
 from lance_prep.store.leftovers import remove_leftovers, with_data
 from lance_prep.store.lock import OutputLock, output_lock
 from lance_prep.store.receipt import Journal, build_key, unfinished_builds
-from lance_prep.tokenize import BackendDisagrees, TokenizerSpec, load_tokenizer
+from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
 
 READ_AHEAD_BATCHES = 2
 

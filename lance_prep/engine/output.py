@@ -69,7 +69,8 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool) -> Decision:
     changes = compare(existing.metadata["source"]["files"], job.plan)
     if not changes or (append and not changes.new and not changes.changed):
         return Decision(None, existing)
-    if append and 0 < job.plan.recipe.max_rows <= existing.metadata["rows"]:
+    limit = job.plan.recipe.max_rows
+    if append and limit is not None and limit <= existing.metadata["rows"]:
         return Decision(None, existing)
     if not append or changes.changed:
         raise SourceChanged(f"the source of {job.uri} has changed: {changes}", OVERWRITE if changes.changed else APPEND)

@@ -9,20 +9,19 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from lance_prep.background import read_ahead
 from lance_prep.engine.progress import Progress, Silent
 from lance_prep.engine.quarantine import Quarantine
 from lance_prep.errors import Interrupted
 from lance_prep.layout import LayoutJob, lay_out, row_schema
 from lance_prep.ledger import Tally
-from lance_prep.memory import trim
 from lance_prep.plan import Plan, Shard
+from lance_prep.process import read_ahead, trim
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.files import Files, files_of
 from lance_prep.store.lance_io import file_version, write_fragment
 from lance_prep.store.receipt import Journal, Receipt
-from lance_prep.tokenize import (
+from lance_prep.tokenizer import (
     BackendDisagrees,
     CheckedEncoder,
     Encoder,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lance_prep.layout.blocks import Blocks
 from lance_prep.layout.model import DocIds, Indices
-from lance_prep.tokenize import TokenLists
+from lance_prep.tokenizer import TokenLists
 
 
 class BestFitPacker:

@@ -19,7 +19,7 @@ from lance_prep.errors import TokenizerError
 from lance_prep.layout.model import DocIds, Indices, LayoutJob, SourceBatch
 from lance_prep.layout.texts import drop_blank, without_nulls
 from lance_prep.layout.together import encode_together
-from lance_prep.tokenize import TokenizerSpec, TokenLists
+from lance_prep.tokenizer import TokenizerSpec, TokenLists
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from lance_prep.ledger import Tally
 from lance_prep.plan import Plan
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
-from lance_prep.tokenize import Encoder, SpecialTokenGuard, TokenizerSpec, TokenLists
+from lance_prep.tokenizer import Encoder, SpecialTokenGuard, TokenizerSpec, TokenLists
 
 Indices = npt.NDArray[np.int64]
 DocIds = npt.NDArray[np.uint64]

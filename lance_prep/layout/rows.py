@@ -10,7 +10,7 @@ import pyarrow as pa
 from lance_prep.layout.model import Indices, LayoutJob, SourceBatch
 from lance_prep.layout.texts import drop_blank, split_lines, without_nulls
 from lance_prep.layout.together import encode_together
-from lance_prep.tokenize import TokenLists
+from lance_prep.tokenizer import TokenLists
 
 
 def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from lance_prep.layout.model import LayoutJob
-from lance_prep.tokenize import TokenLists
+from lance_prep.tokenizer import TokenLists
 
 T = TypeVar("T")
 

@@ -57,17 +57,17 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
         UsageError: a filter or template that is none, a name that stands for two columns, or a column that cannot be
             written.
     """
-    for name in (*recipe.columns, *([recipe.column] if recipe.column else [])):
+    for name in (*recipe.keep_columns, *([recipe.text_column] if recipe.text_column else [])):
         _require(name, schema, "")
     filtered = compile_where(recipe.filter, schema).columns if recipe.filter else ()
     if recipe.layout == "raw":
-        named = {*recipe.columns, *([recipe.column] if recipe.column else [])}
-        out = pa.schema([f for f in schema if f.name in named]) if recipe.columns else schema
+        named = {*recipe.keep_columns, *([recipe.text_column] if recipe.text_column else [])}
+        out = pa.schema([f for f in schema if f.name in named]) if recipe.keep_columns else schema
         if not out.names:
             raise ColumnNotFound("the source has no columns", "name a source with something in it")
         for name in out.names:
             _require_one(name, schema)
-        _check_written(out, "name the columns to keep with --columns, without it")
+        _check_written(out, "name the columns to keep with --keep-columns, without it")
         return Columns(recipe, _subset(schema, [*out.names, *filtered]), out)
     if recipe.template is not None:
         names = template_columns(recipe.template)
@@ -78,23 +78,23 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
             )
         for name in names:
             _require(name, schema, "the template uses it: ")
-        text, read = "text", [*names, *recipe.columns, *filtered]
-        if text in recipe.columns:
+        text, read = "text", [*names, *recipe.keep_columns, *filtered]
+        if text in recipe.keep_columns:
             raise UsageError(
-                "the template's column is called text, and --columns keeps another of that name", "leave it out"
+                "the template's column is called text, and --keep-columns keeps another of that name", "leave it out"
             )
     else:
-        text = recipe.column or _text_column(schema)
+        text = recipe.text_column or _text_column(schema)
         _require_one(text, schema)
         _require_text(schema.field(text), schema)
-        recipe = recipe.model_copy(update={"column": text})
-        read = [text, *recipe.columns, *filtered]
-    kept = [schema.field(name) for name in dict.fromkeys(recipe.columns) if name != text or recipe.template]
+        recipe = recipe.model_copy(update={"text_column": text})
+        read = [text, *recipe.keep_columns, *filtered]
+    kept = [schema.field(name) for name in dict.fromkeys(recipe.keep_columns) if name != text or recipe.template]
     for field in kept:
         if field.name in ROW_COLUMNS:
-            said = f"--columns keeps {field.name!r}, and lance-prep writes a column of that name itself"
+            said = f"--keep-columns keeps {field.name!r}, and lance-prep writes a column of that name itself"
             raise UsageError(said, "leave it out, or rename it in the source; layout 'raw' keeps any name")
-    _check_written(kept, "leave it out of --columns, or rename it in the source")
+    _check_written(kept, "leave it out of --keep-columns, or rename it in the source")
     out = pa.schema([pa.field(text, pa.large_string()), *kept])
     return Columns(recipe, _subset(schema, read), out)
 
@@ -153,7 +153,7 @@ def _require_text(field: pa.Field, schema: pa.Schema) -> None:
     kind = field.type
     if not (is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         said = f"column {field.name!r} is {kind}, not text"
-        raise ColumnNotFound(said, f"name another with --column, or make the text with --template: {describe(schema)}")
+        raise ColumnNotFound(said, f"choose another --text-column or use --template: {describe(schema)}")
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -167,7 +167,9 @@ def _text_column(schema: pa.Schema) -> str:
     if len(strings) == 1:
         return strings[0]
     found = "several columns hold text" if strings else "no column holds text"
-    raise ColumnNotFound(f"no column 'text' in the source, and {found}", f"name it with --column: {describe(schema)}")
+    raise ColumnNotFound(
+        f"no column 'text' in the source, and {found}", f"name it with --text-column: {describe(schema)}"
+    )
 
 
 def template_columns(template: str) -> list[str]:

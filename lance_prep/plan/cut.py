@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from lance_prep.errors import ColumnNotFound, UsageError
-from lance_prep.files import read_footer
+from lance_prep.fetch import read_footer
 from lance_prep.plan.model import LEAST_SHARD_BYTES, SHARD_BYTES, SHARDS_AT_LEAST, Part, Shard, SourceFile
 from lance_prep.plan.peek import plain_type
 from lance_prep.plan.where import describe

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import SourceNotFound, UsageError, translate
-from lance_prep.files import fsspec_of, identity_of
+from lance_prep.fetch import fsspec_of, identity_of
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
 from lance_prep.plan.model import PinnedSource, SourceFile
 from lance_prep.recipe import Recipe
@@ -88,7 +88,7 @@ def _without_ours(names: list[str], root: Path) -> list[str]:
 
 
 def _in_ours(path: Path) -> bool:
-    return any((folder / "_lance_prep").is_dir() for folder in (path, *path.parents))
+    return any((folder / ".lance_prep").is_dir() for folder in (path, *path.parents))
 
 
 def is_lance(path: Path) -> bool:

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate
-from lance_prep.files import HubPath, Retries, hub_api, parse_hub_url
-from lance_prep.files.retry import FIRST_ATTEMPTS
+from lance_prep.fetch import HubPath, Retries, hub_api, parse_hub_url
+from lance_prep.fetch.retry import FIRST_ATTEMPTS
 from lance_prep.plan.discover import Found, is_glob
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
 from lance_prep.plan.model import PinnedSource, SourceFile

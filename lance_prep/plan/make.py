@@ -9,7 +9,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from lance_prep.errors import BadFile, translate
-from lance_prep.files import HubPath, parse_hub_url
+from lance_prep.fetch import HubPath, parse_hub_url
 from lance_prep.plan.columns import resolve_columns
 from lance_prep.plan.cut import cut_shards
 from lance_prep.plan.discover import Found, check_no_hub_options, find_local, find_remote, looks_like_hub_id, not_found
@@ -45,7 +45,7 @@ def restrict(
     plan: Plan, files: tuple[SourceFile, ...], *, first_shard: int, storage_options: Mapping[str, str] | None = None
 ) -> Plan:
     """The plan for some of its files alone, its shards numbered from `first_shard`: what an append reads."""
-    shards = cut_shards(files, plan.read_schema, storage_options, plan.recipe.shard_bytes)
+    shards = cut_shards(files, plan.read_schema, storage_options, plan.recipe.shard_size)
     numbered = tuple(replace(shard, index=first_shard + shard.index) for shard in shards)
     return replace(plan, files=files, shards=numbered)
 
@@ -60,11 +60,11 @@ def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
             raise BadFile(f"{recipe.source}: empty", "name a source with something in it")
         schema = peek_schema(first, options)
         if first.format == "csv":  # whatever the first rows look like: a column that is asked for as text is text
-            text = pa.field(recipe.column or "text", pa.string())
+            text = pa.field(recipe.text_column or "text", pa.string())
             schema = pa.schema([text if field.name == text.name else field for field in schema])
     columns = resolve_columns(recipe, schema)
     resolved = columns.recipe.model_copy(update={"split": found.source.split})
-    shards = cut_shards(found.files, columns.read, options, recipe.shard_bytes)
+    shards = cut_shards(found.files, columns.read, options, recipe.shard_size)
     return Plan(resolved, found.source, found.files, shards, columns.out, columns.read)
 
 

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from lance_prep.errors import BadFile, translate
-from lance_prep.files import Prefetch, RangeFile, is_local, open_ranges, open_stream, read_footer
-from lance_prep.files.retry import Retries
-from lance_prep.files.values import iter_values
+from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, open_stream, read_footer
+from lance_prep.fetch.retry import Retries
+from lance_prep.fetch.values import iter_values
 from lance_prep.plan.model import SourceFile
 
 SAMPLE_BYTES = 1 << 20

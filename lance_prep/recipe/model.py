@@ -6,9 +6,10 @@ is. So the hash of a recipe, with the pinned source and the tokenizer, names the
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Layout = Literal["lines", "documents", "blocks", "raw"]
 Packing = Literal["concat", "best-fit"]
@@ -16,6 +17,36 @@ Backend = Literal["auto", "gigatoken", "tokenizers"]
 SpecialTokens = Literal["text", "parse", "error"]
 
 DEFAULT_TOKENIZER = "openai-community/gpt2"
+
+_UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 1 << 10,
+    "MI": 1 << 20,
+    "GI": 1 << 30,
+    "TI": 1 << 40,
+}
+
+
+def parse_size(value: Any) -> Any:
+    """Return a size in bytes from text such as "128MiB" or "2GB"; return anything that is not text unchanged.
+
+    Raises:
+        ValueError: the text is not a number with an optional unit.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", value.strip().upper())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError("not a valid size; write a number of bytes, or one with a unit such as 128MiB or 2GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _parse_max_rows(value: Any) -> Any:
+    return None if value == "all" else value
 
 
 class Recipe(BaseModel):
@@ -30,8 +61,8 @@ class Recipe(BaseModel):
     config: str | None = Field(None, description="configuration (subset) of a Hub dataset")
     split: str | None = Field(None, description="split of a Hub dataset [default: train, or the only one]")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset [default: main]")
-    column: str | None = Field(None, description="column with the text [default: text, or the only string column]")
-    columns: tuple[str, ...] = Field((), description="further columns to keep")
+    text_column: str | None = Field(None, description="column with the text [default: text, or the only string column]")
+    keep_columns: tuple[str, ...] = Field((), description="further columns to keep")
     filter: str | None = Field(None, description="SQL condition on the source's columns, such as \"lang = 'en'\"")
     template: str | None = Field(None, description="jinja2 template that makes the text of a record from its columns")
 
@@ -54,24 +85,32 @@ class Recipe(BaseModel):
     block_size: Annotated[int, Field(ge=2, le=1 << 24, description="tokens in a block")] = 1024
     packing: Packing = Field("concat", description="concat cuts the stream; best-fit keeps documents whole")
 
-    batch_size: Annotated[int, Field(ge=1, le=1 << 20, description="source rows that are shuffled together")] = 8192
+    shuffle_batch_size: Annotated[
+        int, Field(ge=1, le=1 << 20, description="source rows that are shuffled together")
+    ] = 8192
     shuffle: bool = Field(True, description="shuffle the rows of each batch")
     seed: Annotated[int, Field(ge=0, lt=1 << 63, description="seed of the shuffle")] = 1337
-    shard_bytes: Annotated[
-        int | None,
+    shard_size: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        BeforeValidator(parse_size),
         Field(
-            ge=1, description="bytes of source in a shard [default: 128 MiB; of less than 1 GiB an eighth, but 16 MiB]"
+            description="source bytes in a shard, such as 128MiB [default: 128MiB; for a source below 1 GiB an eighth "
+            "of it, at least 16MiB]",
         ),
     ] = None
-    max_rows: Annotated[int, Field(ge=0, description="write at most so many rows; 0 takes all")] = 0
+    max_rows: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        BeforeValidator(_parse_max_rows),
+        Field(description="keep only the first N output rows; all keeps every row [default: all]"),
+    ] = None
     strict: bool = Field(False, description="stop at the first row that would be rejected")
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.columns and self.layout == "blocks":
+        if self.keep_columns and self.layout == "blocks":
             raise ValueError("columns cannot be kept in layout 'blocks', where a row is no single document")
-        if self.template is not None and self.column is not None:
-            raise ValueError("give either column or template: each says where the text comes from")
+        if self.template is not None and self.text_column is not None:
+            raise ValueError("give either text_column or template: each says where the text comes from")
         if self.template is not None and self.layout == "raw":
             raise ValueError("layout 'raw' keeps records as they are: it takes no template")
         if self.tokenizer is None and self.layout != "raw":

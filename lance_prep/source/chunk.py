@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lance_prep.files import Retries
+from lance_prep.fetch import Retries
 from lance_prep.ledger import Rejected
 from lance_prep.plan import Part, Plan, SourceFile
 from lance_prep.plan.where import Where

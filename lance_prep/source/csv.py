@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.files import open_stream
+from lance_prep.fetch import open_stream
 from lance_prep.ledger import Rejected
 from lance_prep.plan.peek import csv_delimiter
 from lance_prep.source.chunk import Chunk, PartJob, empty_chunk

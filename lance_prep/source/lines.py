@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.files import open_stream
+from lance_prep.fetch import open_stream
 from lance_prep.source.chunk import Chunk, PartJob
 
 # Large enough that the work for each block is nothing, small enough that the first rows come soon.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lance_prep.errors import SourceChanged
-from lance_prep.files import Prefetch, RangeFile, is_local, open_ranges, read_footer, with_tail
-from lance_prep.files.prefetch import PIECE_BYTES, Piece, cut
+from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, read_footer, with_tail
+from lance_prep.fetch.prefetch import PIECE_BYTES, Piece, cut
 from lance_prep.plan.cut import leaf_indices
 from lance_prep.plan.where import Statistics, Where
 from lance_prep.source.chunk import Chunk, PartJob, empty_chunk, row_chunk
@@ -40,7 +40,7 @@ def read_parquet(job: PartJob) -> Iterator[Chunk]:
         for run in _runs(wanted):
             at = row_of[run[0]]
             names = job.plan.read_schema.names
-            size = min(_ROWS, job.plan.recipe.batch_size)
+            size = min(_ROWS, job.plan.recipe.shuffle_batch_size)
             for batch in reader.iter_batches(size, row_groups=run, columns=names, use_threads=False):
                 yield row_chunk(batch, job.first + at, before + at)
                 at += len(batch)

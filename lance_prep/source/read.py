@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 
 from lance_prep.errors import SourceChanged, translate
-from lance_prep.files import Retries, state_of
+from lance_prep.fetch import Retries, state_of
 from lance_prep.ledger import Tally
 from lance_prep.plan import Plan, Shard, SourceFile
 from lance_prep.plan.where import compile_where
@@ -54,8 +54,8 @@ def read_shard(
         stop: when it is set, nothing is waited for and nothing tried again.
 
     Returns:
-        Batches of `recipe.batch_size` rows (the last one fewer, and one that reaches 64 MiB of text fewer) with schema
-        `plan.schema`. Where they end depends on the rows alone. Close the iterator to end its threads.
+        Batches of `recipe.shuffle_batch_size` rows with schema `plan.schema`; the last one, and one whose text reaches
+        64 MiB, has fewer rows. Where they end depends on the rows alone. Close the iterator to end its threads.
 
     Raises:
         SourceChanged: a file is not what it was when it was planned.
@@ -82,7 +82,7 @@ def _deliveries(
 ) -> Generator[Delivery, None, None]:
     where = compile_where(plan.recipe.filter, plan.read_schema) if plan.recipe.filter else None
     render = renderer(plan)
-    cutter = Cutter(plan.recipe.batch_size)
+    cutter = Cutter(plan.recipe.shuffle_batch_size)
     first = 0
     for part in shard.parts:
         job = PartJob(plan, part, first, where, options, retries)

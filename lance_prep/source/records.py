@@ -28,7 +28,7 @@ class Planned:
     def __init__(self, plan: Plan) -> None:
         recipe = plan.recipe
         raw = recipe.layout == "raw"
-        self.all_keys = raw and not recipe.columns
+        self.all_keys = raw and not recipe.keep_columns
         kept = plan.schema if raw else list(plan.schema)[1:]
         self.structs = [field for field in kept if _has_struct(field.type)]
         text = None if raw or recipe.template is not None else plan.schema.names[0]

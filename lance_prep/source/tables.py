@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.files import parse_hub_url
+from lance_prep.fetch import parse_hub_url
 from lance_prep.plan.peek import open_arrow
 from lance_prep.source.chunk import Chunk, PartJob, row_chunk
 

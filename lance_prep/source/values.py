@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.files import open_stream
-from lance_prep.files.values import iter_values
+from lance_prep.fetch import open_stream
+from lance_prep.fetch.values import iter_values
 from lance_prep.ledger import Rejected
 from lance_prep.source.chunk import Chunk, PartJob
 from lance_prep.source.jsonl import read_jsonl

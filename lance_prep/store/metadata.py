@@ -17,7 +17,7 @@ from lance_prep.errors import DatasetError
 
 KEY = b"lance_prep"
 FORMAT = 1
-FOLDER = "_lance_prep"
+FOLDER = ".lance_prep"
 TOKENIZER_FILE = f"{FOLDER}/tokenizer.json"
 BUILDS_FOLDER = f"{FOLDER}/builds"
 

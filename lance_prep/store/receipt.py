@@ -1,10 +1,10 @@
 """The receipt of a finished shard, and the journal that keeps a build's plan and receipts.
 
-    NAME.lance/_lance_prep/builds/<key>/plan.json
-    NAME.lance/_lance_prep/builds/<key>/tokenizer.json
-    NAME.lance/_lance_prep/builds/<key>/shard-000000.json       one a finished shard
-    NAME.lance/_lance_prep/builds/<key>/rejected-000000.jsonl   where rows were rejected
-    NAME.lance/_lance_prep/builds/<key>/committed.json          the versions that it became
+    NAME.lance/.lance_prep/builds/<key>/plan.json
+    NAME.lance/.lance_prep/builds/<key>/tokenizer.json
+    NAME.lance/.lance_prep/builds/<key>/shard-000000.json       one a finished shard
+    NAME.lance/.lance_prep/builds/<key>/rejected-000000.jsonl   where rows were rejected
+    NAME.lance/.lance_prep/builds/<key>/committed.json          the versions that it became
 
 `<key>` is the hash of what decides the rows: recipe, pinned files, tokenizer. So a build that is run again finds its
 own journal, and nobody else's.

@@ -1,6 +1,6 @@
 """Seals: hashes of the files that Lance itself writes for a version, so that a flipped bit in them is found.
 
-    NAME.lance/_lance_prep/seals/<version>.json     {"files": {path: xxh3-128}}
+    NAME.lance/.lance_prep/seals/<version>.json     {"files": {path: xxh3-128}}
 
 Lance keeps no checksum of a manifest or a data file. What is in a data file is covered by the content hash and, byte by
 byte, by `file_hashes` of the shard's receipt; a manifest exists only once its version does, so its hash stands in a

@@ -55,7 +55,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         labels, attention_mask, position_ids, document_ids, mask_boundaries: see `SampleOptions`.
         access: "auto" maps the files into memory where their pages are flat and else reads through Lance's `take`;
             "mmap" refuses to do that; "take" always does. `ds.access` says which and why. The tensors are the same.
-        cache_dir: where the index is kept; by default `_lance_prep/cache` in a local dataset that can be written,
+        cache_dir: where the index is kept; by default `.lance_prep/cache` in a local dataset that can be written,
             else `~/.cache/lance-prep`.
         cache_bytes: how large a flat copy of the tokens may be made there, for local ragged rows that are not flat.
         storage_options: for Lance.
@@ -278,7 +278,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         import fsspec
         from tokenizers import Tokenizer
 
-        path = f"{self.uri}/_lance_prep/tokenizer.json"
+        path = f"{self.uri}/.lance_prep/tokenizer.json"
         try:
             with fsspec.open(path, "rb", **dict(self._read.storage_options or {})) as file:
                 return Tokenizer.from_str(file.read().decode())

@@ -102,7 +102,7 @@ def cache_folder(uri: str, version: int, fragments: list[Any], chosen: Path | No
     for fragment in fragments:
         digest.update(repr(([f.path for f in fragment.data_files()], fragment.deletion_file())).encode())
     name = f"v{version}-{digest.hexdigest()[:24]}"
-    beside = Path(uri) / "_lance_prep"
+    beside = Path(uri) / ".lance_prep"
     if chosen is not None:
         return chosen / name
     if Path(uri).is_dir() and os.access(beside if beside.is_dir() else uri, os.W_OK):

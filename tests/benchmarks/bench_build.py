@@ -91,7 +91,7 @@ class Bench:
     def _make(self) -> None:
         from pydoc_data.topics import topics
 
-        from lance_prep.tokenize.sample import train_sample_tokenizer
+        from lance_prep.tokenizer.sample import train_sample_tokenizer
 
         self.tokenizer.write_bytes(train_sample_tokenizer())
         sentences = [line for text in topics.values() for line in text.split("\n") if line.strip()]

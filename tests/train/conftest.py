@@ -69,10 +69,10 @@ def commit(path: Path, schema: pa.Schema, shards: list[list[pa.RecordBatch]], fi
         )
     version = lance.dataset(str(path)).version if (path / "_versions").exists() else 0
     lance.LanceDataset.commit(str(path), lance.LanceOperation.Overwrite(schema, fragments), read_version=version)
-    (path / "_lance_prep").mkdir(exist_ok=True)
+    (path / ".lance_prep").mkdir(exist_ok=True)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w2"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(path / "_lance_prep" / "tokenizer.json"))
+    tokenizer.save(str(path / ".lance_prep" / "tokenizer.json"))
 
 
 def make_tokens(

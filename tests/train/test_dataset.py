@@ -326,7 +326,7 @@ def test_threads_may_share_one(lines: Made) -> None:
 def test_a_stale_or_broken_index_is_made_anew(make: Callable[..., Made]) -> None:
     made = make("lines", [20])
     want = LanceDataset(made.path, block_size=8).take(range(10))["input_ids"].tolist()
-    for file in (made.path / "_lance_prep" / "cache").rglob("*"):
+    for file in (made.path / ".lance_prep" / "cache").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     assert LanceDataset(made.path, block_size=8).take(range(10))["input_ids"].tolist() == want

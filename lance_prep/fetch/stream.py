@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from lance_prep.files.prefetch import Prefetch, RangeFile, cut
-from lance_prep.files.ranges import is_local, open_ranges
-from lance_prep.files.retry import Retries
+from lance_prep.fetch.prefetch import Prefetch, RangeFile, cut
+from lance_prep.fetch.ranges import is_local, open_ranges
+from lance_prep.fetch.retry import Retries
 
 # Compressed pieces are small, so that the first rows come soon; 4 MiB keeps a request's overhead below 5% at 50 MB/s.
 PIECE_BYTES = 4 << 20

@@ -1,9 +1,9 @@
 """Tokenize stage: Arrow string array in, `TokenLists` out. Ids equal those of `tokenizers`."""
 
-from lance_prep.tokenize.check import BackendDisagrees, CheckedEncoder
-from lance_prep.tokenize.encoders import Encoder, ReferenceEncoder, SpecialTokenGuard, make_encoder
-from lance_prep.tokenize.lists import TokenLists
-from lance_prep.tokenize.load import TokenizerSpec, load_reference, load_tokenizer
+from lance_prep.tokenizer.check import BackendDisagrees, CheckedEncoder
+from lance_prep.tokenizer.encoders import Encoder, ReferenceEncoder, SpecialTokenGuard, make_encoder
+from lance_prep.tokenizer.lists import TokenLists
+from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, load_tokenizer
 
 __all__ = [
     "BackendDisagrees",

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lance_prep.dataset.against import SourceCheck, check_against_source
+from lance_prep.dataset.found import Verification
+from lance_prep.dataset.journals import check_ledgers, check_tokenizers, read_journals
+from lance_prep.dataset.opened import Opened, absolute, open_ours
+from lance_prep.dataset.scan import check_rows, shards_of
+from lance_prep.dataset.stored import check_data_files, check_manifest, check_sealed
 from lance_prep.errors import DatasetError
-from lance_prep.inspect.against import SourceCheck, check_against_source
-from lance_prep.inspect.found import Verification
-from lance_prep.inspect.journals import check_ledgers, check_tokenizers, read_journals
-from lance_prep.inspect.opened import Opened, absolute, open_ours
-from lance_prep.inspect.scan import check_rows, shards_of
-from lance_prep.inspect.stored import check_data_files, check_manifest, check_sealed
 from lance_prep.store.files import files_of
 from lance_prep.store.seal import manifest_versions
 

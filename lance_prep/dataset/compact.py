@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.inspect import Opened, open_ours
+from lance_prep.dataset.opened import Opened, open_ours
 from lance_prep.store.lance_io import commit, file_version, write_fragment
 from lance_prep.store.lock import output_lock
 from lance_prep.store.seal import hash_files, seal

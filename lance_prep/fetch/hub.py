@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lance_prep.errors import BadFile, SourceChanged, SourceNotFound
-from lance_prep.files.retry import Retries
+from lance_prep.fetch.retry import Retries
 
 _BLOB_ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 

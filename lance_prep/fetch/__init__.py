@@ -3,12 +3,12 @@
 Imports `errors` alone; `plan` reads footers and samples through it, `source` reads rows.
 """
 
-from lance_prep.files.footer import read_footer, with_tail
-from lance_prep.files.hub import HubPath, hub_api, parse_hub_url
-from lance_prep.files.prefetch import Prefetch, RangeFile
-from lance_prep.files.ranges import Ranges, fsspec_of, identity_of, is_local, open_ranges, state_of
-from lance_prep.files.retry import Retries
-from lance_prep.files.stream import open_stream
+from lance_prep.fetch.footer import read_footer, with_tail
+from lance_prep.fetch.hub import HubPath, hub_api, parse_hub_url
+from lance_prep.fetch.prefetch import Prefetch, RangeFile
+from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, is_local, open_ranges, state_of
+from lance_prep.fetch.retry import Retries
+from lance_prep.fetch.stream import open_stream
 
 __all__ = [
     "HubPath",

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from lance_prep.layout.texts import drop_blank, without_nulls
 from lance_prep.source import SourceBatch
-from lance_prep.tokenize import TokenLists
+from lance_prep.tokenizer import TokenLists
 
 #: Documents that are encoded at once while a block is filled: the reference encodes 3 MB/s.
 AT_ONCE = 16

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lance_prep.errors import BadFile, translate
-from lance_prep.files.ranges import Ranges, is_local, open_ranges
-from lance_prep.files.retry import Retries
+from lance_prep.fetch.ranges import Ranges, is_local, open_ranges
+from lance_prep.fetch.retry import Retries
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from lance_prep.errors import LancePrepError
 from lance_prep.keyed import hashes, key
-from lance_prep.tokenize.encoders import Encoder, ReferenceEncoder
-from lance_prep.tokenize.lists import TokenLists
+from lance_prep.tokenizer.encoders import Encoder, ReferenceEncoder
+from lance_prep.tokenizer.lists import TokenLists
 
 FIRST_ROWS = 64
 ONE_ROW_IN = 2000

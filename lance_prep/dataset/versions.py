@@ -8,9 +8,9 @@ from datetime import timezone
 from pathlib import Path
 from typing import Any
 
+from lance_prep.dataset.found import describe
+from lance_prep.dataset.opened import absolute, version_numbers
 from lance_prep.errors import DatasetError
-from lance_prep.inspect.found import describe
-from lance_prep.inspect.opened import absolute, version_numbers
 from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.metadata import KEY, read_metadata
 

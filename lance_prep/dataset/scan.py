@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_prep.inspect.found import Verification
-from lance_prep.inspect.journals import BuildJournal
-from lance_prep.inspect.opened import Opened
-from lance_prep.inspect.stored import StoredFragment
+from lance_prep.dataset.found import Verification
+from lance_prep.dataset.journals import BuildJournal
+from lance_prep.dataset.opened import Opened
+from lance_prep.dataset.stored import StoredFragment
 from lance_prep.layout import ROW_BITS
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.receipt import Receipt

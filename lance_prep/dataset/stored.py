@@ -10,9 +10,9 @@ from typing import Any
 
 import xxhash
 
-from lance_prep.inspect.found import Verification
-from lance_prep.inspect.journals import BuildJournal
-from lance_prep.inspect.opened import Opened
+from lance_prep.dataset.found import Verification
+from lance_prep.dataset.journals import BuildJournal
+from lance_prep.dataset.opened import Opened
 from lance_prep.store.files import Files, is_local
 from lance_prep.store.metadata import KEY
 from lance_prep.store.seal import data_hashes, hash_file, manifest_path, read_seal, transactions_in

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lance_prep.errors import BadFile
-from lance_prep.files.hub import HubRanges
-from lance_prep.files.retry import Retries
+from lance_prep.fetch.hub import HubRanges
+from lance_prep.fetch.retry import Retries
 
 
 class Ranges(Protocol):

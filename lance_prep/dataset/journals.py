@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lance_prep.inspect.found import Verification
-from lance_prep.inspect.opened import Opened
+from lance_prep.dataset.found import Verification
+from lance_prep.dataset.opened import Opened
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan, Shard
 from lance_prep.store.content_hash import combine

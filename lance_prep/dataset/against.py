@@ -20,17 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lance_prep.inspect.blocks import LONGEST_TEXT, BlockSearch
-from lance_prep.inspect.found import Verification
-from lance_prep.inspect.journals import BuildJournal
-from lance_prep.inspect.opened import Opened
-from lance_prep.inspect.scan import ShardRows
+from lance_prep.dataset.blocks import LONGEST_TEXT, BlockSearch
+from lance_prep.dataset.found import Verification
+from lance_prep.dataset.journals import BuildJournal
+from lance_prep.dataset.opened import Opened
+from lance_prep.dataset.scan import ShardRows
 from lance_prep.layout import ROW_BITS, LayoutJob, document_affixes, lay_out, row_schema
 from lance_prep.ledger import Tally
 from lance_prep.plan import Plan, Shard
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store.content_hash import ShardHash
-from lance_prep.tokenize import ReferenceEncoder, TokenizerSpec, TokenLists
+from lance_prep.tokenizer import ReferenceEncoder, TokenizerSpec, TokenLists
 
 MOST_SHARDS = 16
 DEFAULT_ROWS = 200

@@ -12,8 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, translate
-from lance_prep.files import Retries, hub_api
-from lance_prep.files.retry import FIRST_ATTEMPTS
+from lance_prep.fetch import Retries, hub_api
+from lance_prep.fetch.retry import FIRST_ATTEMPTS
 from lance_prep.recipe import Recipe
 
 #: Names that tokenizers in common use give their end of text, in the order in which they are tried.
@@ -69,7 +69,7 @@ def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
     if name is None:
         raise TokenizerError("the recipe names no tokenizer", "give one with --tokenizer")
     if name == "lance-prep:sample":
-        from lance_prep.tokenize.sample import train_sample_tokenizer
+        from lance_prep.tokenizer.sample import train_sample_tokenizer
 
         return describe(name, train_sample_tokenizer(), {}, recipe.eos_token, None)
     path = Path(name)

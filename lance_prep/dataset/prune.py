@@ -13,9 +13,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from lance_prep.dataset.opened import open_ours
+from lance_prep.dataset.versions import open_latest, tags_by_version, version_entries
 from lance_prep.errors import OutputError
-from lance_prep.inspect import open_ours
-from lance_prep.inspect.versions import open_latest, tags_by_version, version_entries
 from lance_prep.store.files import Files, files_of, is_local
 from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.lock import output_lock

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lance_prep.dataset.opened import Opened
 from lance_prep.errors import UsageError
-from lance_prep.inspect.opened import Opened
 from lance_prep.layout import ROW_BITS
-from lance_prep.tokenize import load_reference
+from lance_prep.tokenizer import load_reference
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from lance_prep.files.ranges import Ranges
+from lance_prep.fetch.ranges import Ranges
 
 PIECE_BYTES = 8 << 20
 BUDGET_BYTES = 64 << 20

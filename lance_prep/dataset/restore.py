@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lance_prep.inspect import open_ours
+from lance_prep.dataset.opened import open_ours
 from lance_prep.store.lock import output_lock
 from lance_prep.store.metadata import TOKENIZER_FILE
 from lance_prep.store.seal import seal

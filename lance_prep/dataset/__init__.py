@@ -1,0 +1,38 @@
+"""What you do with a dataset: look at it, verify it, and manage its versions. Commands that write take its lock."""
+
+from lance_prep.dataset.against import SourceCheck
+from lance_prep.dataset.compact import Compaction, compact
+from lance_prep.dataset.diff import Difference, diff_versions
+from lance_prep.dataset.found import Verification
+from lance_prep.dataset.opened import Opened, open_ours
+from lance_prep.dataset.prune import Pruning, prune
+from lance_prep.dataset.restore import Restored, restore
+from lance_prep.dataset.rows import ShownRow, show_rows
+from lance_prep.dataset.tags import Tagged, delete_tag, tag
+from lance_prep.dataset.verify import Listener, verify, verify_dataset
+from lance_prep.dataset.versions import Version, list_versions
+
+__all__ = [
+    "Compaction",
+    "Difference",
+    "Listener",
+    "Opened",
+    "Pruning",
+    "Restored",
+    "ShownRow",
+    "SourceCheck",
+    "Tagged",
+    "Verification",
+    "Version",
+    "compact",
+    "delete_tag",
+    "diff_versions",
+    "list_versions",
+    "open_ours",
+    "prune",
+    "restore",
+    "show_rows",
+    "tag",
+    "verify",
+    "verify_dataset",
+]
