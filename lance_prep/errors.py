@@ -1,24 +1,25 @@
-"""Every error that lance-prep raises on purpose, and the one seam where others' errors become ours.
+"""Every error that lance-prep raises on purpose, and the one place where other libraries' errors become ours.
 
     LancePrepError
-    ├── UsageError              wrong or contradicting options                    exit 2
-    ├── RecipeError             a recipe that is not one: unknown name, bad field
+    ├── UsageError              invalid or contradicting options                  exit 2
+    ├── RecipeError             an invalid recipe: unknown name or field, bad value
     ├── SourceError             a source that cannot be read
-    │   ├── SourceNotFound      no such file, repository, config, split, revision
-    │   ├── ColumnNotFound      no such column; says which there are
-    │   ├── SourceChanged       the source is not what it was when it was planned
-    │   ├── BadFile             cut short, or not the format its name says
+    │   ├── SourceNotFound      no such file, repository, config, split or revision
+    │   ├── ColumnNotFound      no such column; lists the columns
+    │   ├── SourceChanged       the source has changed since it was planned
+    │   ├── BadFile             cut short, or not the format that its name says
     │   ├── AccessDenied        gated, private, or no permission
-    │   └── HubUnreachable      no answer from the Hub
-    ├── TokenizerError          not a tokenizer, or it lacks a token that is needed
+    │   ├── HubUnreachable      no answer from the Hub
+    │   └── StoreUnreachable    no answer from an object store or server
+    ├── TokenizerError          an invalid tokenizer, or one that lacks a required token
     ├── RowRejected             `--strict`: a row that would have been rejected
     ├── OutputError             the output cannot be written
     │   ├── OutputExists        something else is there already
     │   ├── OutputLocked        another process is building into it
     │   └── DiskFull
-    ├── DatasetError            not a dataset of ours, or a version that is not there
+    ├── DatasetError            not a dataset of lance-prep, or no such version
     │   └── StateMismatch       a checkpoint made on another dataset, version, seed or block size
-    └── Interrupted             stopped by a signal; the same command goes on             exit 1
+    └── Interrupted             stopped by a signal; the same command continues   exit 1
 
 Each says what is wrong, with the values (`str(error)`), and what to do about it (`error.advice`).
 """
@@ -28,7 +29,9 @@ Each says what is wrong, with the values (`str(error)`), and what to do about it
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -87,6 +90,10 @@ class HubUnreachable(SourceError):
     pass
 
 
+class StoreUnreachable(SourceError):
+    pass
+
+
 class TokenizerError(LancePrepError):
     pass
 
@@ -123,53 +130,134 @@ class Interrupted(LancePrepError):
     pass
 
 
-HUB_ADVICE = (
+_HUB_ADVICE = (
     "check the network, or set HF_ENDPOINT to a mirror, or build from a local path; "
     "`lance-prep build sample` needs no network"
 )
-_LOGIN = "ask for access on the page of the dataset, then log in with `hf auth login` or set HF_TOKEN"
-_SPACE = "free some space or write elsewhere; the same command then goes on where it stopped"
-_S3 = "check the bucket, the region and the endpoint"
-_S3_LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-_DAMAGED = "get the file again, or leave it out; its extension must say what it is"
+_LOGIN = "ask for access on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN"
+_SPACE = "free some space or write elsewhere; the same command then continues the build"
+_STORE_ADVICE = "check the bucket, the region and the endpoint"
+_STORE_LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and " + _STORE_ADVICE
+_DAMAGED = "get the file again, or leave it out; its extension must match its format"
 _PATH_ADVICE = (
     "check the spelling; a source is a local file, folder or glob, a Hub id owner/name, or an hf:// or s3:// URL"
 )
 _PERMISSION = "change the permissions, or name another path"
 
-_STD = "builtins"
-_HUB = "huggingface_hub"
 _Maker = Callable[[Any, str], LancePrepError]
 
 
+@contextmanager
+def translating(
+    doing: str, using: Callable[[BaseException, str], LancePrepError | None] | None = None
+) -> Iterator[None]:
+    """Raise other libraries' errors in the block as ours, with the original as the cause.
+
+    Errors that no row of the table knows, and those that are ours already, pass through unchanged.
+
+    Args:
+        doing: see `translate`.
+        using: `translate` (the default) or `translate_output`.
+    """
+    try:
+        yield
+    except Exception as error:
+        ours = (using or translate)(error, doing)
+        if ours is None or ours is error:
+            raise
+        raise ours from error
+
+
+def translate(error: BaseException, doing: str) -> LancePrepError | None:
+    """Return another library's exception as one of ours.
+
+    Args:
+        error: the exception; one of ours is returned unchanged.
+        doing: what was being done, with the name of the thing, such as `reading s3://bucket/x.parquet`; empty if
+            unknown. If it names a URL other than `hf://`, connection errors are reported as the object store's.
+
+    Returns:
+        The error to raise, or None for an exception that no row of the table knows. That is a bug, or a case nobody has
+        thought of, and its traceback is worth seeing.
+    """
+    if isinstance(error, LancePrepError):
+        return error
+    doing = without_credentials(doing)
+    ours = (
+        _system(error, doing) or (_of_store(error, doing) if _names_store(doing) else None) or _from_table(error, doing)
+    )
+    if ours is None or doing:
+        return ours
+    return type(ours)(str(ours).removeprefix(": "), ours.advice)
+
+
+def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
+    """Return what the system or Lance raised while writing the dataset at `uri` as one of ours.
+
+    Returns:
+        The error to raise, or None for an exception that has nothing to do with writing. One of ours is returned
+        unchanged.
+    """
+    if isinstance(error, LancePrepError):
+        return error
+    if not isinstance(error, OSError) and "LanceError(" not in str(error):
+        return None
+    if (ours := _system(error, f"writing {uri}")) is not None:
+        return ours
+    text = str(error)
+    if "NoSuchBucket" in text:
+        return OutputError(f"writing {uri}: no such bucket", "create it, or check the spelling")
+    if any(said in text for said in ("403 Forbidden", "401 Unauthorized", "AccessDenied", "Unauthenticated")):
+        return OutputError(f"writing {uri}: the object store refuses access", _STORE_LOGIN)
+    if isinstance(error, PermissionError):
+        return OutputError(_named(error, f"writing {uri}: permission denied"), _PERMISSION)
+    if isinstance(error, FileNotFoundError) or "Not found" in text:
+        return OutputError(f"{uri} was removed while it was being built", "run the same command again")
+    advice = _STORE_ADVICE if _names_store(uri) else "check the disk"
+    return OutputError(f"writing {uri}: {_line(error)}", f"{advice}; the same command continues the build")
+
+
+_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:(?P<user>[^/\s?#]*)@)?(?P<rest>[^\s?#]*)(?P<query>\?[^\s#]*)?"
+)
+
+
+def without_credentials(text: str) -> str:
+    """Return `text` with user, password and query removed from each URL in it.
+
+    A glob's `?` and the revision of an `hf://` URL (`owner/name@revision`) are kept.
+    """
+    if "://" not in text:
+        return text
+
+    def clean(match: re.Match[str]) -> str:
+        # A signed URL's query is made of `name=value`; a `?` without one is a glob's.
+        query = match["query"] or ""
+        return f"{match['scheme']}://{match['rest']}" + ("" if "=" in query else query)
+
+    return _URL.sub(clean, text)
+
+
+def _names_store(doing: str) -> bool:
+    """Whether a URL of an object store or server is named, as opposed to a local path or a file on the Hub."""
+    scheme = re.search(r"([A-Za-z][A-Za-z0-9+.-]*)://", doing)
+    return scheme is not None and scheme[1] not in ("hf", "file", "memory")
+
+
 def _line(error: BaseException) -> str:
-    """The first line of an error's own message that says something."""
+    """The first line of an error's own message that is not blank."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return without_credentials(lines[0][:300]) if lines else type(error).__name__
 
 
-def _simple(kind: type[LancePrepError], text: str, advice: str) -> _Maker:
-    return lambda error, doing: kind(text.format(doing=doing, error=_line(error)), advice)
+def _named(error: OSError, doing: str) -> str:
+    return f"{doing}: {error.filename}" if error.filename else f"{doing}: {_line(error)}"
 
 
-def _http(error: Any, doing: str) -> LancePrepError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return AccessDenied(f"{doing}: the Hub refuses access (HTTP {status})", _LOGIN)
-    if status == 404:
-        return SourceNotFound(f"{doing}: not found on the Hub", "check the name and the revision")
-    return HubUnreachable(f"{doing}: the Hub does not answer as it should ({_line(error)})", HUB_ADVICE)
-
-
-def _recipe(error: Any, doing: str) -> LancePrepError:
-    said = []
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        said.append(f"{name}: {item['msg']}" if name else str(item["msg"]).removeprefix("Value error, "))
-    return RecipeError(f"{doing}: " + "; ".join(said), "`lance-prep build --help` lists the fields and what they take")
-
-
-def _os_error(error: OSError, doing: str) -> LancePrepError | None:
+def _system(error: BaseException, doing: str) -> LancePrepError | None:
+    """Errors of the operating system and of Arrow that have one meaning wherever they come from."""
+    if not isinstance(error, OSError):
+        return None
     text = str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
         return DiskFull(f"{doing}: no space left on the disk", _SPACE)
@@ -180,177 +268,126 @@ def _os_error(error: OSError, doing: str) -> LancePrepError | None:
     return None
 
 
-def _named(error: OSError, doing: str) -> str:
-    return f"{doing}: {error.filename}" if error.filename else f"{doing}: {_line(error)}"
+def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
+    """Errors of s3fs, botocore, aiohttp and Lance while something was read from an object store.
+
+    s3fs turns the answers that it knows into OSErrors: EBUSY for "slow down", EREMOTEIO for an internal error.
+    """
+    names = _names(error)
+    if isinstance(error, PermissionError) or ("botocore", "NoCredentialsError") in names:
+        return AccessDenied(f"{doing}: the object store refuses access ({_line(error)})", _STORE_LOGIN)
+    if isinstance(error, FileNotFoundError):
+        return SourceNotFound(f"{doing}: no such bucket or object", "check the spelling, and " + _STORE_ADVICE)
+    unreachable = {("aiohttp", "ClientError"), ("httpx", "HTTPError"), ("botocore", "HTTPClientError")}
+    busy = isinstance(error, OSError) and error.errno in (errno.EBUSY, errno.EREMOTEIO)
+    if busy or isinstance(error, ConnectionError | TimeoutError) or names & unreachable:
+        return StoreUnreachable(
+            f"{doing}: the object store does not answer as it should ({_line(error)})", _STORE_ADVICE
+        )
+    if names & {("botocore", "BotoCoreError"), ("botocore", "ClientError")} or isinstance(error, OSError):
+        return SourceError(f"{doing}: the object store reports an error ({_line(error)})", _STORE_ADVICE)
+    return None
 
 
-# Top-level module and class name (so that nothing is imported to compare), most specific first. An error matches where
-# any class of its MRO does.
+def _names(error: BaseException) -> set[tuple[str, str]]:
+    """Top-level module and name of each class of an error, so that nothing is imported to compare them."""
+    return {(cls.__module__.split(".")[0], cls.__name__) for cls in type(error).__mro__}
+
+
+def _from_table(error: BaseException, doing: str) -> LancePrepError | None:
+    names = _names(error)
+    for module, name, make in _TABLE:
+        if (module, name) in names:
+            return make(error, doing)
+    return None
+
+
+def _row(kind: type[LancePrepError], text: str, advice: str) -> _Maker:
+    return lambda error, doing: kind(text.format(doing=doing, error=_line(error)), advice)
+
+
+def _http(error: Any, doing: str) -> LancePrepError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return AccessDenied(f"{doing}: the Hub refuses access (HTTP {status})", _LOGIN)
+    if status == 404:
+        return SourceNotFound(f"{doing}: not found on the Hub", "check the name and the revision")
+    return HubUnreachable(f"{doing}: the Hub does not answer as it should ({_line(error)})", _HUB_ADVICE)
+
+
+def _recipe(error: Any, doing: str) -> LancePrepError:
+    said = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        said.append(f"{name}: {item['msg']}" if name else str(item["msg"]).removeprefix("Value error, "))
+    advice = "`lance-prep build --help` lists the fields and their values"
+    return RecipeError(f"{doing}: " + "; ".join(said), advice)
+
+
+def _path(kind: type[LancePrepError], text: str, advice: str) -> _Maker:
+    return lambda error, doing: kind(_named(error, f"{doing}: {text}"), advice)
+
+
+_STD = "builtins"
+_HUB = "huggingface_hub"
+_NO_HUB = "{doing}: the Hub cannot be reached"
+
+# Top-level module and class name, most specific first. An error matches if any class of its MRO does.
 _TABLE: tuple[tuple[str, str, _Maker], ...] = (
-    (
-        _HUB,
-        "GatedRepoError",
-        _simple(AccessDenied, "{doing}: gated, and this account has no access", _LOGIN),
-    ),
-    (_HUB, "DisabledRepoError", _simple(AccessDenied, "{doing}: disabled on the Hub", "take another one")),
+    (_HUB, "GatedRepoError", _row(AccessDenied, "{doing}: gated, and this account has no access", _LOGIN)),
+    (_HUB, "DisabledRepoError", _row(AccessDenied, "{doing}: disabled on the Hub", "use another one")),
     (
         _HUB,
         "RepositoryNotFoundError",
-        _simple(
+        _row(
             SourceNotFound,
             "{doing}: no such repository on the Hub, or it is private",
             "check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN",
         ),
     ),
-    (
-        _HUB,
-        "RevisionNotFoundError",
-        _simple(SourceNotFound, "{doing}: no such revision", "check --revision"),
-    ),
+    (_HUB, "RevisionNotFoundError", _row(SourceNotFound, "{doing}: no such revision", "check the revision")),
     (
         _HUB,
         "LocalEntryNotFoundError",
-        _simple(HubUnreachable, "{doing}: the Hub cannot be reached, and the cache does not have it", HUB_ADVICE),
+        _row(HubUnreachable, _NO_HUB + ", and the cache does not have it", _HUB_ADVICE),
     ),
-    (
-        _HUB,
-        "EntryNotFoundError",
-        _simple(SourceNotFound, "{doing}: no such file in the repository", _PATH_ADVICE),
-    ),
+    (_HUB, "EntryNotFoundError", _row(SourceNotFound, "{doing}: no such file in the repository", _PATH_ADVICE)),
     (
         _HUB,
         "OfflineModeIsEnabled",
-        _simple(
-            HubUnreachable,
-            "{doing}: HF_HUB_OFFLINE is set, so the Hub is not asked",
-            "unset it; " + HUB_ADVICE,
-        ),
+        _row(HubUnreachable, "{doing}: HF_HUB_OFFLINE is set, so the Hub is not asked", "unset it; " + _HUB_ADVICE),
     ),
     (_HUB, "HfHubHTTPError", _http),
-    (
-        _HUB,
-        "HFValidationError",
-        _simple(SourceNotFound, "{doing}: not a name of the Hub ({error})", _PATH_ADVICE),
-    ),
-    (_HUB, "HfUriError", _simple(SourceNotFound, "{doing}: not an hf:// URL ({error})", _PATH_ADVICE)),
-    ("httpx", "HTTPError", _simple(HubUnreachable, "{doing}: the Hub cannot be reached ({error})", HUB_ADVICE)),
-    ("httpx2", "HTTPError", _simple(HubUnreachable, "{doing}: the Hub cannot be reached ({error})", HUB_ADVICE)),
-    ("datasets", "DatasetsError", _simple(SourceNotFound, "{doing}: {error}", _PATH_ADVICE)),
-    ("datasets", "EmptyDatasetError", _simple(SourceNotFound, "{doing}: {error}", _PATH_ADVICE)),
-    (
-        "botocore",
-        "NoCredentialsError",
-        _simple(AccessDenied, "{doing}: no S3 credentials", "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-    ),
-    (
-        "botocore",
-        "BotoCoreError",
-        _simple(SourceError, "{doing}: {error}", "check the bucket, the region and the endpoint"),
-    ),
-    (
-        "botocore",
-        "ClientError",
-        _simple(SourceError, "{doing}: {error}", "check the bucket, the region and the endpoint"),
-    ),
+    (_HUB, "HFValidationError", _row(SourceNotFound, "{doing}: not a valid Hub name ({error})", _PATH_ADVICE)),
+    (_HUB, "HfUriError", _row(SourceNotFound, "{doing}: not a valid hf:// URL ({error})", _PATH_ADVICE)),
+    # huggingface_hub ships httpx under either name, depending on its version.
+    ("httpx", "HTTPError", _row(HubUnreachable, _NO_HUB + " ({error})", _HUB_ADVICE)),
+    ("httpx2", "HTTPError", _row(HubUnreachable, _NO_HUB + " ({error})", _HUB_ADVICE)),
+    ("datasets", "DatasetsError", _row(SourceNotFound, "{doing}: {error}", _PATH_ADVICE)),
+    ("datasets", "EmptyDatasetError", _row(SourceNotFound, "{doing}: {error}", _PATH_ADVICE)),
+    ("botocore", "NoCredentialsError", _row(AccessDenied, "{doing}: no S3 credentials", _STORE_LOGIN)),
+    ("botocore", "BotoCoreError", _row(SourceError, "{doing}: {error}", _STORE_ADVICE)),
+    ("botocore", "ClientError", _row(SourceError, "{doing}: {error}", _STORE_ADVICE)),
     ("pydantic_core", "ValidationError", _recipe),
     ("pydantic", "ValidationError", _recipe),
-    (
-        "pyarrow",
-        "ArrowInvalid",
-        _simple(BadFile, "{doing}: cut short, or not what its name says ({error})", _DAMAGED),
-    ),
-    (
-        "pyarrow",
-        "ArrowKeyError",
-        _simple(ColumnNotFound, "{doing}: {error}", "build files of different columns one by one"),
-    ),
-    ("pyarrow", "ArrowTypeError", _simple(BadFile, "{doing}: {error}", _DAMAGED)),
-    ("pyarrow", "ArrowNotImplementedError", _simple(BadFile, "{doing}: {error}", _DAMAGED)),
-    ("zstandard", "ZstdError", _simple(BadFile, "{doing}: damaged zstd data ({error})", _DAMAGED)),
-    ("zlib", "error", _simple(BadFile, "{doing}: damaged gzip data ({error})", _DAMAGED)),
-    ("_lzma", "LZMAError", _simple(BadFile, "{doing}: damaged xz data ({error})", _DAMAGED)),
-    ("gzip", "BadGzipFile", _simple(BadFile, "{doing}: not gzip data ({error})", _DAMAGED)),
-    (_STD, "EOFError", _simple(BadFile, "{doing}: cut short ({error})", _DAMAGED)),
-    (
-        _STD,
-        "PermissionError",
-        lambda e, doing: AccessDenied(_named(e, f"{doing}: permission denied"), _PERMISSION),
-    ),
-    (
-        _STD,
-        "FileNotFoundError",
-        lambda e, doing: SourceNotFound(_named(e, f"{doing}: no such file"), _PATH_ADVICE),
-    ),
-    (_STD, "IsADirectoryError", lambda e, doing: SourceError(_named(e, f"{doing}: is a folder"), "name a file")),
-    (_STD, "NotADirectoryError", lambda e, doing: SourceError(_named(e, f"{doing}: not a folder"), _PATH_ADVICE)),
-    (_STD, "ConnectionError", _simple(HubUnreachable, "{doing}: the connection failed ({error})", HUB_ADVICE)),
-    (_STD, "TimeoutError", _simple(HubUnreachable, "{doing}: no answer in time ({error})", HUB_ADVICE)),
+    ("pyarrow", "ArrowInvalid", _row(BadFile, "{doing}: cut short, or not what its name says ({error})", _DAMAGED)),
+    ("pyarrow", "ArrowKeyError", _row(ColumnNotFound, "{doing}: {error}", "build files with other columns separately")),
+    ("pyarrow", "ArrowTypeError", _row(BadFile, "{doing}: {error}", _DAMAGED)),
+    ("pyarrow", "ArrowNotImplementedError", _row(BadFile, "{doing}: {error}", _DAMAGED)),
+    ("zstandard", "ZstdError", _row(BadFile, "{doing}: damaged zstd data ({error})", _DAMAGED)),
+    ("zlib", "error", _row(BadFile, "{doing}: damaged gzip data ({error})", _DAMAGED)),
+    ("_lzma", "LZMAError", _row(BadFile, "{doing}: damaged xz data ({error})", _DAMAGED)),
+    ("gzip", "BadGzipFile", _row(BadFile, "{doing}: not gzip data ({error})", _DAMAGED)),
+    (_STD, "EOFError", _row(BadFile, "{doing}: cut short ({error})", _DAMAGED)),
+    (_STD, "PermissionError", _path(AccessDenied, "permission denied", _PERMISSION)),
+    (_STD, "FileNotFoundError", _path(SourceNotFound, "no such file", _PATH_ADVICE)),
+    (_STD, "IsADirectoryError", _path(SourceError, "is a folder", "name a file")),
+    (_STD, "NotADirectoryError", _path(SourceError, "not a folder", _PATH_ADVICE)),
+    (_STD, "ConnectionError", _row(HubUnreachable, "{doing}: the connection failed ({error})", _HUB_ADVICE)),
+    (_STD, "TimeoutError", _row(HubUnreachable, "{doing}: no answer in time ({error})", _HUB_ADVICE)),
     (
         _STD,
         "MemoryError",
-        _simple(
-            LancePrepError,
-            "{doing}: out of memory",
-            "use --workers 1 or a smaller --shuffle-batch-size",
-        ),
+        _row(LancePrepError, "{doing}: out of memory", "use --workers 1 or a smaller --shuffle-batch-size"),
     ),
 )
-
-
-def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
-    """What the system or Lance raised while something was written, as one of ours.
-
-    Args:
-        error: what was raised; one of ours comes back as it is.
-        uri: of the dataset.
-
-    Returns:
-        The error to raise (`raise ours from error`), or None for one that has nothing to do with writing.
-    """
-    if isinstance(error, LancePrepError):
-        return error
-    if not isinstance(error, OSError) and "LanceError(" not in str(error):
-        return None
-    if isinstance(error, OSError) and (ours := _os_error(error, f"writing {uri}")) is not None:
-        return ours
-    text = str(error)
-    if "NoSuchBucket" in text:
-        return OutputError(f"writing {uri}: no such bucket", "make it, or check the spelling")
-    if any(said in text for said in ("403 Forbidden", "401 Unauthorized", "AccessDenied", "Unauthenticated")):
-        return OutputError(f"writing {uri}: the object store refuses access", f"{_S3_LOGIN}, and {_S3}")
-    if isinstance(error, PermissionError):
-        return OutputError(_named(error, f"writing {uri}: permission denied"), _PERMISSION)
-    if isinstance(error, FileNotFoundError) or "Not found" in text:
-        return OutputError(f"{uri} was removed while it was being built", "run the same command again")
-    advice = "check the disk; " if "://" not in uri else f"{_S3}; "
-    return OutputError(f"writing {uri}: {_line(error)}", advice + "the same command goes on where it stopped")
-
-
-def translate(error: BaseException, *, doing: str) -> LancePrepError | None:
-    """Another library's exception as one of ours.
-
-    Args:
-        error: what was raised; one of ours comes back as it is.
-        doing: what was being done, with the name of the thing, such as `reading /data/x.parquet`; empty where it is
-            not known.
-
-    Returns:
-        The error to raise (`raise ours from error`), or None for an exception that is in no row of the table: a bug, or
-        something that nobody has thought of, whose traceback is worth seeing.
-    """
-    if isinstance(error, LancePrepError):
-        return error
-    ours = _ours(error, doing)
-    if ours is None or doing:
-        return ours
-    return type(ours)(str(ours).removeprefix(": "), ours.advice)
-
-
-def _ours(error: BaseException, doing: str) -> LancePrepError | None:
-    if isinstance(error, OSError) and (ours := _os_error(error, doing)) is not None:
-        return ours
-    names = {(cls.__module__.split(".")[0], cls.__name__) for cls in type(error).__mro__}
-    for module, name, make in _TABLE:
-        if (module, name) in names:
-            return make(error, doing)
-    return None

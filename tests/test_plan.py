@@ -208,11 +208,11 @@ def test_a_later_file_lacks_the_column(tmp_path: Path) -> None:
 
 
 def test_other_libraries_errors_become_ours() -> None:
-    assert isinstance(translate(OSError(28, "No space left on device"), doing="x"), LancePrepError)
-    assert isinstance(translate(PermissionError(13, "denied", "/x"), doing="x"), LancePrepError)
-    assert isinstance(translate(MemoryError(), doing="x"), LancePrepError)
-    assert isinstance(translate(pa.ArrowInvalid("broken"), doing="x"), BadFile)
-    assert translate(ZeroDivisionError(), doing="x") is None
+    assert isinstance(translate(OSError(28, "No space left on device"), "x"), LancePrepError)
+    assert isinstance(translate(PermissionError(13, "denied", "/x"), "x"), LancePrepError)
+    assert isinstance(translate(MemoryError(), "x"), LancePrepError)
+    assert isinstance(translate(pa.ArrowInvalid("broken"), "x"), BadFile)
+    assert translate(ZeroDivisionError(), "x") is None
 
 
 def test_hub_errors_become_ours() -> None:
@@ -238,15 +238,15 @@ def test_hub_errors_become_ours() -> None:
     }
     for (kind, status), ours in expected.items():
         error = kind("said", response=Answer(status))
-        assert type(translate(error, doing="x")) is ours, (kind, status)
-    assert type(translate(errors.OfflineModeIsEnabled("x"), doing="x")) is HubUnreachable
-    assert type(translate(errors.LocalEntryNotFoundError("x"), doing="x")) is HubUnreachable
+        assert type(translate(error, "x")) is ours, (kind, status)
+    assert type(translate(errors.OfflineModeIsEnabled("x"), "x")) is HubUnreachable
+    assert type(translate(errors.LocalEntryNotFoundError("x"), "x")) is HubUnreachable
 
 
 def test_errors_say_the_fields_of_a_recipe() -> None:
     with pytest.raises(ValueError, match="block_size") as caught:
         Recipe(source="x", block_size=1, nonsense=3)  # type: ignore[call-arg]
-    ours = translate(caught.value, doing="recipe")
+    ours = translate(caught.value, "recipe")
     assert isinstance(ours, RecipeError)
     assert "block_size" in str(ours)
     assert "nonsense" in str(ours)
@@ -351,7 +351,7 @@ def test_an_array_without_records(tmp_path: Path) -> None:
 
 def test_an_error_about_nothing_has_no_colon_before_it() -> None:
     for error in (pa.ArrowInvalid("x"), EOFError("x"), OSError("Corrupt x"), FileNotFoundError(2, "x", "f")):
-        ours = translate(error, doing="")
+        ours = translate(error, "")
         assert ours is not None
         assert str(ours)[0].isalpha()
-        assert str(translate(error, doing="reading x")).startswith("reading x: ")
+        assert str(translate(error, "reading x")).startswith("reading x: ")

@@ -94,7 +94,7 @@ def run(arguments: list[str], stop: StopOnSignals | None = None) -> int:
 def _fail(error: Exception) -> int:
     from lance_prep.errors import LancePrepError, translate
 
-    ours = error if isinstance(error, LancePrepError) else translate(error, doing="")
+    ours = error if isinstance(error, LancePrepError) else translate(error, "")
     if ours is None:
         _say(
             f"{type(error).__name__}: {_one_line(error)}",

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lance_prep.errors import BadFile, translate
+from lance_prep.errors import BadFile, translating
 from lance_prep.fetch.ranges import Ranges, is_local, open_ranges
 from lance_prep.fetch.retry import Retries
 
@@ -65,13 +65,8 @@ def read_footer(
         if key in _cache:
             _cache.move_to_end(key)
             return _cache[key][0]
-    try:
+    with translating(f"reading {url}"):
         kept = _read(url, size, identity, options, retries or Retries())
-    except Exception as error:
-        ours = translate(error, doing=f"reading {url}")
-        if ours is None or ours is error:
-            raise
-        raise ours from error
     with _lock:
         _cache[key] = kept
         while len(_cache) > _KEPT:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lance_prep.errors import HUB_ADVICE, HubUnreachable, translate
+from lance_prep.errors import HubUnreachable, StoreUnreachable, translate
 
 T = TypeVar("T")
 
@@ -95,9 +95,10 @@ class Retries:
         if self.stopped or not is_transient(error):
             raise error
         if self.is_last(failed):
-            ours = translate(error, doing=doing)
-            text = str(ours) if isinstance(ours, HubUnreachable) else f"{doing}: {error}"
-            raise HubUnreachable(f"{text}, tried {self._attempts} times", HUB_ADVICE) from error
+            ours = translate(error, doing)
+            if not isinstance(ours, HubUnreachable | StoreUnreachable):
+                raise error
+            raise type(ours)(f"{ours}, tried {self._attempts} times", ours.advice) from error
         with self._lock:
             self.count += 1
         after = _retry_after(error)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.errors import SourceNotFound, UsageError, translate
+from lance_prep.errors import SourceNotFound, UsageError, translate, translating
 from lance_prep.fetch import fsspec_of, identity_of
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
 from lance_prep.plan.model import PinnedSource, SourceFile
@@ -119,7 +119,7 @@ def lance_file(url: str, options: Mapping[str, str] | None) -> SourceFile:
     try:
         dataset = lance.dataset(url, storage_options=dict(options) if options else None)
     except (OSError, ValueError) as error:
-        raise translate(error, doing=f"opening {url}") or SourceNotFound(
+        raise translate(error, f"opening {url}") or SourceNotFound(
             f"{url}: not a Lance dataset", "name the folder that holds `_versions`"
         ) from error
     files = [file for fragment in dataset.get_fragments() for file in fragment.data_files()]
@@ -135,15 +135,11 @@ def find_remote(source: str, options: Mapping[str, str] | None) -> Found:
     """
     if source.rstrip("/").endswith(".lance"):
         return Found(PinnedSource(asked=source), (lance_file(source.rstrip("/"), options),))
-    try:
-        infos = _list(source, options)
-    except Exception as error:
-        ours = translate(error, doing=f"listing {source}")
-        if ours is None and isinstance(error, ValueError | ImportError):
-            ours = UsageError(f"{source}: {error}", _ADVICE)
-        if ours is None or ours is error:
-            raise
-        raise ours from error
+    with translating(f"listing {source}"):
+        try:
+            infos = _list(source, options)
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"{source}: {error}", _ADVICE) from error
     if not infos:
         raise SourceNotFound(f"{source}: no data file there", _ADVICE)
     check_one_family([name for name, _ in infos], source)

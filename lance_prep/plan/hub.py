@@ -7,11 +7,11 @@ would read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate
+from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
 from lance_prep.fetch import HubPath, Retries, hub_api, parse_hub_url
 from lance_prep.fetch.retry import FIRST_ATTEMPTS
 from lance_prep.plan.discover import Found, is_glob
@@ -36,22 +36,13 @@ def find_hub(recipe: Recipe, at: HubPath) -> Found:
         raise UsageError(f"{recipe.source} and --revision {recipe.revision} name two revisions", "give one of them")
     revision = at.revision or recipe.revision or "main"
     retries = Retries(attempts=FIRST_ATTEMPTS)
-    try:
+    with translating(f"dataset {at.repo}"):
         info = _info(at.repo, revision, retries)
         if info is None:
             return _find_cached(recipe, at, revision)
         if at.path:
             return _find_paths(recipe, at, revision, info.sha, retries)
         return _find_split(recipe, at.repo, revision, info, retries)
-    except Exception as error:
-        _raise(error, f"dataset {at.repo}")
-
-
-def _raise(error: Exception, doing: str) -> NoReturn:
-    ours = translate(error, doing=doing)
-    if ours is None or ours is error:
-        raise error
-    raise ours from error
 
 
 def _info(repo: str, revision: str, retries: Retries) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from lance_prep.errors import BadFile, translate
+from lance_prep.errors import BadFile, translating
 from lance_prep.fetch import HubPath, parse_hub_url
 from lance_prep.plan.columns import resolve_columns
 from lance_prep.plan.cut import cut_shards
@@ -32,13 +32,8 @@ def make_plan(recipe: Recipe, *, storage_options: Mapping[str, str] | None = Non
         SourceError: the source cannot be found or read; which of its subclasses says why.
         UsageError: options that contradict the source, or a filter or template that is none.
     """
-    try:
+    with translating(recipe.source):
         return _make_plan(recipe, storage_options)
-    except Exception as error:
-        ours = translate(error, doing=recipe.source)
-        if ours is None or ours is error:
-            raise
-        raise ours from error
 
 
 def restrict(

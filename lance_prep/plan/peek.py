@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from lance_prep.errors import BadFile, translate
+from lance_prep.errors import BadFile, translating
 from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, open_stream, read_footer
 from lance_prep.fetch.retry import Retries
 from lance_prep.fetch.values import iter_values
@@ -29,13 +29,8 @@ def peek_schema(file: SourceFile, options: Mapping[str, str] | None = None) -> p
         BadFile: not what its name says.
         SourceError: it cannot be read.
     """
-    try:
+    with translating(f"reading {file.url}"):
         return pa.schema([pa.field(f.name, plain_type(f.type)) for f in _peek(file, options)])
-    except Exception as error:
-        ours = translate(error, doing=f"reading {file.url}")
-        if ours is None or ours is error:
-            raise
-        raise ours from error
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 
-from lance_prep.errors import SourceChanged, translate
+from lance_prep.errors import SourceChanged, translating
 from lance_prep.fetch import Retries, state_of
 from lance_prep.ledger import Tally
 from lance_prep.plan import Plan, Shard, SourceFile
@@ -86,17 +86,12 @@ def _deliveries(
     first = 0
     for part in shard.parts:
         job = PartJob(plan, part, first, where, options, retries)
-        try:
+        with translating(f"reading {job.file.url}"):
             check_unchanged(job.file, options)
             for chunk in _READERS[job.file.format](job):
                 first = chunk.end
                 yield from cutter.add(prepare(chunk, job, render))
             check_unchanged(job.file, options)
-        except Exception as error:
-            ours = translate(error, doing=f"reading {job.file.url}")
-            if ours is None or ours is error:
-                raise
-            raise ours from error
     yield from cutter.finish()
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from lance_prep.errors import OutputError, OutputLocked, translate_output
+from lance_prep.errors import OutputError, OutputLocked, translate_output, translating
 from lance_prep.store.files import is_local
 from lance_prep.store.metadata import FOLDER
 
@@ -54,17 +54,12 @@ def output_lock(uri: str) -> Iterator[OutputLock]:
         OutputLocked: another process holds it: says which and since when.
         OutputError: what the system or Lance raised while the lock was held.
     """
-    try:
+    with translating(uri, translate_output):
         if is_local(uri):
             with _held(uri) as lock:
                 yield lock
         else:
             yield OutputLock(uri)
-    except Exception as error:
-        ours = translate_output(error, uri)
-        if ours is None or ours is error:
-            raise
-        raise ours from error
 
 
 def _path(uri: str) -> Path:

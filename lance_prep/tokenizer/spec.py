@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, translate
+from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, translating
 from lance_prep.fetch import Retries, hub_api
 from lance_prep.fetch.retry import FIRST_ATTEMPTS
 from lance_prep.recipe import Recipe
@@ -97,27 +97,27 @@ def _read_hub(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], s
         raise TokenizerError(
             f"no such tokenizer file: {name}", "give a tokenizer.json, its folder, or a Hub id owner/name"
         )
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    try:
-        return _download(name, revision)
-    except LocalEntryNotFoundError as error:
-        raise translate(error, doing=f"tokenizer {name}") or error from error
-    except (EntryNotFoundError, HFValidationError) as error:
-        raise TokenizerError(
-            f"{name} has no tokenizer.json ({type(error).__name__})",
-            "give a Hub id with a tokenizer.json, a tokenizer.json, or its folder",
-        ) from error
-    except Exception as error:
-        if type(error).__name__ == "RevisionNotFoundError":
+    with translating(f"tokenizer {name}"):
+        try:
+            return _download(name, revision)
+        except LocalEntryNotFoundError:  # a subclass of EntryNotFoundError: the Hub was not reached
+            raise
+        except (EntryNotFoundError, HFValidationError) as error:
+            raise TokenizerError(
+                f"{name} has no tokenizer.json ({type(error).__name__})",
+                "give a Hub id with a tokenizer.json, a tokenizer.json, or its folder",
+            ) from error
+        except RevisionNotFoundError as error:
             raise SourceNotFound(
                 f"tokenizer {name} has no revision {revision}", "check --tokenizer-revision"
             ) from error
-        ours = translate(error, doing=f"tokenizer {name}")
-        if ours is None or ours is error:
-            raise
-        ours.advice = ours.advice.replace("dataset", "model")
-        raise ours from error
 
 
 def _download(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], str | None]:
