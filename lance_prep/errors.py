@@ -263,7 +263,8 @@ def _system(error: BaseException, doing: str) -> LancePrepError | None:
         return DiskFull(f"{doing}: no space left on the disk", _SPACE)
     if error.errno == errno.EROFS:
         return OutputError(f"{doing}: read-only file system", _PERMISSION)
-    if "Couldn't deserialize thrift" in text or "Unexpected end of stream" in text or "Corrupt" in text:
+    damaged = ("Couldn't deserialize thrift", "Unexpected end of stream", "Corrupt", "could not verify page integrity")
+    if any(said in text for said in damaged):
         return BadFile(f"{doing}: cut short or damaged ({_line(error)})", _DAMAGED)
     return None
 

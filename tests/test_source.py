@@ -28,6 +28,13 @@ from tests.sources import parquet_bytes, plan_of, read, read_plan
 
 TEXTS = ["", "plain", "two\nlines", "日本語 🙂", "x" * 5000, "nul\0byte", *(f"row {i}" for i in range(300))]
 
+PACK = {
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,  # as the command line tool does
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
+
 
 def jsonl(texts: list[Any]) -> bytes:
     return b"".join(json.dumps({"id": i, "text": text}).encode() + b"\n" for i, text in enumerate(texts))
@@ -306,13 +313,54 @@ def test_changed_file_is_refused(tmp_path: Path) -> None:
         read_plan(plan)
 
 
-@pytest.mark.parametrize("compression", [".gz", ".zst", ".bz2", ".xz"])
+@pytest.mark.parametrize("compression", PACK)
 def test_compressed_file_cut_short(tmp_path: Path, compression: str) -> None:
-    pack = {".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[compression]
-    data = pack(jsonl([str(i) * 7 for i in range(30_000)]))
+    data = PACK[compression](jsonl([str(i) * 7 for i in range(30_000)]))
     path = tmp_path / f"x.jsonl{compression}"
     path.write_bytes(data[:-20])
     with pytest.raises(BadFile):
+        read(path)
+
+
+@pytest.mark.parametrize("compression", PACK)
+def test_streams_in_one_file_are_all_read(tmp_path: Path, compression: str) -> None:
+    pack = PACK[compression]
+    parts = [jsonl([f"{name} {i}" for i in range(1000)]) for name in "ab"]
+    path = tmp_path / f"x.jsonl{compression}"
+    path.write_bytes(pack(parts[0]) + b"\0" * 8 + pack(b"") + pack(parts[1]) + b"\0" * 4)
+    assert read(path)[0] == [f"{name} {i}" for name in "ab" for i in range(1000)]
+
+
+@pytest.mark.parametrize("compression", PACK)
+@pytest.mark.parametrize("damage", ["header of a later stream", "body of a later stream", "appended", "cut short"])
+def test_damage_after_the_first_stream_is_an_error(tmp_path: Path, compression: str, damage: str) -> None:
+    pack = PACK[compression]
+    first, second, third = (bytearray(pack(jsonl([f"{name} {i}" for i in range(1000)]))) for name in "abc")
+    if damage == "header of a later stream":
+        second[1] ^= 1
+    elif damage == "body of a later stream":
+        second[len(second) // 2] ^= 1
+    elif damage == "cut short":
+        third = third[:-1]
+    path = tmp_path / f"x.jsonl{compression}"
+    path.write_bytes(first + second + third + (b"more text\n" if damage == "appended" else b""))
+    with pytest.raises(BadFile, match=r"x\.jsonl") as caught:
+        read(path)
+    assert caught.value.advice
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2", "dictionary"])
+def test_parquet_checksums_are_verified(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.parquet"
+    table = pa.table({"text": [f"the quick brown fox {i}" for i in range(5000)]})
+    version = "2.0" if kind == "v2" else "1.0"
+    options = {"use_dictionary": kind == "dictionary", "data_page_version": version, "compression": "none"}
+    pq.write_table(table, path, write_page_checksum=True, **options)
+    assert read(path)[0] == table.column("text").to_pylist()
+    data = bytearray(path.read_bytes())
+    data[data.find(b" brown ", len(data) // 2) + 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BadFile, match=r"x\.parquet.*damaged"):
         read(path)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from lance_prep.errors import BadFile
 from lance_prep.fetch.prefetch import Prefetch, RangeFile, cut
 from lance_prep.fetch.ranges import is_local, open_ranges
 from lance_prep.fetch.retry import Retries
@@ -42,37 +43,53 @@ def open_stream(
     if is_local(url):
         with Path(url).open("rb") as file:
             file.seek(start)
-            yield _decompress(file, compression)
+            yield _decompress(file, compression, url)
         return
     end = size if stop is None else min(size, stop)
     ranges = open_ranges(url, size, options, retries or Retries(), identity=identity)
     with Prefetch(ranges, cut(start, end, PIECE_BYTES) if ahead else []) as prefetch:
         raw = RangeFile(prefetch, start, size)
-        yield _decompress(cast(BinaryIO, io.BufferedReader(raw, 256 << 10)), compression)
+        yield _decompress(cast(BinaryIO, io.BufferedReader(raw, 256 << 10)), compression, url)
 
 
-def _decompress(file: BinaryIO, compression: str | None) -> BinaryIO:
+def _decompress(file: BinaryIO, compression: str | None, url: str) -> BinaryIO:
     if compression is None:
         return file
+    return cast(BinaryIO, io.BufferedReader(_Decompressed(file, compression, url), 1 << 20))
+
+
+def _decoder(compression: str) -> Any:
+    """Return a decoder of one stream, with `decompress`, `eof` and `unused_data`."""
     if compression == "gzip":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
+        return zlib.decompressobj(16 + zlib.MAX_WBITS)
     if compression == "bz2":
-        return cast(BinaryIO, bz2.BZ2File(file))
+        return bz2.BZ2Decompressor()
     if compression == "xz":
-        return cast(BinaryIO, lzma.LZMAFile(file))
-    return cast(BinaryIO, io.BufferedReader(_ZstdFile(file), 1 << 20))
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    import zstandard
+
+    return zstandard.ZstdDecompressor().decompressobj()
 
 
-class _ZstdFile(io.RawIOBase):
-    """Zstandard frames, one after the other. `zstandard`'s own reader takes a file cut short for a whole one."""
+class _Decompressed(io.RawIOBase):
+    """A file of compressed streams, one after the other, read to its end.
 
-    def __init__(self, file: BinaryIO) -> None:
-        import zstandard
+    Parallel compressors and `cat` write such files. `BZ2File` and `LZMAFile` take whatever follows the first stream
+    for rubbish if they cannot read it, and zstandard's reader takes a file cut short for a whole one. Here both are
+    errors. Zero bytes between and after streams are padding, which the formats or their tools allow.
+    """
 
+    _READ = 256 << 10
+
+    def __init__(self, file: BinaryIO, compression: str, url: str) -> None:
         self._file = file
-        self._new = zstandard.ZstdDecompressor().decompressobj
-        self._frame: Any = None
+        self._compression = compression
+        self._url = url
+        self._decoder: Any = None
+        self._waiting = b""  # read from the file, and not yet handed to a decoder
         self._out = memoryview(b"")
+        self._streams = 0
+        self._bytes = 0
 
     def readable(self) -> bool:
         return True
@@ -80,20 +97,57 @@ class _ZstdFile(io.RawIOBase):
     def readinto(self, buffer: object) -> int:
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         while not self._out:
-            data = self._file.read(256 << 10)
-            if not data:
-                if self._frame is not None:
-                    raise EOFError("the zstd data ends in the middle of a frame")
+            if self._decoder is None and not self._next_stream():
                 return 0
-            out = []
-            while data:
-                self._frame = self._frame or self._new()
-                out.append(self._frame.decompress(data))
-                data = self._frame.unused_data
-                if self._frame.eof:
-                    self._frame = None
-            self._out = memoryview(b"".join(out))
+            self._out = memoryview(self._decode(len(view)))
+            self._bytes += len(self._out)
         size = min(len(view), len(self._out))
         view[:size] = self._out[:size]
         self._out = self._out[size:]
         return size
+
+    def _next_stream(self) -> bool:
+        """Begin the next stream, if there is one."""
+        while True:
+            self._waiting = self._waiting or self._file.read(self._READ)
+            if not self._waiting:
+                return False
+            if self._streams:
+                self._waiting = self._waiting.lstrip(b"\0")
+            if self._waiting:
+                self._decoder = _decoder(self._compression)
+                return True
+
+    def _decode(self, most: int) -> bytes:
+        """Return more of the current stream, which may be nothing at its end.
+
+        Raises:
+            BadFile: the data is damaged or cut short.
+        """
+        decoder = self._decoder
+        # bz2 and xz keep input that they have no room to decode; zlib hands it back as `unconsumed_tail`.
+        asked = not self._waiting and getattr(decoder, "needs_input", True)
+        data = self._waiting or (self._file.read(self._READ) if asked else b"")
+        limit = () if self._compression == "zstd" else (most,)
+        try:
+            out: bytes = decoder.decompress(data, *limit)
+        except MemoryError:
+            raise
+        except Exception as error:  # each library has errors of its own
+            raise self._damaged(error) from error
+        if decoder.eof:
+            self._waiting, self._decoder = decoder.unused_data, None
+            self._streams += 1
+            return out
+        self._waiting = getattr(decoder, "unconsumed_tail", b"")
+        if asked and not data and not out:
+            said = f"{self._url}: cut short: its {self._compression} data ends in the middle of a stream"
+            raise BadFile(f"{said}, after {self._bytes:,} decompressed bytes", "get the file again")
+        return out
+
+    def _damaged(self, error: Exception) -> BadFile:
+        where = f"after {self._bytes:,} decompressed bytes"
+        if self._streams:
+            where += f" and {self._streams:,} whole streams"
+        said = f"{self._url}: damaged {self._compression} data {where} ({error})"
+        return BadFile(said, "get the file again; if something else was appended to it, remove that")

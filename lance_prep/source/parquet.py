@@ -71,7 +71,12 @@ def _open(job: PartJob, footer: pq.FileMetaData, groups: Sequence[int]) -> Itera
     import pyarrow.parquet as pq
 
     file = job.file
-    options = {"metadata": footer, "buffer_size": _BUFFER, "pre_buffer": False}
+    options = {
+        "metadata": footer,
+        "buffer_size": _BUFFER,
+        "pre_buffer": False,
+        "page_checksum_verification": True,  # costs nothing where a file has no checksums
+    }
     if is_local(file.url):
         with pq.ParquetFile(file.url, **options) as reader:
             yield reader
