@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 import lance_prep
 from lance_prep.dataset import open_ours, verify
@@ -129,6 +130,48 @@ def test_blocks(tmp_path: Path, packing: str) -> None:
         assert sorted(pieces) == sorted(cut)
     assert report.tokens == sum(map(len, documents))
     assert report.ledger.padding == 64 * len(got) - report.tokens
+    check_whole(report.uri)
+
+
+@pytest.mark.parametrize("limit", [None, 1, 7])
+@pytest.mark.parametrize("packing", ["concat", "best-fit"])
+def test_document_boundaries_are_on_disk(tmp_path: Path, packing: str, limit: int | None) -> None:
+    """Texts contain the EOS id, so boundaries cannot be read off the ids."""
+    tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
+    rows = [row and row.replace("row", "<|endoftext|>row<|endoftext|>") for row in texts(300)]
+    source = write_parquet(tmp_path / "a.parquet", rows)
+    report = lance_prep.build(
+        source,
+        output=tmp_path / "o.lance",
+        tokenizer=tokenizer,
+        block_size=48,
+        packing=packing,
+        special_tokens="parse",
+        shuffle_batch_size=50,
+        max_rows=limit,
+    )
+    source_rows = [i for i, row in enumerate(rows) if row and row.strip()]
+    reference = Tokenizer.from_buffer(made.byte_level())
+    encoded = [reference.encode(rows[i], add_special_tokens=False).ids for i in source_rows]
+    assert all(ids.count(0) >= 2 for ids in encoded)
+    documents = {i: [*ids, 0] for i, ids in zip(source_rows, encoded, strict=True)}
+    pieces: dict[int, list[list[int]]] = {}
+    table = lance.dataset(report.uri).to_table().to_pylist()
+    for row in table:
+        at = 0
+        assert sum(row["seq_lengths"]) == row["num_tokens"]
+        for doc, length in zip(row["doc_ids"], row["seq_lengths"], strict=True):
+            pieces.setdefault(doc, []).append(row["input_ids"][at : at + length])
+            at += length
+    for doc, found in pieces.items():
+        text = documents[doc]
+        assert all(any(text[i : i + len(piece)] == piece for i in range(len(text))) for piece in found)
+        assert limit or sum(map(len, found)) == len(text)
+    ledger = report.ledger
+    assert ledger.rows_used == len(pieces)
+    # Only documents of which something was written count as cut.
+    assert ledger.documents_cut == sum(len(found[0]) < len(documents[doc]) for doc, found in pieces.items())
+    assert set(pieces) == set(documents) if limit is None else len(table) == limit
     check_whole(report.uri)
 
 

@@ -33,28 +33,39 @@ def rows_of(blocks: Blocks) -> list[list[int]]:
     return [row[:n].tolist() for row, n in zip(blocks.ids, blocks.num_tokens, strict=True)]
 
 
+def pieces_of(blocks: Blocks) -> list[list[tuple[int, int, bool]]]:
+    """Of each block the document, length and whether it is cut of each piece."""
+    pieces = blocks.pieces
+    out: list[list[tuple[int, int, bool]]] = [[] for _ in blocks.ids]
+    for block, *piece in zip(*(a.tolist() for a in (pieces.block, pieces.doc, pieces.length, pieces.cut)), strict=True):
+        out[block].append(tuple(piece))
+    return out
+
+
 @settings(deadline=None)
 @given(st.lists(documents, max_size=5), st.integers(2, 17))
 def test_concat_is_the_stream_cut(batches: list[Documents], size: int) -> None:
     packer = ConcatPacker(size, 0, np.dtype(np.uint16))
-    got, first_docs, seen = [], [], 0
+    got, pieces, seen = [], [], 0
     for docs in batches:
         blocks = packer.pack(token_lists(docs), ids_of(docs, seen))
         seen += len(docs)
         assert (blocks.num_tokens == size).all()
         got += rows_of(blocks)
-        first_docs += blocks.first_docs().tolist()
+        pieces += pieces_of(blocks)
     last = packer.flush()
     got += rows_of(last)
-    first_docs += last.first_docs().tolist()
+    pieces += pieces_of(last)
 
     everything = [doc for docs in batches for doc in docs]
     stream = [token for doc in everything for token in doc]
     owner = [i for i, doc in enumerate(everything) for _ in doc]
     assert got == [stream[i : i + size] for i in range(0, len(stream), size)]
-    assert first_docs == owner[::size]
-    edges = np.cumsum([0, *map(len, everything)])
-    assert packer.documents_cut == sum(a // size != (b - 1) // size for a, b in pairwise(edges.tolist()))
+    blocks_of = [owner[i : i + size] for i in range(0, len(owner), size)]
+    want = [
+        [(doc, of.count(doc), of.count(doc) < len(everything[doc])) for doc in dict.fromkeys(of)] for of in blocks_of
+    ]
+    assert pieces == want
 
 
 @settings(deadline=None)
@@ -70,17 +81,16 @@ def test_best_fit_keeps_documents_whole(lengths: list[int], size: int) -> None:
     # Every piece of a document stands somewhere, whole, and nothing else does.
     pieces = sorted(tuple(doc[i : i + size]) for doc in docs for i in range(0, len(doc), size))
     found = []
-    owners = [[int(d) for d in blocks.piece_doc[blocks.piece_block == b]] for b in range(len(blocks.ids))]
-    for row, of in zip(rows_of(blocks), owners, strict=True):
+    for row, of in zip(rows_of(blocks), pieces_of(blocks), strict=True):
         at = 0
-        for doc in of:
+        for doc, length, cut in of:
             options = [docs[doc][i : i + size] for i in range(0, len(docs[doc]), size)]
-            piece = next(option for option in options if row[at : at + len(option)] == option)
-            found.append(tuple(piece))
-            at += len(piece)
+            assert row[at : at + length] in options
+            assert cut == (len(docs[doc]) > size)
+            found.append(tuple(row[at : at + length]))
+            at += length
         assert at == len(row)
     assert sorted(found) == pieces
-    assert packer.documents_cut == sum(len(doc) > size for doc in docs)
 
 
 @given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 40))

@@ -217,6 +217,26 @@ def test_padding_that_is_no_padding(home: Path) -> None:
     assert any(f"row {row:,}: its padding holds other ids" in problem for problem in found.problems)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("seq_lengths", lambda v: v[2].__setitem__(0, v[2][0] + 1), "row 2: its seq_lengths add up to"),
+        ("seq_lengths", lambda v: v[2].append(0), "row 2: its seq_lengths name an empty document"),
+        ("doc_ids", lambda v: v[2].append(v[2][-1]), "row 2: {} doc_ids for {} seq_lengths"),
+        ("doc_ids", lambda v: v[2].__setitem__(-1, (5 << 40) | 1), "row 2: doc_id 5497558138881 is not of this shard"),
+        ("doc_ids", lambda v: v[2].__setitem__(-1, 300), "row 2: doc_id says source row 300, but the shard has 300"),
+    ],
+)
+def test_wrong_document_boundaries_are_named(
+    home: Path, tmp_path: Path, name: str, change: Callable[[list[Any]], Any], says: str
+) -> None:
+    uri = build(home, tmp_path.name)
+    pieces = len(lance.dataset(uri).take([2])["doc_ids"][0])
+    found = tampered(uri, lambda table: column(table, name, change))
+    said = says.format(pieces + 1, pieces)
+    assert any(problem.startswith("shard 0") and said in problem for problem in found.problems), found.problems
+
+
 LAYOUTS = {
     "lines": {"layout": "lines", "keep_columns": ("n",)},
     "documents": {"layout": "documents", "keep_columns": ("n",)},
@@ -242,7 +262,12 @@ def test_rows_made_again_from_the_source(home: Path, tmp_path: Path, name: str) 
     stat, data = source.stat(), source.read_bytes()
     row = 555
     if name != "raw" and name != "limited":
-        docs = lance.dataset(uri).to_table()["doc_id"].to_pylist()
+        table = lance.dataset(uri).to_table()
+        docs = (
+            table["doc_id"].to_pylist()
+            if "doc_id" in table.schema.names
+            else [d[0] for d in table["doc_ids"].to_pylist()]
+        )
         row = 300 + (docs[len(docs) // 2] & ((1 << 40) - 1))
     assert data.count(b"row %d of words" % row) == 1
     source.write_bytes(data.replace(b"row %d of words" % row, b"row %d of wurds" % row))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
 from lance_prep.cli.options import dataset_options, json_option
+
+if TYPE_CHECKING:
+    from lance_prep.dataset import ShownDocument
 
 EXAMPLES = """\b
 Examples:
@@ -49,10 +53,16 @@ def command(
             click.echo(f"row {shown.row}: {_cut(json.dumps(shown.columns, default=str, ensure_ascii=False), width)}")
             continue
         kept = "".join(f", {name}={value!r}" for name, value in shown.columns.items())
-        click.echo(f"row {shown.row}: {shown.num_tokens} tokens, shard {shown.shard} row {shown.source_row}{kept}")
+        click.echo(f"row {shown.row}: {shown.num_tokens} tokens, {_documents(shown.documents)}{kept}")
         click.echo(f"  {_cut(shown.text, width)!r}")
         if ids:
             click.echo(f"  {shown.ids}")
+
+
+def _documents(documents: tuple[ShownDocument, ...]) -> str:
+    first = documents[0]
+    said = f"shard {first.shard} row {first.source_row}"
+    return said if len(documents) == 1 else f"{len(documents)} documents, the first from {said}"
 
 
 def _cut(text: str, width: int) -> str:

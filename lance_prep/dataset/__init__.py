@@ -7,7 +7,7 @@ from lance_prep.dataset.found import Verification
 from lance_prep.dataset.opened import Opened, open_ours
 from lance_prep.dataset.prune import Pruning, prune
 from lance_prep.dataset.restore import Restored, restore
-from lance_prep.dataset.rows import ShownRow, show_rows
+from lance_prep.dataset.rows import ShownDocument, ShownRow, show_rows
 from lance_prep.dataset.tags import Tagged, delete_tag, tag
 from lance_prep.dataset.verify import Listener, verify, verify_dataset
 from lance_prep.dataset.versions import Version, list_versions
@@ -19,6 +19,7 @@ __all__ = [
     "Opened",
     "Pruning",
     "Restored",
+    "ShownDocument",
     "ShownRow",
     "SourceCheck",
     "Tagged",

@@ -1,7 +1,7 @@
 """Rows drawn at random, made again from the source with `tokenizers` and compared with what is on disk.
 
-Which shards: at most 16, so that 200 rows of a dataset of thousands of shards do not read its whole source again. From
-`doc_id` the way back is a shard of the plan, at its pinned revision, and a row in it. What each layout allows:
+At most 16 shards are read, so that checking 200 rows of a dataset of thousands of shards does not read its whole source
+again. `doc_id` (`doc_ids` for blocks) names the shard of the plan and the source row in it. By layout:
 
 - `documents`: the row is the document's ids. `lines`: it is the ids of one of the document's lines (a line's number is
   not kept, and lines are shuffled). Kept columns are compared too.
@@ -224,6 +224,8 @@ class _Job:
 
 def _source_rows(batch: pa.RecordBatch) -> list[int]:
     mask = (1 << ROW_BITS) - 1
+    if "doc_ids" in batch.schema.names:  # blocks: the first document
+        return [docs[0] & mask for docs in batch.column("doc_ids").to_pylist()]
     return [doc & mask for doc in batch.column("doc_id").to_pylist()]
 
 

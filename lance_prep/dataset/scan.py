@@ -21,6 +21,10 @@ from lance_prep.store.receipt import Receipt
 
 SCAN_ROWS = 8192
 
+Wrong = npt.NDArray[np.bool_]
+#: Report the first of the rows that are wrong, in the words of the second argument.
+Report = Callable[[Wrong, Callable[[int], str]], None]
+
 
 @dataclass
 class ShardRows:
@@ -154,7 +158,7 @@ class _Check:
         flat = ids.flatten().to_numpy(zero_copy_only=False)
         block = data["block_size"]
 
-        def report(wrong: npt.NDArray[np.bool_], say: Callable[[int], str]) -> None:
+        def report(wrong: Wrong, say: Callable[[int], str]) -> None:
             if wrong.any():
                 i = int(np.flatnonzero(wrong)[0])
                 more = int(np.count_nonzero(wrong)) - 1
@@ -165,14 +169,7 @@ class _Check:
         report(bad_count, lambda i: f"num_tokens is {stated[i]}, of {lengths[i]} ids")
         vocabulary = data["tokenizer"]["vocab_size"]
         report(_any_by_row(flat >= vocabulary, lengths), lambda i: f"an id is beyond the vocabulary of {vocabulary:,}")
-        docs = batch.column("doc_id").to_numpy(zero_copy_only=False)
-        if shard.receipt is not None:
-            index = shard.receipt.shard
-            report(docs >> np.uint64(ROW_BITS) != index, lambda i: f"doc_id {docs[i]} is not of this shard")
-        if shard.source_rows is not None:
-            rows = docs & np.uint64((1 << ROW_BITS) - 1)
-            last = shard.source_rows
-            report(rows >= last, lambda i: f"doc_id says source row {rows[i]:,}, but the shard has {last:,}")
+        self._check_documents(batch, stated, report)
         self._tokens += int(stated.sum())
         if block:
             self._padding += block * len(batch) - int(stated.sum())
@@ -180,6 +177,46 @@ class _Check:
             padded = np.arange(block)[None, :] >= stated[:, None]
             wrong = (flat.reshape(-1, block) != pad) & padded
             report(wrong.any(axis=1), lambda i: f"its padding holds other ids than {pad}")
+
+    def _check_documents(self, batch: pa.RecordBatch, stated: npt.NDArray[Any], report: Report) -> None:
+        """Check the document ids, and for blocks the boundaries of documents."""
+        shard = self._shards[self._at]
+        if self._data["layout"] == "blocks":
+            docs, per_row = _list_column(batch, "doc_ids")
+            lengths, pieces = _list_column(batch, "seq_lengths")
+            totals = np.bincount(_row_of(pieces), weights=lengths, minlength=len(batch)).astype(np.int64)
+            report(totals != stated, lambda i: f"its seq_lengths add up to {totals[i]}, num_tokens is {stated[i]}")
+            report(_any_by_row(lengths == 0, pieces), lambda i: "its seq_lengths name an empty document")
+            report(pieces != per_row, lambda i: f"{per_row[i]} doc_ids for {pieces[i]} seq_lengths")
+        else:
+            docs, per_row = batch.column("doc_id").to_numpy(zero_copy_only=False), np.ones(len(batch), np.int64)
+        first = np.cumsum(per_row) - per_row
+
+        def wrong_doc(i: int, wrong: Wrong) -> int:
+            row = slice(first[i], first[i] + per_row[i])
+            return int(docs[row][wrong[row]][0])
+
+        if shard.receipt is not None:
+            other = docs >> np.uint64(ROW_BITS) != shard.receipt.shard
+            report(_any_by_row(other, per_row), lambda i: f"doc_id {wrong_doc(i, other)} is not of this shard")
+        if shard.source_rows is not None:
+            mask, last = np.uint64((1 << ROW_BITS) - 1), shard.source_rows
+            beyond = (docs & mask) >= last
+            report(
+                _any_by_row(beyond, per_row),
+                lambda i: f"doc_id says source row {wrong_doc(i, beyond) & int(mask):,}, but the shard has {last:,}",
+            )
+
+
+def _list_column(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The values of a list column end to end, and the number of values in each row."""
+    column = batch.column(name)
+    counts = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return column.flatten().to_numpy(zero_copy_only=False), counts
+
+
+def _row_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    return np.repeat(np.arange(len(lengths)), lengths)
 
 
 def _name(shard: ShardRows) -> str:
@@ -194,5 +231,4 @@ def _any_by_row(values: npt.NDArray[np.bool_], lengths: npt.NDArray[Any]) -> npt
     """Whether any of a row's values is true; rows of `lengths` lie one after the other in `values`."""
     if not values.any():
         return np.zeros(len(lengths), np.bool_)
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    return np.bincount(rows[values], minlength=len(lengths)) > 0
+    return np.bincount(_row_of(lengths)[values], minlength=len(lengths)) > 0

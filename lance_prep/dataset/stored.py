@@ -74,9 +74,11 @@ def _check_schema(opened: Opened, found: Verification) -> None:
     data, schema = opened.metadata, opened.dataset.schema
     if data["layout"] == "raw":
         return
-    block = f"[{data['block_size']}]" if data["layout"] == "blocks" else ""
-    list_name = "fixed_size_list" if block else "list"
-    wanted = {"input_ids": f"{list_name}<item: {data['dtype']}>{block}", "num_tokens": "uint32", "doc_id": "uint64"}
+    wanted = {"input_ids": f"list<item: {data['dtype']}>", "num_tokens": "uint32", "doc_id": "uint64"}
+    if data["layout"] == "blocks":
+        ids = f"fixed_size_list<item: {data['dtype']}>[{data['block_size']}]"
+        lists = {"seq_lengths": "list<item: uint32>", "doc_ids": "list<item: uint64>"}
+        wanted = {"input_ids": ids, "num_tokens": "uint32", **lists}
     for name, kind in wanted.items():
         actual = str(schema.field(name).type) if name in schema.names else "not there"
         if actual != kind:

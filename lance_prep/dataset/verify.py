@@ -75,7 +75,7 @@ def verify(opened: Opened, *, against: SourceCheck | None = None, listener: List
     Manifest, transaction, plans and receipts agree with each other; every data file is there, has its size and, on a
     local disk, its hash; the ledgers balance against each other and against the plan's source row counts; tokenizer
     files have their sha256; then all rows: content hash of each shard, ids below the vocabulary's size, lengths,
-    `num_tokens`, `doc_id`, padding; and, if asked for, rows drawn at random against the source.
+    `num_tokens`, document ids and boundaries, padding; and, if asked for, rows drawn at random against the source.
 
     Args:
         against: rows to make again from the source.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lance_prep.layout.blocks import Blocks
+from lance_prep.layout.blocks import Blocks, Pieces
 from lance_prep.layout.model import DocIds, Indices
 from lance_prep.tokenizer import TokenLists
 
@@ -21,25 +21,25 @@ class BestFitPacker:
     """Packs each batch's documents by best-fit decreasing; a document is cut only where it exceeds a block."""
 
     def __init__(self, block_size: int, pad_id: int, dtype: np.dtype[Any]) -> None:
-        self.documents_cut = 0
         self._size = block_size
         self._pad = pad_id
         self._dtype = dtype
 
     def pack(self, tokens: TokenLists, docs: DocIds) -> Blocks:
         pieces, owner = self._pieces(tokens)
-        self.documents_cut += int(np.count_nonzero(tokens.lengths > self._size))
         block_of, n = best_fit_decreasing(pieces.lengths, self._size)
         # Ascending blocks; in a block, pieces in the order of the source.
         order = np.argsort(block_of, kind="stable")
         num_tokens = np.bincount(block_of, weights=pieces.lengths, minlength=n).astype(np.int64)
         ids = np.full((n, self._size), self._pad, self._dtype)
         ids[np.arange(self._size) < num_tokens[:, None]] = pieces.take(order).ids
-        return Blocks(ids, num_tokens, block_of[order], docs[owner[order]])
+        owner = owner[order]
+        lengths = pieces.lengths[order]
+        cut = lengths < tokens.lengths[owner]
+        return Blocks(ids, num_tokens, Pieces(block_of[order], docs[owner], lengths, cut))
 
     def flush(self) -> Blocks:
-        nothing = np.empty(0, np.int64)
-        return Blocks(np.empty((0, self._size), self._dtype), nothing, nothing, np.empty(0, np.uint64))
+        return Blocks(np.empty((0, self._size), self._dtype), np.empty(0, np.int64), Pieces.none())
 
     def _pieces(self, tokens: TokenLists) -> tuple[TokenLists, Indices]:
         """The documents cut where they exceed a block, and int64 the document of each piece."""

@@ -23,31 +23,48 @@ from lance_prep.tokenizer import TokenizerSpec, TokenLists
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """Documents, or parts of documents, that were packed into blocks.
+
+    Attributes:
+        block: int64 `[pieces]`, the block that holds the piece; ascending, and in a block in the order of its tokens.
+        doc: uint64 `[pieces]`, the document's doc_id.
+        length: int64 `[pieces]`, tokens.
+        cut: bool `[pieces]`, the piece is only a part of its document.
+    """
+
+    block: Indices
+    doc: DocIds
+    length: Indices
+    cut: npt.NDArray[np.bool_]
+
+    @staticmethod
+    def none() -> Pieces:
+        return Pieces(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.bool_))
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Packed blocks.
 
     Attributes:
         ids: `[n, block_size]`, padded at the end of a row.
         num_tokens: int64 `[n]`, real tokens of each block.
-        piece_block, piece_doc: int64 and uint64 `[pieces]`: which documents lie in which block; a block's pieces
-            stand in their order in it.
+        pieces: the document boundaries: what each block holds.
     """
 
     ids: npt.NDArray[Any]
     num_tokens: Indices
-    piece_block: Indices
-    piece_doc: DocIds
+    pieces: Pieces
 
-    def first_docs(self) -> DocIds:
-        """uint64 `[n]`, the doc_id of the first document in each block."""
-        first = np.searchsorted(self.piece_block, np.arange(len(self.ids)))
-        return self.piece_doc[first]
+    def by_block(self, values: npt.NDArray[Any], order: Indices) -> pa.ListArray:
+        """Values of the pieces as one list per block, for the blocks at `order`."""
+        bounds = np.searchsorted(self.pieces.block, np.arange(len(self.ids) + 1))
+        return TokenLists(bounds.astype(np.int64), values).take(order).as_arrow()
 
 
 class Packer(Protocol):
     """Packs a shard's documents; they come in the order of the source."""
-
-    documents_cut: int
 
     def pack(self, tokens: TokenLists, docs: DocIds) -> Blocks:
         """Blocks that are ready once these documents (none of them empty) are in."""
@@ -62,19 +79,18 @@ class ConcatPacker:
     """Cuts the stream of documents every `block_size` tokens."""
 
     def __init__(self, block_size: int, pad_id: int, dtype: np.dtype[Any]) -> None:
-        self.documents_cut = 0
         self._size = block_size
         self._pad = pad_id
         self._stream = 0  # position in the shard's stream of the first token not yet in a block
         self._ids: npt.NDArray[Any] = np.empty(0, dtype)
         self._stops: Indices = np.empty(0, np.int64)  # where the documents of `_ids` end in the stream
+        self._lengths: Indices = np.empty(0, np.int64)
         self._docs: DocIds = np.empty(0, np.uint64)
 
     def pack(self, tokens: TokenLists, docs: DocIds) -> Blocks:
-        base = self._stream + len(self._ids)
-        starts, stops = base + tokens.offsets[:-1], base + tokens.offsets[1:]
-        self.documents_cut += int(np.count_nonzero(starts // self._size != (stops - 1) // self._size))
+        stops = self._stream + len(self._ids) + tokens.offsets[1:]
         self._ids = np.concatenate([self._ids, tokens.ids])
+        self._lengths = np.concatenate([self._lengths, tokens.lengths])
         self._stops = np.concatenate([self._stops, stops])
         self._docs = np.concatenate([self._docs, docs])
         return self._cut(len(self._ids) // self._size * self._size)
@@ -90,21 +106,25 @@ class ConcatPacker:
         if n * self._size > length:
             num_tokens[-1] = length - (n - 1) * self._size
             ids = np.concatenate([ids, np.full(n * self._size - length, self._pad, ids.dtype)])
-        piece_block, piece_doc = self._pieces(length)
+        pieces = self._pieces(length)
         self._stream += length
         self._ids = self._ids[length:].copy()
         held = self._stops > self._stream
-        self._stops, self._docs = self._stops[held], self._docs[held]
-        return Blocks(ids.reshape(n, self._size), num_tokens, piece_block, piece_doc)
+        self._stops, self._lengths, self._docs = self._stops[held], self._lengths[held], self._docs[held]
+        return Blocks(ids.reshape(n, self._size), num_tokens, pieces)
 
-    def _pieces(self, length: int) -> tuple[Indices, DocIds]:
+    def _pieces(self, length: int) -> Pieces:
         stops = np.minimum(self._stops - self._stream, length)
         starts = np.concatenate([[0], stops[:-1]])[: len(stops)]
         inside = starts < stops
         first, last = starts[inside] // self._size, (stops[inside] - 1) // self._size
         counts = last - first + 1
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(first, counts) + within, np.repeat(self._docs[inside], counts)
+        block = np.repeat(first, counts) + within
+        owner = np.repeat(np.flatnonzero(inside), counts)
+        begin = np.maximum(starts[owner], block * self._size)
+        lengths = np.minimum(stops[owner], (block + 1) * self._size) - begin
+        return Pieces(block, self._docs[owner], lengths, lengths < self._lengths[owner])
 
 
 def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
@@ -124,7 +144,7 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
             break
     if not job.exhausted:
         yield from _emit(packer.flush(), job, counts)
-    counts.finish(packer.documents_cut)
+    counts.finish()
 
 
 def _documents(batches: Iterable[SourceBatch]) -> Iterator[tuple[tuple[SourceBatch, Indices], pa.LargeStringArray]]:
@@ -164,7 +184,7 @@ class _BlockCounts:
     def __init__(self, job: LayoutJob) -> None:
         self._ledger = job.tally.ledger
         self._documents = 0
-        self._last = -1  # the highest doc_id of which a part is written
+        self._next = 0  # doc_ids below it were counted if a part of them is written
 
     def documents(self, rows: int, documents: int, tokens: int) -> None:
         self._documents += documents
@@ -172,23 +192,22 @@ class _BlockCounts:
         self._ledger.tokens_in += tokens
 
     def written(self, blocks: Blocks, order: Indices) -> None:
-        docs = blocks.piece_doc
+        docs, cut = blocks.pieces.doc, blocks.pieces.cut
         if len(order) < len(blocks.ids):
-            docs = docs[np.isin(blocks.piece_block, order)]
-        docs = np.unique(docs)
+            written = np.isin(blocks.pieces.block, order)
+            docs, cut = docs[written], cut[written]
+        # Documents come in ascending order: one that was counted before is at most the highest so far.
+        new = docs >= np.uint64(self._next)
+        self._ledger.rows_used += len(np.unique(docs[new]))
+        self._ledger.documents_cut += len(np.unique(docs[new & cut]))
         if len(docs):
-            # Documents come in ascending order: one that was counted before is at most the highest so far.
-            self._ledger.rows_used += (
-                int(np.count_nonzero(docs > np.uint64(self._last))) if self._last >= 0 else len(docs)
-            )
-            self._last = max(self._last, int(docs[-1]))
+            self._next = max(self._next, int(docs.max()) + 1)
         tokens = int(blocks.num_tokens[order].sum())
         self._ledger.tokens_written += tokens
         self._ledger.padding += blocks.ids.shape[1] * len(order) - tokens
 
-    def finish(self, documents_cut: int) -> None:
+    def finish(self) -> None:
         ledger = self._ledger
-        ledger.documents_cut += documents_cut
         ledger.over_limit += self._documents - ledger.rows_used
         ledger.tokens_over_limit += ledger.tokens_in - ledger.tokens_written
 
@@ -204,6 +223,7 @@ def _emit(blocks: Blocks, job: LayoutJob, counts: _BlockCounts) -> Iterator[pa.R
     columns = [
         pa.FixedSizeListArray.from_arrays(pa.array(ids.reshape(-1)), ids.shape[1]),
         pa.array(blocks.num_tokens[order].astype(np.uint32)),
-        pa.array(blocks.first_docs()[order]),
+        blocks.by_block(blocks.pieces.length.astype(np.uint32), order),
+        blocks.by_block(blocks.pieces.doc, order),
     ]
     yield pa.RecordBatch.from_arrays(columns, schema=job.schema)

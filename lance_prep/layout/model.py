@@ -21,24 +21,23 @@ DocIds = npt.NDArray[np.uint64]
 #: `doc_id = shard << 40 | row`
 ROW_BITS = 40
 
-#: Blocks lie flat in the file, to be memory-mapped, whatever their size: Lance does so by itself from 256 bytes on.
-FLAT = {"lance-encoding:structural-encoding": "fullzip"}
-
 
 def row_schema(plan: Plan, spec: TokenizerSpec | None) -> pa.Schema:
     """The schema of the dataset's rows (design: "On disk")."""
     if plan.recipe.layout == "raw" or spec is None:
         return plan.schema
     token = pa.from_numpy_dtype(spec.dtype)
-    ids = pa.list_(token, plan.recipe.block_size) if plan.recipe.layout == "blocks" else pa.list_(token)
-    return pa.schema(
-        [
-            pa.field("input_ids", ids, nullable=False, metadata=FLAT if plan.recipe.layout == "blocks" else None),
-            pa.field("num_tokens", pa.uint32(), nullable=False),
-            pa.field("doc_id", pa.uint64(), nullable=False),
-            *list(plan.schema)[1:],
-        ]
-    )
+    if plan.recipe.layout == "blocks":
+        columns = {
+            "input_ids": pa.list_(token, plan.recipe.block_size),
+            "num_tokens": pa.uint32(),
+            "seq_lengths": pa.list_(pa.uint32()),
+            "doc_ids": pa.list_(pa.uint64()),
+        }
+    else:
+        columns = {"input_ids": pa.list_(token), "num_tokens": pa.uint32(), "doc_id": pa.uint64()}
+    ours = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+    return pa.schema([*ours, *list(plan.schema)[1:]])
 
 
 @dataclass

@@ -14,13 +14,14 @@ from lance_prep.store.files import LocalFiles, is_local
 
 
 def file_version(layout: str, schema: pa.Schema) -> str:
-    """The Lance file format for a layout.
+    """Return the Lance file format for a layout.
 
-    Ragged rows go into 2.0: there the tokens of all rows lie flat in the file, so they can be memory-mapped, are
-    written at 200 to 450 Mtok/s against 80 in 2.1, and scanned at 500 against 200. 2.0 loses nulls of structs, so a
-    kept column with a struct takes 2.1. Blocks lie flat in 2.1 too.
+    Format 2.0 stores lists flat, as values and offsets, so they can be memory-mapped; 2.1 packs their bits. Ragged
+    tokens are written at 200 to 450 Mtok/s in 2.0 and 80 in 2.1, and scanned at 500 and 200. Blocks are written equally
+    fast in both; their document boundaries are scanned 5 times faster in 2.0 and take up to 12 % more disk. 2.0 loses
+    the nulls of structs, so a kept column with a struct needs 2.1.
     """
-    if layout in ("lines", "documents") and not any(_has_struct(field.type) for field in schema):
+    if layout != "raw" and not any(_has_struct(field.type) for field in schema):
         return "2.0"
     return "2.1"
 

@@ -33,12 +33,13 @@ class Origin(NamedTuple):
     Attributes:
         source: the dataset.
         row: its row in which the sample begins.
-        document: that row's `doc_id`: shard << 40 | row of the source; None for raw rows.
+        documents: the `doc_ids` of that row, shard << 40 | row of the source: for `blocks` one per document in the
+            block; for `lines` and `documents` one; for `raw` none.
     """
 
     source: str
     row: int
-    document: int | None
+    documents: tuple[int, ...]
 
 
 class LanceDataset(Dataset[dict[str, Any]]):
@@ -246,10 +247,12 @@ class LanceDataset(Dataset[dict[str, Any]]):
         """Where samples come from; padding samples come from nowhere and are left out."""
         indices = indices[indices != PAD_ROW]
         rows = self._open().row_of(indices)
-        documents: list[Any] = [None] * len(rows)
-        if "doc_id" in self.facts.columns and len(rows):
-            documents = read_columns(self._take_columns, rows, ["doc_id"])["doc_id"]
-        return [Origin(self.uri, row, doc) for row, doc in zip(rows.tolist(), documents, strict=True)]
+        documents: list[tuple[int, ...]] = [()] * len(rows)
+        if self.facts.layout != "raw" and len(rows):
+            name = "doc_ids" if self.facts.layout == "blocks" else "doc_id"
+            found = read_columns(self._take_columns, rows, [name])[name]
+            documents = [tuple(ids) if isinstance(ids, list) else (ids,) for ids in found]
+        return [Origin(self.uri, row, docs) for row, docs in zip(rows.tolist(), documents, strict=True)]
 
     # Text.
 

@@ -229,7 +229,7 @@ class Mixture(Dataset[dict[str, Any]]):
         for i in np.unique(source).tolist():
             here = np.flatnonzero(source == i)
             for at, origin in zip(here.tolist(), self.sources[i].where(sample[here]), strict=True):
-                out[at] = Origin(self.names[i], origin.row, origin.document)
+                out[at] = Origin(self.names[i], origin.row, origin.documents)
         return [origin for origin in out if origin is not None]
 
     def trace(self, step: int, rank: int = 0, *, global_batch_size: int = 1, world_size: int = 1) -> list[Origin]:

@@ -52,20 +52,23 @@ def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\#(\w+)", r"(?P<\1>\\d+)", squeezed))
 
 
-#: fixed_size_list<uintN>[block] not null, file format 2.1 and 2.2, rows of 256 bytes or more.
-_BLOCKS = _pattern(
-    """PageLayout { layout: Some(FullZipLayout(FullZipLayout { bits_rep: 0, bits_def: 0, num_items: #items,
-    num_visible_items: #visible, value_compression: Some(CompressiveEncoding { compression: Some(FixedSizeList(
-    FixedSizeList { items_per_value: #block, has_validity: false, values: Some(CompressiveEncoding { compression:
-    Some(Flat(Flat { bits_per_value: #bits, data: None, }, ), ), }, ), }, ), ), }, ), layers: [RepdefAllValidItem, ],
-    details: Some(BitsPerValue(#row,),), }, ), ), }"""
+def _not_null(inner: str) -> str:
+    """An array without nulls, in file format 2.0."""
+    return f"""ArrayEncoding {{ array_encoding: Some(Nullable(Nullable {{ nullability: Some(NoNulls(NoNull {{ values:
+    Some(ArrayEncoding {{ array_encoding: Some({inner}), }}, ), }}, ), ), }}, ), ), }}"""
+
+
+_FLAT = _not_null(
+    """Flat(Flat { bits_per_value: #bits, buffer: Some(Buffer { buffer_index: 0, buffer_type: Page, }, ),
+    compression: None, }, ),"""
 )
 
-#: The values of list<uintN>, file format 2.0.
-_VALUES = _pattern(
-    """ArrayEncoding { array_encoding: Some(Nullable(Nullable { nullability: Some(NoNulls(NoNull { values: Some(
-    ArrayEncoding { array_encoding: Some(Flat(Flat { bits_per_value: #bits, buffer: Some(Buffer { buffer_index: 0,
-    buffer_type: Page, }, ), compression: None, }, ), ), }, ), }, ), ), }, ), ), }"""
+#: The values of list<uintN>.
+_VALUES = _pattern(_FLAT)
+
+#: fixed_size_list<uintN>[block].
+_BLOCKS = _pattern(
+    _not_null(f"FixedSizeList(FixedSizeList {{ dimension: #block, has_validity: false, items: Some({_FLAT}, ), }}, ),")
 )
 
 #: No values at all: a shard of empty rows. Were they nulls, the tokens would be fewer than `num_tokens` says.
@@ -135,12 +138,8 @@ def _flat_page(page: Any, itemsize: int, block_size: int | None, name: str) -> P
     if match is None or int(match["bits"]) != bits or len(page.buffers) != 1:
         raise NotFlat(f"{name}: a page of input_ids is encoded otherwise than flat")
     position, size = page.buffers[0].position, page.buffers[0].size
-    if block_size is not None:
-        items, row = int(match["items"]), int(match["row"])
-        if int(match["block"]) != block_size or row != block_size * bits or int(match["visible"]) != items:
-            raise NotFlat(f"{name}: a page of input_ids holds rows of another size than {block_size}")
-        if size != items * block_size * itemsize:
-            raise NotFlat(f"{name}: a page of {items} rows of {block_size} has {size} bytes")
-    if size % itemsize:
-        raise NotFlat(f"{name}: a page of {size} bytes does not hold whole tokens of {itemsize} bytes")
+    if block_size is not None and int(match["block"]) != block_size:
+        raise NotFlat(f"{name}: a page of input_ids holds rows of another size than {block_size}")
+    if size % ((block_size or 1) * itemsize):
+        raise NotFlat(f"{name}: a page of {size} bytes does not hold whole rows or tokens")
     return Page(position, size // itemsize)

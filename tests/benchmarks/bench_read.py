@@ -128,12 +128,12 @@ def our_dataset(folder: Path, blocks: np.ndarray, layout: str) -> Path:
     kind = pa.list_(pa.uint16(), SIZE) if layout == "blocks" else pa.list_(inner)
     facts = {"format": 1, "layout": layout, "block_size": SIZE if layout == "blocks" else None, "dtype": "uint16"}
     facts |= {"content_hash": "bench", "tokenizer": {"eos_id": EOS, "pad_id": EOS}}
+    fields = {"input_ids": kind, "num_tokens": pa.uint32(), "doc_id": pa.uint64()}
+    if layout == "blocks":
+        fields = {"input_ids": kind, "num_tokens": pa.uint32()}
+        fields |= {"seq_lengths": pa.list_(pa.uint32()), "doc_ids": pa.list_(pa.uint64())}
     schema = pa.schema(
-        [
-            pa.field("input_ids", kind, nullable=False),
-            pa.field("num_tokens", pa.uint32(), nullable=False),
-            pa.field("doc_id", pa.uint64(), nullable=False),
-        ],
+        [pa.field(name, type_, nullable=False) for name, type_ in fields.items()],
         metadata={b"lance_prep": json.dumps(facts).encode()},
     )
     fragments = []
@@ -142,18 +142,30 @@ def our_dataset(folder: Path, blocks: np.ndarray, layout: str) -> Path:
         if layout == "blocks":
             lengths = np.full(len(part), SIZE)
             ids = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
+            documents = pieces_of(part)
         else:
             ends = np.cumsum(np.random.default_rng(shard).integers(20, 101, len(flat) // 20))
             bounds = np.concatenate([[0], ends[ends < len(flat)], [len(flat)]]).astype(np.int32)
             lengths = np.diff(bounds)
             ids = pa.ListArray.from_arrays(pa.array(bounds), pa.array(flat), type=kind)
         doc_ids = pa.array((np.uint64(shard) << np.uint64(40)) + np.arange(len(lengths), dtype=np.uint64))
-        batch = pa.record_batch([ids, pa.array(lengths, pa.uint32()), doc_ids], schema=schema)
+        last = documents if layout == "blocks" else [doc_ids]
+        batch = pa.record_batch([ids, pa.array(lengths, pa.uint32()), *last], schema=schema)
         stream = pa.RecordBatchReader.from_batches(schema, [batch])
-        version = "2.1" if layout == "blocks" else "2.0"
-        fragments += write_fragments(stream, str(path), schema=schema, data_storage_version=version)
+        fragments += write_fragments(stream, str(path), schema=schema, data_storage_version="2.0")
     lance.LanceDataset.commit(str(path), lance.LanceOperation.Overwrite(schema, fragments))
     return path
+
+
+def pieces_of(blocks: np.ndarray) -> list[pa.Array]:
+    """`seq_lengths` and `doc_ids` of blocks whose documents end with EOS."""
+    ends = blocks == EOS
+    ends[:, -1] = True
+    stops = np.flatnonzero(ends)
+    lengths = np.diff(stops, prepend=-1).astype(np.uint32)
+    bounds = pa.array(np.concatenate([[0], np.cumsum(ends.sum(axis=1))]).astype(np.int32))
+    docs = np.arange(len(stops), dtype=np.uint64)
+    return [pa.ListArray.from_arrays(bounds, pa.array(values)) for values in (lengths, docs)]
 
 
 def our_loader(layout: str, loader: str, **options: Any) -> Callable[[Path, np.ndarray], Reader]:

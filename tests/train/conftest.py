@@ -22,12 +22,18 @@ BLOCK = 128
 
 @dataclass
 class Made:
-    """A dataset as written, and what it must read as."""
+    """A dataset as written, and what it must read as.
+
+    Attributes:
+        rows: the tokens of each row, without padding.
+        pieces: for blocks, the lengths of the documents in each row; they have nothing to do with EOS ids.
+    """
 
     path: Path
     layout: str
     rows: list[np.ndarray]
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    pieces: list[list[int]] = field(default_factory=list)
 
     def stream(self, keep: Sequence[int] | None = None) -> np.ndarray:
         """The rows, each followed by EOS, end to end."""
@@ -37,11 +43,11 @@ class Made:
 
 def _fields(layout: str, dtype: pa.DataType, block_size: int | None) -> list[pa.Field]:
     kind = pa.list_(dtype, block_size) if layout == "blocks" else pa.list_(pa.field("item", dtype, nullable=False))
-    return [
-        pa.field("input_ids", kind, nullable=False),
-        pa.field("num_tokens", pa.uint32(), nullable=False),
-        pa.field("doc_id", pa.uint64(), nullable=False),
-    ]
+    documents = {"doc_id": pa.uint64()}
+    if layout == "blocks":
+        documents = {"seq_lengths": pa.list_(pa.uint32()), "doc_ids": pa.list_(pa.uint64())}
+    columns = {"input_ids": kind, "num_tokens": pa.uint32(), **documents}
+    return [pa.field(name, type_, nullable=False) for name, type_ in columns.items()]
 
 
 def _metadata(layout: str, dtype: str, block_size: int | None, seed: int) -> dict[bytes, bytes]:
@@ -75,6 +81,19 @@ def commit(path: Path, schema: pa.Schema, shards: list[list[pa.RecordBatch]], fi
     tokenizer.save(str(path / ".lance_prep" / "tokenizer.json"))
 
 
+def _documents(made: Made, lengths: Sequence[int], shard: int, rng: np.random.Generator) -> list[pa.Array]:
+    """Cut each block at random places into documents: its `seq_lengths` and `doc_ids`."""
+    first = len(made.pieces)
+    for length in lengths:
+        cuts = np.unique(rng.integers(1, length, rng.integers(0, 6))) if length > 1 else np.empty(0, np.int64)
+        pieces = np.diff(np.concatenate([[0], cuts, [length]])).astype(int).tolist()
+        made.pieces.append(pieces)
+        next_doc = made.columns.setdefault("doc_ids", [])
+        next_doc.append([(shard << 40) | (10 * len(next_doc) + i) for i in range(len(pieces))])
+    lists = (made.pieces[first:], made.columns["doc_ids"][first:])
+    return [pa.array(values, pa.list_(kind)) for values, kind in zip(lists, (pa.uint32(), pa.uint64()), strict=True)]
+
+
 def make_tokens(
     path: Path,
     layout: str,
@@ -103,7 +122,7 @@ def make_tokens(
             for i in range(count):
                 if layout == "blocks":
                     last = start + i == rows - 1
-                    length = int(rng.integers(1, block_size + 1)) if last else block_size
+                    length = int(rng.integers(1, block_size)) if last else block_size
                     row = rng.integers(2, VOCAB, length)
                     row[rng.random(length) < 0.1] = EOS
                     padded = np.concatenate([row, np.full(block_size - length, PAD)])
@@ -121,12 +140,16 @@ def make_tokens(
             else:
                 bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
                 tokens = pa.ListArray.from_arrays(pa.array(bounds), values, type=schema.field(0).type)
-            columns = [tokens, pa.array(lengths, pa.uint32()), pa.array(made.columns["doc_id"][-count:], pa.uint64())]
+            columns = [tokens, pa.array(lengths, pa.uint32())]
+            if layout == "blocks":
+                columns += _documents(made, lengths, shard, rng)
+            else:
+                columns.append(pa.array(made.columns["doc_id"][-count:], pa.uint64()))
             if kept:
                 columns.append(pa.array(made.columns["title"][-count:], pa.string()))
             batches.append(pa.record_batch(columns, schema=schema))
         written.append(batches)
-    commit(path, schema, written, file_version or ("2.1" if layout == "blocks" else "2.0"))
+    commit(path, schema, written, file_version or "2.0")
     return made
 
 

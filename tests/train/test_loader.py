@@ -179,7 +179,7 @@ def test_trace(lines: Made) -> None:
     indices = list(TakeSampler(ds, 8, rank=1, world_size=2, seed=5))[3]
     traced = loader.trace(3)
     assert [t.row for t in traced] == indices
-    assert [t.document for t in traced] == [lines.columns["doc_id"][i] for i in indices]
+    assert [t.documents for t in traced] == [(lines.columns["doc_id"][i],) for i in indices]
     stream = TokenLoader(LanceDataset(lines.path, block_size=16), 8)
     starts = np.cumsum([0] + [len(row) + 1 for row in lines.rows])
     samples = next(iter(TakeSampler(stream.data, 8)))  # type: ignore[arg-type]
