@@ -14,7 +14,7 @@ from typing import Any
 
 import lance
 
-from lance_prep.dataset import open_ours, verify
+from lance_prep.dataset import verify
 
 PROGRAM = str(Path(sys.executable).with_name("lance-prep"))
 
@@ -78,5 +78,5 @@ def leftovers(uri: str | Path) -> list[str]:
 
 def check_whole(uri: str | Path) -> None:
     """`verify` finds nothing wrong, and nothing is left over."""
-    assert verify(open_ours(str(uri))).problems == []
+    assert verify(str(uri)).problems == []
     assert leftovers(uri) == []

@@ -53,7 +53,7 @@ def test_append_reads_only_what_is_new(tmp_path: Path, folder: Path, fields: dic
     write(folder / "c.parquet", "c")
     with pytest.raises(SourceChanged, match=r"1 new \(.*c.parquet\)") as caught:
         lance_prep.build(folder, output=output, **fields)
-    assert "--append" in caught.value.advice
+    assert "append=True" in caught.value.advice
     second = lance_prep.build(folder, output=output, append=True, **fields)
     assert (second.version, second.rows, second.ledger.rows_in) == (2, 600, 600)
     assert second.content_hash != first.content_hash
@@ -67,7 +67,7 @@ def test_append_reads_only_what_is_new(tmp_path: Path, folder: Path, fields: dic
     ]
     shards = {row["doc_id"] >> 40 for row in after[400:]}
     assert min(shards) == metadata["builds"][0]["shards"]
-    assert verify(open_ours(output)).problems == []
+    assert verify(output).problems == []
     again = lance_prep.build(folder, output=output, append=True, **fields)
     assert (again.status, again.version) == ("unchanged", 2)
     assert lance_prep.build(folder, output=output, **fields).status == "unchanged"
@@ -100,10 +100,10 @@ def test_a_file_that_changed_in_place_is_refused(tmp_path: Path, folder: Path, f
     for append in (False, True):
         with pytest.raises(SourceChanged, match=r"1 changed \(.*a.parquet\)") as caught:
             lance_prep.build(folder, output=output, append=append, **fields)
-        assert "--overwrite" in caught.value.advice
+        assert "overwrite=True" in caught.value.advice
     assert lance_prep.build(folder, output=output, overwrite=True, **fields).version == 2
-    assert verify(open_ours(output)).problems == []
-    assert verify(open_ours(output, 1)).problems == []
+    assert verify(output).problems == []
+    assert verify(output, 1).problems == []
 
 
 def test_a_file_that_is_gone(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
@@ -129,10 +129,25 @@ def test_aliases_of_other_pipelines(tmp_path: Path, folder: Path, fields: dict[s
     assert run(arguments) == 0
     write(folder / "c.parquet", "c")
     assert run(arguments) == 1
-    assert run([*arguments, "--skip-existing"]) == 0
     assert run([*arguments, "--block-size", "64"]) == 1
     assert run([*arguments, "--block-size", "64", "--force"]) == 0
-    assert lance.dataset(str(tmp_path / "o.lance")).version == 3
+    assert lance.dataset(str(tmp_path / "o.lance")).version == 2
+
+
+def test_skip_existing_leaves_a_dataset_alone(
+    tmp_path: Path, folder: Path, fields: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["build", str(folder), "-o", str(tmp_path / "o.lance"), "--tokenizer", fields["tokenizer"]]
+    assert run([*arguments, "--skip-existing"]) == 0
+    capsys.readouterr()
+    write(folder / "c.parquet", "c")
+    assert run([*arguments, "--block-size", "64", "--skip-existing"]) == 0
+    assert "exists and was left alone: version 1" in capsys.readouterr().out
+    assert lance.dataset(str(tmp_path / "o.lance")).version == 1
+    assert run([*arguments, "--skip-existing", "--append"]) == 2
+    assert "--append and --skip-existing exclude each other" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    assert run([*arguments, "--skip-existing"]) == 0
 
 
 def test_an_unfinished_build_of_another_recipe_is_not_thrown_away(
@@ -197,7 +212,7 @@ def test_appended_rows_take_the_types_of_those_that_are_there(tmp_path: Path, fi
     lance_prep.build(folder, output=tmp_path / "kept.lance", append=True, keep_columns=("title",), **fields)
     assert [row["title"] for row in table(tmp_path / "kept.lance")] == ["T1", "T2"]
     for name in ("raw", "kept"):
-        assert verify(open_ours(tmp_path / f"{name}.lance")).problems == []
+        assert verify(tmp_path / f"{name}.lance").problems == []
 
 
 def test_a_file_that_changes_after_it_was_read_is_noticed(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
@@ -233,7 +248,7 @@ def test_back_to_an_earlier_recipe(tmp_path: Path, folder: Path, fields: dict[st
     for version, seed in enumerate((1, 2, 1), start=1):
         assert lance_prep.build(folder, output=output, seed=seed, overwrite=version > 1, **fields).version == version
     for version in (1, 2, 3):
-        assert verify(open_ours(output, version)).problems == []
+        assert verify(output, version).problems == []
 
 
 def test_the_quarantine_file_is_of_the_whole_version(tmp_path: Path, fields: dict[str, Any]) -> None:

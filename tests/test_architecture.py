@@ -73,9 +73,13 @@ def test_the_public_names() -> None:
         "BuildReport",
         "LancePrepError",
         "Recipe",
+        "Verification",
+        "Version",
         "build",
         "load_recipe",
         "stream",
+        "verify",
+        "versions",
     ]
     assert all(getattr(lance_prep, name) for name in lance_prep.__all__)
 

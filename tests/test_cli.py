@@ -54,19 +54,19 @@ def failure(*arguments: object, capsys: Any, code: int = 1) -> tuple[str, str]:
 def test_sample_end_to_end(tmp_path: Path) -> None:
     built = command("build", "sample", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
-    assert built.stdout == ""
-    assert "content hash" in built.stderr
+    assert "content hash" in built.stdout
+    assert "error" not in built.stderr
     assert lance.dataset(str(tmp_path / "sample.lance")).count_rows() > 5000
     info = command("info", "sample.lance", cwd=tmp_path)
     assert "pydoc:topics" in info.stdout
-    shown = command("show", "sample.lance", "--rows", 2, "--row", 7, "--json", cwd=tmp_path)
+    shown = command("show", "sample.lance", "--row", 7, "--json", cwd=tmp_path)
     records = [json.loads(line) for line in shown.stdout.splitlines()]
     assert [record["row"] for record in records] == [7]
     assert records[0]["num_tokens"] == len(records[0]["ids"])
     assert command("verify", "sample.lance", cwd=tmp_path).returncode == 0
     again = command("build", "sample", cwd=tmp_path)
     assert again.returncode == 0
-    assert "up to date" in again.stderr
+    assert "up to date" in again.stdout
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path: Path, source: str, tokenizer: str) -> None:
@@ -90,7 +90,7 @@ def test_flags_override_a_recipe_file(tmp_path: Path, source: str, tokenizer: st
 
 
 def test_every_field_of_the_recipe_has_a_flag() -> None:
-    from lance_prep.cli.build import command as build
+    from lance_prep.cli.build import build
 
     names = {parameter.name for parameter in build.params}
     assert set(Recipe.model_fields) <= names
@@ -110,7 +110,8 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path, name: str | None)
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         seconds.append(time.perf_counter() - started)
         assert done.returncode == 0, done.stderr
-        assert "Usage: lance-prep" in done.stdout or "Usage:" in done.stdout
+        assert done.stdout.startswith(f"Usage: lance-prep {name + ' ' if name else ''}[OPTIONS]")
+        assert COMMANDS[name][1] in done.stdout if name else all(command in done.stdout for command in COMMANDS)
     # 0.3 s is the promise, checked by `make bench-build` on a quiet machine: here only that nothing heavy crept in.
     assert min(seconds) < 1.0
 
@@ -126,11 +127,11 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path, name: str | None)
         (["build", "{source}", "--filter", "lang = 'en'"], "'lang'", "n"),
         (["build", "{source}", "--tokenizer", "{source}"], "is not a tokenizer file", "tokenizer.json"),
         (["build", "{source}", "--tokenizer", "./none.json"], "no such tokenizer file", "tokenizer.json"),
-        (["build", "{tmp}/bad.parquet"], "bad.parquet", ""),
-        (["build", "{tmp}/cut.parquet"], "cut.parquet", ""),
+        (["build", "{tmp}/bad.parquet"], "bad.parquet", "get the file again"),
+        (["build", "{tmp}/cut.parquet"], "cut.parquet", "get the file again"),
         (["build", "{tmp}/bad.yaml"], "no such field; did you mean layout?", "fields:"),
         (["info", "{tmp}/none.lance"], "there is no dataset at", "lance-prep build"),
-        (["show", "{tmp}/other.lance"], "was not made by lance-prep", ""),
+        (["show", "{tmp}/other.lance"], "was not made by lance-prep", "build it with lance-prep"),
     ],
 )
 def test_one_line_of_what_and_one_of_what_to_do(
@@ -155,7 +156,7 @@ def test_one_line_of_what_and_one_of_what_to_do(
         ["build", "x", "--layout", "rows"],
         ["nothing"],
         ["build", "x", "--workers", "0"],
-        ["show", "x", "--rows", "a"],
+        ["show", "x", "--limit", "a"],
     ],
 )
 def test_wrong_usage_is_exit_2(tmp_path: Path, arguments: list[str]) -> None:

@@ -120,7 +120,7 @@ def run_again(world: World, output: Path, capsys: pytest.CaptureFixture[str]) ->
     assert report["content_hash"] == world.content_hash
     assert report["version"] == 2
     check_whole(output)
-    assert verify(open_ours(output, version=1)).problems == []
+    assert verify(output, version=1).problems == []
     return report
 
 

@@ -106,12 +106,12 @@ def test_by_environment_variables(by_environment: S3, texts: str, tokenizer: str
     report = lance_prep.build(texts, output=URI, **fields)
     assert (report.status, report.version, report.uri) == ("built", 1, URI)
     assert report.content_hash == local.content_hash
-    assert verify(open_ours(URI)).problems == []
+    assert verify(URI).problems == []
     assert lance.dataset(URI).to_table() == lance.dataset(local.uri).to_table()
     assert lance_prep.build(texts, output=URI, **fields).status == "unchanged"
     second = lance_prep.build(texts, output=URI, overwrite=True, **{**fields, "seed": 2})
     assert second.version == 2
-    assert verify(open_ours(URI, version=1)).problems == []
+    assert verify(URI, version=1).problems == []
 
 
 def test_by_storage_options(s3: S3, texts: str, tokenizer: str, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_by_storage_options(s3: S3, texts: str, tokenizer: str, tmp_path: Path) 
     assert (code, err) == (0, "")
     assert out.startswith("whole")
     assert finish(start("info", URI, *options))[0] == 0
-    assert finish(start("show", URI, "--rows", "2", *options))[0] == 0
+    assert finish(start("show", URI, "--limit", "2", *options))[0] == 0
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz"])
@@ -185,7 +185,7 @@ def test_killed_and_run_again(by_environment: S3, texts: str, tokenizer: str, tm
             seed=number,
         )
         assert report["content_hash"] == unharmed.content_hash, where
-        assert verify(open_ours(URI)).problems == [], where
+        assert verify(URI).problems == [], where
         resumed += report["status"] == "resumed"
     assert resumed
 
@@ -209,7 +209,7 @@ def test_two_at_once_are_resolved_by_the_commit(by_environment: S3, texts: str, 
     assert "same command" in caught.value.advice
     assert [entry["version"] for entry in lance.dataset(URI).versions()] == [1]
     assert open_ours(URI).metadata["seed"] == 1337
-    assert verify(open_ours(URI)).problems == []
+    assert verify(URI).problems == []
 
 
 def test_racing_processes_make_one_version(by_environment: S3, texts: str, tokenizer: str) -> None:
@@ -220,7 +220,7 @@ def test_racing_processes_make_one_version(by_environment: S3, texts: str, token
     for code, _, err in ends:
         assert code == 0 or "another process has written" in err
     assert [entry["version"] for entry in lance.dataset(URI).versions()] == [1]
-    assert verify(open_ours(URI)).problems == []
+    assert verify(URI).problems == []
 
 
 def test_an_object_that_changes_after_the_plan(by_environment: S3, texts: str, tokenizer: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
-from lance_prep.dataset import SourceCheck, Verification, open_ours, verify_dataset
+from lance_prep.dataset import SourceCheck, Verification, open_ours, verify
 from lance_prep.store.lance_io import commit, file_version, write_fragment
 from lance_prep.store.receipt import Receipt
 from tests import tokenizers_made as made
@@ -76,7 +76,7 @@ def flip(path: Path, at: int, bits: int = 1) -> None:
 
 
 def problems(uri: object, **fields: Any) -> list[str]:
-    return verify_dataset(str(uri), **fields).problems
+    return verify(str(uri), **fields).problems
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,7 +181,7 @@ def tampered(uri: str, change: Callable[[pa.Table], pa.Table]) -> Verification:
     )
     assert fragment is not None
     commit(uri, schema, [fragment], read_version=opened.dataset.version, properties={}, storage_options=None)
-    return verify_dataset(uri)
+    return verify(uri)
 
 
 def column(table: pa.Table, name: str, change: Callable[[list[Any]], Any]) -> pa.Table:
@@ -252,10 +252,10 @@ def test_rows_made_again_from_the_source(home: Path, tmp_path: Path, name: str) 
     shutil.copy2(home / "a.parquet", tmp_path / "a.parquet")
     made.save(tmp_path / "tokenizer", made.with_template(), eos_token="<|endoftext|>", bos_token="<s>")
     uri = build(tmp_path, "o", **LAYOUTS[name])
-    found = verify_dataset(uri, against=SourceCheck(10_000))
+    found = verify(uri, against=SourceCheck(10_000))
     assert found.problems == []
     assert found.checks["rows against the source"] == found.checks["rows"]
-    some = verify_dataset(uri, against=SourceCheck(20, seed=4))
+    some = verify(uri, against=SourceCheck(20, seed=4))
     assert (some.problems, some.checks["rows against the source"]) == ([], 20)
     # The same size, the same time, other text.
     source = tmp_path / "a.parquet"
@@ -272,7 +272,7 @@ def test_rows_made_again_from_the_source(home: Path, tmp_path: Path, name: str) 
     assert data.count(b"row %d of words" % row) == 1
     source.write_bytes(data.replace(b"row %d of words" % row, b"row %d of wurds" % row))
     os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    found = verify_dataset(uri, against=SourceCheck(10_000))
+    found = verify(uri, against=SourceCheck(10_000))
     assert 1 <= len(found.problems) <= 2
     assert all(problem.startswith("shard 1, row ") for problem in found.problems)
     assert problems(uri) == []
@@ -292,11 +292,11 @@ def test_a_source_that_is_gone(home: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 def test_verify_on_the_command_line(whole: Path, capsys: Any) -> None:
-    assert run(["verify", str(whole), "--against-source", "30", "--seed", "7"]) == 0
+    assert run(["verify", str(whole), "--against-source", "--sample-rows", "30", "--seed", "7"]) == 0
     said = capsys.readouterr()
     assert said.out.startswith("whole: ")
     assert "30 rows against the source" in said.out
     assert "comparing" in said.err
-    assert run(["verify", str(whole), "--against-source", "0"]) == 2
+    assert run(["verify", str(whole), "--against-source", "--sample-rows", "0"]) == 2
     assert run(["verify", str(whole), "--version", "3"]) == 1
     assert "has no version 3" in capsys.readouterr().err

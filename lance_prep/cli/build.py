@@ -11,7 +11,7 @@ import click
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from lance_prep.cli.options import json_option, storage_option
+from lance_prep.cli.common import command, json_option, print_json, printable, storage_option
 from lance_prep.recipe import Recipe, builtin_recipes, default_output, load_recipe
 
 EXAMPLES = f"""\b
@@ -71,24 +71,26 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return tuple(part.strip() for part in value.split(",") if part.strip()) if value is not None else None
 
 
-@click.command("build", help="Build a Lance token dataset from text.", epilog=EXAMPLES)
+@command(EXAMPLES)
 @click.argument("source")
 @click.option(
     "-o", "--output", metavar="PATH", help="Path or s3:// URI of the dataset.  [default: SOURCE's name.lance]"
 )
 @_recipe_options
 @click.option("--workers", type=click.IntRange(min=1), help="Shards built at once.  [default: the cores]")
-@click.option("--append", "--skip-existing", is_flag=True, help="Add what is new in the source as a new version.")
+@click.option("--append", is_flag=True, help="Add what is new in the source as a new version.")
 @click.option("--overwrite", "--force", is_flag=True, help="Make a new version with the new content; old ones stay.")
+@click.option("--skip-existing", is_flag=True, help="Leave a dataset that exists alone, whatever it was built from.")
 @storage_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
 @json_option
-def command(
+def build(
     source: str,
     output: str | None,
     workers: int | None,
     append: bool,
     overwrite: bool,
+    skip_existing: bool,
     storage_options: dict[str, str] | None,
     dry_run: bool,
     as_json: bool,
@@ -104,12 +106,14 @@ def command(
     from lance_prep.engine import RunOptions, run_build
 
     with make_progress() as progress:
-        options = RunOptions(output or default_output(source), workers, append, overwrite, storage_options, progress)
+        options = RunOptions(
+            output or default_output(source), workers, append, overwrite, skip_existing, storage_options, progress
+        )
         report = run_build(recipe, options, uri=options.uri(source))
     if as_json:
-        click.echo(json.dumps(report.as_json(), indent=2))
+        print_json(report.as_json())
     else:
-        click.echo(summary(report, recipe), err=True)
+        click.echo(printable(summary(report, recipe)))
 
 
 def _print_plan(recipe: Recipe, storage_options: dict[str, str] | None, as_json: bool) -> None:

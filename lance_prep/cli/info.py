@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.options import dataset_options, json_option
+from lance_prep.cli.common import command, dataset_options, json_option, print_json, printable, table
 
 if TYPE_CHECKING:
     from lance_prep.dataset import Opened
 
 
-@click.command("info", help="What a dataset is, and what it was made of.")
+@command()
 @dataset_options
 @json_option
-def command(uri: str, version: str | None, storage_options: dict[str, str] | None, as_json: bool) -> None:
+def info(uri: str, version: str | None, storage_options: dict[str, str] | None, as_json: bool) -> None:
     from lance_prep.dataset import open_ours
 
     opened = open_ours(uri, version, storage_options)
     if as_json:
-        click.echo(json.dumps({"uri": opened.uri, "version": opened.dataset.version, **opened.metadata}, indent=2))
+        print_json({"uri": opened.uri, "version": opened.dataset.version, **opened.metadata})
     else:
-        click.echo(_text(opened))
+        click.echo(printable(_text(opened)))
 
 
 def _text(opened: Opened) -> str:
     from lance_prep.cli.summary import ledger_rows
-    from lance_prep.cli.text import table
     from lance_prep.ledger import Ledger
 
     data, ds = opened.metadata, opened.dataset

@@ -9,34 +9,35 @@ from importlib import import_module
 import click
 
 from lance_prep import __version__
+from lance_prep.cli.common import as_options, debug_option, printable
 from lance_prep.cli.stop import StopOnSignals
 
-#: name -> (module, one line for the overview)
+#: name -> (module, one line of help)
 COMMANDS = {
-    "build": ("lance_prep.cli.build", "Build a Lance token dataset from text."),
-    "info": ("lance_prep.cli.info", "What a dataset is, and what it was made of."),
-    "show": ("lance_prep.cli.show", "What a dataset's rows say, decoded."),
-    "versions": ("lance_prep.cli.versions", "The versions of a dataset: when, how large, what made each."),
-    "diff": ("lance_prep.cli.diff", "What differs between two versions: files, rows, tokens, recipe."),
-    "tag": ("lance_prep.cli.tag", "Give a version of a dataset a name, or take a name away."),
-    "restore": ("lance_prep.cli.restore", "Make an old version the latest again, as a new version."),
-    "compact": ("lance_prep.cli.compact", "Merge small fragments into large ones, as a new version."),
-    "prune": ("lance_prep.cli.prune", "Remove old versions, and the data files that only they have."),
-    "verify": ("lance_prep.cli.verify", "Is a dataset whole: files, hashes, ledger, ids, lengths, counts."),
+    "build": ("build", "Build a Lance token dataset from text."),
+    "info": ("info", "Print what a dataset is and how it was built."),
+    "show": ("show", "Print rows, decoded to text."),
+    "versions": ("history", "List a dataset's versions: when, how large, and what made each."),
+    "diff": ("history", "Compare two versions: files, rows, tokens, recipe."),
+    "tag": ("history", "Name a version, or remove a name."),
+    "restore": ("history", "Make an old version the latest again, as a new version."),
+    "compact": ("maintain", "Merge small fragments into large ones, as a new version."),
+    "prune": ("maintain", "Remove old versions and the data files that only they use."),
+    "verify": ("verify", "Check a dataset's integrity: files, hashes, ledger, ids, lengths and counts."),
 }
 
 EXAMPLES = """\b
 Examples:
-  lance-prep build sample                 no network needed: a first look
+  lance-prep build sample                 a small dataset; needs no network
   lance-prep build wikitext               WikiText-103 from the Hugging Face Hub
   lance-prep build data/*.jsonl.gz --tokenizer tokenizer.json -o data.lance
   lance-prep info sample.lance
-  lance-prep show sample.lance --rows 5
+  lance-prep show sample.lance --limit 3
 """
 
 
 class _LazyGroup(click.Group):
-    """Knows its commands by name and loads one when it is asked for."""
+    """Imports a command when it is used, so that `--help` loads click alone."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -44,7 +45,9 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(COMMANDS[cmd_name][0]).command
+        module, help = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"lance_prep.cli.{module}"), cmd_name)
+        command.help = help
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -54,59 +57,67 @@ class _LazyGroup(click.Group):
 
 @click.group(
     cls=_LazyGroup,
-    help="Text in, versioned Lance token dataset out, training at memory-map speed from it.",
+    help="Turn text into a versioned Lance dataset of tokens, and stream it into training at memory-map speed.",
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="lance-prep")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.pass_context
-def cli(ctx: click.Context, debug: bool) -> None:
-    ctx.obj = {"debug": debug}
+@debug_option
+def cli() -> None:
+    pass
 
 
 def main() -> None:
-    """Entry point of `lance-prep`: runs a command and exits."""
+    """Run the command line of this process and exit. The entry point of `lance-prep`."""
     sys.exit(run(sys.argv[1:], StopOnSignals(_say_stopped)))
 
 
 def run(arguments: list[str], stop: StopOnSignals | None = None) -> int:
-    """Run a command line; returns the exit code. Errors are printed as one line of what, one of what to do."""
+    """Run a command line and return its exit code. An error is printed as a line of what and a line of what to do."""
     _set_defaults()
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    state: dict[str, bool] = {}
     try:
-        code = cli.main(arguments, standalone_mode=False)
+        code = cli.main(arguments, prog_name="lance-prep", standalone_mode=False, obj=state)
         return int(code) if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _wrong_usage(error)
     except (KeyboardInterrupt, click.Abort):
         return _stopped(stop)
     except Exception as error:
-        if stop is not None and stop.came:  # whatever it was that broke on the way out
+        if stop is not None and stop.came:  # a consequence of the signal, whatever it is
             return _stopped(stop)
-        if debug:
+        if state.get("debug"):
             raise
         return _fail(error)
 
 
+def _wrong_usage(error: click.ClickException) -> int:
+    ctx = error.ctx if isinstance(error, click.UsageError) else None
+    if ctx is not None:
+        click.echo(ctx.get_usage(), err=True)
+    _say(_one_line(error.format_message()), f"see {ctx.command_path if ctx else 'lance-prep'} --help")
+    return error.exit_code
+
+
 def _fail(error: Exception) -> int:
-    from lance_prep.errors import LancePrepError, translate
+    from lance_prep.errors import LancePrepError, RecipeError, translate
 
     ours = error if isinstance(error, LancePrepError) else translate(error, "")
     if ours is None:
         _say(
-            f"{type(error).__name__}: {_one_line(error)}",
-            "this is a defect of lance-prep: --debug shows where; please report it",
+            f"{type(error).__name__}: {_one_line(str(error))}",
+            "this is a defect of lance-prep; run the command with --debug and report the traceback",
         )
         return 1
-    _say(_one_line(ours), ours.advice)
+    what, advice = _one_line(str(ours)), _one_line(ours.advice)
+    if not isinstance(ours, RecipeError):  # its fields are what the user wrote into a file
+        what, advice = as_options(what), as_options(advice)
+    _say(what, advice)
     return ours.exit_code
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
 
 
 def _say(what: str, advice: str) -> None:
@@ -124,13 +135,13 @@ def _stopped(stop: StopOnSignals | None) -> int:
 
 
 def _say_stopped() -> None:
-    _say("stopped", "run the same command again: a build goes on where it stopped")
+    _say("stopped", "run the same command again: a build continues where it stopped")
 
 
 def _set_defaults() -> None:
-    """Settings of libraries that have to be there before they are loaded; what the user has set stays."""
-    os.environ.setdefault("LANCE_LOG", "error")  # it warns of each dataset that it makes anew
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # there is one of our own
+    """Set what libraries read when they are imported, unless the user has set it."""
+    os.environ.setdefault("LANCE_LOG", "error")  # or Lance warns about every dataset that it creates
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # lance-prep shows its own
     if sys.platform == "linux":
         # Arrow's default, mimalloc, keeps what it once had: building 1 GB in two shards at once peaked at 1,120 MB, and
         # at 790 MB with jemalloc, at the same speed.

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lance_prep.cli.text import count, size, span
+from lance_prep.cli.common import count, size, span
 from lance_prep.engine.progress import Progress
 from lance_prep.plan import Plan
 from lance_prep.store.receipt import Receipt

@@ -8,55 +8,70 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.options import dataset_options, json_option
+from lance_prep.cli.common import command, dataset_options, json_option, printable
 
 if TYPE_CHECKING:
-    from lance_prep.dataset import ShownDocument
+    from lance_prep.dataset import ShownDocument, ShownRow
 
 EXAMPLES = """\b
 Examples:
   lance-prep show sample.lance
   lance-prep show sample.lance --row 17 --row -1 --ids
-  lance-prep show sample.lance --rows 3 --json | jq .text
+  lance-prep show sample.lance --limit 3 --json | jq .text
+
+\b
+Text is printed as it is, indented by two spaces; control characters are escaped.
 """
 
+LIMIT, WIDTH = 5, 500
 
-@click.command("show", help="What a dataset's rows say, decoded.", epilog=EXAMPLES)
+
+@command(EXAMPLES)
 @dataset_options
+@click.option("--limit", type=click.IntRange(min=0), help=f"Number of rows to show.  [default: {LIMIT}]")
 @click.option(
-    "--rows", "first", type=click.IntRange(min=0), default=5, show_default=True, help="Show the first so many."
+    "--row", "rows", type=int, multiple=True, metavar="N", help="Show row N (-1 is the last); may be repeated."
 )
-@click.option("--row", "rows", type=int, multiple=True, help="Show this row; may be repeated, negative from the end.")
 @click.option("--ids", is_flag=True, help="Show the token ids too.")
-@click.option(
-    "--width", type=click.IntRange(min=1), default=500, show_default=True, help="Cut a text after so many characters."
-)
+@click.option("--width", type=click.IntRange(min=1), help=f"Characters of a text to show.  [default: {WIDTH}]")
 @json_option
-def command(
+def show(
     uri: str,
     version: str | None,
     storage_options: dict[str, str] | None,
-    first: int,
+    limit: int | None,
     rows: tuple[int, ...],
     ids: bool,
-    width: int,
+    width: int | None,
     as_json: bool,
 ) -> None:
+    if rows and limit is not None:
+        raise click.UsageError("--limit cannot be combined with --row, which names the rows to show")
+    if as_json and (ids or width is not None):
+        raise click.UsageError("--json always prints the ids and the whole text: remove --ids and --width")
     from lance_prep.dataset import open_ours, show_rows
 
     opened = open_ours(uri, version, storage_options)
-    for shown in show_rows(opened, rows or range(min(first, opened.dataset.count_rows()))):
+    first = min(LIMIT if limit is None else limit, opened.dataset.count_rows())
+    for shown in show_rows(opened, rows or range(first)):
         if as_json:
             click.echo(json.dumps(asdict(shown), default=str, ensure_ascii=False))
-            continue
-        if shown.text is None:
-            click.echo(f"row {shown.row}: {_cut(json.dumps(shown.columns, default=str, ensure_ascii=False), width)}")
-            continue
-        kept = "".join(f", {name}={value!r}" for name, value in shown.columns.items())
-        click.echo(f"row {shown.row}: {shown.num_tokens} tokens, {_documents(shown.documents)}{kept}")
-        click.echo(f"  {_cut(shown.text, width)!r}")
+        else:
+            click.echo(_text(shown, ids, width or WIDTH))
+
+
+def _text(shown: ShownRow, ids: bool, width: int) -> str:
+    if shown.text is None:
         if ids:
-            click.echo(f"  {shown.ids}")
+            raise click.UsageError("--ids: a dataset with layout 'raw' has no token ids")
+        columns = json.dumps(shown.columns, default=str, ensure_ascii=False)
+        return f"row {shown.row}: {printable(_cut(columns, width))}"
+    kept = "".join(f", {name}={value!r}" for name, value in shown.columns.items())
+    lines = [f"row {shown.row}: {shown.num_tokens} tokens, {_documents(shown.documents)}{printable(kept)}"]
+    lines += [f"  {line}" for line in printable(_cut(shown.text, width)).split("\n")]
+    if ids:
+        lines.append(f"  {shown.ids}")
+    return "\n".join(lines)
 
 
 def _documents(documents: tuple[ShownDocument, ...]) -> str:

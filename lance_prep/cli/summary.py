@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lance_prep.cli.text import count, size, span, table
+from lance_prep.cli.common import count, size, span, table
 from lance_prep.engine import BuildReport
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan
@@ -11,9 +11,10 @@ from lance_prep.recipe import Recipe
 
 def summary(report: BuildReport, recipe: Recipe) -> str:
     """The end of a build: what there is now, and where each row and token went."""
-    if report.status == "unchanged":
+    if report.status in ("unchanged", "skipped"):
+        state = "is up to date" if report.status == "unchanged" else "exists and was left alone"
         return (
-            f"{report.uri} is up to date: version {report.version}, {report.rows:,} rows, {report.tokens:,} tokens, "
+            f"{report.uri} {state}: version {report.version}, {report.rows:,} rows, {report.tokens:,} tokens, "
             f"content hash {report.content_hash}"
         )
     took = span(report.seconds)
@@ -30,7 +31,7 @@ def summary(report: BuildReport, recipe: Recipe) -> str:
             "shards",
             f"{report.shards}" + (f", {report.shards_resumed} from an earlier run" if report.shards_resumed else ""),
         ),
-        ("time", f"{took}{speed}" + (f", {report.retries} requests made again" if report.retries else "")),
+        ("time", f"{took}{speed}" + (f", {report.retries} requests retried" if report.retries else "")),
         ("content hash", report.content_hash),
         *ledger_rows(report.ledger, recipe.layout),
     ]

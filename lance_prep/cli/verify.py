@@ -2,76 +2,81 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.options import dataset_options, json_option
+from lance_prep.cli.common import command, count_rows, dataset_options, json_option, print_json, printable
+
+if TYPE_CHECKING:
+    from lance_prep.dataset import Verification
 
 EXAMPLES = """\b
 Examples:
   lance-prep verify sample.lance
-  lance-prep verify sample.lance --against-source          200 rows, made again
-  lance-prep verify sample.lance --against-source 5000 --seed 7
+  lance-prep verify sample.lance --against-source
+  lance-prep verify sample.lance --against-source --sample-rows 5000 --seed 7
   lance-prep verify sample.lance --version gold --json
 
 \b
-Looks at the manifest, the transaction, the journal (plan and receipts), every data
-file, the tokenizer's file and every row. What is wrong comes as one line "wrong: ..."
-each, with the file, or the shard and the row; exit 1 then.
-The source is read only with --against-source: it may be gone, or far away. The rows
-come from at most 16 shards, each of which is read up to its last drawn row or whole.
+Checks the manifest, the transaction, the journal (plan and receipts), every data file,
+the tokenizer file and every row. Each problem is one line, "wrong: ...", that names the
+file, or the shard and the row; the exit code is then 1.
+The source is read only with --against-source, as it may be gone or far away. The rows
+are drawn from at most 16 shards, each of which is read up to its last drawn row.
 """
 
 
-@click.command(
-    "verify",
-    help="Is a dataset whole: files, hashes, ledger, ids, lengths, counts. Exit 1 if it is not.",
-    epilog=EXAMPLES,
-)
+@command(EXAMPLES)
 @dataset_options
 @click.option(
     "--against-source",
-    "rows",
-    type=click.IntRange(min=1),
-    is_flag=False,
-    flag_value=200,
-    metavar="[N]",
-    help="Read N rows (200) drawn at random again from the pinned source, tokenize them with the reference, compare.",
+    is_flag=True,
+    help="Draw rows at random, read them again from the pinned source, tokenize and compare them.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which rows are drawn.")
+@click.option(
+    "--sample-rows", type=click.IntRange(min=1), metavar="N", help="Rows that --against-source draws.  [default: 200]"
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Decides which rows --against-source draws.  [default: 0]")
 @json_option
 @click.pass_context
-def command(
+def verify(
     ctx: click.Context,
     uri: str,
     version: str | None,
     storage_options: dict[str, str] | None,
-    rows: int | None,
-    seed: int,
+    against_source: bool,
+    sample_rows: int | None,
+    seed: int | None,
     as_json: bool,
 ) -> None:
-    from lance_prep.cli.counter import count_rows
-    from lance_prep.dataset import Listener, SourceCheck, verify_dataset
+    for flag, value in (("--sample-rows", sample_rows), ("--seed", seed)):
+        if value is not None and not against_source:
+            raise click.UsageError(f"{flag} has no effect without --against-source: add it, or remove {flag}")
+    from lance_prep import dataset
 
-    found = verify_dataset(
+    check = dataset.SourceCheck(sample_rows or dataset.SAMPLE_ROWS, seed or 0, storage_options)
+    found = dataset.verify(
         uri,
         version,
         storage_options,
-        against=SourceCheck(rows, seed, storage_options) if rows else None,
-        listener=Listener(count_rows("read"), lambda note: click.echo(note, err=True)),
+        against=check if against_source else None,
+        listener=dataset.Listener(count_rows("read"), lambda note: click.echo(printable(note), err=True)),
     )
     if as_json:
-        click.echo(json.dumps({"ok": found.ok, **asdict(found)}, indent=2))
+        print_json({"ok": found.ok, **asdict(found)})
     else:
-        for problem in found.problems:
-            click.echo(f"wrong: {problem}")
-        if found.more:
-            click.echo(f"wrong: and {found.more:,} more")
-        looked = ", ".join(f"{number:,} {what}" for what, number in found.checks.items())
-        number = len(found.problems) + found.more
-        verdict = "whole" if found.ok else "1 problem" if number == 1 else f"{number:,} problems"
-        click.echo(f"{verdict}: {looked or 'not opened'}")
+        click.echo(printable(_text(found)))
     if not found.ok:
         ctx.exit(1)
+
+
+def _text(found: Verification) -> str:
+    lines = [f"wrong: {problem}" for problem in found.problems]
+    if found.more:
+        lines.append(f"wrong: and {found.more:,} more")
+    checked = ", ".join(f"{number:,} {what}" for what, number in found.checks.items())
+    number = len(found.problems) + found.more
+    verdict = "whole" if found.ok else "1 problem" if number == 1 else f"{number:,} problems"
+    return "\n".join([*lines, f"{verdict}: {checked or 'not opened'}"])

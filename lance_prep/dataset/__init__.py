@@ -1,6 +1,6 @@
 """What you do with a dataset: look at it, verify it, and manage its versions. Commands that write take its lock."""
 
-from lance_prep.dataset.against import SourceCheck
+from lance_prep.dataset.against import SAMPLE_ROWS, SourceCheck
 from lance_prep.dataset.compact import Compaction, compact
 from lance_prep.dataset.diff import Difference, diff_versions
 from lance_prep.dataset.found import Verification
@@ -9,10 +9,11 @@ from lance_prep.dataset.prune import Pruning, prune
 from lance_prep.dataset.restore import Restored, restore
 from lance_prep.dataset.rows import ShownDocument, ShownRow, show_rows
 from lance_prep.dataset.tags import Tagged, delete_tag, tag
-from lance_prep.dataset.verify import Listener, verify, verify_dataset
+from lance_prep.dataset.verify import Listener, verify
 from lance_prep.dataset.versions import Version, list_versions
 
 __all__ = [
+    "SAMPLE_ROWS",
     "Compaction",
     "Difference",
     "Listener",
@@ -35,5 +36,4 @@ __all__ = [
     "show_rows",
     "tag",
     "verify",
-    "verify_dataset",
 ]

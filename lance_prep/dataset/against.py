@@ -33,7 +33,7 @@ from lance_prep.store.content_hash import ShardHash
 from lance_prep.tokenizer import ReferenceEncoder, TokenizerSpec, TokenLists
 
 MOST_SHARDS = 16
-DEFAULT_ROWS = 200
+SAMPLE_ROWS = 200
 
 
 @dataclass(frozen=True)

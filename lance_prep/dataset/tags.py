@@ -61,7 +61,7 @@ def tag(
             opened.dataset.tags.create(name, number)
         elif was != number:
             if not force:
-                raise DatasetError(f"tag {name} points to version {was} already", "--force moves it")
+                raise DatasetError(f"tag {name} points to version {was} already", "move it with force=True")
             opened.dataset.tags.update(name, number)
     return Tagged(name, number, was)
 

@@ -30,7 +30,7 @@ class Listener:
     on_note: Callable[[str], None] = lambda note: None
 
 
-def verify_dataset(
+def verify(
     uri: str | Path,
     version: int | str | None = None,
     storage_options: Mapping[str, str] | None = None,
@@ -38,10 +38,21 @@ def verify_dataset(
     against: SourceCheck | None = None,
     listener: Listener | None = None,
 ) -> Verification:
-    """Open a dataset and verify it: as `verify`, and what keeps it from being opened is a problem too.
+    """Check a dataset's integrity. A dataset that is too damaged to open is a problem too, not an error.
+
+    Manifest, transaction, plans and receipts must agree with each other. Every data file must exist with its size and,
+    on a local disk, its hash. The ledgers must balance against each other and against the plan's source row counts.
+    Tokenizer files must have their sha256. Then all rows are read: content hash of each shard, ids below the
+    vocabulary's size, lengths, document ids and boundaries, padding.
+
+    Args:
+        uri: path or URI of the dataset.
+        version: number or tag; the latest by default.
+        against: rows to compare with the source.
+        listener: told about progress.
 
     Raises:
-        DatasetError: there is no dataset of ours, or not at that version.
+        DatasetError: no dataset of lance-prep exists there, or not at that version.
     """
     found = Verification()
     files = files_of(absolute(uri), storage_options)
@@ -65,23 +76,12 @@ def verify_dataset(
         with found.reading(f"version {version or number or 'latest'} cannot be opened"):
             raise error
     if opened is not None:
-        found = verify(opened, against=against, listener=listener)
+        found = _verify(opened, against, listener or Listener())
     return found
 
 
-def verify(opened: Opened, *, against: SourceCheck | None = None, listener: Listener | None = None) -> Verification:
-    """Read the whole dataset and check it.
-
-    Manifest, transaction, plans and receipts agree with each other; every data file is there, has its size and, on a
-    local disk, its hash; the ledgers balance against each other and against the plan's source row counts; tokenizer
-    files have their sha256; then all rows: content hash of each shard, ids below the vocabulary's size, lengths,
-    `num_tokens`, document ids and boundaries, padding; and, if asked for, rows drawn at random against the source.
-
-    Args:
-        against: rows to make again from the source.
-        listener: told how it goes on.
-    """
-    found, told = Verification(), listener or Listener()
+def _verify(opened: Opened, against: SourceCheck | None, told: Listener) -> Verification:
+    found = Verification()
     check_sealed(opened.files, opened.dataset.version, found)
     check_manifest(opened, found)
     with found.reading("the dataset"):

@@ -11,9 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.engine.finish import commit_build, unchanged_report
+from lance_prep.engine.finish import commit_build, existing_report
 from lance_prep.engine.local import default_workers, run_local
-from lance_prep.engine.output import Decision, check_folder, decide
+from lance_prep.engine.output import Decision, check_folder, committed, decide
 from lance_prep.engine.progress import Progress, Silent
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.schedule import Schedule
@@ -40,8 +40,9 @@ class RunOptions:
     Attributes:
         output: path or URI of the dataset; by default the source's name with `.lance`, in the current folder.
         workers: shards built at once; by default as many as there are cores.
-        append: where the source has grown, add what is new as a new version.
-        overwrite: where the output holds something else, make a new version with the new content.
+        append: if the source has grown, add what is new as a new version.
+        overwrite: if the output holds something else, make a new version with the new content.
+        skip_existing: if the output holds a dataset, whatever it was built from, leave it alone.
         storage_options: for object stores, as Lance and object_store name them.
         progress: told what happens.
     """
@@ -50,14 +51,16 @@ class RunOptions:
     workers: int | None = None
     append: bool = False
     overwrite: bool = False
+    skip_existing: bool = False
     storage_options: Mapping[str, str] | None = None
     progress: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
-            raise UsageError(f"workers is {self.workers}", "give at least 1")
-        if self.append and self.overwrite:
-            raise UsageError("append and overwrite exclude each other", "give one of them")
+            raise UsageError(f"workers: must be at least 1, got {self.workers}", "use a larger number")
+        chosen = [f"{name}=True" for name in ("append", "overwrite", "skip_existing") if getattr(self, name)]
+        if len(chosen) > 1:
+            raise UsageError(f"{' and '.join(chosen)} exclude each other", "use one of them")
 
     def uri(self, source: str | Path | Recipe) -> str:
         """Absolute path, or URI, of the output."""
@@ -72,37 +75,40 @@ def build(
     workers: int | None = None,
     append: bool = False,
     overwrite: bool = False,
+    skip_existing: bool = False,
     storage_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     **overrides: Any,
 ) -> BuildReport:
     """Build a Lance token dataset.
 
-    A build that was stopped goes on; one that is there already is left as it is.
+    An interrupted build continues. A dataset that is already up to date is left as it is.
 
     Args:
         source: a built-in recipe (`sample`, `wikitext`), a recipe `.yaml`, a Hub id `owner/name`, an `hf://` or `s3://`
             URL, a local file, folder or glob, or a `Recipe`.
-        output, workers, append, overwrite, storage_options, progress: see `RunOptions`.
+        output, workers, append, overwrite, skip_existing, storage_options, progress: see `RunOptions`.
         overrides: fields of `Recipe`, such as `layout="blocks"` or `max_rows=1000`.
 
     Raises:
-        RecipeError: the recipe is none.
+        RecipeError: the recipe is invalid.
         SourceError: the source cannot be read (`SourceNotFound`, `HubUnreachable`, ...).
         TokenizerError: the tokenizer cannot be used.
         OutputError: the output cannot be written, holds something else, or is being built by another process.
     """
-    options = RunOptions(output, workers, append, overwrite, storage_options, progress or Silent())
+    options = RunOptions(output, workers, append, overwrite, skip_existing, storage_options, progress or Silent())
     return run_build(load_recipe(source, overrides), options, uri=options.uri(source))
 
 
 def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     """Build a recipe into the dataset at `uri`. Raises as `build` does."""
     started = time.monotonic()
+    if options.skip_existing and (existing := committed(uri, options.storage_options)).metadata is not None:
+        return existing_report(uri, existing, "skipped", time.monotonic() - started)
     check_folder(uri, overwrite=options.overwrite)
     made = make_plan(recipe, storage_options=options.storage_options)
     if uri in {file.url for file in made.files}:
-        raise UsageError(f"{uri} is the source itself", "give another output with -o")
+        raise UsageError(f"{uri} is the source itself", "choose another output")
     spec = load_spec(made.recipe)
     job = BuildJob(
         plan=made,
@@ -114,7 +120,7 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     with output_lock(uri) as lock:
         decision = decide(job, append=options.append, overwrite=options.overwrite)
         if decision.job is None:
-            return unchanged_report(uri, decision.existing, time.monotonic() - started)
+            return existing_report(uri, decision.existing, "unchanged", time.monotonic() - started)
         return _run(decision.job, decision, options, lock, started)
 
 
@@ -169,7 +175,7 @@ def load_spec(recipe: Recipe) -> TokenizerSpec | None:
         document_affixes(spec, add_special_tokens=recipe.add_special_tokens)
     if recipe.tokenizer_backend == "gigatoken" and not spec.is_template and recipe.add_special_tokens:
         raise TokenizerError(
-            f"gigatoken cannot apply the post-processor of {spec.name}", "use --tokenizer-backend auto"
+            f"gigatoken cannot apply the post-processor of {spec.name}", "use tokenizer_backend='auto'"
         )
     return spec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal
 
 from lance_prep.engine.changes import record_files
 from lance_prep.engine.output import Decision, Existing
@@ -56,10 +56,12 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
     )
 
 
-def unchanged_report(uri: str, existing: Existing, seconds: float) -> BuildReport:
-    """The report of a build that found its own result."""
+def existing_report(
+    uri: str, existing: Existing, status: Literal["unchanged", "skipped"], seconds: float
+) -> BuildReport:
+    """Return the report of a build that had nothing to do."""
     assert existing.metadata is not None
-    report = _report(uri, existing.metadata, existing.version, seconds, "unchanged")
+    report = _report(uri, existing.metadata, existing.version, seconds, status)
     return replace(report, rejected_file=_rejected_path(uri, existing.metadata))
 
 

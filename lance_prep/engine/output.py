@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.metadata import FOLDER, KEY, read_metadata
 from lance_prep.store.receipt import Journal, build_key, unfinished_builds
 
-OVERWRITE = "--overwrite makes a new version with the new content; or give another output with -o"
-APPEND = "--append adds what is new as a new version, --overwrite makes a new version with the new content"
+OVERWRITE = "make a new version with the new content: overwrite=True; or choose another output"
+APPEND = "add what is new as a new version: append=True; or make a new version with the new content: overwrite=True"
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,19 @@ def check_folder(uri: str, *, overwrite: bool) -> None:
         return
     path = Path(uri)
     if path.is_file():
-        raise OutputExists(f"{uri} is a file", "give another output with -o")
+        raise OutputExists(f"{uri} is a file", "choose another output")
     if path.is_dir() and any(path.iterdir()) and not any((path / known).is_dir() for known in (FOLDER, "_versions")):
-        raise OutputExists(f"{uri} is a folder with other things in it", "give another output with -o")
+        raise OutputExists(f"{uri} is a folder with other things in it", "choose another output")
     if (path / "_versions").is_dir() and not (path / FOLDER).is_dir() and not overwrite:
         raise OutputExists(f"{uri} is a Lance dataset that lance-prep did not make", OVERWRITE)
+
+
+def committed(uri: str, storage_options: Mapping[str, str] | None) -> Existing:
+    """Return what a dataset of lance-prep at `uri` holds, without looking at any build; empty if there is none."""
+    dataset = open_dataset(uri, storage_options=storage_options)
+    if dataset is None or KEY not in (dataset.schema.metadata or {}):
+        return Existing()
+    return Existing(int(dataset.version), read_metadata(dataset.schema))
 
 
 def _look(job: BuildJob, *, overwrite: bool) -> Existing:

@@ -13,7 +13,8 @@ class BuildReport:
     """The result of a build.
 
     Attributes:
-        status: `built`; `resumed`, when shards of an earlier run were used; `unchanged`, when it was there already.
+        status: `built`; `resumed`, if shards of an earlier run were used; `unchanged`, if the dataset was up to date;
+            `skipped`, if `skip_existing` left it alone.
         uri: of the dataset.
         version: of the dataset.
         rows, tokens: of the dataset.
@@ -27,7 +28,7 @@ class BuildReport:
         rejected_file: where rejected rows are, if there are any.
     """
 
-    status: Literal["built", "resumed", "unchanged"]
+    status: Literal["built", "resumed", "unchanged", "skipped"]
     uri: str
     version: int
     rows: int

@@ -92,7 +92,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
     kept = [schema.field(name) for name in dict.fromkeys(recipe.keep_columns) if name != text or recipe.template]
     for field in kept:
         if field.name in ROW_COLUMNS:
-            said = f"--keep-columns keeps {field.name!r}, and lance-prep writes a column of that name itself"
+            said = f"keep_columns keeps {field.name!r}, and lance-prep writes a column of that name itself"
             raise UsageError(said, "leave it out, or rename it in the source; layout 'raw' keeps any name")
     _check_written(kept, "leave it out of --keep-columns, or rename it in the source")
     out = pa.schema([pa.field(text, pa.large_string()), *kept])

@@ -133,7 +133,7 @@ def compile_where(sql: str, schema: pa.Schema) -> Where:
     try:
         parsed = sqlglot.parse_one(sql)
     except sqlglot.errors.SqlglotError as error:
-        raise UsageError(f"--filter {sql!r} is not an SQL condition ({str(error).splitlines()[0]})", _ADVICE) from error
+        raise UsageError(f"filter {sql!r} is not an SQL condition ({str(error).splitlines()[0]})", _ADVICE) from error
     reader = _Reader(sql, schema)
     tree = reader.read(parsed, negated=False)
     return Where(tuple(sorted(reader.columns)), tree, tree.expression())
@@ -189,7 +189,7 @@ class _Reader:
         raise self._unknown(node)
 
     def _unknown(self, node: Any) -> UsageError:
-        return UsageError(f"--filter {self._sql!r}: {node.sql()!r} is not understood", _ADVICE)
+        return UsageError(f"filter {self._sql!r}: {node.sql()!r} is not understood", _ADVICE)
 
     def _between(self, node: Any, negated: bool) -> Branch:
         path, kind = self._column(node.this)
@@ -224,20 +224,20 @@ class _Reader:
         from sqlglot import exp
 
         if not isinstance(node, exp.Column | exp.Dot):
-            said = f"--filter {self._sql!r}: {node.sql()!r} is not understood: a filter compares columns as they are"
+            said = f"filter {self._sql!r}: {node.sql()!r} is not understood: a filter compares columns as they are"
             raise UsageError(said, _ADVICE)
         path = tuple(str(part.name) for part in node.parts)
         if ".".join(path) in self._schema.names:
             path = (".".join(path),)
         kind: Any = pa.struct(list(self._schema))
         if (count := self._schema.names.count(path[0])) > 1:
-            said = f"--filter {self._sql!r}: the source has {count} columns named {path[0]!r}"
+            said = f"filter {self._sql!r}: the source has {count} columns named {path[0]!r}"
             raise UsageError(said, "rename all but one in the source")
         for name in path:
             at = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
             if at < 0:
                 raise ColumnNotFound(
-                    f"--filter {self._sql!r}: no column {'.'.join(path)!r}", f"there are {describe(self._schema)}"
+                    f"filter {self._sql!r}: no column {'.'.join(path)!r}", f"there are {describe(self._schema)}"
                 )
             kind = kind.field(at).type
         self.columns.add(path[0])
@@ -275,7 +275,7 @@ class _Reader:
             return pa.scalar(value).cast(kind).as_py()
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OverflowError) as error:
             name = ".".join(path)
-            said = f"--filter {self._sql!r}: column {name!r} is {kind}, so {written} cannot be compared with it"
+            said = f"filter {self._sql!r}: column {name!r} is {kind}, so {written} cannot be compared with it"
             advice = "write text in single quotes, and numbers and true or false without"
             if pa.types.is_integer(kind) and not isinstance(value, str | bool):
                 low, high = _bounds(kind)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from lance_prep.errors import RecipeError, UsageError
 from lance_prep.recipe.model import Recipe
 
+_ADVICE = "`lance-prep build --help` lists the fields and their values"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -117,9 +118,9 @@ def _validated(fields: dict[str, Any], overrides: dict[str, Any], where: str) ->
         elif name and problem["type"] != "missing":
             what = f"{what} (given: {problem['input']!r})"
         if name in Recipe.model_fields and name in overrides:
-            raise UsageError(f"--{name.replace('_', '-')}: {what}", "see --help") from error
+            raise UsageError(f"{name}: {what}", _ADVICE) from error
         if not name and overrides:
-            raise UsageError(what, "see --help") from error
+            raise UsageError(what, _ADVICE) from error
         raise RecipeError(f"{where}: {f'{name}: ' if name else ''}{what}", f"fields: {_known()}") from error
 
 

@@ -1,0 +1,175 @@
+"""Options, messages and number formats that commands share."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import unicodedata
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import click
+
+LINE_EVERY = 10.0
+
+#: Characters that reorder the text around them, which can make a message read as something else.
+_BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
+
+
+#: Parameters of library functions that are options of commands, beside the fields of a recipe.
+_PARAMETERS = ("append", "force", "output", "overwrite", "skip_existing", "storage_options", "version", "workers")
+
+
+def command(epilog: str = "") -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command. Every command takes `--debug`; its help line comes from `main.COMMANDS`."""
+
+    def make(function: Callable[..., Any]) -> click.Command:
+        return click.command(epilog=epilog)(debug_option(function))
+
+    return make
+
+
+def debug_option(function: Any) -> Any:
+    """`--debug`, before or after the name of the command."""
+
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.ensure_object(dict)["debug"] = True
+
+    help = "Show the traceback of an error."
+    return click.option("--debug", is_flag=True, expose_value=False, callback=remember, help=help)(function)
+
+
+def json_option(function: Any) -> Any:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout, for machines.")(function)
+
+
+def storage_option(function: Any) -> Any:
+    """`--storage-option KEY=VALUE`, as a dict or None."""
+    return click.option(
+        "--storage-option",
+        "storage_options",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=_pairs,
+        help="Option for an object store; may be repeated.",
+    )(function)
+
+
+def dataset_argument(function: Any) -> Any:
+    """DATASET and `--storage-option`."""
+    return click.argument("uri", metavar="DATASET")(storage_option(function))
+
+
+def dataset_options(function: Any) -> Any:
+    """DATASET, `--version` and `--storage-option`."""
+    function = storage_option(function)
+    function = click.option("--version", metavar="N|TAG", help="Version or tag.  [default: the latest]")(function)
+    return click.argument("uri", metavar="DATASET")(function)
+
+
+@cache
+def _parameters() -> re.Pattern[str]:
+    from lance_prep.recipe import Recipe
+
+    names = {*Recipe.model_fields, *_PARAMETERS} - {"source"}
+    name = "|".join(sorted(names, key=len, reverse=True))
+    quoted = r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\""
+    return re.compile(rf"{quoted}|(?<![\w.-])(?P<name>{name})(?![\w-])(?P<value>=(?:'[^']*'|[\w./:-]*\w)?)?")
+
+
+def as_options(message: str) -> str:
+    """Rewrite the fields and parameters that a library message names as options of the command line.
+
+    `text_column` becomes `--text-column`, `overwrite=True` `--overwrite`, `shuffle=False` `--no-shuffle`,
+    `layout='raw'` `--layout raw`, and `filter: ...` at the start of a message `--filter: ...`. Quoted text is kept.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        starts = match.start() == 0 and re.match(r":| '", message[match.end() :])
+        if name is None or (value is None and "_" not in name and not starts):
+            return match[0]
+        flag = {"output": "-o", "storage_options": "--storage-option"}.get(name, "--" + name.replace("_", "-"))
+        if value == "=False":
+            return f"--no-{flag[2:]}"
+        return flag if value in (None, "=", "=True") else f"{flag} {value[1:]}"
+
+    return _parameters().sub(option, message)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters escaped, except newline and tab.
+
+    A source's text must not be able to move the cursor, recolour or rename the terminal.
+    """
+    return re.sub(r"[^\n\t\x20-\x7e]", lambda match: _escaped(match[0]), text)
+
+
+def _escaped(character: str) -> str:
+    if unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI:
+        return character.encode("unicode_escape", "surrogatepass").decode()
+    return character
+
+
+def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str] | None:
+    for pair in value:
+        if "=" not in pair:
+            raise click.BadParameter(f"{pair!r} is not KEY=VALUE")
+    return dict(pair.split("=", 1) for pair in value) or None
+
+
+def count_rows(done: str) -> Callable[[int], None]:
+    """Return a listener that prints `12,345,678 rows <done>` to stderr every ten seconds."""
+    rows, last = 0, time.monotonic()
+
+    def add(more: int) -> None:
+        nonlocal rows, last
+        rows += more
+        if time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            click.echo(f"{rows:,} rows {done}", err=True)
+
+    return add
+
+
+def count(number: int) -> str:
+    """Format a count: 1,234 or 1.23 M."""
+    if number < 100_000:
+        return f"{number:,}"
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return str(number)
+
+
+def size(number: float) -> str:
+    """Format bytes as B, kB, MB or GB (powers of 1000)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number:.0f} B"
+
+
+def span(seconds: float) -> str:
+    """Format a duration: 1.2 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def table(rows: list[tuple[str, str]], indent: str = "") -> str:
+    """Format two columns, the first as wide as its widest entry."""
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,157 @@
+"""`lance-prep versions`, `diff`, `tag` and `restore`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from lance_prep.cli.common import command, dataset_argument, json_option, print_json
+
+if TYPE_CHECKING:
+    from lance_prep.dataset import Difference, Version
+
+VERSIONS_EXAMPLES = """\b
+Examples:
+  lance-prep versions sample.lance
+  lance-prep versions sample.lance --files
+  lance-prep versions sample.lance --json | jq '.[-1].tags'
+"""
+
+DIFF_EXAMPLES = """\b
+Examples:
+  lance-prep diff sample.lance 1 2
+  lance-prep diff sample.lance gold 4 --json
+"""
+
+TAG_EXAMPLES = """\b
+Examples:
+  lance-prep tag sample.lance gold            the latest version
+  lance-prep tag sample.lance gold 3 --force  move it to version 3
+  lance-prep tag sample.lance gold --delete
+
+\b
+A tag can be used wherever a version can: --version gold, restore, diff, training.
+`prune` never removes a tagged version.
+"""
+
+RESTORE_EXAMPLES = """\b
+Examples:
+  lance-prep restore sample.lance 1
+  lance-prep restore sample.lance gold --json
+
+\b
+Makes a new version that equals the old one. No row is copied, and the versions in
+between stay readable.
+"""
+
+FILES_SHOWN = 3
+
+
+@command(VERSIONS_EXAMPLES)
+@dataset_argument
+@click.option("--files", "all_files", is_flag=True, help="Name every source file that a version added or removed.")
+@json_option
+def versions(uri: str, all_files: bool, storage_options: dict[str, str] | None, as_json: bool) -> None:
+    from lance_prep.dataset import list_versions
+
+    found = list_versions(uri, storage_options)
+    if as_json:
+        print_json([version.as_json() for version in found])
+        return
+    for version in found:
+        click.echo(_version_text(version, all_files))
+
+
+@command(DIFF_EXAMPLES)
+@dataset_argument
+@click.argument("old", metavar="V1")
+@click.argument("new", metavar="V2")
+@json_option
+def diff(uri: str, old: str, new: str, storage_options: dict[str, str] | None, as_json: bool) -> None:
+    from lance_prep.dataset import diff_versions
+
+    found = diff_versions(uri, old, new, storage_options)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        click.echo(_diff_text(found))
+
+
+@command(TAG_EXAMPLES)
+@dataset_argument
+@click.argument("name")
+@click.argument("version", required=False)
+@click.option("--delete", is_flag=True, help="Delete the tag; its version stays.")
+@click.option("--force", is_flag=True, help="Move a tag that points to another version.")
+@json_option
+def tag(
+    uri: str,
+    name: str,
+    version: str | None,
+    delete: bool,
+    force: bool,
+    storage_options: dict[str, str] | None,
+    as_json: bool,
+) -> None:
+    if delete and (version is not None or force):
+        raise click.UsageError("--delete cannot be combined with VERSION or --force: a tag points to one version only")
+    from lance_prep import dataset
+
+    if delete:
+        done = dataset.delete_tag(uri, name, storage_options=storage_options)
+    else:
+        done = dataset.tag(uri, name, version, force=force, storage_options=storage_options)
+    if as_json:
+        print_json(asdict(done))
+    elif delete:
+        click.echo(f"deleted tag {name} of version {done.was}")
+    else:
+        moved = f" (was version {done.was})" if done.was not in (None, done.version) else ""
+        click.echo(f"tag {name} is version {done.version}{moved}")
+
+
+@command(RESTORE_EXAMPLES)
+@dataset_argument
+@click.argument("version", metavar="VERSION|TAG")
+@json_option
+def restore(uri: str, version: str, storage_options: dict[str, str] | None, as_json: bool) -> None:
+    from lance_prep import dataset
+
+    done = dataset.restore(uri, version, storage_options=storage_options)
+    if as_json:
+        print_json(asdict(done))
+    elif done.version == done.restored:
+        click.echo(f"version {done.version} is already the latest: nothing to do")
+    else:
+        click.echo(
+            f"version {done.version} equals version {done.restored}: {done.rows:,} rows, "
+            f"content hash {done.content_hash}"
+        )
+
+
+def _version_text(version: Version, all_files: bool) -> str:
+    size = f"{version.rows:,} rows" if version.rows is not None else "?"
+    if version.tokens is not None:
+        size += f", {version.tokens:,} tokens"
+    tags = f"  [{', '.join(version.tags)}]" if version.tags else ""
+    lines = [f"{version.number}  {version.time}  {size}  {version.made} ({version.of}){tags}"]
+    for sign, files in (("+", version.files_new), ("-", version.files_gone)):
+        shown = files if all_files else files[:FILES_SHOWN]
+        lines += [f"     {sign} {url}" for url in shown]
+        if len(files) > len(shown):
+            lines.append(f"     {sign} and {len(files) - len(shown):,} more files (--files lists them)")
+    return "\n".join(lines)
+
+
+def _diff_text(found: Difference) -> str:
+    lines = [f"version {found.old} -> version {found.new}"]
+    for name, (was, now) in (("rows", found.rows), ("tokens", found.tokens)):
+        lines.append(f"{name}: {was:,} -> {now:,} ({now - was:+,})")
+    lines.append("content: the same rows in the same order" if found.same_content else "content: not the same")
+    signs = (("+", found.files_added), ("-", found.files_gone), ("~", found.files_changed))
+    lines += [f"{sign} {url}" for sign, urls in signs for url in urls]
+    lines += [f"recipe {name}: {was!r} -> {now!r}" for name, (was, now) in found.recipe.items()]
+    lines += [f"{name}: {was} -> {now}" for name, (was, now) in found.other.items()]
+    return "\n".join(lines)
