@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import datetime
 import gzip
 import itertools
 import json
@@ -18,7 +19,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lance_prep.errors import BadFile, RowRejected, SourceChanged
+from lance_prep.errors import BadFile, LancePrepError, RowRejected, SourceChanged
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.plan import Part, Plan, Shard
 from lance_prep.source import read_shard
@@ -299,6 +300,90 @@ def test_template(tmp_path: Path) -> None:
     )
     assert texts == ["why: so"]
     assert [r.reason for r in rejected] == ["the template fails: ZeroDivisionError"]
+
+
+def rendered(tmp_path: Path, template: str) -> tuple[list[str], list[str]]:
+    """The texts that a template makes of three columns, and the reasons for which rows are rejected."""
+    columns = {
+        "text": ["a <b at 0xFFFF12> c"],
+        "tags": [["x", "y"]],
+        "s": [{"k": 1, "a": None}],
+        "when": [datetime.datetime(2024, 1, 31, 12)],
+        "blob": [b"raw"],
+        "range": [0.5],
+    }
+    (tmp_path / "t.parquet").write_bytes(parquet_bytes(columns))
+    texts, _, rejected = read(tmp_path / "t.parquet", template=template)
+    return texts, [row.reason for row in rejected]
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ text }}", "a <b at 0xFFFF12> c"),
+        ("{{ text.upper() }}", "A <B AT 0XFFFF12> C"),
+        ("{{ text[:1] }} <f at 0x7fff>", "a <f at 0x7fff>"),
+        ("{{ tags | join(', ') }}/{{ tags | tojson }}/{{ tags | map('upper') | join }}", 'x, y/["x", "y"]/XY'),
+        ("{{ s | tojson }} {{ s.k }} {{ s.a }}.", '{"a": null, "k": 1} 1 .'),
+        ("{{ s | pprint }}", "{'a': None, 'k': 1}"),
+        ("{{ when }} {{ when.year }}", "2024-01-31 12:00:00 2024"),
+        ("{{ tags | length == 2 }} {{ range * 2 }}", "True 1.0"),
+        ("{% for i in tags %}{{ loop.index }}{{ i }}{% endfor %}", "1x2y"),
+    ],
+)
+def test_what_templates_print(tmp_path: Path, template: str, text: str) -> None:
+    assert rendered(tmp_path, template) == ([text], [])
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ tags }}", "prints a list; write {{ x | join"),
+        ("{{ s }}", "prints a dict"),
+        ("{{ blob }}", "prints a bytes"),
+        ("{{ tags.index }}", "prints a method"),
+        ("{{ (text | lower).upper }}", "prints a method"),
+        ("{{ text | map('upper') }}", "prints a generator"),
+        ("{{ text.upper | string }}", "prints an object with its address"),
+        ("{{ text.upper | upper }}", "prints an object with its address"),
+        ("{{ text.upper ~ '' }}", "prints an object with its address"),
+        ("{{ text | map('upper') | string }}", "prints an object with its address"),
+        ("{{ [text.upper] | string }}", "prints an object with its address"),
+        ("{{ '{}'.format(text.upper) }}", "prints an object with its address"),
+        ("{{ text | select | pprint }}", "prints an object with its address"),
+        ("{{ text }}{{ when.now() }}", "SecurityError"),
+        ("{{ text }}{{ when.today() }}", "SecurityError"),
+        ("{{ text }}{{ tags.append('z') }}", "SecurityError"),
+    ],
+)
+def test_rows_whose_template_prints_an_object_are_rejected(tmp_path: Path, template: str, reason: str) -> None:
+    texts, reasons = rendered(tmp_path, template)
+    assert not texts
+    assert reason in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ text }}{{ range(9) | random }}", "differs between runs"),
+        ("{% if text == 'x' %}{{ tags | random }}{% endif %}", "differs between runs"),
+        ("{{ text }}{{ lipsum() }}", "no column 'lipsum'"),
+        ("{% set c = cycler(1, 2) %}{{ text }}", "no column 'cycler'"),
+        ("{{ text }}{{ joiner() }}", "no column 'joiner'"),
+        ("{% set n = namespace(a=1) %}{{ text }}", "no column 'namespace'"),
+        ("{{ text.upper }}", "prints the method text.upper"),
+        ("{% if text == 'x' %}{{ tags | shout }}{% endif %}", "unknown filter 'shout'"),
+    ],
+)
+def test_templates_that_differ_between_runs_are_refused(tmp_path: Path, template: str, said: str) -> None:
+    with pytest.raises(LancePrepError, match=said):
+        rendered(tmp_path, template)
+
+
+def test_out_of_memory_is_not_a_rejected_row(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(LancePrepError, match="out of memory"):
+        read(tmp_path / "x.jsonl", template="{{ text * (2 ** 62) }}")
 
 
 def test_changed_file_is_refused(tmp_path: Path) -> None:

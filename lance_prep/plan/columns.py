@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from lance_prep.errors import ColumnNotFound, UsageError
+from lance_prep.plan.template import template_columns
 from lance_prep.plan.where import compile_where, describe
 from lance_prep.recipe import Recipe
 
@@ -58,7 +59,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
             written.
     """
     for name in (*recipe.keep_columns, *([recipe.text_column] if recipe.text_column else [])):
-        _require(name, schema, "")
+        _require(name, schema)
     filtered = compile_where(recipe.filter, schema).columns if recipe.filter else ()
     if recipe.layout == "raw":
         named = {*recipe.keep_columns, *([recipe.text_column] if recipe.text_column else [])}
@@ -70,14 +71,14 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
         _check_written(out, "name the columns to keep with --keep-columns, without it")
         return Columns(recipe, _subset(schema, [*out.names, *filtered]), out)
     if recipe.template is not None:
-        names = template_columns(recipe.template)
+        names = template_columns(recipe.template, schema)
         if not names:
             raise UsageError(
                 f"the template {recipe.template!r} uses no column, so that every text would be the same",
                 f"such as '{{{{ {_example(schema)} }}}}'; there are {describe(schema)}",
             )
         for name in names:
-            _require(name, schema, "the template uses it: ")
+            _require_one(name, schema)
         text, read = "text", [*names, *recipe.keep_columns, *filtered]
         if text in recipe.keep_columns:
             raise UsageError(
@@ -103,9 +104,9 @@ def _subset(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
     return pa.schema([f for f in schema if f.name in names])
 
 
-def _require(name: str, schema: pa.Schema, why: str) -> None:
+def _require(name: str, schema: pa.Schema) -> None:
     if name not in schema.names:
-        raise ColumnNotFound(f"{why}no column {name!r} in the source", f"there are {describe(schema)}")
+        raise ColumnNotFound(f"no column {name!r} in the source", f"there are {describe(schema)}")
     _require_one(name, schema)
 
 
@@ -170,20 +171,3 @@ def _text_column(schema: pa.Schema) -> str:
     raise ColumnNotFound(
         f"no column 'text' in the source, and {found}", f"name it with --text-column: {describe(schema)}"
     )
-
-
-def template_columns(template: str) -> list[str]:
-    """The columns that a jinja2 template names, sorted.
-
-    Raises:
-        UsageError: not a template; says where.
-    """
-    from jinja2 import TemplateSyntaxError, meta
-    from jinja2.sandbox import SandboxedEnvironment
-
-    try:
-        return sorted(meta.find_undeclared_variables(SandboxedEnvironment().parse(template)))
-    except TemplateSyntaxError as error:
-        raise UsageError(
-            f"the template is not jinja2: {error.message} (line {error.lineno})", "such as '{{ title }}'"
-        ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +12,16 @@ import pyarrow as pa
 from lance_prep.errors import BadFile
 from lance_prep.ledger import Rejected
 from lance_prep.plan import Plan
+from lance_prep.plan.template import TemplatePrints, compile_template
 from lance_prep.source.chunk import Chunk, PartJob
 from lance_prep.source.text import bad_rows, raw_bytes, to_large_string
 
 _ROW = "\0row"
 
+Render = Callable[[Mapping[str, Any]], str]
 
-def prepare(chunk: Chunk, job: PartJob, render: Callable[[dict[str, Any]], str] | None) -> Chunk:
+
+def prepare(chunk: Chunk, job: PartJob, render: Render | None) -> Chunk:
     """The chunk with `Plan.schema`, without the rows that the filter drops and those that hold no UTF-8.
 
     A row that the filter drops is not looked at any further, just as one in a row group that is not read.
@@ -93,21 +96,12 @@ def _deliver(chunk: Chunk, plan: Plan) -> Chunk:
     return replace(chunk, columns=pa.RecordBatch.from_arrays(arrays, schema=plan.schema))
 
 
-def renderer(plan: Plan) -> Callable[[dict[str, Any]], str] | None:
-    """The template as a function of a record; None where the recipe has none. Nulls render as nothing."""
-    if plan.recipe.template is None:
-        return None
-    from jinja2 import StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
-
-    environment = SandboxedEnvironment(
-        undefined=StrictUndefined, finalize=lambda value: "" if value is None else value, keep_trailing_newline=True
-    )
-    template = environment.from_string(plan.recipe.template)
-    return lambda record: template.render(record)
+def renderer(plan: Plan) -> Render | None:
+    """Return the template as a function of a record, or None if the recipe has no template."""
+    return None if plan.recipe.template is None else compile_template(plan.recipe.template)
 
 
-def _rendered(chunk: Chunk, job: PartJob, render: Callable[[dict[str, Any]], str]) -> Chunk:
+def _rendered(chunk: Chunk, job: PartJob, render: Render) -> Chunk:
     texts: list[str | None] = []
     bad: dict[int, Rejected] = {}
     for row, record in enumerate(chunk.columns.to_pylist()):
@@ -115,8 +109,10 @@ def _rendered(chunk: Chunk, job: PartJob, render: Callable[[dict[str, Any]], str
             text = render(record)
             text.encode()
             texts.append(text)
+        except MemoryError:
+            raise
         except Exception as error:  # a template is the user's code: whatever it raises is about this row
-            reason = f"the template fails: {type(error).__name__}"
+            reason = str(error) if isinstance(error, TemplatePrints) else f"the template fails: {type(error).__name__}"
             bad[row] = job.rejected(int(chunk.positions[row]), chunk.unit, reason, str(record).encode(errors="replace"))
             texts.append(None)
     schema = job.plan.schema
