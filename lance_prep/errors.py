@@ -18,7 +18,8 @@
     │   ├── OutputLocked        another process is building into it
     │   └── DiskFull
     ├── DatasetError            not a dataset of lance-prep, or no such version
-    │   └── StateMismatch       a checkpoint made on another dataset, version, seed or block size
+    │   ├── DamagedDataset      its files or metadata are missing, damaged or invalid
+    │   └── StateMismatch       a checkpoint made on another dataset, seed or block size
     └── Interrupted             stopped by a signal; the same command continues   exit 1
 
 Each says what is wrong, with the values (`str(error)`), and what to do about it (`error.advice`).
@@ -119,6 +120,10 @@ class DiskFull(OutputError):
 
 
 class DatasetError(LancePrepError):
+    pass
+
+
+class DamagedDataset(DatasetError):
     pass
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
-from lance_prep.dataset import open_ours, verify
+from lance_prep.dataset import open_version, verify
 from lance_prep.engine import Silent
 from lance_prep.errors import OutputExists, SourceChanged, UsageError
 from tests import tokenizers_made as made
@@ -60,13 +60,13 @@ def test_append_reads_only_what_is_new(tmp_path: Path, folder: Path, fields: dic
     after = table(output)
     assert after[:400] == before
     assert table(output, version=1) == before
-    metadata = open_ours(output).metadata
-    assert [build["files"] for build in metadata["builds"]] == [
+    version = open_version(output)
+    assert [[file.url for file in version.files_of_build(build)] for build in version.builds] == [
         [str(folder / "a.parquet"), str(folder / "b.parquet")],
         [str(folder / "c.parquet")],
     ]
     shards = {row["doc_id"] >> 40 for row in after[400:]}
-    assert min(shards) == metadata["builds"][0]["shards"]
+    assert min(shards) == version.builds[0].shards
     assert verify(output).problems == []
     again = lance_prep.build(folder, output=output, append=True, **fields)
     assert (again.status, again.version) == ("unchanged", 2)
@@ -191,9 +191,9 @@ def test_a_newer_revision_of_a_hub_dataset(tmp_path: Path, hub: LoopbackHub, fie
     sent = len(hub.requests("train-0|train-1"))
     report = lance_prep.build("owner/grows", output=output, append=True, **fields)
     assert (report.version, report.rows) == (2, 300)
-    metadata = json.loads(lance.dataset(str(output)).schema.metadata[b"lance_prep"])
-    assert [build["commit"] for build in metadata["builds"]] == [old, new]
-    assert metadata["source"]["commit"] == new
+    version = open_version(output)
+    assert [build.commit for build in version.builds] == [old, new]
+    assert version.metadata.source.commit == new
     # Of the files that are in already, nothing but footers is asked for again.
     assert len(hub.requests("train-0|train-1")) - sent <= 4
 

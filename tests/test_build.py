@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import lance_prep
-from lance_prep.dataset import open_ours, verify
+from lance_prep.dataset import open_version, verify
 from lance_prep.errors import LancePrepError, OutputExists, RowRejected, SourceChanged, TokenizerError, UsageError
 from tests import tokenizers_made as made
 
@@ -291,7 +291,7 @@ def test_a_backend_that_disagrees_is_replaced(tmp_path: Path, backend: str) -> N
     kept = [row for row in rows if row.strip()]
     assert rows_of(report.uri) == made.reference_ids(made.without_regex(), kept)
     assert report.ledger.shards_by_reference == (report.shards if backend == "gigatoken" else 0)
-    assert open_ours(report.uri).metadata["tokenizer"]["backends"] == ["tokenizers"]
+    assert open_version(report.uri).metadata.tokenizer.backends == ("tokenizers",)
 
 
 def test_special_tokens_as_an_error(tmp_path: Path, tokenizer: str) -> None:
@@ -374,9 +374,9 @@ def test_a_stream_that_is_not_read_to_its_end_ends_its_threads(tmp_path: Path, t
 def test_sample_is_the_same_every_time(tmp_path: Path) -> None:
     reports = [lance_prep.build("sample", output=tmp_path / f"{i}.lance") for i in range(2)]
     assert reports[0].content_hash == reports[1].content_hash
-    opened = open_ours(reports[0].uri)
-    assert opened.metadata["recipe"]["layout"] == "lines"
-    assert opened.metadata["source"]["asked"] == "pydoc:topics"
+    opened = open_version(reports[0].uri)
+    assert opened.metadata.recipe["layout"] == "lines"
+    assert opened.metadata.source.asked == "pydoc:topics"
     check_whole(reports[0].uri)
 
 

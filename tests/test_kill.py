@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from lance_prep.cli.main import run
-from lance_prep.dataset import open_ours, verify
+from lance_prep.dataset import open_version, verify
 from tests import tokenizers_made as made
 from tests.processes import check_whole, finish, report_of, start, wait_for, write_texts
 
@@ -106,10 +106,10 @@ def kill_once(world: World, output: Path, aim: str, draw: random.Random, instant
     process.kill()
     finish(process)
     assert lance.dataset(str(output), version=1).to_table() == world.rows
-    latest = open_ours(output)
+    latest = open_version(output)
     assert latest.dataset.version in (1, 2)
     if latest.dataset.version == 2:
-        assert latest.metadata["content_hash"] == world.content_hash
+        assert latest.metadata.content_hash == world.content_hash
 
 
 def run_again(world: World, output: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")
 
 import lance_prep  # noqa: E402
-from lance_prep.dataset import open_ours, verify  # noqa: E402
+from lance_prep.dataset import open_version, verify  # noqa: E402
 from lance_prep.engine import RunOptions, Silent, run_build  # noqa: E402
 from lance_prep.errors import LancePrepError, OutputError, OutputLocked, SourceChanged, SourceNotFound  # noqa: E402
 from lance_prep.recipe import load_recipe  # noqa: E402
@@ -208,7 +208,7 @@ def test_two_at_once_are_resolved_by_the_commit(by_environment: S3, texts: str, 
         run_build(recipe, RunOptions(URI, progress=other), uri=URI)
     assert "same command" in caught.value.advice
     assert [entry["version"] for entry in lance.dataset(URI).versions()] == [1]
-    assert open_ours(URI).metadata["seed"] == 1337
+    assert open_version(URI).metadata.seed == 1337
     assert verify(URI).problems == []
 
 

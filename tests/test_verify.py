@@ -18,7 +18,7 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
-from lance_prep.dataset import SourceCheck, Verification, open_ours, verify
+from lance_prep.dataset import SourceCheck, Verification, open_version, verify
 from lance_prep.store.lance_io import commit, file_version, write_fragment
 from lance_prep.store.receipt import Receipt
 from tests import tokenizers_made as made
@@ -32,8 +32,8 @@ KINDS = {
     "receipt": ".lance_prep/builds/*/shard-000001.json",
     "plan": ".lance_prep/builds/*/plan.json",
     "committed": ".lance_prep/builds/*/committed.json",
-    "the build's tokenizer": ".lance_prep/builds/*/tokenizer.json",
-    "tokenizer": ".lance_prep/tokenizer.json",
+    "list": ".lance_prep/lists/*.zst",
+    "tokenizer": ".lance_prep/tokenizers/*.json",
 }
 
 
@@ -169,14 +169,14 @@ def test_other_files_that_are_gone_or_rubbish(
 
 def tampered(uri: str, change: Callable[[pa.Table], pa.Table]) -> Verification:
     """The dataset with other rows under the same metadata, as a program that goes wrong would leave it."""
-    opened = open_ours(uri)
+    opened = open_version(uri)
     schema = opened.dataset.schema
     table = change(opened.dataset.to_table()).cast(schema.remove_metadata())
     fragment = write_fragment(
         uri,
         table.schema,
         iter(table.combine_chunks().to_batches()),
-        version=file_version(opened.metadata["layout"], table.schema),
+        version=file_version(opened.metadata.layout, table.schema),
         storage_options=None,
     )
     assert fragment is not None

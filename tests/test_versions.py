@@ -20,7 +20,7 @@ from lance_prep.dataset import (
     delete_tag,
     diff_versions,
     list_versions,
-    open_ours,
+    open_version,
     prune,
     restore,
     tag,
@@ -99,22 +99,22 @@ def test_versions_of_a_dataset_with_a_damaged_one(tmp_path: Path, folder: Path) 
     manifest = Path(uri) / "_versions" / f"{(1 << 64) - 2:020}.manifest"
     manifest.write_bytes(manifest.read_bytes()[:-40])
     assert [v.made for v in list_versions(uri)] == ["cannot be read", "overwrite"]
-    assert open_ours(uri, 2).dataset.version == 2
+    assert open_version(uri, 2).dataset.version == 2
     with pytest.raises(DatasetError, match="damaged"):
         prune(uri, NOW)
     with pytest.raises(DatasetError, match="has no version 9"):
-        open_ours(uri, 9)
+        open_version(uri, 9)
 
 
 def test_tags(tmp_path: Path, folder: Path, capsys: Any) -> None:
     uri = build(folder, tmp_path).uri
     build(folder, tmp_path, overwrite=True, seed=1)
     assert run(["tag", uri, "gold", "1"]) == 0
-    assert open_ours(uri, "gold").dataset.version == 1
+    assert open_version(uri, "gold").dataset.version == 1
     assert run(["tag", uri, "gold"]) == 1
     assert "points to version 1 already" in capsys.readouterr().err
     assert run(["tag", uri, "gold", "--force"]) == 0
-    assert open_ours(uri, "gold").dataset.version == 2
+    assert open_version(uri, "gold").dataset.version == 2
     assert tag(uri, "gold", "gold").was == 2
     for name in ("17", "two words", "a/b", ""):
         with pytest.raises(UsageError, match="no name for a tag"):
@@ -165,7 +165,7 @@ def test_diff(tmp_path: Path, folder: Path, capsys: Any) -> None:
     assert same["same_content"]
     assert (same["recipe"], same["other"]) == ({}, {})
     assert run(["diff", uri, "1", "7"]) == 1
-    assert "there are versions 1 to 2" in capsys.readouterr().err
+    assert "use versions 1 to 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("layout", ["lines", "blocks", "raw"])

@@ -49,9 +49,9 @@ def show(
         raise click.UsageError("--limit cannot be combined with --row, which names the rows to show")
     if as_json and (ids or width is not None):
         raise click.UsageError("--json always prints the ids and the whole text: remove --ids and --width")
-    from lance_prep.dataset import open_ours, show_rows
+    from lance_prep.dataset import open_version, show_rows
 
-    opened = open_ours(uri, version, storage_options)
+    opened = open_version(uri, version, storage_options)
     first = min(LIMIT if limit is None else limit, opened.dataset.count_rows())
     for shown in show_rows(opened, rows or range(first)):
         if as_json:

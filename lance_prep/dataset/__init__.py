@@ -4,20 +4,20 @@ from lance_prep.dataset.against import SAMPLE_ROWS, SourceCheck
 from lance_prep.dataset.compact import Compaction, compact
 from lance_prep.dataset.diff import Difference, diff_versions
 from lance_prep.dataset.found import Verification
-from lance_prep.dataset.opened import Opened, open_ours
 from lance_prep.dataset.prune import Pruning, prune
 from lance_prep.dataset.restore import Restored, restore
 from lance_prep.dataset.rows import ShownDocument, ShownRow, show_rows
 from lance_prep.dataset.tags import Tagged, delete_tag, tag
 from lance_prep.dataset.verify import Listener, verify
 from lance_prep.dataset.versions import Version, list_versions
+from lance_prep.store.version import DatasetVersion, open_version
 
 __all__ = [
     "SAMPLE_ROWS",
     "Compaction",
+    "DatasetVersion",
     "Difference",
     "Listener",
-    "Opened",
     "Pruning",
     "Restored",
     "ShownDocument",
@@ -30,7 +30,7 @@ __all__ = [
     "delete_tag",
     "diff_versions",
     "list_versions",
-    "open_ours",
+    "open_version",
     "prune",
     "restore",
     "show_rows",

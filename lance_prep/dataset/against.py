@@ -14,7 +14,7 @@ again. `doc_id` (`doc_ids` for blocks) names the shard of the plan and the sourc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,13 @@ import pyarrow as pa
 from lance_prep.dataset.blocks import LONGEST_TEXT, BlockSearch
 from lance_prep.dataset.found import Verification
 from lance_prep.dataset.journals import BuildJournal
-from lance_prep.dataset.opened import Opened
 from lance_prep.dataset.scan import ShardRows
 from lance_prep.layout import ROW_BITS, LayoutJob, document_affixes, lay_out, row_schema
 from lance_prep.ledger import Tally
 from lance_prep.plan import Plan, Shard
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store.content_hash import ShardHash
+from lance_prep.store.version import DatasetVersion
 from lance_prep.tokenizer import ReferenceEncoder, TokenizerSpec, TokenLists
 
 MOST_SHARDS = 16
@@ -52,7 +52,7 @@ class SourceCheck:
 
 
 def check_against_source(
-    opened: Opened,
+    opened: DatasetVersion,
     journals: list[BuildJournal],
     shards: list[ShardRows],
     check: SourceCheck,
@@ -68,7 +68,7 @@ def check_against_source(
     spec: TokenizerSpec | None = None
     with found.reading("the tokenizer"):
         spec = _spec(opened)
-    if spec is None and opened.metadata["tokenizer"] is not None:
+    if spec is None and opened.metadata.tokenizer is not None:
         return
     for shard, rows in drawn:
         assert shard.receipt is not None
@@ -103,13 +103,12 @@ def draw(shards: list[ShardRows], check: SourceCheck) -> list[tuple[ShardRows, n
     return drawn
 
 
-def _spec(opened: Opened) -> TokenizerSpec | None:
-    stated = opened.metadata["tokenizer"]
+def _spec(opened: DatasetVersion) -> TokenizerSpec | None:
+    stated = opened.metadata.tokenizer
     if stated is None:
         return None
-    fields = {name: value for name, value in stated.items() if name != "backends"}
-    affixes = {name: tuple(fields[name]) for name in ("prefix", "suffix")}
-    return TokenizerSpec(**{**fields, **affixes, "file": opened.tokenizer_file()})
+    fields = {name: value for name, value in asdict(stated).items() if name != "backends"}
+    return TokenizerSpec(**fields, file=opened.tokenizer_file())
 
 
 @dataclass

@@ -15,10 +15,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.dataset.opened import Opened, open_ours
 from lance_prep.store.lance_io import commit, file_version, write_fragment
 from lance_prep.store.lock import output_lock
 from lance_prep.store.seal import hash_files, seal
+from lance_prep.store.version import DatasetVersion, open_version
 
 TARGET_BYTES = 1 << 30
 SCAN_ROWS = 8192
@@ -58,13 +58,13 @@ def compact(
         OutputLocked: a build or another command works on the dataset.
         DiskFull: there is no room for the copies.
     """
-    where = open_ours(uri, None, storage_options).uri
+    where = open_version(uri, None, storage_options).uri
     with output_lock(where):
-        opened = open_ours(uri, None, storage_options)
-        before = [fragment.metadata.to_json() for fragment in opened.dataset.get_fragments()]
+        opened = open_version(uri, None, storage_options)
+        before = opened.fragments()
         groups = _groups(before, target_bytes)
         if all(len(group) == 1 for group in groups):
-            return Compaction(int(opened.dataset.version), len(before), len(before), 0)
+            return Compaction(opened.number, len(before), len(before), 0)
         merged = [_merge(opened, group, storage_options, on_rows) if len(group) > 1 else group[0] for group in groups]
         new = [fragment for fragment, group in zip(merged, groups, strict=True) if len(group) > 1]
         for fragment in new:
@@ -75,7 +75,7 @@ def compact(
             opened.uri,
             opened.dataset.schema,
             merged,
-            read_version=int(opened.dataset.version),
+            read_version=opened.number,
             properties={"lance_prep.compact": f"{len(before)} fragments into {len(merged)}"},
             storage_options=storage_options,
         )
@@ -99,7 +99,7 @@ def _groups(fragments: list[dict[str, Any]], target: int) -> list[list[dict[str,
 
 
 def _merge(
-    opened: Opened,
+    opened: DatasetVersion,
     group: list[dict[str, Any]],
     storage_options: Mapping[str, str] | None,
     on_rows: Callable[[int], None],
@@ -113,7 +113,7 @@ def _merge(
             yield batch
 
     schema = opened.dataset.schema.remove_metadata()
-    version = file_version(opened.metadata["layout"], schema)
+    version = file_version(opened.metadata.layout, schema)
     made = write_fragment(opened.uri, schema, batches(), version=version, storage_options=storage_options)
     assert made is not None
     return made

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lance_prep.dataset.opened import open_ours
+from lance_prep.store.metadata import Metadata
+from lance_prep.store.version import DatasetVersion, open_version
 
 
 @dataclass(frozen=True)
@@ -46,36 +47,35 @@ def diff_versions(
     Raises:
         DatasetError: there is no such dataset or version, or it is not ours.
     """
-    a, b = open_ours(uri, old, storage_options), open_ours(uri, new, storage_options)
+    a, b = open_version(uri, old, storage_options), open_version(uri, new, storage_options)
     was, now = a.metadata, b.metadata
-    files_was, files_now = _files(was), _files(now)
+    files_was, files_now = _files(a), _files(b)
     return Difference(
-        old=int(a.dataset.version),
-        new=int(b.dataset.version),
-        rows=(was["rows"], now["rows"]),
-        tokens=(was["tokens"], now["tokens"]),
-        same_content=was["content_hash"] == now["content_hash"],
+        old=a.number,
+        new=b.number,
+        rows=(was.rows, now.rows),
+        tokens=(was.tokens, now.tokens),
+        same_content=was.content_hash == now.content_hash,
         files_added=tuple(sorted(files_now.keys() - files_was.keys())),
         files_gone=tuple(sorted(files_was.keys() - files_now.keys())),
         files_changed=tuple(sorted(u for u in files_was.keys() & files_now.keys() if files_was[u] != files_now[u])),
-        recipe=_differences(was["recipe"], now["recipe"]),
+        recipe=_differences(was.recipe, now.recipe),
         other=_differences(_other(was), _other(now)),
     )
 
 
-def _files(data: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    # A hash of the content says more than the time of the last change, where there is one.
-    return {f["url"]: (f["size"], f.get("hash") or f["identity"]) for f in data["source"]["files"]}
+def _files(version: DatasetVersion) -> dict[str, tuple[int, str]]:
+    # A hash of the content says more than the time of the last change, if there is one.
+    return {file.url: (file.size, file.hash or file.identity) for file in version.source_files}
 
 
-def _other(data: dict[str, Any]) -> dict[str, Any]:
-    tokenizer = data["tokenizer"] or {}
+def _other(data: Metadata) -> dict[str, Any]:
     return {
-        "commit": data["source"]["commit"],
-        "tokenizer sha256": tokenizer.get("sha256"),
-        "dtype": data["dtype"],
-        "shards": sum(build["shards"] for build in data["builds"]),
-        **data["versions"],
+        "commit": data.source.commit,
+        "tokenizer sha256": data.tokenizer.sha256 if data.tokenizer else None,
+        "dtype": data.dtype,
+        "shards": data.shards,
+        **data.versions,
     }
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from lance_prep.dataset.found import Verification
-from lance_prep.dataset.opened import Opened
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan, Shard
 from lance_prep.store.content_hash import combine
-from lance_prep.store.metadata import BUILDS_FOLDER, TOKENIZER_FILE
+from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, Metadata
 from lance_prep.store.receipt import COMMITTED, Receipt, committed_versions
+from lance_prep.store.version import DatasetVersion
 
 
 @dataclass
@@ -37,28 +36,26 @@ class BuildJournal:
         return next((s for s in self.plan.shards if s.index == index), None) if self.plan else None
 
 
-def read_journals(opened: Opened, found: Verification) -> list[BuildJournal]:
+def read_journals(opened: DatasetVersion, found: Verification) -> list[BuildJournal]:
     """The journals of all builds in the version, in order; what is wrong with them goes to `found`."""
-    journals, first = [], 0
-    for build in opened.metadata["builds"]:
-        first = build.get("first_shard", first)
-        shards = range(first, first + build["shards"])
-        journals.append(_read_journal(opened, build["key"], shards, found))
+    journals = []
+    for build in opened.builds:
+        shards = range(build.first_shard, build.first_shard + build.shards)
+        journals.append(_read_journal(opened, build.key, shards, found))
         _check_committed(opened, build, found)
-        first = shards.stop
     found.count("shards", sum(len(journal.receipts) for journal in journals))
     return journals
 
 
-def _check_committed(opened: Opened, build: dict[str, Any], found: Verification) -> None:
-    path = f"{BUILDS_FOLDER}/{build['key']}/{COMMITTED}"
+def _check_committed(opened: DatasetVersion, build: BuildRecord, found: Verification) -> None:
+    path = f"{BUILDS_FOLDER}/{build.key}/{COMMITTED}"
     with found.reading(path):
         data = opened.files.read(path)
-        if data is not None and build["version"] not in committed_versions(data):
-            raise ValueError(f"it does not say version {build['version']}")
+        if data is not None and build.version not in committed_versions(data):
+            raise ValueError(f"it does not say version {build.version}")
 
 
-def _read_journal(opened: Opened, key: str, shards: range, found: Verification) -> BuildJournal:
+def _read_journal(opened: DatasetVersion, key: str, shards: range, found: Verification) -> BuildJournal:
     journal = BuildJournal(key)
     folder = f"{BUILDS_FOLDER}/{key}"
     with found.reading(f"{folder}/plan.json"):
@@ -77,14 +74,14 @@ def _read_journal(opened: Opened, key: str, shards: range, found: Verification) 
     return journal
 
 
-def _read_plan(opened: Opened, key: str, folder: str) -> Plan:
+def _read_plan(opened: DatasetVersion, key: str, folder: str) -> Plan:
     data = opened.files.read(f"{folder}/plan.json")
     if data is None:
         raise ValueError("it is gone")
     # The key is the hash of the plan and the tokenizer: a plan that was changed has another.
-    tokenizer = opened.metadata["tokenizer"]
+    tokenizer = opened.metadata.tokenizer
     try:
-        parts = {**json.loads(data), "tokenizer_sha256": tokenizer["sha256"] if tokenizer else None}
+        parts = {**json.loads(data), "tokenizer_sha256": tokenizer.sha256 if tokenizer else None}
     except (ValueError, TypeError) as error:
         raise ValueError(f"it is damaged ({error})") from error
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -94,7 +91,7 @@ def _read_plan(opened: Opened, key: str, folder: str) -> Plan:
     return Plan.from_json(parts)
 
 
-def check_ledgers(opened: Opened, journals: list[BuildJournal], found: Verification) -> None:
+def check_ledgers(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> None:
     """Each shard's ledger adds up and agrees with its receipt and its plan; all add up to the version's."""
     metadata, total = opened.metadata, Ledger()
     for journal in journals:
@@ -103,7 +100,7 @@ def check_ledgers(opened: Opened, journals: list[BuildJournal], found: Verificat
                 found.wrong(f"build {journal.key}, shard {receipt.shard}: {wrong}")
             total.add(receipt.ledger)
     with found.reading("the ledger in the metadata"):
-        stated = Ledger(**metadata["ledger"])
+        stated = metadata.ledger
         found.count("source rows in the ledger", stated.rows_in)
         for wrong in stated.imbalance():
             found.wrong(f"the ledger in the metadata: {wrong}")
@@ -113,8 +110,8 @@ def check_ledgers(opened: Opened, journals: list[BuildJournal], found: Verificat
             _check_totals(metadata, [r for journal in journals for r in journal.receipts.values()], found)
 
 
-def _against_plan(opened: Opened, journal: BuildJournal, receipt: Receipt) -> list[str]:
-    ledger, layout, wrong = receipt.ledger, opened.metadata["layout"], []
+def _against_plan(opened: DatasetVersion, journal: BuildJournal, receipt: Receipt) -> list[str]:
+    ledger, layout, wrong = receipt.ledger, opened.metadata.layout, []
     shard = journal.shard(receipt.shard)
     if shard and shard.rows is not None and receipt.limit is None and ledger.rows_in != shard.rows:
         wrong.append(f"the ledger has {ledger.rows_in:,} source rows, the plan {shard.rows:,}")
@@ -124,7 +121,7 @@ def _against_plan(opened: Opened, journal: BuildJournal, receipt: Receipt) -> li
         "lines": ("lines used", ledger.lines_used),
         "blocks": (
             "blocks' tokens",
-            (ledger.tokens_written + ledger.padding) // (opened.metadata["block_size"] or 1),
+            (ledger.tokens_written + ledger.padding) // (opened.metadata.block_size or 1),
         ),
     }.get(layout, ("source rows used", ledger.rows_used))
     if receipt.rows != expected[1]:
@@ -137,27 +134,26 @@ def _against_plan(opened: Opened, journal: BuildJournal, receipt: Receipt) -> li
     return wrong
 
 
-def _check_totals(metadata: dict[str, Any], receipts: list[Receipt], found: Verification) -> None:
+def _check_totals(metadata: Metadata, receipts: list[Receipt], found: Verification) -> None:
     content = combine(receipt.content_hash for receipt in receipts if receipt.rows)
-    if content != metadata["content_hash"]:
-        found.wrong(f"content hash is {metadata['content_hash']}, but the shards' receipts give {content}")
+    if content != metadata.content_hash:
+        found.wrong(f"content hash is {metadata.content_hash}, but the shards' receipts give {content}")
     for name in ("rows", "tokens"):
-        total = sum(getattr(receipt, name) for receipt in receipts)
-        if total != metadata[name]:
-            found.wrong(f"the metadata says {metadata[name]:,} {name}, the shards' receipts {total:,}")
+        total, stated = sum(getattr(receipt, name) for receipt in receipts), getattr(metadata, name)
+        if total != stated:
+            found.wrong(f"the metadata says {stated:,} {name}, the shards' receipts {total:,}")
 
 
-def check_tokenizers(opened: Opened, journals: list[BuildJournal], found: Verification) -> None:
-    """The tokenizer files are those that made the version."""
-    stated = opened.metadata["tokenizer"]
-    if stated is None:
-        return
-    paths = [f"{BUILDS_FOLDER}/{journal.key}/tokenizer.json" for journal in journals]
-    if opened.dataset.version == opened.dataset.latest_version:
-        paths.append(TOKENIZER_FILE)
-    for path in paths:
-        data = opened.files.read(path)
-        if data is None:
-            found.wrong(f"{path} is gone")
-        elif (actual := hashlib.sha256(data).hexdigest()) != stated["sha256"]:
-            found.wrong(f"{path} has sha256 {actual}, but {stated['sha256']} made the dataset")
+def check_lists(opened: DatasetVersion, found: Verification) -> None:
+    """Check the tokenizer's file and the lists of source files: whole, and as long as the metadata says."""
+    if opened.metadata.tokenizer is not None:
+        with found.reading("the tokenizer"):
+            opened.tokenizer_file()
+    with found.reading("the list of source files"):
+        files, stated = len(opened.source_files), opened.metadata.files
+        found.count("source files in the lists", files)
+        if files != stated or files != sum(build.files for build in opened.builds):
+            raise ValueError(f"the metadata says {stated:,} source files, the lists have {files:,}")
+    with found.reading("the list of builds"):
+        if opened.builds[-1:] != (opened.metadata.build,):
+            raise ValueError("its last build is not the one in the metadata")

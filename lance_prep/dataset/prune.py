@@ -7,21 +7,21 @@ cleanup takes such files for rubbish once they are seven days old: their time of
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from lance_prep.dataset.opened import open_ours
-from lance_prep.dataset.versions import open_latest, tags_by_version, version_entries
+from lance_prep.dataset.versions import tags_by_version, version_entries
 from lance_prep.errors import OutputError
 from lance_prep.store.files import Files, files_of, is_local
-from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.lock import output_lock
-from lance_prep.store.metadata import BUILDS_FOLDER, KEY, read_metadata
+from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
 from lance_prep.store.receipt import Journal, unfinished_builds
 from lance_prep.store.seal import SEALS, read_seal
+from lance_prep.store.version import list_path, open_any, open_version, opened, tokenizer_path
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def prune(
         OutputLocked: a build or another command works on the dataset.
         OutputError: an object store holds an unfinished build.
     """
-    where = open_ours(uri, None, storage_options).uri
+    where = open_version(uri, None, storage_options).uri
     with output_lock(where):
-        latest = open_latest(where, storage_options)
+        latest = open_any(where, storage_options=storage_options)
         files = files_of(where, storage_options)
         tags = tags_by_version(latest)
         entries = version_entries(latest)
@@ -69,10 +69,11 @@ def prune(
         kept = [int(v["version"]) for v in entries if int(v["version"]) not in removed]
         count, size = _freed(latest, set(removed))
         if removed and not dry_run:
-            journals = _journals_needed(where, files, kept, storage_options)
+            needed = _needed(where, latest, kept, storage_options)
             _protect_unfinished(where, files)
             latest.cleanup_old_versions(versions=removed, error_if_tagged_old_versions=True)
-            _forget(files, journals, removed)
+            _forget(files, needed, kept)
+            _forget_seals(files, removed)
         for_tag = tuple(number for number in old if number in tags and number != latest.version)
         return Pruning(tuple(removed), tuple(kept), for_tag, count, size, dry_run)
 
@@ -95,27 +96,47 @@ def _protect_unfinished(where: str, files: Files) -> None:
         )
     for key in unfinished:
         for receipt in Journal(files, key).receipts().values():
-            for file in receipt.fragment["files"] if receipt.fragment else []:
-                path = Path(where) / "data" / file["path"]
+            for name in receipt.data_files():
+                path = Path(where) / "data" / name
                 if path.exists():
                     os.utime(path)
 
 
-def _journals_needed(where: str, files: Files, kept: list[int], storage_options: Mapping[str, str] | None) -> set[str]:
-    """Keys of builds that are in a version that stays, or not finished."""
-    keys = set(unfinished_builds(files))
+def _needed(where: str, latest: Any, kept: list[int], storage_options: Mapping[str, str] | None) -> set[str]:
+    """Return the folders and files of the sidecar that a version that stays, or an unfinished build, needs.
+
+    Raises:
+        DatasetError: a version that stays cannot be read, so what it needs is unknown.
+    """
+    needed = {f"{BUILDS_FOLDER}/{key}" for key in unfinished_builds(files_of(where, storage_options))}
     for number in kept:
-        dataset = open_dataset(where, number, storage_options)
-        if dataset is not None and KEY in (dataset.schema.metadata or {}):
-            keys |= {build["key"] for build in read_metadata(dataset.schema)["builds"]}
-    return keys
+        dataset = latest.checkout_version(number)
+        if KEY not in (dataset.schema.metadata or {}):
+            continue
+        version = opened(where, dataset, storage_options)
+        if version.metadata.tokenizer is not None:
+            needed.add(tokenizer_path(version.metadata.tokenizer.sha256))
+        needed.add(list_path(version.metadata.builds))
+        for build in version.builds:
+            needed |= {f"{BUILDS_FOLDER}/{build.key}", list_path(build.sources)}
+    return needed
 
 
-def _forget(files: Files, needed: set[str], removed: list[int]) -> None:
-    """Delete journals of builds that are in no version any more, and seals of removed versions."""
-    for key in {path.removeprefix(f"{BUILDS_FOLDER}/").partition("/")[0] for path in files.list(BUILDS_FOLDER)}:
-        if key not in needed:
-            Journal(files, key).discard()
+def _forget(files: Files, needed: set[str], kept: list[int]) -> None:
+    """Delete what no version needs any more: journals, tokenizers, lists, and cached indexes of training."""
+    for folder in (BUILDS_FOLDER, TOKENIZERS_FOLDER, LISTS_FOLDER):
+        for path in files.list(folder):
+            if "/".join(path.split("/")[:3]) not in needed:
+                files.delete(path)
+    cache = f"{FOLDER}/cache/"
+    for path in files.list(f"{FOLDER}/cache"):
+        match = re.match(r"v(\d+)-", path.removeprefix(cache))
+        if match and int(match[1]) not in kept:
+            files.delete(path)
+
+
+def _forget_seals(files: Files, removed: list[int]) -> None:
+    """Delete the seals of removed versions."""
     for number in removed:
         try:
             sealed = read_seal(files, number) or {}

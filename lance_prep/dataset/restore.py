@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lance_prep.dataset.opened import open_ours
 from lance_prep.store.lock import output_lock
-from lance_prep.store.metadata import TOKENIZER_FILE
 from lance_prep.store.seal import seal
+from lance_prep.store.version import open_version
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,13 @@ def restore(uri: str | Path, version: int | str, *, storage_options: Mapping[str
     from lance import LanceDataset, LanceOperation, Transaction
 
     # A lock makes its folder: opening first refuses a path where there is nothing.
-    with output_lock(open_ours(uri, version, storage_options).uri):
-        old = open_ours(uri, version, storage_options)
-        number, latest = int(old.dataset.version), int(old.dataset.latest_version)
+    with output_lock(open_version(uri, version, storage_options).uri):
+        old = open_version(uri, version, storage_options)
+        number, latest = old.number, int(old.dataset.latest_version)
         if number != latest:
-            if old.metadata["tokenizer"] is not None:
-                old.files.write(TOKENIZER_FILE, old.tokenizer_file())
             operation = LanceOperation.Restore(number)
             transaction = Transaction(latest, operation, transaction_properties={"lance_prep.restore": str(number)})
             options = dict(storage_options or {}) or None
             latest = int(LanceDataset.commit(old.uri, transaction, storage_options=options).version)
             seal(old.files, latest)
-    return Restored(number, latest, old.metadata["rows"], old.metadata["content_hash"])
+    return Restored(number, latest, old.metadata.rows, old.metadata.content_hash)

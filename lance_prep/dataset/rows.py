@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lance_prep.dataset.opened import Opened
 from lance_prep.errors import UsageError
 from lance_prep.layout import ROW_BITS
+from lance_prep.store.version import DatasetVersion
 from lance_prep.tokenizer import load_reference
 
 
@@ -42,7 +42,7 @@ class ShownRow:
     columns: dict[str, Any]
 
 
-def show_rows(opened: Opened, rows: Sequence[int]) -> list[ShownRow]:
+def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
     """Rows by number, negative from the end.
 
     Raises:
@@ -54,7 +54,7 @@ def show_rows(opened: Opened, rows: Sequence[int]) -> list[ShownRow]:
             raise UsageError(f"there is no row {row}: the dataset has {total:,} rows", "give a smaller number")
     wanted = [row % total for row in rows]
     records = opened.dataset.take(wanted).to_pylist() if wanted else []
-    if opened.metadata["layout"] == "raw":
+    if opened.metadata.layout == "raw":
         return [ShownRow(i, None, (), None, [], record) for i, record in zip(wanted, records, strict=True)]
     tokenizer = load_reference(opened.tokenizer_file())
     shown = []

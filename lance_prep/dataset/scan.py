@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from lance_prep.dataset.found import Verification
 from lance_prep.dataset.journals import BuildJournal
-from lance_prep.dataset.opened import Opened
 from lance_prep.dataset.stored import StoredFragment
 from lance_prep.layout import ROW_BITS
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.receipt import Receipt
+from lance_prep.store.version import DatasetVersion
 
 SCAN_ROWS = 8192
 
@@ -61,7 +61,7 @@ def shards_of(journals: list[BuildJournal], total: int) -> list[ShardRows]:
 
 
 def check_rows(
-    opened: Opened,
+    opened: DatasetVersion,
     stored: list[StoredFragment],
     shards: list[ShardRows],
     found: Verification,
@@ -87,8 +87,8 @@ def check_rows(
 class _Check:
     """Takes rows in ascending order, with gaps where files are damaged; cuts them at the shards' bounds."""
 
-    def __init__(self, opened: Opened, shards: list[ShardRows], found: Verification) -> None:
-        self._data = opened.metadata
+    def __init__(self, opened: DatasetVersion, shards: list[ShardRows], found: Verification) -> None:
+        self._metadata = opened.metadata
         self._shards = shards
         self._found = found
         self._at = -1  # shard in work
@@ -125,7 +125,7 @@ class _Check:
 
     def _compare(self, shard: ShardRows) -> None:
         self._found.count("rows", self._seen)
-        if self._data["layout"] != "raw":
+        if self._metadata.layout != "raw":
             self._found.count("tokens", self._tokens)
         receipt = shard.receipt
         if receipt is None:
@@ -142,21 +142,22 @@ class _Check:
             ("tokens", self._tokens, receipt.tokens),
             ("padding tokens", self._padding, receipt.ledger.padding),
         ):
-            if number != stated and self._data["layout"] != "raw":
+            if number != stated and self._metadata.layout != "raw":
                 self._found.wrong(f"{shard}: its rows hold {number:,} {name}, its receipt says {stated:,}")
 
     def _piece(self, first: int, batch: pa.RecordBatch) -> None:
         self._hash.update(batch)
         self._seen += len(batch)
-        if self._data["layout"] != "raw":
+        if self._metadata.layout != "raw":
             self._check_tokens(first, batch)
 
     def _check_tokens(self, first: int, batch: pa.RecordBatch) -> None:
-        shard, data = self._shards[self._at], self._data
+        shard, tokenizer = self._shards[self._at], self._metadata.tokenizer
+        assert tokenizer is not None
         ids, stated = batch.column("input_ids"), batch.column("num_tokens").to_numpy(zero_copy_only=False)
         lengths = pc.list_value_length(ids).to_numpy(zero_copy_only=False)
         flat = ids.flatten().to_numpy(zero_copy_only=False)
-        block = data["block_size"]
+        block = self._metadata.block_size
 
         def report(wrong: Wrong, say: Callable[[int], str]) -> None:
             if wrong.any():
@@ -167,13 +168,13 @@ class _Check:
 
         bad_count = (stated > block) | (stated == 0) if block else stated != lengths
         report(bad_count, lambda i: f"num_tokens is {stated[i]}, of {lengths[i]} ids")
-        vocabulary = data["tokenizer"]["vocab_size"]
+        vocabulary = tokenizer.vocab_size
         report(_any_by_row(flat >= vocabulary, lengths), lambda i: f"an id is beyond the vocabulary of {vocabulary:,}")
         self._check_documents(batch, stated, report)
         self._tokens += int(stated.sum())
         if block:
             self._padding += block * len(batch) - int(stated.sum())
-            pad = _pad_id(data["tokenizer"])
+            pad = tokenizer.padding_id
             padded = np.arange(block)[None, :] >= stated[:, None]
             wrong = (flat.reshape(-1, block) != pad) & padded
             report(wrong.any(axis=1), lambda i: f"its padding holds other ids than {pad}")
@@ -181,7 +182,7 @@ class _Check:
     def _check_documents(self, batch: pa.RecordBatch, stated: npt.NDArray[Any], report: Report) -> None:
         """Check the document ids, and for blocks the boundaries of documents."""
         shard = self._shards[self._at]
-        if self._data["layout"] == "blocks":
+        if self._metadata.layout == "blocks":
             docs, per_row = _list_column(batch, "doc_ids")
             lengths, pieces = _list_column(batch, "seq_lengths")
             totals = np.bincount(_row_of(pieces), weights=lengths, minlength=len(batch)).astype(np.int64)
@@ -221,10 +222,6 @@ def _row_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def _name(shard: ShardRows) -> str:
     return f"shard {shard.receipt.shard}" if shard.receipt else "shard unknown"
-
-
-def _pad_id(tokenizer: dict[str, Any]) -> int:
-    return int(tokenizer["pad_id"] if tokenizer["pad_id"] is not None else tokenizer["eos_id"] or 0)
 
 
 def _any_by_row(values: npt.NDArray[np.bool_], lengths: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

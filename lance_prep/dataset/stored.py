@@ -12,10 +12,10 @@ import xxhash
 
 from lance_prep.dataset.found import Verification
 from lance_prep.dataset.journals import BuildJournal
-from lance_prep.dataset.opened import Opened
 from lance_prep.store.files import Files, is_local
 from lance_prep.store.metadata import KEY
 from lance_prep.store.seal import data_hashes, hash_file, manifest_path, read_seal, transactions_in
+from lance_prep.store.version import DatasetVersion
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ def check_sealed(files: Files, version: int, found: Verification) -> bool:
     return True
 
 
-def check_manifest(opened: Opened, found: Verification) -> None:
+def check_manifest(opened: DatasetVersion, found: Verification) -> None:
     """The manifest's own copies of the transaction and of the metadata agree with the files beside it."""
-    version = opened.dataset.version
+    version = opened.number
     with found.reading(f"the transaction of version {version}"):
         manifest = opened.files.read(manifest_path(opened.files, version) or "") or b""
         for path in transactions_in(opened.files, manifest):
@@ -70,24 +70,24 @@ def check_manifest(opened: Opened, found: Verification) -> None:
         _check_schema(opened, found)
 
 
-def _check_schema(opened: Opened, found: Verification) -> None:
+def _check_schema(opened: DatasetVersion, found: Verification) -> None:
     data, schema = opened.metadata, opened.dataset.schema
-    if data["layout"] == "raw":
+    if data.layout == "raw":
         return
-    wanted = {"input_ids": f"list<item: {data['dtype']}>", "num_tokens": "uint32", "doc_id": "uint64"}
-    if data["layout"] == "blocks":
-        ids = f"fixed_size_list<item: {data['dtype']}>[{data['block_size']}]"
+    wanted = {"input_ids": f"list<item: {data.dtype}>", "num_tokens": "uint32", "doc_id": "uint64"}
+    if data.layout == "blocks":
+        ids = f"fixed_size_list<item: {data.dtype}>[{data.block_size}]"
         lists = {"seq_lengths": "list<item: uint32>", "doc_ids": "list<item: uint64>"}
         wanted = {"input_ids": ids, "num_tokens": "uint32", **lists}
     for name, kind in wanted.items():
         actual = str(schema.field(name).type) if name in schema.names else "not there"
         if actual != kind:
             found.wrong(f"column {name} is {actual}, but {kind} was built")
-    if dict(data["recipe"]).get("layout") != data["layout"]:
-        found.wrong(f"the metadata says layout {data['layout']}, its recipe {dict(data['recipe']).get('layout')}")
+    if data.recipe.get("layout") != data.layout:
+        found.wrong(f"the metadata says layout {data.layout}, its recipe {data.recipe.get('layout')}")
 
 
-def check_data_files(opened: Opened, journals: list[BuildJournal], found: Verification) -> list[StoredFragment]:
+def check_data_files(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> list[StoredFragment]:
     """Presence, size and (local files) hash of every data file of the version."""
     hashes = data_hashes(opened.files)
     for journal in journals:
@@ -103,13 +103,13 @@ def check_data_files(opened: Opened, journals: list[BuildJournal], found: Verifi
         if fragment.metadata.deletion_file is not None:
             found.wrong(f"{stored[-1]}: rows of it were deleted by another program")
     _check_receipts(stored, journals, found)
-    if first != opened.metadata["rows"]:
-        found.wrong(f"the dataset has {first:,} rows, but its metadata says {opened.metadata['rows']:,}")
+    if first != opened.metadata.rows:
+        found.wrong(f"the dataset has {first:,} rows, but its metadata says {opened.metadata.rows:,}")
     return stored
 
 
 def _check_file(
-    opened: Opened,
+    opened: DatasetVersion,
     file: Any,
     sizes: Mapping[str, int],
     hashes: Mapping[str, str],
@@ -135,7 +135,7 @@ def _check_file(
     return True
 
 
-def _sizes(opened: Opened, found: Verification) -> dict[str, int]:
+def _sizes(opened: DatasetVersion, found: Verification) -> dict[str, int]:
     if is_local(opened.uri):
         root = Path(opened.uri)
         return {p.relative_to(root).as_posix(): p.stat().st_size for p in (root / "data").rglob("*") if p.is_file()}
@@ -148,11 +148,7 @@ def _sizes(opened: Opened, found: Verification) -> dict[str, int]:
 def _check_receipts(stored: list[StoredFragment], journals: list[BuildJournal], found: Verification) -> None:
     """Where the version still has the fragments that the builds wrote, each is what its receipt says."""
     receipts = {
-        file["path"]: receipt
-        for journal in journals
-        for receipt in journal.receipts.values()
-        if receipt.fragment is not None
-        for file in receipt.fragment["files"]
+        name: receipt for journal in journals for receipt in journal.receipts.values() for name in receipt.data_files()
     }
     for one in stored:
         for file in one.fragment.metadata.files:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lance_prep.dataset.opened import open_ours
 from lance_prep.errors import DatasetError, UsageError
 from lance_prep.store.lock import output_lock
+from lance_prep.store.version import open_version
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -52,9 +52,9 @@ def tag(
         raise UsageError(
             f"{name!r} is no name for a tag", "take letters, digits, '.', '-' and '_'; digits alone are a version"
         )
-    opened = open_ours(uri, version, storage_options)
+    opened = open_version(uri, version, storage_options)
     with output_lock(opened.uri):
-        number = int(opened.dataset.version)
+        number = opened.number
         known = opened.dataset.tags.list().get(name)
         was = int(known["version"]) if known else None
         if was is None:
@@ -73,7 +73,7 @@ def delete_tag(uri: str | Path, name: str, *, storage_options: Mapping[str, str]
         DatasetError: no such dataset or tag.
         OutputLocked: a build or another command works on the dataset.
     """
-    opened = open_ours(uri, None, storage_options)
+    opened = open_version(uri, None, storage_options)
     with output_lock(opened.uri):
         tags = opened.dataset.tags.list()
         if name not in tags:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from lance_prep.dataset.against import SourceCheck, check_against_source
 from lance_prep.dataset.found import Verification
-from lance_prep.dataset.journals import check_ledgers, check_tokenizers, read_journals
-from lance_prep.dataset.opened import Opened, absolute, open_ours
+from lance_prep.dataset.journals import check_ledgers, check_lists, read_journals
 from lance_prep.dataset.scan import check_rows, shards_of
 from lance_prep.dataset.stored import check_data_files, check_manifest, check_sealed
-from lance_prep.errors import DatasetError
+from lance_prep.errors import DamagedDataset, DatasetError
 from lance_prep.store.files import files_of
 from lance_prep.store.seal import manifest_versions
+from lance_prep.store.version import DatasetVersion, dataset_uri, open_version
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def verify(
         DatasetError: no dataset of lance-prep exists there, or not at that version.
     """
     found = Verification()
-    files = files_of(absolute(uri), storage_options)
+    files = files_of(dataset_uri(uri), storage_options)
     named = version if version is None or str(version).isdigit() else None
     number = int(named) if named is not None else max(manifest_versions(files), default=None)
     # Lance panics on some damaged manifests: look at the bytes first.
@@ -63,31 +63,25 @@ def verify(
         return found
     opened = None
     try:
-        opened = open_ours(uri, version, storage_options)
+        opened = open_version(uri, version, storage_options)
+    except DamagedDataset as error:
+        found.wrong(str(error))
     except DatasetError:
         if found.ok:
             raise
-    except Exception as error:
-        with found.reading(f"version {version or number or 'latest'} cannot be opened"):
-            raise error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        with found.reading(f"version {version or number or 'latest'} cannot be opened"):
-            raise error
     if opened is not None:
         found = _verify(opened, against, listener or Listener())
     return found
 
 
-def _verify(opened: Opened, against: SourceCheck | None, told: Listener) -> Verification:
+def _verify(opened: DatasetVersion, against: SourceCheck | None, told: Listener) -> Verification:
     found = Verification()
-    check_sealed(opened.files, opened.dataset.version, found)
+    check_sealed(opened.files, opened.number, found)
     check_manifest(opened, found)
+    check_lists(opened, found)
     with found.reading("the dataset"):
         journals = read_journals(opened, found)
         check_ledgers(opened, journals, found)
-        check_tokenizers(opened, journals, found)
         stored = check_data_files(opened, journals, found)
         shards = shards_of(journals, sum(one.rows for one in stored))
         check_rows(opened, stored, shards, found, told.on_rows)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timezone
 from pathlib import Path
 from typing import Any
 
 from lance_prep.dataset.found import describe
-from lance_prep.dataset.opened import absolute, version_numbers
 from lance_prep.errors import DatasetError
-from lance_prep.store.lance_io import open_dataset
-from lance_prep.store.metadata import KEY, read_metadata
+from lance_prep.store.metadata import KEY
+from lance_prep.store.version import DatasetVersion, dataset_uri, open_any, opened, version_numbers
 
 
 @dataclass(frozen=True)
@@ -51,32 +50,18 @@ def list_versions(uri: str | Path, storage_options: Mapping[str, str] | None = N
     Raises:
         DatasetError: there is no dataset.
     """
-    where = absolute(uri)
-    latest = open_latest(where, storage_options)
+    where = dataset_uri(uri)
+    latest = open_any(where, storage_options=storage_options)
     tags = tags_by_version(latest)
-    found, before = [], set[str]()
     try:
         times = {int(entry["version"]): _utc(entry) for entry in version_entries(latest)}
     except DatasetError:
         # Lance lists all or none.
         times = dict.fromkeys(version_numbers(where, storage_options), "time unknown")
+    lister, found = _Lister(where, latest, storage_options), []
     for number, time in times.items():
-        version, files = _describe(latest, number, time, tags.get(number, ()), before)
-        found.append(version)
-        before = before if files is None else files
+        found.append(replace(lister.next(number), time=time, tags=tags.get(number, ())))
     return found
-
-
-def open_latest(where: str, storage_options: Mapping[str, str] | None = None) -> Any:
-    """The Lance dataset at its latest version.
-
-    Raises:
-        DatasetError: there is none.
-    """
-    latest = open_dataset(where, storage_options=storage_options)
-    if latest is None:
-        raise DatasetError(f"there is no dataset at {where}", "make one with lance-prep build")
-    return latest
 
 
 def version_entries(dataset: Any) -> list[dict[str, Any]]:
@@ -106,32 +91,49 @@ def tags_by_version(dataset: Any) -> dict[int, tuple[str, ...]]:
     return found
 
 
-def _describe(
-    latest: Any, number: int, time: str, tags: tuple[str, ...], before: set[str]
-) -> tuple[Version, set[str] | None]:
-    try:
-        dataset = latest.checkout_version(number)
+class _Lister:
+    """Describes versions in order; remembers the source files of the version before."""
+
+    def __init__(self, where: str, latest: Any, storage_options: Mapping[str, str] | None) -> None:
+        self._where = where
+        self._latest = latest
+        self._options = storage_options
+        self._urls: dict[str, frozenset[str]] = {}  # by the hash of a build's list: later versions have it too
+        self._before: frozenset[str] = frozenset()
+
+    def next(self, number: int) -> Version:
+        """Describe a version, without its time and tags."""
+        try:
+            return self._describe(number)
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            return Version(number, "", None, None, "cannot be read", describe(error), None, ())
+
+    def _describe(self, number: int) -> Version:
+        dataset = self._latest.checkout_version(number)
         transaction = dataset.read_transaction(number)
         if KEY not in (dataset.schema.metadata or {}):
             made = type(transaction.operation).__name__.lower()
-            return Version(number, time, dataset.count_rows(), None, made, "another program", None, tags), None
-        data = read_metadata(dataset.schema)
-        files = {file["url"] for file in data["source"]["files"]}
-        made, of = _made(transaction, data)
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        return Version(number, time, None, None, "cannot be read", describe(error), None, tags), None
-    new, gone = tuple(sorted(files - before)), tuple(sorted(before - files))
-    hashed = data["content_hash"]
-    return Version(number, time, data["rows"], data["tokens"], made, of, hashed, tags, new, gone), files
+            return Version(number, "", dataset.count_rows(), None, made, "another program", None, ())
+        version = opened(self._where, dataset, self._options)
+        data, urls = version.metadata, self._urls_of(version)
+        made, of = _made(transaction, version)
+        new, gone = tuple(sorted(urls - self._before)), tuple(sorted(self._before - urls))
+        self._before = urls
+        return Version(number, "", data.rows, data.tokens, made, of, data.content_hash, (), new, gone)
+
+    def _urls_of(self, version: DatasetVersion) -> frozenset[str]:
+        for build in version.builds:
+            if build.sources not in self._urls:
+                self._urls[build.sources] = frozenset(file.url for file in version.files_of_build(build))
+        return frozenset().union(*(self._urls[build.sources] for build in version.builds))
 
 
-def _made(transaction: Any, data: dict[str, Any]) -> tuple[str, str]:
+def _made(transaction: Any, version: DatasetVersion) -> tuple[str, str]:
     properties = transaction.transaction_properties if transaction is not None else {}
     if (key := properties.get("lance_prep.build")) is not None:
-        build: dict[str, Any] = next((build for build in data["builds"] if build["key"] == key), {})
-        return str(build.get("how", "build")), str(key)
+        return next((build.how for build in version.builds if build.key == key), "build"), str(key)
     if (restored := properties.get("lance_prep.restore")) is not None:
         return "restore", f"version {restored}"
     if (merged := properties.get("lance_prep.compact")) is not None:

@@ -103,8 +103,8 @@ def build(
 def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     """Build a recipe into the dataset at `uri`. Raises as `build` does."""
     started = time.monotonic()
-    if options.skip_existing and (existing := committed(uri, options.storage_options)).metadata is not None:
-        return existing_report(uri, existing, "skipped", time.monotonic() - started)
+    if options.skip_existing and (existing := committed(uri, options.storage_options)).ours is not None:
+        return existing_report(existing, "skipped", time.monotonic() - started)
     check_folder(uri, overwrite=options.overwrite)
     made = make_plan(recipe, storage_options=options.storage_options)
     if uri in {file.url for file in made.files}:
@@ -120,7 +120,7 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     with output_lock(uri) as lock:
         decision = decide(job, append=options.append, overwrite=options.overwrite)
         if decision.job is None:
-            return existing_report(uri, decision.existing, "unchanged", time.monotonic() - started)
+            return existing_report(decision.existing, "unchanged", time.monotonic() - started)
         return _run(decision.job, decision, options, lock, started)
 
 
@@ -136,9 +136,9 @@ def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLoc
             )
             other.discard()
     journal = Journal(files, job.key)
-    journal.begin(job.plan, job.spec.file if job.spec else None)
+    journal.begin(job.plan)
     receipts = with_data(files, journal.receipts().values())
-    there = decision.existing.version > 0
+    there = decision.existing.number > 0
     # Now too, not only before the commit: on a full disk what a killed build has left would be in the way.
     keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
     remove_leftovers(job.uri, keep=keep, overwritten=there, journal=journal)
@@ -158,7 +158,7 @@ def _rows_left(job: BuildJob, decision: Decision) -> int | None:
     """Rows that may still be written: `max_rows` is of the whole dataset, what an append adds to included."""
     if not job.plan.recipe.max_rows:
         return None
-    there = decision.existing.metadata["rows"] if decision.appends and decision.existing.metadata else 0
+    there = decision.existing.ours.metadata.rows if decision.appends and decision.existing.ours else 0
     return max(0, job.plan.recipe.max_rows - there)
 
 

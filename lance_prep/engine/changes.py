@@ -13,6 +13,7 @@ import xxhash
 
 from lance_prep.plan import Plan, SourceFile
 from lance_prep.source import check_unchanged
+from lance_prep.store.metadata import FileRecord
 
 _HASH_THREADS = 4
 _HASH_CHUNK = 8 << 20
@@ -48,7 +49,7 @@ class Changes:
         return ", ".join(parts) or "nothing"
 
 
-def record_files(plan: Plan, storage_options: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+def record_files(plan: Plan, storage_options: Mapping[str, str] | None = None) -> list[FileRecord]:
     """The plan's files as they are written in a dataset; local ones with a hash of their content.
 
     The hash (xxh3-128) tells a file that was only touched, copied or renamed from one that was changed. A file that the
@@ -61,18 +62,18 @@ def record_files(plan: Plan, storage_options: Mapping[str, str] | None = None) -
         hashes = list(pool.map(_hash, plan.files))
     for file in plan.files:
         check_unchanged(file, storage_options)  # what was hashed is what was read
-    return [{**asdict(file), "hash": digest} for file, digest in zip(plan.files, hashes, strict=True)]
+    return [FileRecord(**asdict(file), hash=digest) for file, digest in zip(plan.files, hashes, strict=True)]
 
 
-def compare(then: Iterable[dict[str, Any]], plan: Plan) -> Changes:
+def compare(then: Iterable[FileRecord], plan: Plan) -> Changes:
     """What the plan's source has that `then`, the recorded files of a dataset, has not, and the reverse."""
     records = list(then)
-    by_state = {(_place(r["url"]), r["size"], r["identity"]) for r in records}
-    by_place = {_place(record["url"]): record for record in records}
-    content = {record["hash"] for record in records if record.get("hash")}
-    # Blob ids of the Hub and ETags say what a file holds, wherever it lies.
-    content |= {(r["size"], r["identity"]) for r in records if not r.get("hash")}
-    sizes = {record["size"] for record in records}
+    by_state = {(_place(r.url), r.size, r.identity) for r in records}
+    by_place = {_place(record.url): record for record in records}
+    content: set[Any] = {record.hash for record in records if record.hash}
+    # Blob ids of the Hub and ETags depend on the content, wherever the file is.
+    content |= {(r.size, r.identity) for r in records if not r.hash}
+    sizes = {record.size for record in records}
     new: list[SourceFile] = []
     changed: list[SourceFile] = []
     seen, digests = set(), set()
@@ -88,11 +89,11 @@ def compare(then: Iterable[dict[str, Any]], plan: Plan) -> Changes:
         (changed if place in by_place else new).append(file)
     kept = {(file.size, file.identity) for file in plan.files}
     gone = [
-        record["url"]
+        record.url
         for place, record in by_place.items()
         if place not in seen
-        and (record["size"], record["identity"]) not in kept
-        and (not record.get("hash") or record["hash"] not in digests)
+        and (record.size, record.identity) not in kept
+        and (not record.hash or record.hash not in digests)
     ]
     return Changes(tuple(new), tuple(changed), tuple(gone))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Literal
 
 from lance_prep.engine.changes import record_files
 from lance_prep.engine.output import Decision, Existing
@@ -16,36 +16,64 @@ from lance_prep.store.content_hash import combine
 from lance_prep.store.files import files_of
 from lance_prep.store.lance_io import commit
 from lance_prep.store.leftovers import remove_leftovers
-from lance_prep.store.metadata import FORMAT, TOKENIZER_FILE, versions_in_use, with_metadata
+from lance_prep.store.metadata import (
+    BuildRecord,
+    Metadata,
+    SourceRecord,
+    TokenizerRecord,
+    versions_in_use,
+    with_metadata,
+)
 from lance_prep.store.receipt import Journal, Receipt, receipts_of
+from lance_prep.store.version import DatasetVersion, tokenizer_path, write_by_hash, write_list
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A build whose shards are all done.
+
+    Attributes:
+        job: the build.
+        decision: what it does to the output.
+        before: the version that an append adds to, else None.
+        builds: the builds of the new version, in order.
+        receipts: of all of them, in order.
+    """
+
+    job: BuildJob
+    decision: Decision
+    before: DatasetVersion | None
+    builds: tuple[BuildRecord, ...]
+    receipts: tuple[Receipt, ...]
 
 
 def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, started: float) -> BuildReport:
     """Make a build's shards one version, and report.
 
     Raises:
-        OutputLocked: somebody else has committed meanwhile.
+        OutputLocked: another process has committed meanwhile.
         SourceChanged: a file was changed while it was read.
     """
     job, existing = decision.job, decision.existing
     assert job is not None
-    earlier = existing if decision.appends else Existing()
-    metadata = _metadata(decision, earlier, receipts)
+    finished = _gather(decision, job, receipts)
+    metadata = _metadata(finished)
     if job.spec is not None:
-        job.files().write(TOKENIZER_FILE, job.spec.file)
+        write_by_hash(job.files(), tokenizer_path(job.spec.sha256), job.spec.file)
+    old = finished.before.fragments() if finished.before is not None else []
     new = [receipt.fragment for receipt in receipts if receipt.fragment is not None]
     journal = Journal(job.files(), job.key)
-    remove_leftovers(job.uri, keep=[*earlier.fragments, *new], overwritten=existing.version > 0, journal=journal)
+    remove_leftovers(job.uri, keep=[*old, *new], overwritten=existing.number > 0, journal=journal)
     version = commit(
         job.uri,
         with_metadata(job.schema, metadata),
-        [*earlier.fragments, *new],
-        read_version=existing.version,
+        [*old, *new],
+        read_version=existing.number,
         properties={"lance_prep.build": job.key},
         storage_options=job.storage_options,
     )
     journal.close(version)
-    rejected_file = _write_rejected(job, metadata)
+    rejected_file = _write_rejected(finished, metadata)
     report = _report(job.uri, metadata, version, time.monotonic() - started, "resumed" if resumed else "built")
     return replace(
         report,
@@ -56,82 +84,93 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
     )
 
 
-def existing_report(
-    uri: str, existing: Existing, status: Literal["unchanged", "skipped"], seconds: float
-) -> BuildReport:
+def existing_report(existing: Existing, status: Literal["unchanged", "skipped"], seconds: float) -> BuildReport:
     """Return the report of a build that had nothing to do."""
-    assert existing.metadata is not None
-    report = _report(uri, existing.metadata, existing.version, seconds, status)
-    return replace(report, rejected_file=_rejected_path(uri, existing.metadata))
+    there = existing.ours
+    assert there is not None
+    report = _report(there.uri, there.metadata, there.number, seconds, status)
+    return replace(report, rejected_file=_rejected_path(there.uri, there.metadata))
 
 
-def _report(uri: str, metadata: dict[str, Any], version: int, seconds: float, status: Any) -> BuildReport:
+def _report(
+    uri: str,
+    metadata: Metadata,
+    version: int,
+    seconds: float,
+    status: Literal["built", "resumed", "unchanged", "skipped"],
+) -> BuildReport:
     return BuildReport(
         status=status,
         uri=uri,
         version=version,
-        rows=metadata["rows"],
-        tokens=metadata["tokens"],
-        ledger=Ledger(**metadata["ledger"]),
-        content_hash=metadata["content_hash"],
-        shards=sum(build["shards"] for build in metadata["builds"]),
+        rows=metadata.rows,
+        tokens=metadata.tokens,
+        ledger=metadata.ledger,
+        content_hash=metadata.content_hash,
+        shards=metadata.shards,
         seconds=seconds,
     )
 
 
-def _metadata(decision: Decision, earlier: Existing, receipts: list[Receipt]) -> dict[str, Any]:
-    job, replaced = decision.job, decision.existing.version
-    assert job is not None
-    plan, spec = job.plan, job.spec
-    before = earlier.metadata or {"builds": [], "source": {"files": []}, "rows": 0, "tokens": 0, "ledger": {}}
-    ledger = Ledger(**before["ledger"])
+def _gather(decision: Decision, job: BuildJob, receipts: list[Receipt]) -> _Finished:
+    """Record the build and its source files, and bring together all builds of the new version."""
+    existing, files = decision.existing, job.files()
+    before = existing.ours if decision.appends else None
+    sources = record_files(job.plan, job.storage_options)
+    build = BuildRecord(
+        key=job.key,
+        how="append" if before else "overwrite" if existing.number else "build",
+        version=existing.number + 1,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        first_shard=decision.first_shard,
+        shards=len(receipts),
+        rows=sum(receipt.rows for receipt in receipts),
+        tokens=sum(receipt.tokens for receipt in receipts),
+        commit=job.plan.source.commit,
+        files=len(sources),
+        sources=write_list(files, sources),
+    )
+    earlier = before.builds if before else ()
+    old = [receipt for one in earlier for receipt in receipts_of(files, one)]
+    return _Finished(job, decision, before, (*earlier, build), (*old, *receipts))
+
+
+def _metadata(finished: _Finished) -> Metadata:
+    job, builds, receipts = finished.job, finished.builds, finished.receipts
+    recipe, spec = job.plan.recipe, job.spec
+    ledger = Ledger()
     for receipt in receipts:
         ledger.add(receipt.ledger)
-    files = record_files(plan, job.storage_options)
-    rows, tokens = sum(r.rows for r in receipts), sum(r.tokens for r in receipts)
-    build = {
-        "key": job.key,
-        "how": "append" if earlier.metadata else "overwrite" if replaced else "build",
-        "version": replaced + 1,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "first_shard": decision.first_shard,
-        "shards": len(receipts),
-        "rows": rows,
-        "tokens": tokens,
-        "commit": plan.source.commit,
-        "files": [file["url"] for file in files],
-    }
-    everything = [r for b in before["builds"] for r in receipts_of(job.files(), b)] + receipts
-    return {
-        "format": FORMAT,
-        "recipe": plan.recipe.as_json(),
-        "source": {**asdict(plan.source), "files": before["source"]["files"] + files},
-        "tokenizer": {**spec.as_json(), "backends": _backends(everything)} if spec else None,
-        "layout": plan.recipe.layout,
-        "block_size": plan.recipe.block_size if plan.recipe.layout == "blocks" else None,
-        "dtype": str(spec.dtype) if spec else None,
-        "seed": plan.recipe.seed,
-        "ledger": ledger.as_json(),
-        "content_hash": combine(receipt.content_hash for receipt in everything if receipt.rows),
-        "rows": before["rows"] + rows,
-        "tokens": before["tokens"] + tokens,
-        "builds": [*before["builds"], build],
-        "versions": versions_in_use(),
-    }
+    backends = tuple(sorted({receipt.backend for receipt in receipts if receipt.backend}))
+    return Metadata(
+        recipe=recipe.as_json(),
+        source=SourceRecord(**asdict(job.plan.source)),
+        tokenizer=TokenizerRecord(**spec.as_json(), backends=backends) if spec else None,
+        layout=recipe.layout,
+        block_size=recipe.block_size if recipe.layout == "blocks" else None,
+        dtype=spec.dtype.name if spec else None,  # type: ignore[arg-type]
+        seed=recipe.seed,
+        ledger=ledger,
+        content_hash=combine(receipt.content_hash for receipt in receipts if receipt.rows),
+        rows=sum(build.rows for build in builds),
+        tokens=sum(build.tokens for build in builds),
+        shards=sum(build.shards for build in builds),
+        files=sum(build.files for build in builds),
+        build=builds[-1],
+        builds=write_list(job.files(), builds),
+        versions=versions_in_use(),
+    )
 
 
-def _backends(receipts: list[Receipt]) -> list[str]:
-    return sorted({receipt.backend for receipt in receipts if receipt.backend})
-
-
-def _write_rejected(job: BuildJob, metadata: dict[str, Any]) -> str | None:
-    """Write the quarantine file of the whole version beside it, if a row was rejected; returns its path."""
+def _write_rejected(finished: _Finished, metadata: Metadata) -> str | None:
+    """Write the quarantine file of the whole version beside it, if a row was rejected, and return its path."""
+    job = finished.job
     path = _rejected_path(job.uri, metadata)
     if path is not None:
         files, folder = job.files(), job.uri.rpartition("/")[0]
         lines = [
-            Journal(files, build["key"]).rejected(receipt.shard)
-            for build in metadata["builds"]
+            Journal(files, build.key).rejected(receipt.shard)
+            for build in finished.builds
             for receipt in receipts_of(files, build)
             if receipt.ledger.rejected
         ]
@@ -139,5 +178,5 @@ def _write_rejected(job: BuildJob, metadata: dict[str, Any]) -> str | None:
     return path
 
 
-def _rejected_path(uri: str, metadata: dict[str, Any]) -> str | None:
-    return f"{uri.removesuffix('.lance')}.rejected.jsonl" if metadata["ledger"]["rejected"] else None
+def _rejected_path(uri: str, metadata: Metadata) -> str | None:
+    return f"{uri.removesuffix('.lance')}.rejected.jsonl" if metadata.ledger.rejected else None

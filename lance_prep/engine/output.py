@@ -13,8 +13,9 @@ from lance_prep.errors import OutputExists, SourceChanged
 from lance_prep.plan import restrict
 from lance_prep.store.files import is_local
 from lance_prep.store.lance_io import open_dataset
-from lance_prep.store.metadata import FOLDER, KEY, read_metadata
+from lance_prep.store.metadata import FOLDER, KEY, Metadata
 from lance_prep.store.receipt import Journal, build_key, unfinished_builds
+from lance_prep.store.version import DatasetVersion, opened
 
 OVERWRITE = "make a new version with the new content: overwrite=True; or choose another output"
 APPEND = "add what is new as a new version: append=True; or make a new version with the new content: overwrite=True"
@@ -25,14 +26,12 @@ class Existing:
     """The output before a build.
 
     Attributes:
-        version: of the dataset that is there; 0 where there is none.
-        metadata: of that version; None where there is none, or none of ours.
-        fragments: of that version, as JSON, for an append.
+        number: of the latest version; 0 if there is no dataset.
+        ours: the latest version; None if there is no dataset, or another program built it.
     """
 
-    version: int = 0
-    metadata: dict[str, Any] | None = None
-    fragments: tuple[dict[str, Any], ...] = ()
+    number: int = 0
+    ours: DatasetVersion | None = None
 
 
 @dataclass(frozen=True)
@@ -61,25 +60,25 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool) -> Decision:
     """
     existing = _look(job, overwrite=overwrite)
     if overwrite:
-        same = existing.metadata is not None and [b["key"] for b in existing.metadata["builds"]] == [job.key]
+        same = existing.ours is not None and [build.key for build in existing.ours.builds] == [job.key]
         return Decision(None if same else job, existing)
-    if existing.metadata is None:
+    if existing.ours is None:
         _refuse_unfinished(job)
         return Decision(job, existing)
-    _refuse_other_recipe(job, existing.metadata, ignore={"revision"} if append else set())
-    changes = compare(existing.metadata["source"]["files"], job.plan)
+    there = existing.ours
+    _refuse_other_recipe(job, there.metadata, ignore={"revision"} if append else set())
+    changes = compare(there.source_files, job.plan)
     if not changes or (append and not changes.new and not changes.changed):
         return Decision(None, existing)
     limit = job.plan.recipe.max_rows
-    if append and limit is not None and limit <= existing.metadata["rows"]:
+    if append and limit is not None and limit <= there.metadata.rows:
         return Decision(None, existing)
     if not append or changes.changed:
         raise SourceChanged(f"the source of {job.uri} has changed: {changes}", OVERWRITE if changes.changed else APPEND)
     _refuse_unfinished(job)
-    builds = existing.metadata["builds"]
-    first = max(build["first_shard"] + build["shards"] for build in builds)
+    first = max(build.first_shard + build.shards for build in there.builds)
     # The new rows come in the types of those that are there, whatever the new files would give by themselves.
-    then = Journal(job.files(), builds[-1]["key"]).plan()
+    then = Journal(job.files(), there.metadata.build.key).plan()
     plan = replace(job.plan, schema=then.schema, read_schema=then.read_schema)
     plan = restrict(plan, changes.new, first_shard=first, storage_options=job.storage_options)
     key = build_key(plan, job.spec.sha256 if job.spec else None)
@@ -108,7 +107,7 @@ def committed(uri: str, storage_options: Mapping[str, str] | None) -> Existing:
     dataset = open_dataset(uri, storage_options=storage_options)
     if dataset is None or KEY not in (dataset.schema.metadata or {}):
         return Existing()
-    return Existing(int(dataset.version), read_metadata(dataset.schema))
+    return Existing(int(dataset.version), opened(uri, dataset, storage_options))
 
 
 def _look(job: BuildJob, *, overwrite: bool) -> Existing:
@@ -119,12 +118,11 @@ def _look(job: BuildJob, *, overwrite: bool) -> Existing:
         if overwrite:
             return Existing(int(dataset.version))
         raise OutputExists(f"{job.uri} is a Lance dataset that lance-prep did not make", OVERWRITE)
-    fragments = tuple(fragment.metadata.to_json() for fragment in dataset.get_fragments())
-    metadata = read_metadata(dataset.schema)
-    for build in metadata["builds"]:
-        # A process that died between its commit and this note has left it to us.
-        Journal(job.files(), build["key"]).close(build["version"])
-    return Existing(int(dataset.version), metadata, fragments)
+    ours = opened(job.uri, dataset, job.storage_options)
+    for build in ours.builds:
+        # A process killed between its commit and this note leaves the note to the next one.
+        Journal(ours.files, build.key).close(build.version)
+    return Existing(ours.number, ours)
 
 
 def _refuse_unfinished(job: BuildJob) -> None:
@@ -135,14 +133,14 @@ def _refuse_unfinished(job: BuildJob) -> None:
             raise OutputExists(f"{job.uri} holds an unfinished build by another recipe: {differences}", OVERWRITE)
 
 
-def _refuse_other_recipe(job: BuildJob, metadata: dict[str, Any], ignore: set[str]) -> None:
-    differences = _differences(metadata["recipe"], job.plan.recipe.as_json(), ignore)
+def _refuse_other_recipe(job: BuildJob, metadata: Metadata, ignore: set[str]) -> None:
+    differences = _differences(metadata.recipe, job.plan.recipe.as_json(), ignore)
     if differences:
         raise OutputExists(f"{job.uri} was built by another recipe: {differences}", OVERWRITE)
-    was, now = metadata["tokenizer"], job.spec
-    if was and now and was["sha256"] != now.sha256:
+    was, now = metadata.tokenizer, job.spec
+    if was and now and was.sha256 != now.sha256:
         raise OutputExists(
-            f"{job.uri} was built with tokenizer {was['name']} {was['sha256'][:12]}, which is now {now.sha256[:12]}",
+            f"{job.uri} was built with tokenizer {was.name} {was.sha256[:12]}, which is now {now.sha256[:12]}",
             OVERWRITE,
         )
 

@@ -19,7 +19,7 @@ def with_data(files: Files, receipts: Iterable[Receipt]) -> dict[int, Receipt]:
     return {
         receipt.shard: receipt
         for receipt in receipts
-        if receipt.fragment is None or all(f"{DATA}/{file['path']}" in there for file in receipt.fragment["files"])
+        if all(f"{DATA}/{name}" in there for name in receipt.data_files())
     }
 
 

@@ -1,7 +1,6 @@
 """The receipt of a finished shard, and the journal that keeps a build's plan and receipts.
 
     NAME.lance/.lance_prep/builds/<key>/plan.json
-    NAME.lance/.lance_prep/builds/<key>/tokenizer.json
     NAME.lance/.lance_prep/builds/<key>/shard-000000.json       one a finished shard
     NAME.lance/.lance_prep/builds/<key>/rejected-000000.jsonl   where rows were rejected
     NAME.lance/.lance_prep/builds/<key>/committed.json          the versions that it became
@@ -14,9 +13,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -24,10 +25,15 @@ from lance_prep.errors import DatasetError
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan
 from lance_prep.store.files import Files
-from lance_prep.store.metadata import BUILDS_FOLDER
+from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import hash_files, seal
 
 COMMITTED = "committed.json"
+
+T = TypeVar("T")
+
+#: What Lance calls its data files. A receipt of a stranger must not name a file outside `data/`.
+_DATA_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.lance")
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,36 @@ class Receipt:
         """
         try:
             fields = json.loads(data)
+            if not isinstance(fields, dict):
+                raise ValueError("it is not an object")
             stated = fields.pop("checksum", None)
             if stated is not None and stated != _checksum(fields):
-                raise ValueError(f"its checksum is {_checksum(fields)}, not {stated}")
-            return cls(**{**fields, "ledger": Ledger(**fields["ledger"])})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"no receipt ({type(error).__name__}: {error})") from error
+                raise ValueError(f"its checksum is {_checksum(fields)}, not {stated!r}")
+            receipt = decode(cls, fields)
+            receipt._check_names()
+            return receipt
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+
+    def data_files(self) -> list[str]:
+        """Return the names of its data files in `data/`."""
+        return [file["path"] for file in self.fragment["files"]] if self.fragment is not None else []
+
+    def _check_names(self) -> None:
+        try:
+            names = [*self.data_files(), *self.file_hashes]
+            deletions = self.fragment is not None and self.fragment.get("deletion_file")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"its fragment is invalid ({type(error).__name__}: {error})") from error
+        for name in names:
+            if not isinstance(name, str) or not _DATA_FILE.fullmatch(name):
+                raise ValueError(f"{ascii(name)[:80]} is not a valid name of a data file")
+        if deletions:
+            raise ValueError("its fragment has a deletion file, which no build writes")
+
+
+def _receipt_name(shard: int) -> str:
+    return f"shard-{shard:06d}.json"
 
 
 def _checksum(fields: dict[str, Any]) -> str:
@@ -99,37 +129,37 @@ def committed_versions(noted: bytes) -> list[int]:
         return []
 
 
-def receipts_of(files: Files, build: dict[str, Any]) -> list[Receipt]:
-    """The receipts of a committed build, in order.
-
-    Args:
-        build: an entry of `builds` in a dataset's metadata.
+def receipts_of(files: Files, build: BuildRecord) -> list[Receipt]:
+    """Return the receipts of a committed build, in order.
 
     Raises:
-        DatasetError: some are gone.
+        DatasetError: some are missing.
     """
-    there = Journal(files, build["key"]).receipts()
-    wanted = range(build["first_shard"], build["first_shard"] + build["shards"])
+    there = Journal(files, build.key).receipts()
+    wanted = range(build.first_shard, build.first_shard + build.shards)
     missing = [i for i in wanted if i not in there]
     if missing:
         raise DatasetError(
-            f"build {build['key']}: receipts of {len(missing)} shards are gone, the first is {missing[0]}",
-            f"bring {BUILDS_FOLDER}/{build['key']} back, or build anew with --overwrite",
+            f"build {build.key}: receipts of {len(missing)} shards are missing, the first is {missing[0]}",
+            f"copy {BUILDS_FOLDER}/{build.key} from a backup, or build again with --overwrite",
         )
     return [there[i] for i in wanted]
 
 
 def unfinished_builds(files: Files) -> dict[str, dict[str, Any]]:
-    """Recipes (as JSON) of builds that were begun and not committed, by key."""
-    folders: dict[str, set[str]] = {}
+    """Return the recipes (as JSON) of builds that were begun and not committed, by key.
+
+    Raises:
+        DatasetError: a plan is damaged.
+    """
+    names: dict[str, set[str]] = {}
     for path in files.list(BUILDS_FOLDER):
-        folder, _, name = path.rpartition("/")
-        folders.setdefault(folder, set()).add(name)
+        key, _, name = path.removeprefix(f"{BUILDS_FOLDER}/").partition("/")
+        names.setdefault(key, set()).add(name)
     found = {}
-    for folder, names in folders.items():
-        plan = files.read(f"{folder}/plan.json") if "plan.json" in names and COMMITTED not in names else None
-        if plan is not None:
-            found[folder.rpartition("/")[2]] = json.loads(plan)["recipe"]
+    for key, there in names.items():
+        if "plan.json" in there and COMMITTED not in there:
+            found[key] = Journal(files, key).recipe()
     return found
 
 
@@ -137,57 +167,68 @@ class Journal:
     """A build's plan and receipts."""
 
     def __init__(self, files: Files, key: str) -> None:
-        self.key = key
+        try:
+            self.key = check_key(key)
+        except ValueError as error:
+            raise DatasetError(f"invalid build: {error}", "remove what other programs wrote there") from error
         self._files = files
         self._folder = f"{BUILDS_FOLDER}/{key}"
 
-    def begin(self, plan: Plan, tokenizer: bytes | None) -> None:
-        """Write the plan and the tokenizer, if they are not there."""
-        if tokenizer is not None and self._files.read(f"{self._folder}/tokenizer.json") is None:
-            self._files.write(f"{self._folder}/tokenizer.json", tokenizer)
+    def begin(self, plan: Plan) -> None:
+        """Write the plan, if it is not there."""
         if self._files.read(f"{self._folder}/plan.json") is None:
             self._files.write(f"{self._folder}/plan.json", json.dumps(plan.as_json()).encode())
 
     def plan(self) -> Plan:
-        """The plan.
+        """Return the plan.
 
         Raises:
-            DatasetError: it is gone or damaged.
+            DatasetError: it is missing or damaged.
         """
+        return self._read_plan(Plan.from_json)
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the plan's recipe as JSON. Raises as `plan` does."""
+        return self._read_plan(lambda data: dict(data["recipe"]))
+
+    def _read_plan(self, convert: Callable[[dict[str, Any]], T]) -> T:
         data = self._files.read(f"{self._folder}/plan.json")
         try:
-            return Plan.from_json(json.loads(data or b""))
-        except (ValueError, KeyError, TypeError) as error:
+            if data is None:
+                raise ValueError("it is missing")
+            return convert(json.loads(data))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise DatasetError(
-                f"{self._folder}/plan.json is gone or damaged ({error})",
-                "bring it back, or build anew with --overwrite",
+                f"{self._folder}/plan.json is missing or damaged ({error})",
+                f"copy it from a backup, or remove the folder {self._folder} and build again with --overwrite",
             ) from error
 
     def receipts(self) -> dict[int, Receipt]:
-        """The receipts that are there, by shard. A damaged one counts as not there: its shard is built again."""
+        """Return the receipts that are there, by shard. A damaged one counts as missing: its shard is built again."""
         found = {}
         for path in self._files.list(self._folder):
-            if path.rpartition("/")[2].startswith("shard-"):
-                data = self._files.read(path)
+            name = path.rpartition("/")[2]
+            data = self._files.read(path) if name.startswith("shard-") else None
+            if data is not None:
                 with suppress(ValueError):
-                    if data is not None:
-                        receipt = Receipt.from_bytes(data)
+                    receipt = Receipt.from_bytes(data)
+                    if name == _receipt_name(receipt.shard):
                         found[receipt.shard] = receipt
         return found
 
     def add(self, receipt: Receipt) -> None:
         """Make a shard's receipt durable; its fragment's file first."""
         if receipt.fragment is not None:
-            for file in receipt.fragment["files"]:
-                self._files.sync(f"data/{file['path']}")
+            for name in receipt.data_files():
+                self._files.sync(f"data/{name}")
             receipt = replace(receipt, file_hashes=hash_files(self._files, [receipt.fragment]))
-        self._files.write(f"{self._folder}/shard-{receipt.shard:06d}.json", receipt.to_bytes())
+        self._files.write(f"{self._folder}/{_receipt_name(receipt.shard)}", receipt.to_bytes())
 
     def forget_others(self, data_files: set[str]) -> None:
         """Delete receipts of shards whose data files are not among these: built for nothing, under a row limit."""
         for shard, receipt in self.receipts().items():
-            if receipt.fragment and not {file["path"] for file in receipt.fragment["files"]} <= data_files:
-                self._files.delete(f"{self._folder}/shard-{shard:06d}.json")
+            if not set(receipt.data_files()) <= data_files:
+                self._files.delete(f"{self._folder}/{_receipt_name(shard)}")
 
     def close(self, version: int) -> None:
         """Seal the version that the build became and note its number, if that is not noted.

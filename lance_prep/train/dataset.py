@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from lance_prep.errors import DatasetError, UsageError
+from lance_prep.errors import UsageError
 from lance_prep.train.access import Access, Reader, open_reader
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way
 from lance_prep.train.order import PAD_ROW
@@ -182,7 +182,6 @@ class LanceDataset(Dataset[dict[str, Any]]):
         """What must be equal for a checkpoint to go on with this dataset (at any position)."""
         return {
             "content_hash": self.facts.content_hash,
-            "version": self.version,
             "layout": self.facts.layout,
             "block_size": self.block_size,
             "filter": self._read.filter,
@@ -278,15 +277,9 @@ class LanceDataset(Dataset[dict[str, Any]]):
         return self._text
 
     def _read_tokenizer(self) -> Any:
-        import fsspec
         from tokenizers import Tokenizer
 
-        path = f"{self.uri}/.lance_prep/tokenizer.json"
-        try:
-            with fsspec.open(path, "rb", **dict(self._read.storage_options or {})) as file:
-                return Tokenizer.from_str(file.read().decode())
-        except FileNotFoundError as error:
-            raise DatasetError(f"{path} is not there", "the dataset cannot be decoded without it") from error
+        return Tokenizer.from_buffer(self._lance.tokenizer(self.version))
 
     # Opening.
 

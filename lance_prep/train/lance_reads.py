@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.errors import DatasetError, UsageError
-from lance_prep.store.metadata import read_metadata
+from lance_prep.store.version import DatasetVersion, open_version
 from lance_prep.train.index import Cache, Index, build_index, cache_folder, filtered_rows, flat_token_cache
 from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.train.permutation import IndexArray
@@ -100,7 +100,7 @@ class Lance:
     def __init__(self, options: ReadOptions) -> None:
         self._options = options
         self._lock = threading.Lock()
-        self._open: Any = None
+        self._opened: DatasetVersion | None = None
         self._fragments: list[Any] = []
         self._starts = np.zeros(1, np.int64)
         self._helper: _Helper | None = None
@@ -111,7 +111,7 @@ class Lance:
         """Resolve the version and read what it says of itself.
 
         Raises:
-            DatasetError: no such dataset or version, or not one of lance-prep's.
+            DatasetError: no such dataset or version, or lance-prep did not build it.
         """
         found: Facts = self.ask("facts")
         return found
@@ -143,6 +143,15 @@ class Lance:
         """Columns at live rows, which are sorted and each there once."""
         return self.ask("take", version, rows, columns)
 
+    def tokenizer(self, version: int) -> bytes:
+        """Return the `tokenizer.json` of the version.
+
+        Raises:
+            DatasetError: it is missing or damaged.
+        """
+        found: bytes = self.ask("tokenizer", version)
+        return found
+
     def count(self, version: int) -> int:
         """Live rows."""
         found: int = self.ask("count", version)
@@ -160,35 +169,32 @@ class Lance:
     # How it is answered.
 
     def _dataset(self, version: int | str | None) -> Any:
-        if self._open is None:
-            import lance
+        return self._version(version).dataset
 
-            uri, storage = self._options.uri, self._options.storage_options
-            try:
-                self._open = lance.dataset(uri, version=version, storage_options=dict(storage) if storage else None)
-            except (ValueError, OSError) as error:
-                at = "" if version is None else f" at version {version!r}"
-                message = str(error).split(", /")[0]
-                raise DatasetError(f"{uri}{at} cannot be opened: {message}", "see `lance-prep versions`") from error
-        return self._open
+    def _version(self, version: int | str | None) -> DatasetVersion:
+        if self._opened is None:
+            self._opened = open_version(self._options.uri, version, self._options.storage_options)
+        return self._opened
 
     def _facts(self) -> Facts:
-        dataset = self._dataset(self._options.version)
-        data = read_metadata(dataset.schema)
-        tokenizer = data.get("tokenizer") or {}
+        version = self._version(self._options.version)
+        data, dataset = version.metadata, version.dataset
         chosen = Path(self._options.cache_dir) if self._options.cache_dir else None
-        folder = cache_folder(self._options.uri, dataset.version, dataset.get_fragments(), chosen)
+        folder = cache_folder(self._options.uri, version.number, dataset.get_fragments(), chosen)
         return Facts(
-            version=dataset.version,
-            layout=data["layout"],
-            block_size=data.get("block_size"),
-            itemsize=4 if data.get("dtype") == "uint32" else 2,
-            eos_id=tokenizer.get("eos_id"),
-            pad_id=tokenizer.get("pad_id"),
-            content_hash=data["content_hash"],
+            version=version.number,
+            layout=data.layout,
+            block_size=data.block_size,
+            itemsize=data.itemsize or 2,
+            eos_id=data.tokenizer.eos_id if data.tokenizer else None,
+            pad_id=data.tokenizer.pad_id if data.tokenizer else None,
+            content_hash=data.content_hash,
             cache=str(folder),
             columns=tuple(dataset.schema.names),
         )
+
+    def _tokenizer(self, version: int) -> bytes:
+        return self._version(version).tokenizer_file()
 
     def _index(self, facts: Facts) -> Index:
         return build_index(

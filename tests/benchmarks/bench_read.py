@@ -31,6 +31,9 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lance_prep.store.metadata import TokenizerRecord
+from tests.metadata import metadata_of
+
 SIZE = 1024
 SHARDS = 4
 EOS = 50256
@@ -126,15 +129,20 @@ def our_dataset(folder: Path, blocks: np.ndarray, layout: str) -> Path:
         return path
     inner = pa.field("item", pa.uint16(), nullable=False)
     kind = pa.list_(pa.uint16(), SIZE) if layout == "blocks" else pa.list_(inner)
-    facts = {"format": 1, "layout": layout, "block_size": SIZE if layout == "blocks" else None, "dtype": "uint16"}
-    facts |= {"content_hash": "bench", "tokenizer": {"eos_id": EOS, "pad_id": EOS}}
+    facts = metadata_of(
+        layout=layout,
+        block_size=SIZE if layout == "blocks" else None,
+        dtype="uint16",
+        content_hash="bench",
+        tokenizer=TokenizerRecord("bench", None, "0" * 64, EOS + 1, None, EOS, EOS, (), (), True),
+    )
     fields = {"input_ids": kind, "num_tokens": pa.uint32(), "doc_id": pa.uint64()}
     if layout == "blocks":
         fields = {"input_ids": kind, "num_tokens": pa.uint32()}
         fields |= {"seq_lengths": pa.list_(pa.uint32()), "doc_ids": pa.list_(pa.uint64())}
     schema = pa.schema(
         [pa.field(name, type_, nullable=False) for name, type_ in fields.items()],
-        metadata={b"lance_prep": json.dumps(facts).encode()},
+        metadata={b"lance_prep": json.dumps(facts.as_json()).encode()},
     )
     fragments = []
     for shard, part in enumerate(np.array_split(blocks, SHARDS)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,11 @@ import pyarrow as pa
 import pytest
 from lance.fragment import write_fragments
 from tokenizers import Tokenizer, models, pre_tokenizers
+
+from lance_prep.store.files import LocalFiles
+from lance_prep.store.metadata import TokenizerRecord
+from lance_prep.store.version import tokenizer_path, write_by_hash
+from tests.metadata import metadata_of
 
 EOS, PAD, VOCAB = 1, 0, 300
 #: Lance lays rows of 256 bytes and more out flat.
@@ -50,19 +56,24 @@ def _fields(layout: str, dtype: pa.DataType, block_size: int | None) -> list[pa.
     return [pa.field(name, type_, nullable=False) for name, type_ in columns.items()]
 
 
+def _tokenizer() -> bytes:
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w2"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer.to_str().encode()
+
+
 def _metadata(layout: str, dtype: str, block_size: int | None, seed: int) -> dict[bytes, bytes]:
-    data = {
-        "format": 1,
-        "layout": layout,
-        "block_size": block_size,
-        "dtype": dtype,
-        "seed": seed,
-        "content_hash": f"hash-{layout}-{seed}",
-        "tokenizer": None
-        if layout == "raw"
-        else {"name": "test", "vocab_size": VOCAB, "bos_id": None, "eos_id": EOS, "pad_id": PAD},
-    }
-    return {b"lance_prep": json.dumps(data).encode()}
+    sha256 = hashlib.sha256(_tokenizer()).hexdigest()
+    tokenizer = TokenizerRecord("test", None, sha256, VOCAB, None, EOS, PAD, (), (), True)
+    data = metadata_of(
+        layout=layout,
+        block_size=block_size,
+        dtype=None if layout == "raw" else dtype,
+        seed=seed,
+        content_hash=f"hash-{layout}-{seed}",
+        tokenizer=None if layout == "raw" else tokenizer,
+    )
+    return {b"lance_prep": json.dumps(data.as_json()).encode()}
 
 
 def commit(path: Path, schema: pa.Schema, shards: list[list[pa.RecordBatch]], file_version: str) -> None:
@@ -75,10 +86,7 @@ def commit(path: Path, schema: pa.Schema, shards: list[list[pa.RecordBatch]], fi
         )
     version = lance.dataset(str(path)).version if (path / "_versions").exists() else 0
     lance.LanceDataset.commit(str(path), lance.LanceOperation.Overwrite(schema, fragments), read_version=version)
-    (path / ".lance_prep").mkdir(exist_ok=True)
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w2"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(path / ".lance_prep" / "tokenizer.json"))
+    write_by_hash(LocalFiles(path), tokenizer_path(hashlib.sha256(_tokenizer()).hexdigest()), _tokenizer())
 
 
 def _documents(made: Made, lengths: Sequence[int], shard: int, rng: np.random.Generator) -> list[pa.Array]:

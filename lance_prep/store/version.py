@@ -1,0 +1,237 @@
+"""A version of a dataset, and the one way to open it.
+
+    NAME.lance/.lance_prep/tokenizers/<sha256>.json     the tokenizers of all versions
+    NAME.lance/.lance_prep/lists/<sha256>.zst           builds of a version, source files of a build: JSON, compressed
+
+Both are named by the hash of their content, so versions share them, and a damaged one is found when it is read.
+Opening a version for reading reads neither: it costs the same for one source file as for a million.
+
+Training opens versions too, so nothing here may import pydantic or the journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lance_prep.errors import DamagedDataset, DatasetError
+from lance_prep.store.files import Files, files_of, is_local
+from lance_prep.store.lance_io import open_dataset
+from lance_prep.store.metadata import (
+    LISTS_FOLDER,
+    TOKENIZERS_FOLDER,
+    BuildRecord,
+    FileRecord,
+    Metadata,
+    check_sha256,
+    decode,
+    read_metadata,
+)
+from lance_prep.store.seal import manifest_versions
+
+_LONGEST_LIST = 1 << 30  # bytes of JSON: about five million source files
+
+R = TypeVar("R", BuildRecord, FileRecord)
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """A dataset at one version. Made by `open_version`.
+
+    Attributes:
+        uri: absolute path or URI.
+        number: of the version.
+        dataset: the Lance dataset.
+        metadata: what the version says of itself.
+        storage_options: how to reach an object store.
+    """
+
+    uri: str
+    number: int
+    dataset: Any = field(repr=False)
+    metadata: Metadata = field(repr=False)
+    storage_options: Mapping[str, str] | None = field(default=None, repr=False)
+
+    @cached_property
+    def files(self) -> Files:
+        """The small files beside the data."""
+        return files_of(self.uri, self.storage_options)
+
+    @cached_property
+    def builds(self) -> tuple[BuildRecord, ...]:
+        """The builds whose rows are in this version, in order.
+
+        Raises:
+            DamagedDataset: their list is missing or damaged.
+        """
+        return tuple(read_list(self.files, self.metadata.builds, BuildRecord))
+
+    @cached_property
+    def source_files(self) -> tuple[FileRecord, ...]:
+        """The source files of all builds, in order.
+
+        Raises:
+            DamagedDataset: a list is missing or damaged.
+        """
+        return tuple(file for build in self.builds for file in self.files_of_build(build))
+
+    def files_of_build(self, build: BuildRecord) -> list[FileRecord]:
+        """Return the source files of one build. Raises as `source_files` does."""
+        return read_list(self.files, build.sources, FileRecord)
+
+    def fragments(self) -> list[dict[str, Any]]:
+        """Return the Lance fragments as JSON, in order."""
+        return [fragment.metadata.to_json() for fragment in self.dataset.get_fragments()]
+
+    def tokenizer_file(self) -> bytes:
+        """Return the `tokenizer.json` that made this version.
+
+        Raises:
+            DatasetError: it is missing or damaged, or the layout has none.
+        """
+        if self.metadata.tokenizer is None:
+            raise DatasetError(f"{self.uri} has layout 'raw': its rows hold no tokens", "read its columns")
+        return read_by_hash(self.files, tokenizer_path(self.metadata.tokenizer.sha256))
+
+
+def dataset_uri(path: str | Path) -> str:
+    """Return a dataset's absolute path, or its URI without a slash at the end."""
+    text = str(path).removeprefix("file://")
+    return str(Path(text).absolute()) if is_local(text) else text.rstrip("/")
+
+
+def open_version(
+    path: str | Path, version: int | str | None = None, storage_options: Mapping[str, str] | None = None
+) -> DatasetVersion:
+    """Open a dataset that lance-prep built.
+
+    Args:
+        path: of the dataset, or its URI.
+        version: number or tag; the latest by default.
+        storage_options: for an object store.
+
+    Raises:
+        DatasetError: there is no dataset, it has no such version, lance-prep did not build it, or it is damaged
+            (`DamagedDataset`).
+    """
+    uri = dataset_uri(path)
+    return opened(uri, open_any(uri, version, storage_options), storage_options)
+
+
+def open_any(uri: str, version: int | str | None = None, storage_options: Mapping[str, str] | None = None) -> Any:
+    """Open the Lance dataset at a URI, whichever program built it.
+
+    Raises:
+        DatasetError: there is no dataset, it has no such version, or its manifest is damaged (`DamagedDataset`).
+    """
+    wanted = int(version) if version is not None and str(version).isdigit() else version
+    try:
+        dataset = open_dataset(uri, wanted, storage_options)
+    except BaseException as error:
+        # Lance panics on some damaged manifests.
+        if not isinstance(error, ValueError | OSError | RuntimeError) and type(error).__name__ != "PanicException":
+            raise
+        at = "" if version is None else f" at version {version}"
+        said = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        kind = DamagedDataset if is_local(uri) else DatasetError
+        raise kind(f"{uri}{at} cannot be opened: {said}", "`lance-prep versions` lists those that can") from error
+    if dataset is None:
+        raise _not_there(uri, wanted, storage_options)
+    return dataset
+
+
+def opened(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> DatasetVersion:
+    """Return an open Lance dataset as a version.
+
+    Raises:
+        DatasetError: lance-prep did not build it.
+    """
+    return DatasetVersion(uri, int(dataset.version), dataset, read_metadata(dataset.schema), storage_options)
+
+
+def _not_there(uri: str, version: int | str | None, storage_options: Mapping[str, str] | None) -> DatasetError:
+    latest = open_dataset(uri, None, storage_options) if version is not None else None
+    if latest is None:
+        return DatasetError(f"there is no dataset at {uri}", "build one with lance-prep build")
+    numbers, tags = version_numbers(uri, storage_options), sorted(latest.tags.list())
+    known = f"versions {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"version {numbers[0]}"
+    return DatasetError(
+        f"{uri} has no version {version}", f"use {known}" + (f", or a tag: {', '.join(tags)}" if tags else "")
+    )
+
+
+def version_numbers(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
+    """Return the numbers of all versions, ascending, from the names of their manifests: damaged ones too."""
+    return manifest_versions(files_of(uri, storage_options))
+
+
+# Files named by the hash of their content.
+
+
+def tokenizer_path(sha256: str) -> str:
+    """Return the path of a tokenizer within a dataset."""
+    return f"{TOKENIZERS_FOLDER}/{check_sha256(sha256, 'sha256')}.json"
+
+
+def list_path(sha256: str) -> str:
+    """Return the path of a list within a dataset."""
+    return f"{LISTS_FOLDER}/{check_sha256(sha256, 'hash of a list')}.zst"
+
+
+def read_by_hash(files: Files, path: str) -> bytes:
+    """Return the content of a file that is named by its SHA-256.
+
+    Raises:
+        DamagedDataset: it is missing or damaged.
+    """
+    data, expected = files.read(path), Path(path).stem
+    advice = "copy it from a backup, or build the dataset again"
+    if data is None:
+        raise DamagedDataset(f"{path} is missing", advice)
+    if (actual := hashlib.sha256(data).hexdigest()) != expected:
+        raise DamagedDataset(f"{path} is damaged: its sha256 is {actual}", advice)
+    return data
+
+
+def write_by_hash(files: Files, path: str, data: bytes) -> None:
+    """Write a file that is named by its SHA-256, unless it is there and undamaged."""
+    if files.read(path) != data:
+        files.write(path, data)
+
+
+def write_list(files: Files, records: Iterable[R]) -> str:
+    """Write a list of records and return its hash."""
+    import zstandard
+
+    text = json.dumps([asdict(record) for record in records], sort_keys=True, separators=(",", ":"))
+    data = zstandard.ZstdCompressor().compress(text.encode())
+    digest = hashlib.sha256(data).hexdigest()
+    write_by_hash(files, list_path(digest), data)
+    return digest
+
+
+def read_list(files: Files, digest: str, kind: type[R]) -> list[R]:
+    """Return the records of a list.
+
+    Raises:
+        DamagedDataset: it is missing, damaged or invalid.
+    """
+    import zstandard
+
+    path = list_path(digest)
+    data = read_by_hash(files, path)
+    try:
+        size = zstandard.get_frame_parameters(data).content_size
+        if size > _LONGEST_LIST:  # also if the frame does not tell
+            raise ValueError(f"it says that it holds {size:,} bytes")
+        records = json.loads(zstandard.ZstdDecompressor().decompress(data))
+        if not isinstance(records, list):
+            raise ValueError("it is not a list")
+        return [decode(kind, record) for record in records]
+    except (ValueError, zstandard.ZstdError, RecursionError) as error:
+        raise DamagedDataset(f"{path} is invalid: {error}", "build the dataset again") from error
