@@ -131,7 +131,7 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path, name: str | None)
         (["build", "{tmp}/cut.parquet"], "cut.parquet", "get the file again"),
         (["build", "{tmp}/bad.yaml"], "no such field; did you mean layout?", "fields:"),
         (["info", "{tmp}/none.lance"], "there is no dataset at", "lance-prep build"),
-        (["show", "{tmp}/other.lance"], "was not made by lance-prep", "build it with lance-prep"),
+        (["show", "{tmp}/other.lance"], "did not build this Lance dataset", "build it with lance-prep"),
     ],
 )
 def test_one_line_of_what_and_one_of_what_to_do(
