@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lance_prep.cli.main import run
 from lance_prep.errors import (
     AccessDenied,
     BadFile,
@@ -50,6 +56,118 @@ def test_folder_is_recursive_sorted_and_without_hidden_files(folder: Path) -> No
 def test_glob(folder: Path) -> None:
     assert names(plan_of(folder / "*.parquet")) == ["a.parquet", "b.parquet"]
     assert names(plan_of(folder / "**/*.parquet")) == ["a.parquet", "b.parquet", "c.parquet"]
+
+
+def lines(path: Path, *texts: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """A folder with a link to another, to one of its own and to itself, and what is no data."""
+    source = tmp_path / "source"
+    lines(source / "a.jsonl", "a")
+    lines(source / "sub/b.jsonl", "b")
+    lines(tmp_path / "other/c.jsonl", "c")
+    lines(tmp_path / "other/deep/d.jsonl", "d")
+    (source / "far").symlink_to("../other")
+    (source / "again").symlink_to("../other/deep")
+    (source / "twin").symlink_to("sub")
+    (source / "sub/up").symlink_to("..")
+    (source / "sub/above").symlink_to("../..")
+    (source / "copy.jsonl").symlink_to("a.jsonl")
+    (source / "notes.pdf").write_text("no data")
+    (source / ".git").mkdir()
+    os.mkfifo(source / "pipe.jsonl")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(source / "socket.jsonl"))
+    return source
+
+
+def test_each_real_folder_is_read_once_and_what_is_left_out_is_named(linked: Path) -> None:
+    plan = plan_of(linked)
+    found = [str(Path(file.url).relative_to(linked)) for file in plan.files]
+    assert found == ["a.jsonl", "again/d.jsonl", "copy.jsonl", "far/c.jsonl", "sub/b.jsonl"]
+    assert {each.path: each.reason for each in plan.skipped} == {
+        ".git": "hidden",
+        "far/deep": "a folder that is read already",
+        "notes.pdf": "not a data file",
+        "pipe.jsonl": "a FIFO",
+        "socket.jsonl": "a socket",
+        "sub/above": "a folder around the source",
+        "sub/up": "a folder that is read already",
+        "twin": "a folder that is read already",
+    }
+    assert plan.left_out.startswith(f"8 left out of {linked}: pipe.jsonl (a FIFO); ")
+
+
+def test_a_pattern_reads_each_file_once_through_links(linked: Path) -> None:
+    def found(pattern: str) -> list[str]:
+        return [str(Path(file.url).relative_to(linked)) for file in plan_of(linked / pattern).files]
+
+    assert found("**/*.jsonl") == ["a.jsonl", "again/d.jsonl", "copy.jsonl", "far/c.jsonl", "sub/b.jsonl"]
+    assert found("*/*/d.jsonl") == ["far/deep/d.jsonl"]
+    assert found("**/[cd].jsonl") == ["again/d.jsonl", "far/c.jsonl"]
+
+
+def test_a_link_loop_under_a_pattern_repeats_nothing(tmp_path: Path) -> None:
+    lines(tmp_path / "loop/b.jsonl", "only")
+    (tmp_path / "loop/sub").mkdir()
+    (tmp_path / "loop/sub/up").symlink_to("..")
+    assert read(tmp_path / "loop/**/*.jsonl")[0] == ["only"]
+    assert read(tmp_path / "loop")[0] == ["only"]
+
+
+def test_broken_links_are_errors(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", "a")
+    (tmp_path / "b.jsonl").symlink_to("b.jsonl")
+    for source in (tmp_path, tmp_path / "*.jsonl", tmp_path / "b.jsonl"):
+        with pytest.raises(SourceNotFound, match=r"b\.jsonl is a link to itself"):
+            plan_of(source)
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "b.jsonl").symlink_to("gone.jsonl")
+    for source in (tmp_path, tmp_path / "*.jsonl", tmp_path / "b.jsonl"):
+        with pytest.raises(SourceNotFound, match=r"b\.jsonl is a link to gone\.jsonl, which does not exist"):
+            plan_of(source)
+    (tmp_path / "b.jsonl").unlink()
+    (tmp_path / "latest").symlink_to("gone")
+    assert [each.path for each in plan_of(tmp_path).skipped] == ["latest"]
+
+
+def test_a_fifo_is_not_a_source(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jsonl")
+    with pytest.raises(SourceNotFound, match="is a FIFO"):
+        plan_of(tmp_path / "x.jsonl")
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
+    lines(tmp_path / "source/a.jsonl", "a")
+    lines(tmp_path / "source/secret/b.jsonl", "b")
+    (tmp_path / "source/secret").chmod(0)
+    # root may list any folder, unless it gives up the right to
+    rights = "-dac_override,-dac_read_search"
+    command = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] if os.geteuid() == 0 else []
+    for source in ("source", "source/**/*.jsonl", "source/*/*.jsonl"):
+        build = [*command, sys.executable, "-m", "lance_prep", "build", source, "--layout", "raw", "--dry-run"]
+        ran = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == 1
+        assert "source/secret: no permission to list this folder" in ran.stderr
+        assert "\n  try: change its permissions" in ran.stderr
+    (tmp_path / "source/secret").chmod(0o700)
+
+
+def test_the_build_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines(tmp_path / "source/a.jsonl", "a")
+    (tmp_path / "source/notes.pdf").write_text("no data")
+    command = ["build", str(tmp_path / "source"), "--layout", "raw", "-o", str(tmp_path / "x.lance")]
+    assert run(command) == 0
+    said = capsys.readouterr().err
+    assert "warning: 1 left out of" in said
+    assert "notes.pdf (not a data file)" in said
+    (tmp_path / "source/more.pdf").write_text("no data either")
+    assert run(command) == 0
+    assert "is up to date" in capsys.readouterr().out  # it decides no row, so nothing is built
 
 
 def test_small_files_share_a_shard(folder: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import types
 import typing
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -121,8 +121,8 @@ def _print_plan(recipe: Recipe, storage_options: dict[str, str] | None, as_json:
     from lance_prep.plan import make_plan
 
     made = make_plan(recipe, storage_options=storage_options)
-    click.echo(
-        json.dumps({k: v for k, v in made.as_json().items() if "schema" not in k}, indent=2)
-        if as_json
-        else plan_text(made)
-    )
+    if not as_json:
+        click.echo(printable(plan_text(made)))
+        return
+    plan = {name: value for name, value in made.as_json().items() if "schema" not in name}
+    print_json({**plan, "skipped": [asdict(each) for each in made.skipped]})

@@ -87,6 +87,7 @@ def plan_text(plan: Plan) -> str:
         ("source", f"{source.asked}{pinned}"),
         *[(name, value) for name, value in (("config", source.config), ("split", source.split)) if value],
         ("files", f"{len(plan.files)}, {size(sum(file.size for file in plan.files))}"),
+        *([("left out", plan.left_out)] if plan.left_out else []),
         ("shards", f"{len(plan.shards)}"),
         ("rows", f"{plan.rows:,}" if plan.rows is not None else "not known before they are read"),
         ("column", recipe.text_column or ("template" if recipe.template else "-")),

@@ -107,6 +107,8 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
         return existing_report(existing, "skipped", time.monotonic() - started)
     check_folder(uri, overwrite=options.overwrite)
     made = make_plan(recipe, storage_options=options.storage_options)
+    if made.left_out:
+        options.progress.warned(made.left_out)
     if uri in {file.url for file in made.files}:
         raise UsageError(f"{uri} is the source itself", "choose another output")
     spec = load_spec(made.recipe)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import glob
+import errno
+import fnmatch
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.errors import SourceNotFound, UsageError, translate, translating
+from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate, translating
 from lance_prep.fetch import fsspec_of, identity_of
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
-from lance_prep.plan.model import PinnedSource, SourceFile
+from lance_prep.plan.model import PinnedSource, Skipped, SourceFile
 from lance_prep.recipe import Recipe
 
 _ADVICE = "name a local file, folder or glob, a Hub id owner/name, an hf:// or s3:// URL, a recipe, or `sample`"
@@ -30,11 +32,13 @@ class Found:
     Attributes:
         source, files: as in `Plan`.
         schema: of all columns, where finding the files told it already; else None.
+        skipped: as in `Plan`.
     """
 
     source: PinnedSource
     files: tuple[SourceFile, ...]
     schema: pa.Schema | None = None
+    skipped: tuple[Skipped, ...] = ()
 
 
 def looks_like_hub_id(source: str) -> bool:
@@ -47,69 +51,210 @@ def is_glob(path: str) -> bool:
 
 
 def find_local(source: str) -> Found | None:
-    """Local files of a path or glob; None where there is no such path.
+    """Return the local files of a path or glob, or None if there is no such path.
+
+    Linked folders are followed, each real folder once. What is left out of a folder is in `Found.skipped`.
 
     Raises:
-        SourceNotFound: a folder without data files, or a glob that matches none.
+        SourceNotFound: a folder without data files, a glob that matches none, or a broken link.
+        AccessDenied: a folder cannot be listed.
         SourceError, UsageError: unknown extension, or several kinds of files in one folder.
     """
     path = Path(source).expanduser()
+    walk = _Walk(path)
     if path.is_dir() and not is_lance(path):
-        inside = sorted(p.relative_to(path).as_posix() for p in path.rglob("*"))
-        names = [name for name in inside if is_data(name) and _is_leaf(path / name)]
-        names = _without_ours(names, path)
-        if not names:
+        walk.read_folder(path)
+        if not walk.files:
             raise SourceNotFound(f"{source}: no data files in this folder", "its files must have known extensions")
-        check_one_family(names, source)
-        paths = [path / name for name in names]
-    elif path.exists():
-        paths = [path]
+    elif os.path.lexists(path):
+        walk.files = [path]
     elif is_glob(source):
-        # Path.glob takes no absolute pattern
-        matched = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
-        names = [name for name in matched if _is_leaf(Path(name)) and format_of(name) is not None]
-        paths = [Path(name) for name in _without_ours(names, Path())]
-        if not paths:
+        walk.read_pattern(path)
+        if not walk.files:
             raise SourceNotFound(f"{source}: no data file matches this pattern", _ADVICE)
-        check_one_family([p.name for p in paths], source)
     else:
         return None
-    return Found(PinnedSource(asked=source), tuple(_local_file(p) for p in paths))
+    if len(walk.files) > 1:
+        check_one_family([file.name for file in walk.files], source)
+    skipped = tuple(sorted(walk.skipped, key=lambda each: each.path))
+    return Found(PinnedSource(asked=source), tuple(_local_file(file) for file in walk.files), skipped=skipped)
 
 
-def _without_ours(names: list[str], root: Path) -> list[str]:
-    """Without what builds put beside their source: datasets of ours, begun ones too, and quarantine files.
+class _Walk:
+    """The data files below a folder, or those that match a pattern, in order; and what is left out.
 
-    Else a build into the folder that it reads would find its own output there the next time. Named by themselves they
-    are sources like any other.
+    What builds put beside their source is left out: datasets, begun ones too, and quarantine files. Otherwise a build
+    into the folder that it reads would find its own output there the next time. Named by themselves they are sources
+    like any other.
     """
-    kept = [name for name in names if not name.endswith(".rejected.jsonl") and not _in_ours(root / name)]
-    return kept or [name for name in names if name.endswith(".rejected.jsonl")]
+
+    def __init__(self, root: Path) -> None:
+        self.files: list[Path] = []
+        self.skipped: list[Skipped] = []
+        self._root = root
+
+    def read_folder(self, root: Path) -> None:
+        """Find the data files of a folder: those of real subfolders first, then those of linked ones."""
+        above = {_identity(parent) for parent in Path(os.path.realpath(root)).parents}
+        seen: set[tuple[int, int]] = set()
+        real, linked = [root], list[Path]()
+        while real or linked:
+            folder = real.pop() if real else linked.pop(0)
+            identity = _identity(folder)
+            if identity in above or identity in seen:
+                why = "a folder around the source" if identity in above else "a folder that is read already"
+                self._skip(folder, why)
+                continue
+            seen.add(identity)
+            if folder != root and is_lance(folder):
+                self.files.append(folder)
+                continue
+            for entry in _entries(folder):
+                path = folder / entry.name
+                if entry.name.startswith((".", "__")):
+                    self._skip(path, "hidden")
+                elif self._take(path, data=is_data(entry.name)) == "folder":
+                    (linked if entry.is_symlink() else real).append(path)
+            linked.sort()
+        self._finish()
+
+    def read_pattern(self, pattern: Path) -> None:
+        """Find the data files that match a glob, each once however many links lead to its folder."""
+        parts = pattern.parts
+        start = Path(parts[0]) if pattern.is_absolute() else Path()
+        best: dict[tuple[str, str], Path] = {}
+        real: dict[Path, str] = {}
+        for path in self._matching(start, parts[1:] if pattern.is_absolute() else parts, frozenset()):
+            folder = path.parent
+            if folder not in real:
+                real[folder] = os.path.realpath(folder)
+            key = (real[folder], path.name)
+            best[key] = min(best.get(key, path), path, key=lambda each: (len(each.parts), str(each)))
+        for path in best.values():
+            if self._take(path, data=format_of(path.name) is not None) != "folder":
+                continue
+            if is_lance(path):
+                self.files.append(path)
+            elif "**" not in parts:
+                self._skip(path, "a folder")
+        self._finish()
+
+    def _matching(self, base: Path, parts: tuple[str, ...], above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+        """Find what matches the rest of a pattern below `base`. `above` holds the folders that `**` went through."""
+        if not parts:
+            yield base
+            return
+        part, rest = parts[0], parts[1:]
+        if not is_glob(part):
+            if os.path.lexists(base / part):
+                yield from self._matching(base / part, rest, above)
+            return
+        if part == "**":
+            yield from self._matching(base, rest, above)
+        if not base.is_dir() or is_lance(base) or _is_ours(base):
+            return
+        above |= {_identity(base)}
+        for entry in _entries(base):
+            path = base / entry.name
+            if part != "**":
+                hidden = entry.name.startswith(".") and not part.startswith(".")
+                if not hidden and fnmatch.fnmatchcase(entry.name, part):
+                    yield from self._matching(path, rest, above)
+            elif path.is_dir() and not entry.name.startswith("."):
+                if _identity(path) in above:
+                    self._skip(path, "a folder around it")
+                else:
+                    yield from self._matching(path, parts, above)
+
+    def _take(self, path: Path, *, data: bool) -> str:
+        """Take a data file, or leave it out; return its kind. A "folder" is for the caller to look into.
+
+        Raises:
+            SourceNotFound: a broken link with the name of a data file.
+        """
+        kind = _kind(path)
+        if kind == "folder":
+            if not _is_ours(path):
+                return kind
+            kind = "a dataset that lance-prep built"
+        if kind.startswith("a link") and data:
+            raise SourceNotFound(f"{path} is {kind}", "remove the link, or make it point to a file")
+        if kind == "file" and data and path.suffix != ".lance":
+            self.files.append(path)
+        else:
+            self._skip(path, "not a data file" if kind == "file" else kind)
+        return kind
+
+    def _skip(self, path: Path, reason: str) -> None:
+        name = path.relative_to(self._root) if path.is_relative_to(self._root) else path
+        self.skipped.append(Skipped(name.as_posix(), reason))
+
+    def _finish(self) -> None:
+        """Leave out quarantine files, unless there is nothing else, and sort the files."""
+        others = [path for path in self.files if not path.name.endswith(".rejected.jsonl")]
+        if others:
+            for path in set(self.files) - set(others):
+                self._skip(path, "rejected rows of a build")
+            self.files = others
+        self.files.sort(key=lambda path: path.as_posix())
 
 
-def _in_ours(path: Path) -> bool:
-    return any((folder / ".lance_prep").is_dir() for folder in (path, *path.parents))
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder, by name.
+
+    Raises:
+        AccessDenied: the folder cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except PermissionError as error:
+        said = f"{folder}: no permission to list this folder"
+        raise AccessDenied(said, "change its permissions, move it away, or name the files to read") from error
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _kind(path: Path) -> str:
+    """Return "file", "folder", or what else a path is, for messages."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link to itself"
+        if error.errno == errno.ENOENT and path.is_symlink():
+            return f"a link to {path.readlink()}, which does not exist"
+        raise
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def _is_ours(folder: Path) -> bool:
+    """True for a dataset that lance-prep built or began."""
+    return os.path.isdir(folder / ".lance_prep")  # noqa: PTH112  (False, not an error, without permission)
 
 
 def is_lance(path: Path) -> bool:
     """True for the folder of a Lance dataset."""
-    return (path / "_versions").is_dir()
-
-
-def _is_leaf(path: Path) -> bool:
-    """A file, or a Lance dataset; not what lies inside one."""
-    if any(is_lance(parent) for parent in path.parents):
-        return False
-    return is_lance(path) if path.is_dir() else True
+    return os.path.isdir(path / "_versions")  # noqa: PTH112
 
 
 def _local_file(path: Path) -> SourceFile:
     url = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow symlinks and lose the file's name)
     if is_lance(path):
         return lance_file(url, None)
-    kind, compression = require_format(path.name)
-    stat = path.stat()
-    return SourceFile(url, kind, stat.st_size, str(stat.st_mtime_ns), compression)
+    known, compression = require_format(path.name)
+    if (kind := _kind(path)) != "file":
+        said = f"{path} is {kind if kind.startswith('a ') else f'a {kind}'}, not a file"
+        raise SourceNotFound(said, "name a file; write the output of a program to one first")
+    status = path.stat()
+    return SourceFile(url, known, status.st_size, str(status.st_mtime_ns), compression)
 
 
 def lance_file(url: str, options: Mapping[str, str] | None) -> SourceFile:
@@ -137,26 +282,38 @@ def find_remote(source: str, options: Mapping[str, str] | None) -> Found:
         return Found(PinnedSource(asked=source), (lance_file(source.rstrip("/"), options),))
     with translating(f"listing {source}"):
         try:
-            infos = _list(source, options)
+            infos, skipped = _list(source, options)
         except (ValueError, ImportError) as error:
             raise UsageError(f"{source}: {error}", _ADVICE) from error
     if not infos:
         raise SourceNotFound(f"{source}: no data file there", _ADVICE)
     check_one_family([name for name, _ in infos], source)
-    return Found(PinnedSource(asked=source), tuple(_remote_file(source, name, info) for name, info in infos))
+    files = tuple(_remote_file(source, name, info) for name, info in infos)
+    return Found(PinnedSource(asked=source), files, skipped=skipped)
 
 
-def _list(source: str, options: Mapping[str, str] | None) -> list[tuple[str, Any]]:
+def _list(source: str, options: Mapping[str, str] | None) -> tuple[list[tuple[str, Any]], tuple[Skipped, ...]]:
+    """Return the names of the data files under a URL with what fsspec says of them, and what is left out."""
     fs, path = fsspec_of(source, options)
     if is_glob(path):
-        found = fs.glob(path, detail=True)
-        return [(name, found[name]) for name in sorted(found) if found[name]["type"] == "file" and format_of(name)]
-    info = fs.info(path)
-    if info["type"] == "file":
-        require_format(path)
-        return [(path, info)]
-    found = fs.find(path, detail=True)
-    return [(name, found[name]) for name in sorted(found) if is_data(name.removeprefix(path).lstrip("/"))]
+        found, base = fs.glob(path, detail=True), ""
+    else:
+        info = fs.info(path)
+        if info["type"] == "file":
+            require_format(path)
+            return [(path, info)], ()
+        found, base = fs.find(path, detail=True), path
+    names = {name: name.removeprefix(base).lstrip("/") for name in sorted(found) if found[name]["type"] == "file"}
+    data = [name for name, inside in names.items() if (is_data(inside) if base else format_of(name) is not None)]
+    return [(name, found[name]) for name in data], left_out(names.values(), {names[name] for name in data})
+
+
+def left_out(names: Iterable[str], kept: set[str]) -> tuple[Skipped, ...]:
+    """Return the names that are not kept, each with the reason."""
+    hidden = re.compile(r"(^|/)(\.|__)")
+    return tuple(
+        Skipped(name, "hidden" if hidden.search(name) else "not a data file") for name in names if name not in kept
+    )
 
 
 def _remote_file(source: str, name: str, info: Any) -> SourceFile:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
 from lance_prep.fetch import HubPath, Retries, hub_api, parse_hub_url
 from lance_prep.fetch.retry import FIRST_ATTEMPTS
-from lance_prep.plan.discover import Found, is_glob
+from lance_prep.plan.discover import Found, is_glob, left_out
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
 from lance_prep.plan.model import PinnedSource, SourceFile
 from lance_prep.plan.peek import plain_type
@@ -90,7 +90,9 @@ def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: R
         )
     check_one_family(names, recipe.source)
     files = tuple(_file(at.repo, sha, name, *tree[name]) for name in names)
-    return Found(PinnedSource(recipe.source, at.repo, revision=revision, commit=sha), files)
+    inside = [name for name in tree if name.startswith(at.path.rstrip("/") + "/")]  # none if it names a file or a glob
+    source = PinnedSource(recipe.source, at.repo, revision=revision, commit=sha)
+    return Found(source, files, skipped=left_out(inside, set(names)))
 
 
 def _tree(repo: str, sha: str, retries: Retries) -> dict[str, tuple[int, str]]:

@@ -60,7 +60,7 @@ def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
     columns = resolve_columns(recipe, schema)
     resolved = columns.recipe.model_copy(update={"split": found.source.split})
     shards = cut_shards(found.files, columns.read, options, recipe.shard_size)
-    return Plan(resolved, found.source, found.files, shards, columns.out, columns.read)
+    return Plan(resolved, found.source, found.files, shards, columns.out, columns.read, found.skipped)
 
 
 def _find(recipe: Recipe, options: Mapping[str, str] | None) -> Found:

@@ -56,6 +56,19 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Skipped:
+    """Something in a source's folder that is not read.
+
+    Attributes:
+        path: relative to the folder.
+        reason: why not, such as `hidden` or `not a data file`.
+    """
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Shard:
     """The unit of work, parallelism, resume and determinism.
 
@@ -105,6 +118,7 @@ class Plan:
             tokenizes), then the kept columns; for `raw`, all columns.
         read_schema: of the columns that are read, in the source's order: those of `schema`, and what the filter and
             the template use. Line formats have no types of their own, so the plan fixes them for every shard.
+        skipped: what is left out of the source's folder. It decides no row.
     """
 
     recipe: Recipe
@@ -113,6 +127,7 @@ class Plan:
     shards: tuple[Shard, ...]
     schema: pa.Schema = field(compare=False)
     read_schema: pa.Schema = field(compare=False)
+    skipped: tuple[Skipped, ...] = field(default=(), compare=False)
 
     @property
     def rows(self) -> int | None:
@@ -124,7 +139,20 @@ class Plan:
         """The shard with this number in the dataset."""
         return self.shards[index - self.shards[0].index]
 
+    @property
+    def left_out(self) -> str:
+        """What is left out of the source's folder, in one line; empty if nothing is."""
+        reasons: dict[str, list[str]] = {}
+        for each in self.skipped:
+            reasons.setdefault(each.reason, []).append(each.path)
+        said = [
+            f"{', '.join(paths[:3])}{f' and {len(paths) - 3:,} more' if len(paths) > 3 else ''} ({reason})"
+            for reason, paths in sorted(reasons.items(), key=lambda item: (item[0] == "hidden", item[0]))
+        ]
+        return f"{len(self.skipped):,} left out of {self.source.asked}: {'; '.join(said)}" if said else ""
+
     def as_json(self) -> dict[str, Any]:
+        """Return what decides the rows: all but `skipped`."""
         return {
             "recipe": self.recipe.as_json(),
             "source": asdict(self.source),
