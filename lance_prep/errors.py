@@ -139,6 +139,11 @@ _HUB_ADVICE = (
     "check the network, or set HF_ENDPOINT to a mirror, or build from a local path; "
     "`lance-prep build sample` needs no network"
 )
+#: What is wrong on Windows, and what to do there.
+UNSUPPORTED = (
+    "lance-prep runs on Linux and macOS, not on this platform",
+    "run it in WSL (Windows Subsystem for Linux), a container or a virtual machine",
+)
 _LOGIN = "ask for access on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN"
 _SPACE = "free some space or write elsewhere; the same command then continues the build"
 _STORE_ADVICE = "check the bucket, the region and the endpoint"

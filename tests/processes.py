@@ -65,15 +65,25 @@ def write_texts(folder: Path, *, files: int, rows: int, seed: int = 0) -> str:
 
 
 def leftovers(uri: str | Path) -> list[str]:
-    """Files of a local dataset that belong to nothing: data that no version names, and halves of small files."""
+    """Return the files of a local dataset that belong to no version: data, transactions, journals, temporary files."""
     root = Path(uri)
-    named = set()
-    for entry in lance.dataset(str(uri)).versions():
-        for fragment in lance.dataset(str(uri), version=entry["version"]).get_fragments():
-            named |= {f"data/{file.path}" for file in fragment.data_files()}
-    there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-    data = {path for path in there if path.startswith("data/")}
-    return sorted((data - named) | {path for path in there if path.endswith((".part", ".tmp")) or "#" in path})
+    dataset = lance.dataset(str(uri))
+    named = set(dataset.tracked_files().read_all()["path"].to_pylist())
+    builds = set()
+    for entry in dataset.versions():
+        schema = lance.dataset(str(uri), version=entry["version"]).schema
+        builds |= {build["key"] for build in json.loads(schema.metadata[b"lance_prep"])["builds"]}
+    found = set()
+    for path in root.rglob("*"):
+        name, parts = path.relative_to(root).as_posix(), path.relative_to(root).parts
+        if path.is_dir():
+            continue
+        temporary = path.name.startswith(".") or ".tmp" in path.name or "#" in path.name
+        unnamed = parts[0] in ("data", "_transactions") and name not in named
+        journal = parts[:2] == (".lance_prep", "builds") and parts[2] not in builds
+        if temporary or unnamed or journal:
+            found.add(name)
+    return sorted(found)
 
 
 def check_whole(uri: str | Path) -> None:

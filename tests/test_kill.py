@@ -1,10 +1,12 @@
-"""Real builds killed at random instants, and run again: the same bytes, nothing left over, nothing lost meanwhile."""
+"""Real commands killed at random instants, or at a change on disk, and run again: the same bytes, nothing left over."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from lance_prep.cli.main import run
-from lance_prep.dataset import open_version, verify
+from lance_prep.dataset import list_versions, open_version, verify, verify_dataset
 from tests import tokenizers_made as made
 from tests.processes import check_whole, finish, report_of, start, wait_for, write_texts
 
@@ -152,3 +154,121 @@ def test_thirty_kills(world: World, tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.timeout(3600)
 def test_two_hundred_kills(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torment(world, tmp_path, capsys, rounds=200, again=2, seed=SEED + 1)
+
+
+#: Kills its process at the Nth change below a folder, before the change is made.
+KILLER = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static int changes;
+static void change(const char *path) {
+    const char *at = getenv("KILL_AT"), *below = getenv("KILL_BELOW");
+    if (!at || !below || !path || !strstr(path, below) || strstr(path, "/lock")) return;
+    if (__sync_add_and_fetch(&changes, 1) == atoi(at)) { kill(getpid(), SIGKILL); pause(); }
+}
+#define REAL(name) (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+int rename(const char *from, const char *to) { change(from); return (REAL(rename))(from, to); }
+int unlink(const char *path) { change(path); return (REAL(unlink))(path); }
+int mkdir(const char *path, mode_t mode) { change(path); return (REAL(mkdir))(path, mode); }
+int linkat(int a, const char *from, int b, const char *to, int flags) {
+    change(from); return (REAL(linkat))(a, from, b, to, flags);
+}
+#define OPEN(name) int name(const char *path, int flags, ...) { \
+    va_list list; va_start(list, flags); mode_t mode = (flags & O_CREAT) ? va_arg(list, mode_t) : 0; va_end(list); \
+    if (flags & O_CREAT) change(path); \
+    return (REAL(name))(path, flags, mode); }
+OPEN(open)
+OPEN(open64)
+"""
+
+
+@dataclass(frozen=True)
+class History:
+    """A dataset with three versions, to run commands on.
+
+    Attributes:
+        dataset: versions 1 and 2 have several fragments, and other rows than version 3.
+        killer: library that kills a process at a change on disk.
+    """
+
+    dataset: Path
+    killer: Path
+
+    def copy(self, folder: Path) -> Path:
+        output = folder / "killed.lance"
+        shutil.rmtree(output, ignore_errors=True)
+        return Path(shutil.copytree(self.dataset, output))
+
+    def kill(self, output: Path, arguments: list[str], change: int) -> bool:
+        """Run a command that is killed at a change on disk; False if it made fewer changes."""
+        environment = {"LD_PRELOAD": str(self.killer), "KILL_AT": str(change), "KILL_BELOW": output.name}
+        code, _, err = finish(start(arguments[0], output, *arguments[1:], environment=environment))
+        assert code in (0, -signal.SIGKILL), err
+        return code != 0
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory) -> History:
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    root = tmp_path_factory.mktemp("history")
+    (root / "killer.c").write_text(KILLER)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", root / "killer.so", root / "killer.c", "-ldl"], check=True)
+    tokenizer = made.save(root / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
+    texts = write_texts(root / "texts", files=2, rows=100)
+    shape = ["--tokenizer", tokenizer, "--shuffle-batch-size", "50", "--shard-size", "30000"]
+    for seed in ("1", "2", "3"):
+        assert run(["build", texts, "-o", str(root / "o.lance"), "--overwrite", "--seed", seed, *shape]) == 0
+    assert len(lance.dataset(str(root / "o.lance")).get_fragments()) > 1
+    return History(root / "o.lance", root / "killer.so")
+
+
+#: Command, versions when it is done, and the changes at which it is killed in a normal run (all of them in torture).
+COMMANDS: dict[str, tuple[list[str], list[int], tuple[int, ...]]] = {
+    "compact": (["compact"], [1, 2, 3, 4], (1, 2, 3, 4, 5, 7)),
+    "restore": (["restore", "1"], [1, 2, 3, 4], (1, 3, 4, 5, 6, 8)),
+    "prune": (["prune", "--older-than", "0d"], [3], (1, 2, 3, 4, 7, 10)),
+    "tag": (["tag", "gold", "2"], [1, 2, 3], (1, 2, 3, 4)),
+}
+
+
+def killed_and_run_again(history: History, folder: Path, name: str, change: int) -> bool:
+    """Kill a command, and run the same one or another one; False if the command made fewer changes."""
+    arguments, versions, _ = COMMANDS[name]
+    output = history.copy(folder)
+    rows = {number: lance.dataset(str(output), version=number).to_table() for number in (1, 2, 3)}
+    if not history.kill(output, arguments, change):
+        return False
+    for version in list_versions(output):
+        assert version.made != "cannot be read"
+        assert verify_dataset(output, version.number).problems == []
+    if change % 2:
+        assert run(["tag", str(output), "other"]) == 0
+        check_whole(output)
+    assert run([arguments[0], str(output), *arguments[1:]]) == 0
+    check_whole(output)
+    assert [version.number for version in list_versions(output)] == versions
+    for number in versions[:3]:
+        assert lance.dataset(str(output), version=number).to_table() == rows.get(number)
+    assert all((output / ".lance_prep" / "seals" / f"{number}.json").is_file() for number in versions)
+    return True
+
+
+@pytest.mark.parametrize(("name", "change"), [(name, change) for name in COMMANDS for change in COMMANDS[name][2]])
+def test_a_command_killed_at_a_change_on_disk(history: History, tmp_path: Path, name: str, change: int) -> None:
+    assert killed_and_run_again(history, tmp_path, name, change)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_killed_at_every_change_on_disk(history: History, tmp_path: Path, name: str) -> None:
+    changes = itertools.takewhile(lambda n: killed_and_run_again(history, tmp_path, name, n), itertools.count(1))
+    assert max(changes) >= COMMANDS[name][2][-1]

@@ -117,7 +117,7 @@ def test_tags(tmp_path: Path, folder: Path, capsys: Any) -> None:
     assert open_version(uri, "gold").dataset.version == 2
     assert tag(uri, "gold", "gold").was == 2
     for name in ("17", "two words", "a/b", ""):
-        with pytest.raises(UsageError, match="no name for a tag"):
+        with pytest.raises(UsageError, match="invalid tag name"):
             tag(uri, name)
     with pytest.raises(DatasetError, match="has no version 9"):
         tag(uri, "new", 9)

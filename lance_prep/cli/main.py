@@ -69,6 +69,11 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line of this process and exit. The entry point of `lance-prep`."""
+    if not sys.platform.startswith(("linux", "darwin")):
+        from lance_prep.errors import UNSUPPORTED
+
+        _say(*UNSUPPORTED)
+        sys.exit(1)
     sys.exit(run(sys.argv[1:], StopOnSignals(_say_stopped)))
 
 

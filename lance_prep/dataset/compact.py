@@ -1,9 +1,9 @@
-"""Merging fragments: a dataset of many small shards has many small files, each of which costs an open and a seek.
+"""Merges small fragments: a dataset of many small shards has many small files, each of which costs an open and a seek.
 
-Neighbours are merged until a file would exceed the target; rows and their order stay, and with them the content hash:
-receipts hold the hash of each shard's rows, wherever they lie. It is a rewrite by our own writer and not Lance's
-`compact_files`, so that the pages lie flat as a build leaves them (see `store.lance_io.file_version`), and one commit
-that is refused where another version came in between.
+Neighbours are merged until a file would exceed the target. Rows and their order stay, and with them the content hash:
+receipts hold the hash of each shard's rows, whatever file they are in. Our own writer is used and not Lance's
+`compact_files`, so that the pages stay flat as a build leaves them (see `store.lance_io.file_version`), in one commit
+that is refused if another version came in between.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.store.lance_io import commit, file_version, write_fragment
-from lance_prep.store.lock import output_lock
+from lance_prep.store.leftovers import open_locked
 from lance_prep.store.seal import hash_files, seal
-from lance_prep.store.version import DatasetVersion, open_version
+from lance_prep.store.version import DatasetVersion
 
 TARGET_BYTES = 1 << 30
 SCAN_ROWS = 8192
@@ -50,17 +50,15 @@ def compact(
     """Merge neighbouring fragments of the latest version into a new version with the same rows in the same order.
 
     Args:
-        target_bytes: a merged file has at most so many; larger ones stay as they are.
-        on_rows: told how many rows were copied, as they are.
+        target_bytes: maximum size of a merged file; larger files stay as they are.
+        on_rows: called with the number of rows copied since the last call.
 
     Raises:
-        DatasetError: there is no dataset of ours.
+        DatasetError: not a dataset that lance-prep made.
         OutputLocked: a build or another command works on the dataset.
         DiskFull: there is no room for the copies.
     """
-    where = open_version(uri, None, storage_options).uri
-    with output_lock(where):
-        opened = open_version(uri, None, storage_options)
+    with open_locked(uri, None, storage_options) as opened:
         before = opened.fragments()
         groups = _groups(before, target_bytes)
         if all(len(group) == 1 for group in groups):

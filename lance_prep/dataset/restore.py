@@ -1,14 +1,16 @@
-"""Going back: a new version that is equal to an old one. Nothing is copied, and the versions between stay."""
+"""Makes an old version the latest again, as a new version. Nothing is copied, and the versions between stay."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lance_prep.store.lock import output_lock
+from lance_prep.store.lance_io import commit_restore
+from lance_prep.store.leftovers import open_locked
 from lance_prep.store.seal import seal
-from lance_prep.store.version import open_version
+from lance_prep.store.version import DatasetVersion, open_version
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Restored:
 
     Attributes:
         restored: the old version.
-        version: the new one; `restored` itself where that is the latest.
+        version: the new one, or the latest if that is equal to the old one already.
         rows, content_hash: of both.
     """
 
@@ -28,7 +30,7 @@ class Restored:
 
 
 def restore(uri: str | Path, version: int | str, *, storage_options: Mapping[str, str] | None = None) -> Restored:
-    """Make a new version with the rows, schema and metadata of an old one.
+    """Make a new version with the rows, schema and metadata of an old one, unless the latest has them already.
 
     Args:
         version: number or tag.
@@ -37,16 +39,25 @@ def restore(uri: str | Path, version: int | str, *, storage_options: Mapping[str
         DatasetError: no such dataset or version.
         OutputLocked: a build or another command works on the dataset.
     """
-    from lance import LanceDataset, LanceOperation, Transaction
+    with open_locked(uri, version, storage_options) as old:
+        latest = open_version(uri, None, storage_options)
+        made = latest.number
+        # Restored twice it would be one version too many: the first run may have been killed after its commit.
+        if not _same(old, latest):
+            made = commit_restore(
+                old.uri,
+                old.number,
+                read_version=latest.number,
+                properties={"lance_prep.restore": str(old.number)},
+                storage_options=storage_options,
+            )
+            seal(old.files, made)
+        return Restored(old.number, made, old.metadata.rows, old.metadata.content_hash)
 
-    # A lock makes its folder: opening first refuses a path where there is nothing.
-    with output_lock(open_version(uri, version, storage_options).uri):
-        old = open_version(uri, version, storage_options)
-        number, latest = old.number, int(old.dataset.latest_version)
-        if number != latest:
-            operation = LanceOperation.Restore(number)
-            transaction = Transaction(latest, operation, transaction_properties={"lance_prep.restore": str(number)})
-            options = dict(storage_options or {}) or None
-            latest = int(LanceDataset.commit(old.uri, transaction, storage_options=options).version)
-            seal(old.files, latest)
-    return Restored(number, latest, old.metadata.rows, old.metadata.content_hash)
+
+def _same(old: DatasetVersion, latest: DatasetVersion) -> bool:
+    """Return whether two versions have the same files, schema and metadata."""
+    if old.number == latest.number:
+        return True
+    same_schema = old.dataset.schema.equals(latest.dataset.schema, check_metadata=True)
+    return bool(same_schema) and old.fragments() == latest.fragments()

@@ -1,4 +1,4 @@
-"""Tags: names for versions, which `--version`, `restore` and training take, and which `prune` never removes."""
+"""Names versions. `--version`, `restore` and training take a tag, and `prune` never removes a tagged version."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lance_prep.errors import DatasetError, UsageError
-from lance_prep.store.lock import output_lock
-from lance_prep.store.version import open_version
+from lance_prep.store.leftovers import open_locked
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -44,16 +43,15 @@ def tag(
         force: move a tag that points to another version.
 
     Raises:
-        UsageError: not a name for a tag.
+        UsageError: invalid tag name.
         DatasetError: no such dataset or version, or the tag points elsewhere.
         OutputLocked: a build or another command works on the dataset.
     """
     if not _NAME.fullmatch(name) or name.isdigit() or name.startswith(".") or name.endswith((".lock", ".")):
         raise UsageError(
-            f"{name!r} is no name for a tag", "take letters, digits, '.', '-' and '_'; digits alone are a version"
+            f"invalid tag name {name!r}", "use letters, digits, '.', '-' and '_'; digits alone are a version"
         )
-    opened = open_version(uri, version, storage_options)
-    with output_lock(opened.uri):
+    with open_locked(uri, version, storage_options) as opened:
         number = opened.number
         known = opened.dataset.tags.list().get(name)
         was = int(known["version"]) if known else None
@@ -73,12 +71,11 @@ def delete_tag(uri: str | Path, name: str, *, storage_options: Mapping[str, str]
         DatasetError: no such dataset or tag.
         OutputLocked: a build or another command works on the dataset.
     """
-    opened = open_version(uri, None, storage_options)
-    with output_lock(opened.uri):
+    with open_locked(uri, None, storage_options) as opened:
         tags = opened.dataset.tags.list()
         if name not in tags:
             raise DatasetError(
-                f"there is no tag {name}", f"there is {', '.join(sorted(tags))}" if tags else "there are no tags"
+                f"there is no tag {name}", f"use one of: {', '.join(sorted(tags))}" if tags else "there are no tags"
             )
         opened.dataset.tags.delete(name)
     return Tagged(name, None, int(tags[name]["version"]))

@@ -25,7 +25,7 @@ from lance_prep.plan import make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Recipe, default_output, load_recipe
 from lance_prep.store.files import is_local
-from lance_prep.store.leftovers import remove_leftovers, with_data
+from lance_prep.store.leftovers import remove_leftovers, tidy, with_data
 from lance_prep.store.lock import OutputLock, output_lock
 from lance_prep.store.receipt import Journal, build_key, unfinished_builds
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
@@ -120,6 +120,8 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
         storage_options=options.storage_options,
     )
     with output_lock(uri) as lock:
+        if lock.interrupted:
+            tidy(uri)
         decision = decide(job, append=options.append, overwrite=options.overwrite)
         if decision.job is None:
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
+
+from lance_prep.errors import DatasetError
+
+#: Ending of the temporary file that `LocalFiles.write` renames; the name begins with a dot.
+TEMPORARY = ".part"
+LINK_ADVICE = "replace the link by the folder or file it points to, or copy the dataset with `cp -rL`"
+NOT_TRUSTED = "the dataset was tampered with: do not use it"
+_FOLDERS = (
+    ".lance_prep",
+    ".lance_prep/builds",
+    ".lance_prep/cache",
+    ".lance_prep/seals",
+    "_deletions",
+    "_indices",
+    "_refs",
+    "_refs/tags",
+    "_transactions",
+    "_versions",
+    "data",
+)
 
 
 class Files(Protocol):
     """Files under one root. Paths are relative, with `/`."""
 
     def read(self, path: str) -> bytes | None:
-        """The contents, or None where there is no such file."""
+        """Return the contents, or None if there is no such file."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace the contents at once: a reader sees the old or the new, also after a crash."""
+        """Replace the contents atomically: a reader sees the old or the new ones, also after a crash."""
         ...
 
     def list(self, folder: str) -> list[str]:
-        """Paths of all files below a folder, sorted; empty where there is none."""
+        """Return the paths of all files below a folder, sorted; empty if there is no such folder."""
         ...
 
     def delete(self, path: str) -> None:
-        """Delete; no error where it is gone already."""
+        """Delete a file; no error if it is gone already."""
         ...
 
     def sync(self, path: str) -> None:
@@ -34,53 +55,106 @@ class Files(Protocol):
 
 
 class LocalFiles:
-    """Files in a folder: written aside, fsynced, renamed; then the folder is fsynced.
+    """Files in a folder, written to a temporary file, fsynced and renamed.
 
-    Aside has a fixed name, so that what a killed process left there is written over by the next one. The output's lock
-    keeps others away meanwhile.
+    A dataset folder may come from a stranger, so no symbolic link below the root is followed, and no path leaves it.
+    The temporary file has a fixed name, so the next run replaces one left by a killed process. The output's lock keeps
+    other processes away.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
+    def path(self, path: str) -> Path:
+        """Return the local path of a file, which need not exist.
+
+        Raises:
+            DatasetError: the path leaves the root, or passes through a symbolic link.
+        """
+        parts = path.split("/")
+        if path.startswith("/") or ".." in parts:
+            raise DatasetError(f"{self._root}: the file name {path!r} points outside the dataset", NOT_TRUSTED)
+        at = self._root
+        for part in parts:
+            at = at / part
+            if at.is_symlink():
+                raise DatasetError(f"{at} is a symbolic link; datasets with links inside are refused", LINK_ADVICE)
+        return at
+
     def read(self, path: str) -> bytes | None:
         try:
-            return (self._root / path).read_bytes()
-        except FileNotFoundError:
+            return self.path(path).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
 
     def write(self, path: str, data: bytes) -> None:
-        target = self._root / path
-        _make_folder(target.parent)
-        aside = target.with_name(f".{target.name}.part")
+        folder, _, name = path.rpartition("/")
+        parent = self.path(folder) if folder else self._root
+        _make_folder(parent)
+        temporary = parent / f".{name}{TEMPORARY}"
+        temporary.unlink(missing_ok=True)
         try:
-            with aside.open("wb") as file:
+            # O_EXCL follows no link, whatever appeared under this name meanwhile.
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
+                make_durable(file.fileno())
+            temporary.replace(parent / name)  # replaces a link instead of following it
         except BaseException:
-            aside.unlink(missing_ok=True)  # on a full disk it would be in the way
+            temporary.unlink(missing_ok=True)  # free the space on a full disk
             raise
-        _sync_folder(target.parent)
+        _sync_folder(parent)
 
     def list(self, folder: str) -> list[str]:
-        found = (self._root / folder).rglob("*")
-        return sorted(p.relative_to(self._root).as_posix() for p in found if p.is_file())
+        return sorted(_walk(self.path(folder), folder.rstrip("/")))
 
     def delete(self, path: str) -> None:
-        (self._root / path).unlink(missing_ok=True)
+        folder, _, name = path.rpartition("/")
+        ((self.path(folder) if folder else self._root) / name).unlink(missing_ok=True)
 
     def sync(self, path: str) -> None:
-        target = self._root / path
+        target = self.path(path)
         with target.open("rb") as file:
-            os.fsync(file.fileno())
+            make_durable(file.fileno())
         _sync_folder(target.parent)
         _sync_folder(self._root)  # the folder itself may be as new as the file
 
 
+def _walk(folder: Path, name: str) -> Iterator[str]:
+    """Yield the regular files below a folder. Links are neither yielded nor followed."""
+    try:
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(folder / entry.name, f"{name}/{entry.name}")
+        elif entry.is_file(follow_symlinks=False):
+            yield f"{name}/{entry.name}"
+
+
+def refuse_links(uri: str) -> None:
+    """Refuse a local dataset that has a symbolic link in place of a folder that Lance or lance-prep writes into.
+
+    The dataset folder itself may be a link.
+
+    Raises:
+        DatasetError: names the link and its target.
+    """
+    if not is_local(uri):
+        return
+    for name in _FOLDERS:
+        path = Path(uri) / name
+        if path.is_symlink():
+            raise DatasetError(
+                f"{path} is a symbolic link to {str(path.readlink())!r}: writing to the dataset would change files "
+                "outside it",
+                LINK_ADVICE,
+            )
+
+
 def _make_folder(folder: Path) -> None:
-    """With its parents, each durable in the one above it."""
+    """Make a folder and its parents, each durable in the one above it."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -90,9 +164,22 @@ def _make_folder(folder: Path) -> None:
 def _sync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(fd)
+        make_durable(fd)
     finally:
         os.close(fd)
+
+
+def make_durable(fd: int) -> None:
+    """Wait until what was written is on the disk. macOS needs F_FULLFSYNC: its fsync stops at the drive's cache."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError:  # not supported by this file system
+            pass
+    os.fsync(fd)
 
 
 class ObjectFiles:
@@ -126,14 +213,14 @@ class ObjectFiles:
             self._session.delete_file(path)
 
     def sync(self, path: str) -> None:
-        """Nothing to do: an object is durable once it is there."""
+        """Do nothing: an object is durable once it exists."""
 
 
 def is_local(uri: str) -> bool:
-    """Whether a dataset's URI is a path on this machine."""
+    """Return whether a dataset's URI is a path on this machine."""
     return "://" not in uri
 
 
 def files_of(uri: str, storage_options: Mapping[str, str] | None = None) -> Files:
-    """The files of the dataset at `uri`."""
+    """Return the files of the dataset at `uri`."""
     return LocalFiles(Path(uri)) if is_local(uri) else ObjectFiles(uri, storage_options)

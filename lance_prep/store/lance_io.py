@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from lance_prep.errors import DatasetError, OutputLocked
 from lance_prep.store.files import LocalFiles, is_local
+from lance_prep.store.seal import manifest_path
 
 
 def file_version(layout: str, schema: pa.Schema) -> str:
@@ -109,7 +111,7 @@ def commit(
     """Make fragments the next version, whole.
 
     An `Overwrite` also for an append (which then names the old fragments too): it replaces the schema's metadata in the
-    same step, and Lance refuses it where the version that it was made on is no longer the last.
+    same step, and Lance refuses it if the version that it was made on is no longer the last.
 
     Returns:
         The number of the new version.
@@ -117,10 +119,36 @@ def commit(
     Raises:
         OutputLocked: somebody else has committed since `read_version`.
     """
-    from lance import FragmentMetadata, LanceDataset, LanceOperation, Transaction
+    from lance import FragmentMetadata, LanceOperation
+
+    operation = LanceOperation.Overwrite(schema, [FragmentMetadata.from_json(json.dumps(f)) for f in fragments])
+    return _commit(uri, operation, read_version, properties, storage_options)
+
+
+def commit_restore(
+    uri: str,
+    version: int,
+    *,
+    read_version: int,
+    properties: Mapping[str, str],
+    storage_options: Mapping[str, str] | None,
+) -> int:
+    """Make an old version the next one, deletions and fragment numbers included. Otherwise as `commit`."""
+    from lance import LanceOperation
+
+    return _commit(uri, LanceOperation.Restore(version), read_version, properties, storage_options)
+
+
+def _commit(
+    uri: str,
+    operation: Any,
+    read_version: int,
+    properties: Mapping[str, str],
+    storage_options: Mapping[str, str] | None,
+) -> int:
+    from lance import LanceDataset, Transaction
     from lance.commit import CommitConflictError
 
-    operation = LanceOperation.Overwrite(schema, [FragmentMetadata.from_json(_dumps(f)) for f in fragments])
     transaction = Transaction(read_version, operation, transaction_properties=dict(properties))
     # Made on no version, it would be put on top of whatever came meanwhile: only without retries it is refused.
     retries = 20 if read_version else 0
@@ -135,14 +163,15 @@ def commit(
         raise OutputLocked(
             f"another process has written to {uri} since version {read_version}", "run the same command again"
         ) from error
-    if is_local(uri):  # Lance leaves it to the system when a manifest goes to the disk
-        for folder in ("_transactions", "_versions"):
-            for path in (Path(uri) / folder).glob("*"):
-                LocalFiles(Path(uri)).sync(f"{folder}/{path.name}")
-    return int(dataset.version)
+    version = int(dataset.version)
+    if is_local(uri):
+        _sync(LocalFiles(Path(uri)), version, transaction.uuid)
+    return version
 
 
-def _dumps(fragment: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(fragment)
+def _sync(files: LocalFiles, version: int, transaction: str) -> None:
+    """Make a commit durable: Lance leaves it to the system when its files go to the disk."""
+    written = [path for path in files.list("_transactions") if transaction in path]
+    manifest = manifest_path(files, version)
+    for path in [*written, *([manifest] if manifest else [])]:
+        files.sync(path)

@@ -1,20 +1,52 @@
-"""Data files that belong to nothing: what shards that never finished, or were built twice, have left."""
+"""Removes what killed commands have left in a dataset, and completes what they began.
+
+Only on a local disk, where the output's lock says that nobody else is writing. In an object store another build may be
+at work, and its files look the same. There Lance's own cleanup removes them once they are seven days old, when
+`lance-prep prune` removes a version.
+
+A file is removed only if it is a regular file with a name that Lance or lance-prep gives, and nothing names it: no
+version, and no receipt of an unfinished build.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lance_prep.store.files import Files, is_local
+from lance_prep.errors import DatasetError
+from lance_prep.store.files import TEMPORARY, Files, LocalFiles, is_local
 from lance_prep.store.lance_io import open_dataset
-from lance_prep.store.receipt import Journal, Receipt
+from lance_prep.store.lock import output_lock
+from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
+from lance_prep.store.receipt import Journal, Receipt, unfinished_builds
+from lance_prep.store.seal import SEALS, hash_files, is_sealed, manifest_versions, read_seal, seal
+from lance_prep.store.version import DatasetVersion, list_path, open_any, open_version, opened, tokenizer_path
 
 DATA = "data"
 
+_UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_TEMPORARY = r"\.tmp[A-Za-z0-9]{6}"
+#: Names that Lance gives to files that a version may name.
+_NAMED = {
+    DATA: rf"([01]{{24}}[0-9a-f]{{26}}|{_UUID})\.lance",
+    "_transactions": rf"\d+-{_UUID}\.txn",
+    "_deletions": r"\d+-\d+-\d+\.(arrow|bin)",
+}
+#: Names of Lance's temporary files, which no version ever names.
+_UNNAMED = {
+    **{folder: rf"{name}#\d+|{_TEMPORARY}" for folder, name in _NAMED.items()},
+    "_versions": rf"\d+\.manifest#\d+|{_TEMPORARY}",
+    "_refs/tags": rf".+\.json(\.tmp\.[0-9a-f]{{32}})?#\d+|.+\.json\.tmp\.[0-9a-f]{{32}}|{_TEMPORARY}",
+}
+_CACHE = re.compile(rf"{re.escape(FOLDER)}/cache/v(\d+)-")
+
 
 def with_data(files: Files, receipts: Iterable[Receipt]) -> dict[int, Receipt]:
-    """Those receipts, by shard, whose data files are there: somebody may have removed them."""
+    """Return those receipts, by shard, whose data files still exist."""
     there = set(files.list(DATA))
     return {
         receipt.shard: receipt
@@ -24,11 +56,7 @@ def with_data(files: Files, receipts: Iterable[Receipt]) -> dict[int, Receipt]:
 
 
 def remove_leftovers(uri: str, *, keep: Iterable[dict[str, Any]], overwritten: bool, journal: Journal) -> list[str]:
-    """Remove data files that neither a version nor a fragment to keep names; returns their names.
-
-    Only on a local disk, where the output's lock says that nobody else is writing: in an object store another build may
-    be, and its files look the same. There Lance's own cleanup removes them, when `lance-prep prune` removes a version,
-    once they are seven days old.
+    """Remove data files that neither a version nor a fragment to keep names; return their names.
 
     Args:
         keep: fragments that are about to be committed.
@@ -40,14 +68,154 @@ def remove_leftovers(uri: str, *, keep: Iterable[dict[str, Any]], overwritten: b
     wanted = {file["path"] for fragment in keep for file in fragment["files"]}
     journal.forget_others(wanted)
     dataset = open_dataset(uri) if overwritten else None
-    if dataset is not None:
-        paths = dataset.tracked_files().read_all()["path"].to_pylist()
-        wanted |= {path.removeprefix(f"{DATA}/") for path in paths}
-    folder = Path(uri) / DATA
+    wanted = {f"{DATA}/{name}" for name in wanted} | (_tracked(dataset) if dataset is not None else set())
+    return _remove(uri, DATA, _NAMED[DATA], wanted) + _remove(uri, DATA, _UNNAMED[DATA], set())
+
+
+@contextmanager
+def open_locked(
+    path: str | Path, version: int | str | None = None, storage_options: Mapping[str, str] | None = None
+) -> Iterator[DatasetVersion]:
+    """Open a dataset for a command that changes it, and hold its lock while the block runs.
+
+    The version is resolved under the lock. If the command before did not end well, `tidy` runs first.
+
+    Raises:
+        DatasetError: as `open_version`.
+        OutputLocked: a build or another command works on the dataset.
+    """
+    # A lock makes its folder: opening first refuses a path where there is nothing.
+    uri = open_version(path, version, storage_options).uri
+    with output_lock(uri) as lock:
+        if lock.interrupted:
+            tidy(uri)
+        yield open_version(path, version, storage_options)
+
+
+def tidy(uri: str) -> None:
+    """Complete what a killed command began, and remove what it left. Call it with the output's lock held.
+
+    Afterwards the latest version is sealed and its build noted as committed. What only vanished versions needed is
+    gone, and so is each file that nothing names. If a version cannot be read, nothing that it might need is removed.
+    """
+    if not is_local(uri):
+        return
+    files = LocalFiles(Path(uri))
+    for folder, pattern in _UNNAMED.items():
+        _remove(uri, folder, pattern, set())
+    for path in files.list(FOLDER):
+        name = path.rpartition("/")[2]
+        if name.startswith(".") and name.endswith(TEMPORARY):
+            files.delete(path)
+    latest = open_dataset(uri)
+    try:
+        if latest is not None and KEY in (latest.schema.metadata or {}):
+            _complete(opened(uri, latest, None))
+        wanted = _tracked(latest) if latest is not None else set()
+        forget(files, uri)
+        wanted |= _unfinished(files)
+    except DatasetError:
+        return
+    for folder, pattern in _NAMED.items():
+        _remove(uri, folder, pattern, wanted)
+
+
+def _unfinished(files: Files) -> set[str]:
+    """Data files of builds that were begun and not committed, by path in the dataset."""
+    return {
+        f"{DATA}/{name}"
+        for key in unfinished_builds(files)
+        for receipt in Journal(files, key).receipts().values()
+        for name in receipt.data_files()
+    }
+
+
+def _remove(uri: str, folder: str, pattern: str, wanted: set[str]) -> list[str]:
+    """Remove the regular files of a folder whose names match and that are not wanted; return their names."""
     removed = []
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in wanted:
-            path.unlink()
+    for entry in _entries(Path(uri) / folder):
+        name = entry.name
+        if entry.is_file(follow_symlinks=False) and re.fullmatch(pattern, name) and f"{folder}/{name}" not in wanted:
+            Path(entry.path).unlink()
             removed.append(name)
-    return removed
+    return sorted(removed)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    if folder.is_dir() and not folder.is_symlink():
+        yield from list(os.scandir(folder))
+
+
+def _tracked(dataset: Any) -> set[str]:
+    """Files that any version names, by path in the dataset.
+
+    Raises:
+        DatasetError: a version cannot be read.
+    """
+    try:
+        return set(dataset.tracked_files().read_all()["path"].to_pylist())
+    except (RuntimeError, OSError, ValueError) as error:
+        raise DatasetError(f"a version is damaged: {error}", "`lance-prep versions` says which") from error
+
+
+def _complete(latest: DatasetVersion) -> None:
+    """Note and seal the latest version, if the process died between its commit and that."""
+    files, number = latest.files, latest.number
+    for build in latest.builds:
+        Journal(files, build.key).close(build.version)
+    transaction = latest.dataset.read_transaction(number)
+    properties = (transaction.transaction_properties if transaction is not None else None) or {}
+    if is_sealed(files, number) or not any(name.startswith("lance_prep.") for name in properties):
+        return
+    hashes = None
+    if "lance_prep.compact" in properties:  # its files are in no receipt
+        before = open_any(latest.uri, number - 1)
+        known = {file.path for fragment in before.get_fragments() for file in fragment.data_files()}
+        new = [one for one in latest.fragments() if not known.issuperset(file["path"] for file in one["files"])]
+        hashes = hash_files(files, new)
+    seal(files, number, hashes)
+
+
+def forget(files: Files, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
+    """Delete what only vanished versions needed: journals, tokenizers, lists, seals and cached indexes.
+
+    Raises:
+        DatasetError: a version cannot be read, so what it needs is unknown. Nothing was deleted.
+    """
+    versions = set(manifest_versions(files))
+    needed = {f"{BUILDS_FOLDER}/{key}" for key in unfinished_builds(files)}
+    for number in versions:
+        dataset = open_any(uri, number, storage_options)
+        needed |= {f"{DATA}/{file.path}" for fragment in dataset.get_fragments() for file in fragment.data_files()}
+        if KEY in (dataset.schema.metadata or {}):
+            needed |= _needed_by(opened(uri, dataset, storage_options))
+    for folder in (BUILDS_FOLDER, TOKENIZERS_FOLDER, LISTS_FOLDER):
+        unneeded = [path for path in files.list(folder) if "/".join(path.split("/")[:3]) not in needed]
+        for path in sorted(unneeded, key=Journal.order_of_deletion):
+            files.delete(path)
+    for path in files.list(SEALS):
+        name = Path(path).stem
+        # The seal of a compaction also holds hashes of data files, which later versions may have too.
+        if name.isdigit() and int(name) not in versions and needed.isdisjoint(_sealed(files, int(name))):
+            files.delete(path)
+    for path in files.list(f"{FOLDER}/cache"):
+        match = _CACHE.match(path)
+        if match and int(match[1]) not in versions:
+            files.delete(path)
+
+
+def _needed_by(version: DatasetVersion) -> set[str]:
+    """Files and folders of the sidecar that a version needs."""
+    needed = {list_path(version.metadata.builds)}
+    if version.metadata.tokenizer is not None:
+        needed.add(tokenizer_path(version.metadata.tokenizer.sha256))
+    for build in version.builds:
+        needed |= {f"{BUILDS_FOLDER}/{build.key}", list_path(build.sources)}
+    return needed
+
+
+def _sealed(files: Files, version: int) -> dict[str, str]:
+    try:
+        return read_seal(files, version) or {}
+    except ValueError:
+        return {}

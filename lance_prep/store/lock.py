@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -12,20 +13,26 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from lance_prep.errors import OutputError, OutputLocked, translate_output, translating
-from lance_prep.store.files import is_local
+from lance_prep.errors import UNSUPPORTED, DatasetError, OutputError, OutputLocked, translate_output, translating
+from lance_prep.store.files import is_local, make_durable, refuse_links
 from lance_prep.store.metadata import FOLDER
 
 
 class OutputLock:
-    """A lock that is held. In an object store there is none to hold."""
+    """A lock that is held. An object store has none.
 
-    def __init__(self, uri: str, file: IO[str] | None = None) -> None:
+    Attributes:
+        interrupted: the command that held the lock before did not end well (it was killed, or failed), so it may have
+            left files behind or a commit half noted.
+    """
+
+    def __init__(self, uri: str, file: IO[str] | None = None, *, interrupted: bool = False) -> None:
+        self.interrupted = interrupted
         self._uri = uri
         self._file = file
 
     def check(self) -> None:
-        """See that it is still the output's: who removes the folder removes the lock with it.
+        """Check that the lock file still exists: removing the output folder removes it.
 
         Raises:
             OutputError: the folder was removed, or replaced by another one.
@@ -34,7 +41,7 @@ class OutputLock:
             return
         held = os.fstat(self._file.fileno())
         try:
-            there = _path(self._uri).stat()
+            there = _path(self._uri).lstat()
         except OSError:
             there = None
         if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
@@ -47,11 +54,12 @@ class OutputLock:
 def output_lock(uri: str) -> Iterator[OutputLock]:
     """Hold the output's lock while the block runs.
 
-    On a local disk it is the kernel's (`flock`), which goes with its process however that ends: a dead one's is never
-    in the way. In an object store there is none: of two that build at once, the commit lets one win.
+    On a local disk it is the kernel's (`flock`), which ends with its process however that ends: a dead process never
+    blocks others. An object store has no lock: of two concurrent builds, the commit lets one win.
 
     Raises:
         OutputLocked: another process holds it: says which and since when.
+        DatasetError: the dataset has a symbolic link in place of one of its folders, or of the lock.
         OutputError: what the system or Lance raised while the lock was held.
     """
     with translating(uri, translate_output):
@@ -68,33 +76,51 @@ def _path(uri: str) -> Path:
 
 @contextmanager
 def _held(uri: str) -> Iterator[OutputLock]:
-    import fcntl
-
+    refuse_links(uri)
     path = _path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputLocked(f"{uri} is being built by {_holder(file)}", "wait for it, or end it") from None
+    with _open(path) as file:
+        _lock(file, uri)
+        file.seek(0)
+        interrupted = bool(file.read(1))
+        file.seek(0)
         file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}))
         file.flush()
-        try:
-            yield OutputLock(uri, file)
-        finally:
-            file.truncate(0)
+        make_durable(file.fileno())  # a command after a power cut also learns of this one
+        yield OutputLock(uri, file, interrupted=interrupted)
+        file.truncate(0)  # only after success: text in the file tells the next command to look for leftovers
+
+
+def _open(path: Path) -> IO[str]:
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise DatasetError(f"{path} is a symbolic link to {str(path.readlink())!r}", "remove the link") from error
+        raise
+
+
+def _lock(file: IO[str], uri: str) -> None:
+    try:
+        import fcntl
+    except ImportError as error:
+        raise OutputError(UNSUPPORTED[0], UNSUPPORTED[1]) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputLocked(f"{uri} is being built by {_holder(file)}", "wait for it, or end it") from None
 
 
 def _holder(file: IO[str]) -> str:
-    """Who wrote itself into the lock's file. It may be about to, and what a killed one wrote may still be there."""
+    """Return the process named in the lock's file. A new holder may not have replaced what a killed one wrote."""
     for _ in range(20):
         file.seek(0)
         try:
             holder = json.loads(file.read())
             if holder["host"] != socket.gethostname() or _lives(holder["pid"]):
                 return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             pass
         time.sleep(0.05)
     return "another process"

@@ -243,8 +243,13 @@ class Journal:
 
     def discard(self) -> None:
         """Delete the journal: its shards' files belong to nothing then."""
-        for path in self._files.list(self._folder):
+        for path in sorted(self._files.list(self._folder), key=self.order_of_deletion):
             self._files.delete(path)
+
+    @staticmethod
+    def order_of_deletion(path: str) -> tuple[bool, bool]:
+        """Sort the plan first and the note of the commit last, so that half a journal is not an unfinished build."""
+        return path.endswith(f"/{COMMITTED}"), not path.endswith("/plan.json")
 
     def write_rejected(self, shard: int, lines: bytes) -> None:
         """Keep a shard's rejected rows (JSON lines), or remove what an earlier try left."""

@@ -40,13 +40,14 @@ def hash_files(files: Files, fragments: list[dict[str, Any]]) -> dict[str, str]:
     if not isinstance(files, LocalFiles):
         return {}
     names = [file["path"] for fragment in fragments for file in fragment["files"]]
-    return {name: hash_file(files._root / "data" / name) for name in names}
+    return {name: hash_file(files.path(f"data/{name}")) for name in names}
 
 
 def manifest_path(files: Files, version: int) -> str | None:
     """Where the manifest of a version lies, or None where it is not there."""
     names = (f"_versions/{_LAST - version:020}.manifest", f"_versions/{version}.manifest")
-    return next((name for name in names if files.read(name) is not None), None)
+    there = set(files.list("_versions"))
+    return next((name for name in names if name in there), None)
 
 
 def manifest_versions(files: Files) -> list[int]:
@@ -94,6 +95,14 @@ def read_seal(files: Files, version: int) -> dict[str, str] | None:
         return {str(path): str(digest) for path, digest in hashes.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{SEALS}/{version}.json is damaged ({error})") from error
+
+
+def is_sealed(files: Files, version: int) -> bool:
+    """Return whether a version's seal has a hash of its manifest. A damaged seal counts: `verify` reports it."""
+    try:
+        return manifest_path(files, version) in (read_seal(files, version) or {})
+    except ValueError:
+        return True
 
 
 def data_hashes(files: Files) -> dict[str, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lance_prep.errors import DamagedDataset, DatasetError
-from lance_prep.store.files import Files, files_of, is_local
+from lance_prep.store.files import Files, files_of, is_local, refuse_links
 from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.metadata import (
     LISTS_FOLDER,
@@ -116,10 +116,11 @@ def open_version(
         storage_options: for an object store.
 
     Raises:
-        DatasetError: there is no dataset, it has no such version, lance-prep did not build it, or it is damaged
-            (`DamagedDataset`).
+        DatasetError: there is no dataset, it has no such version, lance-prep did not build it, a folder of it is a symbolic
+            link, or it is damaged (`DamagedDataset`).
     """
     uri = dataset_uri(path)
+    refuse_links(uri)
     return opened(uri, open_any(uri, version, storage_options), storage_options)
 
 
