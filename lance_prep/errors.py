@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -141,7 +142,7 @@ _HUB_ADVICE = (
 )
 #: What is wrong on Windows, and what to do there.
 UNSUPPORTED = (
-    "lance-prep runs on Linux and macOS, not on this platform",
+    f"lance-prep runs on Linux and macOS, not on this platform ({sys.platform})",
     "run it in WSL (Windows Subsystem for Linux), a container or a virtual machine",
 )
 _LOGIN = "ask for access on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN"

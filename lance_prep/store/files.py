@@ -65,8 +65,11 @@ class LocalFiles:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def path(self, path: str) -> Path:
+    def path(self, path: str, *, replace: bool = False) -> Path:
         """Return the local path of a file, which need not exist.
+
+        Args:
+            replace: the file itself is only replaced or deleted, so it may be a link.
 
         Raises:
             DatasetError: the path leaves the root, or passes through a symbolic link.
@@ -75,11 +78,11 @@ class LocalFiles:
         if path.startswith("/") or ".." in parts:
             raise DatasetError(f"{self._root}: the file name {path!r} points outside the dataset", NOT_TRUSTED)
         at = self._root
-        for part in parts:
+        for part in parts[:-1] if replace else parts:
             at = at / part
             if at.is_symlink():
                 raise DatasetError(f"{at} is a symbolic link; datasets with links inside are refused", LINK_ADVICE)
-        return at
+        return self._root / path
 
     def read(self, path: str) -> bytes | None:
         try:
@@ -88,10 +91,10 @@ class LocalFiles:
             return None
 
     def write(self, path: str, data: bytes) -> None:
-        folder, _, name = path.rpartition("/")
-        parent = self.path(folder) if folder else self._root
+        target = self.path(path, replace=True)
+        parent = target.parent
         _make_folder(parent)
-        temporary = parent / f".{name}{TEMPORARY}"
+        temporary = parent / f".{target.name}{TEMPORARY}"
         temporary.unlink(missing_ok=True)
         try:
             # O_EXCL follows no link, whatever appeared under this name meanwhile.
@@ -99,7 +102,7 @@ class LocalFiles:
                 file.write(data)
                 file.flush()
                 make_durable(file.fileno())
-            temporary.replace(parent / name)  # replaces a link instead of following it
+            temporary.replace(target)  # replaces a link instead of following it
         except BaseException:
             temporary.unlink(missing_ok=True)  # free the space on a full disk
             raise
@@ -109,8 +112,7 @@ class LocalFiles:
         return sorted(_walk(self.path(folder), folder.rstrip("/")))
 
     def delete(self, path: str) -> None:
-        folder, _, name = path.rpartition("/")
-        ((self.path(folder) if folder else self._root) / name).unlink(missing_ok=True)
+        self.path(path, replace=True).unlink(missing_ok=True)
 
     def sync(self, path: str) -> None:
         target = self.path(path)
