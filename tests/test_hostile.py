@@ -132,7 +132,7 @@ def test_no_name_leaves_the_dataset(dataset: Path, path: str) -> None:
 
 
 def test_an_unsupported_platform_is_named_in_the_first_line(tmp_path: Path) -> None:
-    code = "import sys; sys.platform = 'win32'; from lance_prep.cli.main import main; main()"
+    code = "import sys; from lance_prep.cli.main import main; sys.platform = 'win32'; main()"
     done = subprocess.run([sys.executable, "-c", code, "build", "sample"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     what, advice = done.stderr.splitlines()
