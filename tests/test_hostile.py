@@ -91,14 +91,19 @@ def test_a_new_output_with_a_linked_data_folder(home: Path, victim: Path, tmp_pa
 def test_links_in_place_of_files(home: Path, dataset: Path, victim: Path, capsys: Any) -> None:
     """The lock, and the temporary files of the sidecar and of the quarantine."""
     before = content(victim)
-    for link in (".lance_prep/.tokenizer.json.part", ".lance_prep/tokenizer.json", "../.o.rejected.jsonl.part"):
-        path = dataset / link
-        path.unlink(missing_ok=True)
+    tokenizer = next((dataset / ".lance_prep" / "tokenizers").iterdir())
+    for path in (tokenizer.with_name(f".{tokenizer.name}.part"), dataset.with_name(".o.rejected.jsonl.part")):
         path.symlink_to(victim / "thesis.tex")
+    data = tokenizer.read_bytes()
+    tokenizer.unlink()
     assert run(build(home, dataset, "--overwrite", "--seed", "4")) == 0
-    assert (dataset / ".lance_prep/tokenizer.json").read_bytes().startswith(b"{")
-    assert not (dataset / ".lance_prep/tokenizer.json").is_symlink()
+    assert tokenizer.read_bytes() == data
+    assert (dataset.parent / "o.rejected.jsonl").read_text().count("\n") == 1
     assert content(victim) == before
+    tokenizer.unlink()
+    tokenizer.symlink_to(victim / "thesis.tex")
+    assert run(["show", str(dataset)]) == 1
+    assert f"{tokenizer} is a symbolic link" in capsys.readouterr().err
     lock = dataset / ".lance_prep" / "lock"
     lock.unlink()
     lock.symlink_to(victim / "thesis.tex")

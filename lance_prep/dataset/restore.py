@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lance_prep.store.lance_io import commit_restore
 from lance_prep.store.leftovers import open_locked

@@ -116,8 +116,8 @@ def open_version(
         storage_options: for an object store.
 
     Raises:
-        DatasetError: there is no dataset, it has no such version, lance-prep did not build it, a folder of it is a symbolic
-            link, or it is damaged (`DamagedDataset`).
+        DatasetError: there is no dataset, it has no such version, lance-prep did not build it, one of its folders is a
+            symbolic link, or it is damaged (`DamagedDataset`).
     """
     uri = dataset_uri(path)
     refuse_links(uri)
