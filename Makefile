@@ -1,5 +1,5 @@
-# make demo   a first look: environment, package, a dataset from text that every Python ships
-# make test   everything that CI runs, but the linters
+# make demo   set up the environment and build a dataset from Python's own documentation
+# make test   run the tests; CI runs these and `make lint`
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ RUNS ?= 5
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
 	$(BIN)/lance-prep info sample.lance
-	$(BIN)/lance-prep show sample.lance --rows 5
+	$(BIN)/lance-prep show sample.lance --limit 3
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -25,7 +25,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The long runs: not in `make test`.
+# Long runs, which `make test` leaves out.
 torture: $(VENV)/.dev
 	$(BIN)/python -m pytest -m torture --timeout 3600
 
@@ -36,6 +36,8 @@ bench-read: $(VENV)/.bench
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_read.py --rounds $(RUNS)
 
 $(VENV)/.base: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "lance-prep needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
 	touch $@

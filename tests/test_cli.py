@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lance_prep.cli.common import as_options
 from lance_prep.cli.main import COMMANDS, run
-from lance_prep.recipe import Recipe
+from lance_prep.errors import DatasetError
+from lance_prep.recipe import Recipe, default_output, load_recipe
 from tests import tokenizers_made as made
 from tests.loopback_hub import LoopbackHub
 
@@ -246,3 +249,173 @@ def test_wikitext_from_a_hub(tmp_path: Path, hub: LoopbackHub) -> None:
     # Only the text column's bytes came over the wire.
     assert hub.bytes_sent("_lfs|resolve.*parquet") < sum(map(len, files.values()))
     assert run(["verify", str(tmp_path / "w.lance")]) == 0
+
+
+def test_several_sources_are_one_source_in_order(tmp_path: Path, tokenizer: str, capsys: Any) -> None:
+    for name in "cab":
+        (tmp_path / f"{name}.jsonl").write_text("".join(f'{{"text": "{name} {i}"}}\n' for i in range(3)))
+    flags = ["--tokenizer", tokenizer, "--layout", "documents", "--no-shuffle"]
+    files = [str(tmp_path / f"{name}.jsonl") for name in "cab"]
+    output = str(tmp_path / "o.lance")
+    assert run(["build", *files[:2], *flags, "-o", output]) == 0
+    capsys.readouterr()
+    assert run(["show", output, "--limit", "99", "--json"]) == 0
+    texts = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert texts == [f"{name} {i}" for name in "ca" for i in range(3)]
+    # The same files by another name are the same source, and a longer list has grown.
+    assert run(["build", *files[:2], *flags, "-o", output, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "unchanged"
+    assert run(["build", *files, *flags, "-o", output]) == 1
+    assert "1 new" in capsys.readouterr().err
+    assert run(["build", str(tmp_path), *flags, "-o", output, "--append"]) == 0
+    assert lance.dataset(output).count_rows() == 9
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        (["a.jsonl", "a.jsonl"], "named twice"),
+        (["a.jsonl", "sample"], "sample is a recipe and cannot be combined"),
+        (["a.jsonl", "pydoc:topics"], "pydoc:topics cannot be combined"),
+        (["a.jsonl", "none.jsonl"], "none.jsonl: no such file"),
+    ],
+)
+def test_sources_that_cannot_be_combined(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, names: list[str], what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    assert run(["build", *names]) in (1, 2)
+    assert what in capsys.readouterr().err
+
+
+def test_the_default_output_of_several_sources_is_named_by_their_folder(tmp_path: Path) -> None:
+    assert default_output(["data/a.jsonl", "data/b.jsonl"]) == default_output("data/*.jsonl") == "data.lance"
+    assert default_output(["a.jsonl", "b.jsonl"]) == default_output("*.jsonl") == "dataset.lance"
+
+
+def test_backslashes_in_the_template_flag_are_newlines_and_tabs(tmp_path: Path, tokenizer: str, capsys: Any) -> None:
+    (tmp_path / "a.jsonl").write_text('{"q": "why", "a": "so"}\n')
+    flags = ["--tokenizer", tokenizer, "--layout", "documents", "-o", str(tmp_path / "o.lance")]
+    template = r"Q: {{ q }}\n\tA: {{ a }} \\nabla"
+    assert run(["build", str(tmp_path / "a.jsonl"), "--template", template, *flags]) == 0
+    capsys.readouterr()
+    assert run(["show", str(tmp_path / "o.lance")]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["  Q: why", "  \tA: so \\nabla"]
+    # In a recipe file, YAML has its own rules.
+    (tmp_path / "r.yaml").write_text("source: a.jsonl\ntemplate: 'Q: {{ q }}\\n'\n")
+    assert load_recipe(tmp_path / "r.yaml").template == r"Q: {{ q }}\n"
+
+
+def test_show_prints_text_as_text_and_escapes_control_characters(tmp_path: Path, tokenizer: str, capsys: Any) -> None:
+    text = 'line one\n\tdon\'t "quote" \\n\x1b]0;title\x07\r\x9b31m \u202egnp'
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text, "kept": "\x1b[31m"}) + "\n")
+    flags = ["--tokenizer", tokenizer, "--layout", "documents", "--keep-columns", "kept"]
+    assert run(["build", str(tmp_path / "a.jsonl"), *flags, "-o", str(tmp_path / "o.lance")]) == 0
+    capsys.readouterr()
+    assert run(["show", str(tmp_path / "o.lance")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ["  line one", '  \tdon\'t "quote" \\n\\x1b]0;title\\x07\\r\\x9b31m \\u202egnp']
+    assert "\x1b" not in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["show", "x", "--row", "1", "--limit", "2"], "--limit cannot be combined with --row"),
+        (["show", "x", "--json", "--width", "9"], "--json always prints"),
+        (["show", "x", "--json", "--ids"], "--json always prints"),
+        (["verify", "x", "--seed", "1"], "--seed has no effect without --against-source"),
+        (["verify", "x", "--sample-rows", "1"], "--sample-rows has no effect without --against-source"),
+        (["build", "x", "--append", "--overwrite"], "--append and --overwrite exclude each other"),
+        (["build", "x", "--workers", "0"], "--workers"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(capsys: Any, arguments: list[str], what: str) -> None:
+    said, _ = failure(*arguments, capsys=capsys, code=2)
+    assert what in said
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "info", "none.lance"], ["info", "none.lance", "--debug"]])
+def test_debug_raises_the_error(arguments: list[str]) -> None:
+    with pytest.raises(DatasetError, match="there is no dataset at"):
+        run(arguments)
+
+
+def test_debug_as_a_value_is_a_value(tmp_path: Path, source: str, capsys: Any) -> None:
+    said, _ = failure("build", source, "--text-column=--debug", "-o", tmp_path / "o.lance", capsys=capsys)
+    assert "no column '--debug'" in said
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("add it: append=True; or overwrite=True", "add it: --append; or --overwrite"),
+        ("text_column and template: keep one", "--text-column and template: keep one"),
+        ("filter 'n > text_column' is invalid", "--filter 'n > text_column' is invalid"),
+        ("block_size: must be at least 2", "--block-size: must be at least 2"),
+        ("use layout='raw' or shuffle=False", "use --layout 'raw' or --no-shuffle"),
+        ("choose another output=PATH", "choose another -o PATH"),
+        ("the source's filter, the dataset's seed", "the source's filter, the dataset's seed"),
+        ("num_tokens, my_seed and block_sizes", "num_tokens, my_seed and block_sizes"),
+    ],
+)
+def test_errors_of_the_library_name_fields_and_those_of_the_command_line_options(message: str, options: str) -> None:
+    assert as_options(message) == options
+
+
+def test_a_dry_run_says_what_the_build_would_do_and_writes_nothing(
+    tmp_path: Path, source: str, tokenizer: str, capsys: Any
+) -> None:
+    shutil.copytree(Path(source).parent, tmp_path / "folder", ignore=shutil.ignore_patterns("tokenizer"))
+    build = ["build", str(tmp_path / "folder"), "-o", str(tmp_path / "o.lance"), "--tokenizer", tokenizer]
+
+    def would(*flags: str, code: int = 0) -> str:
+        before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+        capsys.readouterr()
+        assert run([*build, "--dry-run", "--json", *flags]) == code
+        assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+        plan = json.loads(capsys.readouterr().out)
+        assert plan["files"]
+        return f"{plan['action']}: {plan['why']}"
+
+    assert would() == f"build: a new dataset at {tmp_path / 'o.lance'}"
+    assert run(build) == 0
+    assert would() == would("--append") == would("--overwrite") == "nothing: version 1 is up to date"
+    assert would("--seed", "2", code=1).startswith("refuse: ")
+    assert would("--seed", "2", "--skip-existing").startswith("skip: ")
+    assert would("--seed", "2", "--overwrite") == "overwrite: the new content becomes version 2"
+    pq.write_table(pa.table({"text": ["new"], "n": [1]}), tmp_path / "folder" / "b.parquet")
+    assert would(code=1).startswith("refuse: ")
+    assert would("--append") == "append: 1 new files as version 2"
+    assert run([*build, "--dry-run", "--append", "--workers", "1"]) == 0
+    assert "workers    1" in capsys.readouterr().out
+    assert run([*build, "--dry-run"]) == 1
+    said = capsys.readouterr()
+    assert "would      refuse: " in said.out
+    assert "--append" in said.err
+
+
+def test_a_dry_run_over_a_killed_build_says_how_far_it_is(tmp_path: Path, tokenizer: str, capsys: Any) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "a"}\n' * 1000)
+    (tmp_path / "c.jsonl").write_text("no JSON\n")
+    build = ["build", *(str(tmp_path / f"{name}.jsonl") for name in "abc"), "-o", str(tmp_path / "o.lance")]
+    build += ["--tokenizer", tokenizer, "--shard-size", "1000", "--strict", "--workers", "1"]
+    assert run(build) == 1
+    capsys.readouterr()
+    assert run([*build, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    done = len(plan["shards"]) - 1
+    assert (plan["action"], plan["why"]) == ("resume", f"{done} of {done + 1} shards are already finished")
+
+
+@pytest.mark.parametrize("command", ["build {source}", "build hf://datasets/a/b", "info {tmp}/o.lance", "show o.lance"])
+def test_storage_options_that_nothing_would_use_are_refused(
+    tmp_path: Path, source: str, capsys: Any, command: str
+) -> None:
+    given = command.format(source=source, tmp=tmp_path).split()
+    said, advice = failure(*given, "--storage-option", "a=b", capsys=capsys, code=2)
+    assert "--storage-option" in said
+    assert "no effect" in said
+    assert "HF_TOKEN" in advice or given[0] != "build"

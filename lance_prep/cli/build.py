@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -16,8 +17,9 @@ from lance_prep.recipe import Recipe, builtin_recipes, default_output, load_reci
 
 EXAMPLES = f"""\b
 SOURCE is a built-in recipe ({", ".join(builtin_recipes())}), a recipe .yaml, a Hub id
-owner/name, an hf:// or s3:// URL, or a local file, a folder or a glob
+owner/name, an hf:// or s3:// URL, or local files, folders and globs
 (.parquet .jsonl .json .csv .txt .arrow .lance; .gz and .zst of line formats).
+Several files, folders and globs are read in order, as one source.
 
 \b
 Examples:
@@ -25,8 +27,9 @@ Examples:
   lance-prep build wikitext                     (the first 500,000 lines)
   lance-prep build wikitext --max-rows all      (all of it)
   lance-prep build HuggingFaceFW/fineweb --config sample-10BT --layout blocks --block-size 2048
-  lance-prep build 'logs/*.jsonl.zst' --text-column message --keep-columns id,time --layout documents
+  lance-prep build logs/*.jsonl.zst --text-column message --keep-columns id,time --layout documents
   lance-prep build data.parquet --filter "lang = 'en'" --tokenizer ./tokenizer.json -o en.lance
+  lance-prep build qa.jsonl --template "Q: {{{{ question }}}}\\nA: {{{{ answer }}}}"
   lance-prep build my-recipe.yaml --dry-run
 """
 
@@ -43,6 +46,9 @@ def _option(name: str, field: FieldInfo) -> Any:
     flag, default, description = "--" + name.replace("_", "-"), field.default, field.description or ""
     kinds = [kind for kind in _flat(field.annotation) if kind is not type(None)]
     shown = "" if default in (None, ()) or "[default" in description else f"  [default: {_plain(default)}]"
+    if name == "template":
+        description += r" (in this option \n, \t and \\ are newline, tab and backslash)"
+        return click.option(flag, callback=_unescape, default=None, help=description)
     if name == "keep_columns":
         return click.option(flag, metavar="A,B,...", callback=_split, default=None, help=description)
     if bool in kinds:
@@ -67,12 +73,19 @@ def _plain(default: Any) -> str:
     return {True: "yes", False: "no"}.get(default, str(default)) if isinstance(default, bool) else str(default)
 
 
+def _unescape(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Shells pass backslashes on as they are, and a template without newlines is rarely meant."""
+    if value is None:
+        return None
+    return re.sub(r"\\([nt\\])", lambda match: {"n": "\n", "t": "\t", "\\": "\\"}[match[1]], value)
+
+
 def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if value is not None else None
 
 
 @command(EXAMPLES)
-@click.argument("source")
+@click.argument("source", nargs=-1, required=True)
 @click.option(
     "-o", "--output", metavar="PATH", help="Path or s3:// URI of the dataset.  [default: SOURCE's name.lance]"
 )
@@ -85,7 +98,7 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
 @json_option
 def build(
-    source: str,
+    source: tuple[str, ...],
     output: str | None,
     workers: int | None,
     append: bool,
@@ -97,32 +110,25 @@ def build(
     **fields: Any,
 ) -> None:
     overrides = {name: value for name, value in fields.items() if value is not None}
+    from lance_prep.cli.progress import make_progress
+    from lance_prep.cli.summary import preview_text, summary
+    from lance_prep.engine import RunOptions, Silent, preview_build, run_build
+
+    where = output or default_output(source)
+    options = RunOptions(where, workers, append, overwrite, skip_existing, storage_options, Silent())
     recipe = load_recipe(source, overrides)
     if dry_run:
-        _print_plan(recipe, storage_options, as_json)
+        preview = preview_build(recipe, options, uri=options.uri(source))
+        if as_json:
+            print_json(preview.as_json())
+        else:
+            click.echo(printable(preview_text(preview, options)))
+        if preview.error is not None:
+            raise preview.error
         return
-    from lance_prep.cli.progress import make_progress
-    from lance_prep.cli.summary import summary
-    from lance_prep.engine import RunOptions, run_build
-
     with make_progress() as progress:
-        options = RunOptions(
-            output or default_output(source), workers, append, overwrite, skip_existing, storage_options, progress
-        )
-        report = run_build(recipe, options, uri=options.uri(source))
+        report = run_build(recipe, replace(options, progress=progress), uri=options.uri(source))
     if as_json:
         print_json(report.as_json())
     else:
         click.echo(printable(summary(report, recipe)))
-
-
-def _print_plan(recipe: Recipe, storage_options: dict[str, str] | None, as_json: bool) -> None:
-    from lance_prep.cli.summary import plan_text
-    from lance_prep.plan import make_plan
-
-    made = make_plan(recipe, storage_options=storage_options)
-    if not as_json:
-        click.echo(printable(plan_text(made)))
-        return
-    plan = {name: value for name, value in made.as_json().items() if "schema" not in name}
-    print_json({**plan, "skipped": [asdict(each) for each in made.skipped]})

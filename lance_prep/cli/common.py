@@ -7,7 +7,7 @@ import re
 import time
 import unicodedata
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import click
@@ -26,20 +26,21 @@ def command(epilog: str = "") -> Callable[[Callable[..., Any]], click.Command]:
     """Make a command. Every command takes `--debug`; its help line comes from `main.COMMANDS`."""
 
     def make(function: Callable[..., Any]) -> click.Command:
-        return click.command(epilog=epilog)(debug_option(function))
+        made = click.command(epilog=epilog)(function)
+        made.params.append(DEBUG)
+        return made
 
     return make
 
 
-def debug_option(function: Any) -> Any:
-    """`--debug`, before or after the name of the command."""
+def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(dict)["debug"] = True
 
-    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        if value:
-            ctx.ensure_object(dict)["debug"] = True
 
-    help = "Show the traceback of an error."
-    return click.option("--debug", is_flag=True, expose_value=False, callback=remember, help=help)(function)
+DEBUG = click.Option(
+    ["--debug"], is_flag=True, expose_value=False, callback=_remember_debug, help="Show the traceback of an error."
+)
 
 
 def json_option(function: Any) -> Any:
@@ -60,15 +61,21 @@ def storage_option(function: Any) -> Any:
 
 
 def dataset_argument(function: Any) -> Any:
-    """DATASET and `--storage-option`."""
-    return click.argument("uri", metavar="DATASET")(storage_option(function))
+    """DATASET and `--storage-option`, which is refused if nothing would use it."""
+
+    @wraps(function)
+    def checked(*args: Any, uri: str, storage_options: dict[str, str] | None, **options: Any) -> Any:
+        if storage_options and "://" not in uri and not options.get("against_source"):
+            raise click.UsageError(f"--storage-option has no effect: {uri} is not in an object store; remove it")
+        return function(*args, uri=uri, storage_options=storage_options, **options)
+
+    return click.argument("uri", metavar="DATASET")(storage_option(checked))
 
 
 def dataset_options(function: Any) -> Any:
     """DATASET, `--version` and `--storage-option`."""
-    function = storage_option(function)
-    function = click.option("--version", metavar="N|TAG", help="Version or tag.  [default: the latest]")(function)
-    return click.argument("uri", metavar="DATASET")(function)
+    version = click.option("--version", metavar="N|TAG", help="Version or tag.  [default: the latest]")
+    return dataset_argument(version(function))
 
 
 @cache

@@ -9,7 +9,7 @@ from importlib import import_module
 import click
 
 from lance_prep import __version__
-from lance_prep.cli.common import as_options, debug_option, printable
+from lance_prep.cli.common import DEBUG, as_options, printable
 from lance_prep.cli.stop import StopOnSignals
 
 #: name -> (module, one line of help)
@@ -62,9 +62,11 @@ class _LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="lance-prep")
-@debug_option
 def cli() -> None:
     pass
+
+
+cli.params.append(DEBUG)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lance_prep.cli.common import count, size, span, table
-from lance_prep.engine import BuildReport
+from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_workers
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan
 from lance_prep.recipe import Recipe
@@ -79,8 +79,16 @@ def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
     return rows
 
 
-def plan_text(plan: Plan) -> str:
-    """What `--dry-run` prints."""
+def preview_text(preview: BuildPreview, options: RunOptions) -> str:
+    """Describe what a build would do, for `--dry-run`."""
+    would = [("would", f"{preview.action}: {preview.why}")]
+    if preview.action not in ("nothing", "skip", "refuse"):
+        workers = min(options.workers or default_workers(), len(preview.plan.shards))
+        would.append(("workers", f"{workers}"))
+    return plan_text(preview.plan, would)
+
+
+def plan_text(plan: Plan, would: list[tuple[str, str]]) -> str:
     recipe, source = plan.recipe, plan.source
     pinned = f" at {source.commit} ({source.revision})" if source.commit else ""
     rows = [
@@ -105,6 +113,7 @@ def plan_text(plan: Plan) -> str:
             else "as in the source",
         ),
         *([("max rows", f"{recipe.max_rows:,}")] if recipe.max_rows else []),
+        *would,
     ]
     lines = [table(rows), ""]
     for shard in plan.shards:

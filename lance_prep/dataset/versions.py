@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import timezone
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def version_entries(dataset: Any) -> list[dict[str, Any]]:
 
 
 def _utc(entry: dict[str, Any]) -> str:
-    return str(entry["timestamp"].astimezone(timezone.utc).isoformat(timespec="seconds"))
+    return str(entry["timestamp"].astimezone(UTC).isoformat(timespec="seconds"))
 
 
 def tags_by_version(dataset: Any) -> dict[int, tuple[str, ...]]:

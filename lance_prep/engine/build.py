@@ -15,16 +15,16 @@ from lance_prep.engine.finish import commit_build, existing_report
 from lance_prep.engine.local import default_workers, run_local
 from lance_prep.engine.output import Decision, check_folder, committed, decide
 from lance_prep.engine.progress import Progress, Silent
-from lance_prep.engine.report import BuildReport
+from lance_prep.engine.report import BuildPreview, BuildReport
 from lance_prep.engine.schedule import Schedule
 from lance_prep.engine.shard import BuildJob, Worker
-from lance_prep.errors import OutputError, RowRejected, TokenizerError, UsageError
+from lance_prep.errors import OutputError, OutputExists, RowRejected, SourceChanged, TokenizerError, UsageError
 from lance_prep.layout import document_affixes
 from lance_prep.ledger import Rejected, Tally
-from lance_prep.plan import make_plan
+from lance_prep.plan import Plan, make_plan
 from lance_prep.process import read_ahead
-from lance_prep.recipe import Recipe, default_output, load_recipe
-from lance_prep.store.files import is_local
+from lance_prep.recipe import Recipe, Source, default_output, load_recipe
+from lance_prep.store.files import files_of, is_local
 from lance_prep.store.leftovers import remove_leftovers, tidy, with_data
 from lance_prep.store.lock import OutputLock, output_lock
 from lance_prep.store.receipt import Journal, build_key, unfinished_builds
@@ -62,14 +62,14 @@ class RunOptions:
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} exclude each other", "use one of them")
 
-    def uri(self, source: str | Path | Recipe) -> str:
+    def uri(self, source: Source) -> str:
         """Absolute path, or URI, of the output."""
         output = str(self.output) if self.output is not None else default_output(source)
         return str(Path(output).absolute()) if is_local(output) else output.rstrip("/")
 
 
 def build(
-    source: str | Path | Recipe,
+    source: Source,
     *,
     output: str | Path | None = None,
     workers: int | None = None,
@@ -86,7 +86,7 @@ def build(
 
     Args:
         source: a built-in recipe (`sample`, `wikitext`), a recipe `.yaml`, a Hub id `owner/name`, an `hf://` or `s3://`
-            URL, a local file, folder or glob, or a `Recipe`.
+            URL, a local file, folder or glob, a list of these local names, or a `Recipe`.
         output, workers, append, overwrite, skip_existing, storage_options, progress: see `RunOptions`.
         overrides: fields of `Recipe`, such as `layout="blocks"` or `max_rows=1000`.
 
@@ -106,19 +106,10 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     if options.skip_existing and (existing := committed(uri, options.storage_options)).ours is not None:
         return existing_report(existing, "skipped", time.monotonic() - started)
     check_folder(uri, overwrite=options.overwrite)
-    made = make_plan(recipe, storage_options=options.storage_options)
-    if made.left_out:
-        options.progress.warned(made.left_out)
-    if uri in {file.url for file in made.files}:
-        raise UsageError(f"{uri} is the source itself", "choose another output")
-    spec = load_spec(made.recipe)
-    job = BuildJob(
-        plan=made,
-        spec=spec,
-        uri=uri,
-        key=build_key(made, spec.sha256 if spec else None),
-        storage_options=options.storage_options,
-    )
+    plan = _plan(recipe, options, uri)
+    if plan.left_out:
+        options.progress.warned(plan.left_out)
+    job = _job(plan, uri, options)
     with output_lock(uri) as lock:
         if lock.interrupted:
             tidy(uri)
@@ -126,6 +117,65 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
         if decision.job is None:
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)
         return _run(decision.job, decision, options, lock, started)
+
+
+def preview_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildPreview:
+    """Say what `run_build` would do. Nothing is written, and the tokenizer is loaded only to compare it."""
+    if options.skip_existing and committed(uri, options.storage_options).ours is not None:
+        return BuildPreview(_plan(recipe, options, uri), "skip", "the output exists and would be left alone")
+    plan = _plan(recipe, options, uri)
+    try:
+        check_folder(uri, overwrite=options.overwrite)
+        there = committed(uri, options.storage_options).number > 0
+        if not there and not unfinished_builds(files_of(uri, options.storage_options)):
+            return BuildPreview(plan, "build", f"a new dataset at {uri}")
+        job = _job(plan, uri, options)
+        return _preview(decide(job, append=options.append, overwrite=options.overwrite, settle=False), job)
+    except (OutputExists, SourceChanged) as error:
+        return BuildPreview(plan, "refuse", str(error), error)
+
+
+def _preview(decision: Decision, asked: BuildJob) -> BuildPreview:
+    job, version = decision.job, decision.existing.number
+    if job is None:
+        return BuildPreview(asked.plan, "nothing", f"version {version} is up to date")
+    done = len(Journal(job.files(), job.key).receipts())
+    resumed = f", with {done} of {len(job.plan.shards)} shards already finished" if done else ""
+    if decision.appends:
+        return BuildPreview(job.plan, "append", f"{len(job.plan.files)} new files as version {version + 1}{resumed}")
+    if version:
+        return BuildPreview(job.plan, "overwrite", f"the new content becomes version {version + 1}{resumed}")
+    if done:
+        return BuildPreview(job.plan, "resume", f"{done} of {len(job.plan.shards)} shards are already finished")
+    return BuildPreview(job.plan, "build", f"a new dataset at {job.uri}")
+
+
+def _plan(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
+    check_storage_options(recipe, uri, options.storage_options)
+    plan = make_plan(recipe, storage_options=options.storage_options)
+    if uri in {file.url for file in plan.files}:
+        raise UsageError(f"{uri} is the source itself", "choose another output")
+    return plan
+
+
+def check_storage_options(recipe: Recipe, uri: str, options: Mapping[str, str] | None) -> None:
+    """Refuse options for object stores if neither the source nor the output is in one.
+
+    Raises:
+        UsageError: nothing would use the options.
+    """
+    sources = (recipe.source,) if isinstance(recipe.source, str) else recipe.source
+    if options and not any("://" in name and not name.startswith("hf://") for name in (*sources, uri)):
+        raise UsageError(
+            f"storage_options have no effect: neither {recipe.asked} nor {uri or 'the output'} is in an object store",
+            "remove them; for the Hub, set HF_TOKEN and HF_ENDPOINT",
+        )
+
+
+def _job(plan: Plan, uri: str, options: RunOptions) -> BuildJob:
+    spec = load_spec(plan.recipe)
+    key = build_key(plan, spec.sha256 if spec else None)
+    return BuildJob(plan=plan, spec=spec, uri=uri, key=key, storage_options=options.storage_options)
 
 
 def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLock, started: float) -> BuildReport:
@@ -185,7 +235,7 @@ def load_spec(recipe: Recipe) -> TokenizerSpec | None:
 
 
 def stream(
-    source: str | Path | Recipe, *, storage_options: Mapping[str, str] | None = None, **overrides: Any
+    source: Source, *, storage_options: Mapping[str, str] | None = None, **overrides: Any
 ) -> pa.RecordBatchReader:
     """The rows that `build` would write, as a streaming reader: nothing is written, and a few batches are in memory.
 
@@ -200,7 +250,9 @@ def stream(
         RecipeError, SourceError, TokenizerError: at once, or from the reader as it comes to them; TokenizerError also
             where the fast backend proves to disagree with `tokenizers`, whose shard `build` would encode again.
     """
-    made = make_plan(load_recipe(source, overrides), storage_options=storage_options)
+    recipe = load_recipe(source, overrides)
+    check_storage_options(recipe, "", storage_options)
+    made = make_plan(recipe, storage_options=storage_options)
     job = BuildJob(made, load_spec(made.recipe), uri="", key="", storage_options=storage_options)
     return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), max_items=READ_AHEAD_BATCHES))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Literal
 
 from lance_prep.engine.changes import record_files
@@ -121,7 +121,7 @@ def _gather(decision: Decision, job: BuildJob, receipts: list[Receipt]) -> _Fini
         key=job.key,
         how="append" if before else "overwrite" if existing.number else "build",
         version=existing.number + 1,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         first_shard=decision.first_shard,
         shards=len(receipts),
         rows=sum(receipt.rows for receipt in receipts),

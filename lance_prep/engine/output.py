@@ -51,14 +51,17 @@ class Decision:
     first_shard: int = 0
 
 
-def decide(job: BuildJob, *, append: bool, overwrite: bool) -> Decision:
+def decide(job: BuildJob, *, append: bool, overwrite: bool, settle: bool = True) -> Decision:
     """Look at the output and say what to do.
+
+    Args:
+        settle: complete the notes of a process that died right after its commit. False writes nothing.
 
     Raises:
         OutputExists: it holds something that this build may not replace, or an unfinished build of something else.
         SourceChanged: it was built by the same recipe from another state of the source.
     """
-    existing = _look(job, overwrite=overwrite)
+    existing = _look(job, overwrite=overwrite, settle=settle)
     if overwrite:
         same = existing.ours is not None and [build.key for build in existing.ours.builds] == [job.key]
         return Decision(None if same else job, existing)
@@ -66,8 +69,10 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool) -> Decision:
         _refuse_unfinished(job)
         return Decision(job, existing)
     there = existing.ours
-    _refuse_other_recipe(job, there.metadata, ignore={"revision"} if append else set())
     changes = compare(there.source_files, job.plan)
+    # A folder, a glob and the list of files that a shell makes of it may name the same files.
+    ignore = set() if changes.gone or changes.changed else {"source"}
+    _refuse_other_recipe(job, there.metadata, ignore | ({"revision"} if append else set()))
     if not changes or (append and not changes.new and not changes.changed):
         return Decision(None, existing)
     limit = job.plan.recipe.max_rows
@@ -110,7 +115,7 @@ def committed(uri: str, storage_options: Mapping[str, str] | None) -> Existing:
     return Existing(int(dataset.version), opened(uri, dataset, storage_options))
 
 
-def _look(job: BuildJob, *, overwrite: bool) -> Existing:
+def _look(job: BuildJob, *, overwrite: bool, settle: bool) -> Existing:
     dataset = open_dataset(job.uri, storage_options=job.storage_options)
     if dataset is None:
         return Existing()
@@ -119,7 +124,7 @@ def _look(job: BuildJob, *, overwrite: bool) -> Existing:
             return Existing(int(dataset.version))
         raise OutputExists(f"{job.uri} is a Lance dataset that lance-prep did not make", OVERWRITE)
     ours = opened(job.uri, dataset, job.storage_options)
-    for build in ours.builds:
+    for build in ours.builds if settle else ():
         # A process killed between its commit and this note leaves the note to the next one.
         Journal(ours.files, build.key).close(build.version)
     return Existing(ours.number, ours)

@@ -5,7 +5,32 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lance_prep.errors import LancePrepError
 from lance_prep.ledger import Ledger
+from lance_prep.plan import Plan
+
+
+@dataclass(frozen=True)
+class BuildPreview:
+    """What a build would do.
+
+    Attributes:
+        plan: the files and shards that would be read.
+        action: `build` a new dataset, `resume` one, `append` or `overwrite` as a new version, do `nothing`, `skip` an
+            output that exists, or `refuse`.
+        why: what the action rests on, in one sentence.
+        error: the error that the build would raise, if it would refuse.
+    """
+
+    plan: Plan
+    action: Literal["build", "resume", "append", "overwrite", "nothing", "skip", "refuse"]
+    why: str
+    error: LancePrepError | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        plan = {name: value for name, value in self.plan.as_json().items() if "schema" not in name}
+        skipped = [asdict(each) for each in self.plan.skipped]
+        return {"action": self.action, "why": self.why, **plan, "skipped": skipped}
 
 
 @dataclass(frozen=True)

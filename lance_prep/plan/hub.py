@@ -33,7 +33,7 @@ def find_hub(recipe: Recipe, at: HubPath) -> Found:
         UsageError: options that contradict the URL.
     """
     if at.revision and recipe.revision not in (None, at.revision):
-        raise UsageError(f"{recipe.source} and --revision {recipe.revision} name two revisions", "give one of them")
+        raise UsageError(f"{recipe.asked} and --revision {recipe.revision} name two revisions", "give one of them")
     revision = at.revision or recipe.revision or "main"
     retries = Retries(attempts=FIRST_ATTEMPTS)
     with translating(f"dataset {at.repo}"):
@@ -67,7 +67,7 @@ def _info(repo: str, revision: str, retries: Retries) -> Any:
 def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: Retries) -> Found:
     """The files that a path or glob names, at a commit."""
     if recipe.config is not None or recipe.split is not None:
-        raise UsageError(f"{recipe.source} names files, so --config and --split mean nothing", "leave them out")
+        raise UsageError(f"{recipe.asked} names files, so --config and --split mean nothing", "leave them out")
     tree = _tree(at.repo, sha, retries)
     if is_glob(at.path):
         import re
@@ -88,10 +88,10 @@ def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: R
         raise SourceNotFound(
             f"dataset {at.repo} has no data file {at.path!r} at {revision}", f"there are {there or 'none'}"
         )
-    check_one_family(names, recipe.source)
+    check_one_family(names, recipe.asked)
     files = tuple(_file(at.repo, sha, name, *tree[name]) for name in names)
     inside = [name for name in tree if name.startswith(at.path.rstrip("/") + "/")]  # none if it names a file or a glob
-    source = PinnedSource(recipe.source, at.repo, revision=revision, commit=sha)
+    source = PinnedSource(recipe.asked, at.repo, revision=revision, commit=sha)
     return Found(source, files, skipped=left_out(inside, set(names)))
 
 
@@ -151,7 +151,7 @@ def _find_split(recipe: Recipe, repo: str, revision: str, info: Any, retries: Re
         advice = "name its files: hf://datasets/owner/name/path, if it holds any of the formats known here"
         raise SourceNotFound(f"{where}: {str(error).splitlines()[0]}", advice) from error
     split = choose("split", recipe.split, list(splits), "train", f"{where}, config {config}")
-    source = PinnedSource(recipe.source, repo, config, split, revision, info.sha)
+    source = PinnedSource(recipe.asked, repo, config, split, revision, info.sha)
     paths = [parse_hub_url(url).path for url in splits[split] if "::" not in url]
     if len(paths) == len(splits[split]) and all(_readable(path) for path in paths):
         pins = _paths_info(repo, info.sha, paths, retries)
@@ -212,7 +212,7 @@ def _find_converted(recipe: Recipe, repo: str, revision: str, retries: Retries) 
     splits = sorted({p[1] for p in parts if p[0] == config})
     split = choose("split", recipe.split, splits, "train", f"{where}, config {config}")
     files = tuple(_file(repo, info.sha, n, *pin) for n, pin in tree.items() if n.startswith(f"{config}/{split}/"))
-    return Found(PinnedSource(recipe.source, repo, config, split, CONVERTED, info.sha), files)
+    return Found(PinnedSource(recipe.asked, repo, config, split, CONVERTED, info.sha), files)
 
 
 def _streaming(source: PinnedSource) -> Found:
@@ -241,8 +241,8 @@ def _find_cached(recipe: Recipe, at: HubPath, revision: str) -> Found:
         found = find_local(os.path.join(folder, at.path))  # noqa: PTH118
         if found is None:
             raise SourceNotFound(f"dataset {at.repo}: the cache has no {at.path}", "unset HF_HUB_OFFLINE")
-        return Found(PinnedSource(recipe.source, at.repo, revision=revision, commit=commit), found.files)
+        return Found(PinnedSource(recipe.asked, at.repo, revision=revision, commit=commit), found.files)
     config, splits = _data_files(recipe, folder, commit, f"dataset {at.repo}")
     split = choose("split", recipe.split, list(splits), "train", f"dataset {at.repo}, config {config}")
     files = tuple(file for path in splits[split] for file in (find_local(path) or Found(PinnedSource(""), ())).files)
-    return Found(PinnedSource(recipe.source, at.repo, config, split, revision, commit), files)
+    return Found(PinnedSource(recipe.asked, at.repo, config, split, revision, commit), files)

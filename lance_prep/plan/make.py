@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from lance_prep.errors import BadFile, translating
+from lance_prep.errors import BadFile, UsageError, translating
 from lance_prep.fetch import HubPath, parse_hub_url
 from lance_prep.plan.columns import resolve_columns
 from lance_prep.plan.cut import cut_shards
 from lance_prep.plan.discover import Found, check_no_hub_options, find_local, find_remote, looks_like_hub_id, not_found
-from lance_prep.plan.model import PinnedSource, Plan, SourceFile
+from lance_prep.plan.formats import check_one_family
+from lance_prep.plan.model import PinnedSource, Plan, Skipped, SourceFile
 from lance_prep.plan.peek import peek_schema
 from lance_prep.recipe import Recipe
 
@@ -32,7 +33,7 @@ def make_plan(recipe: Recipe, *, storage_options: Mapping[str, str] | None = Non
         SourceError: the source cannot be found or read; which of its subclasses says why.
         UsageError: options that contradict the source, or a filter or template that is none.
     """
-    with translating(recipe.source):
+    with translating(recipe.asked):
         return _make_plan(recipe, storage_options)
 
 
@@ -52,7 +53,7 @@ def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
         # The first file that is not empty says which columns there are.
         first = next((file for file in found.files if file.size), None)
         if first is None:
-            raise BadFile(f"{recipe.source}: empty", "name a source with something in it")
+            raise BadFile(f"{recipe.asked}: empty", "name a source with something in it")
         schema = peek_schema(first, options)
         if first.format == "csv":  # whatever the first rows look like: a column that is asked for as text is text
             text = pa.field(recipe.text_column or "text", pa.string())
@@ -64,7 +65,31 @@ def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
 
 
 def _find(recipe: Recipe, options: Mapping[str, str] | None) -> Found:
-    source = recipe.source
+    if isinstance(recipe.source, str):
+        return _find_one(recipe, recipe.source, options)
+    return _find_several(recipe, recipe.source, options)
+
+
+def _find_several(recipe: Recipe, names: tuple[str, ...], options: Mapping[str, str] | None) -> Found:
+    """Files, folders and globs, one after the other, as one source."""
+    files: dict[str, SourceFile] = {}
+    skipped: tuple[Skipped, ...] = ()
+    for name in names:
+        if name == TOPICS or name.startswith("hf://"):
+            raise UsageError(f"{name} cannot be combined with other sources", "build it by itself")
+        found = _find_one(recipe, name, options)
+        if found.source.repo is not None:
+            raise UsageError(f"{name} is a Hub dataset and cannot be combined with other sources", "build it by itself")
+        for file in found.files:
+            if file.url in files:
+                raise UsageError(f"{file.url} is named twice: by {name}, and before it", "name each file once")
+            files[file.url] = file
+        skipped += found.skipped
+    check_one_family(list(files), recipe.asked)
+    return Found(PinnedSource(asked=recipe.asked), tuple(files.values()), skipped=skipped)
+
+
+def _find_one(recipe: Recipe, source: str, options: Mapping[str, str] | None) -> Found:
     if source == TOPICS:
         check_no_hub_options(recipe)
         return _topics(source)

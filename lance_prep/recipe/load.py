@@ -1,10 +1,11 @@
-"""From what a user types to a `Recipe`: a built-in name, a YAML file, or a source with defaults; then the overrides."""
+"""Turn what a user types into a `Recipe`: a built-in name, a YAML file, or sources, with some fields overridden."""
 
 from __future__ import annotations
 
 import difflib
+import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,36 +16,57 @@ from lance_prep.errors import RecipeError, UsageError
 from lance_prep.recipe.model import Recipe
 
 _ADVICE = "`lance-prep build --help` lists the fields and their values"
+#: What can be built: a built-in recipe, a recipe file, a path, glob, Hub id or URL, several paths, or a `Recipe`.
+Source = str | Path | Recipe | Sequence[str | Path]
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def builtin_recipes() -> list[str]:
-    """Names of the built-in recipes, sorted."""
+    """Return the names of the built-in recipes, sorted."""
     return sorted(
         path.name.removesuffix(".yaml") for path in _builtin_folder().iterdir() if path.name.endswith(".yaml")
     )
 
 
-def load_recipe(source: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe that `source` names, with fields overridden.
+def load_recipe(source: Source, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe that `source` names, with fields overridden.
 
     Args:
-        source: a built-in name, a `.yaml` file, or anything that `Recipe.source` takes. What exists on disk under
-            this name goes before a Hub id.
+        source: a built-in name, a `.yaml` file, a `Recipe`, or anything that `Recipe.source` takes. A local path takes
+            precedence over a Hub id of the same name.
         overrides: fields of `Recipe`.
 
     Raises:
-        RecipeError: no such recipe, or fields that do not make one.
-        UsageError: an override is at fault.
+        RecipeError: unknown recipe name, or a field of the recipe is invalid.
+        UsageError: an override is invalid.
     """
-    fields = source.model_dump() if isinstance(source, Recipe) else _fields(str(source))
-    where = "the recipe" if isinstance(source, Recipe) else str(source)
-    return _validated(fields, dict(overrides or {}), where)
+    if isinstance(source, Recipe):
+        return _validated(source.model_dump(), dict(overrides or {}), "the recipe")
+    names = _names(source)
+    fields = _fields(names[0]) if len(names) == 1 else _several(names)
+    return _validated(fields, dict(overrides or {}), ", ".join(names))
 
 
-def default_output(source: str | Path | Recipe) -> str:
-    """Where the dataset goes when no output is given: the source's name with `.lance`, in the current folder."""
-    text = source.source if isinstance(source, Recipe) else str(source)
+def _names(source: Source) -> tuple[str, ...]:
+    given = source.source if isinstance(source, Recipe) else source
+    return (str(given),) if isinstance(given, str | Path) else tuple(str(name) for name in given)
+
+
+def _several(names: tuple[str, ...]) -> dict[str, Any]:
+    recipes = [name for name in names if name in builtin_recipes() or name.endswith((".yaml", ".yml"))]
+    if recipes:
+        raise UsageError(f"{recipes[0]} is a recipe and cannot be combined with other sources", "build it by itself")
+    return {"source": names}
+
+
+def default_output(source: Source) -> str:
+    """Return the path of the dataset if no output is given: the source's name with `.lance`, in the current folder.
+
+    Several sources are named by the folder that they share.
+    """
+    names = _names(source)
+    text = names[0] if len(names) == 1 else f"{_shared_folder(names)}/*".lstrip("/")
     stem = re.split(r"[@*?\[]", text.rstrip("/"))[0].rstrip("/").rpartition("/")[2]
     if stem in ("", ".", ".."):
         stem = Path(text).resolve().name if Path(text).is_dir() else "dataset"
@@ -52,6 +74,13 @@ def default_output(source: str | Path | Recipe) -> str:
         stem = f"{stem.removesuffix('.lance')}-tokens"  # beside its source, not over it
     stem = re.sub(r"(\.(jsonl?|ndjson|csv|txt|md|parquet|arrow|ya?ml|lance|gz|zst|bz2|xz|rejected))+$", "", stem)
     return f"{stem.rpartition(':')[2] or 'dataset'}.lance"
+
+
+def _shared_folder(names: tuple[str, ...]) -> str:
+    try:
+        return posixpath.commonpath([posixpath.dirname(name) for name in names])
+    except ValueError:  # relative and absolute paths have none
+        return ""
 
 
 def _fields(source: str) -> dict[str, Any]:
@@ -66,7 +95,7 @@ def _fields(source: str) -> dict[str, Any]:
             raise RecipeError(f"no such recipe file: {source}", f"built-in recipes: {', '.join(builtin_recipes())}")
         fields = _parse(path.read_text(encoding="utf-8"), source)
         named = fields.get("source")
-        if named in builtin_recipes():
+        if isinstance(named, str) and named in builtin_recipes():
             return {**_fields(named), **{name: value for name, value in fields.items() if name != "source"}}
         return {**fields, **{f: _beside(path, fields[f]) for f in ("source", "tokenizer") if f in fields}}
     if "://" not in source and not _HUB_ID.fullmatch(source) and not _looks_like_path(source):
@@ -84,7 +113,9 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _beside(recipe: Path, source: Any) -> Any:
-    """A relative path in a recipe file is meant from the file's own folder."""
+    """Resolve a relative path in a recipe file against the file's own folder."""
+    if isinstance(source, list):
+        return [_beside(recipe, each) for each in source]
     if not isinstance(source, str) or "://" in source or Path(source).is_absolute():
         return source
     beside = recipe.parent / source
@@ -99,9 +130,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         fields = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not YAML: {' '.join(str(error).split())}", "mend it") from error
+        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}", "fix it") from error
     if not isinstance(fields, dict):
-        raise RecipeError(f"{where} holds no recipe: it has to be a mapping of fields", f"fields: {_known()}")
+        raise RecipeError(f"{where} is not a mapping of fields", f"fields: {_known()}")
     return fields
 
 

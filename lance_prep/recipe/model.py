@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Layout = Literal["lines", "documents", "blocks", "raw"]
 Packing = Literal["concat", "best-fit"]
@@ -57,7 +57,10 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str = Field(description="Hub id owner/name, hf:// or s3:// URL, local file, folder or glob")
+    source: str | tuple[str, ...] = Field(
+        description="Hub id owner/name, hf:// or s3:// URL, local file, folder or glob; or a list of files, folders "
+        "and globs, read in this order"
+    )
     config: str | None = Field(None, description="configuration (subset) of a Hub dataset")
     split: str | None = Field(None, description="split of a Hub dataset [default: train, or the only one]")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset [default: main]")
@@ -105,6 +108,14 @@ class Recipe(BaseModel):
     ] = None
     strict: bool = Field(False, description="stop at the first row that would be rejected")
 
+    @field_validator("source")
+    @classmethod
+    def _one_or_several(cls, source: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = (source,) if isinstance(source, str) else source
+        if not names or not all(names):
+            raise ValueError("empty; name a recipe, a Hub id, a file, a folder or a glob")
+        return names[0] if len(names) == 1 else names
+
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.keep_columns and self.layout == "blocks":
@@ -116,6 +127,11 @@ class Recipe(BaseModel):
         if self.tokenizer is None and self.layout != "raw":
             raise ValueError(f"layout {self.layout!r} needs a tokenizer")
         return self
+
+    @property
+    def asked(self) -> str:
+        """The source in one line, for messages."""
+        return self.source if isinstance(self.source, str) else ", ".join(self.source)
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON, in the order of the model."""
