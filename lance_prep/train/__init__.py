@@ -54,6 +54,15 @@ def __getattr__(name: str) -> Any:
     # On first use: the helper process of a forked worker (`lance_reads`) needs no torch, an import of 2 to 5 s.
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModuleNotFoundError(
+            f"{name} needs torch, which is not installed; install it with: pip install 'lance-prep[train]' "
+            "(from a checkout: pip install '.[train]')",
+            name="torch",
+        ) from error
     globals()[name] = value
     return value

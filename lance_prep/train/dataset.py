@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
 from lance_prep.train.access import Access, Reader, open_reader
-from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way
+from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.permutation import IndexArray
 from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
@@ -101,45 +101,49 @@ class LanceDataset(Dataset[dict[str, Any]]):
             raise UsageError(f"block_size={block_size}", "it is 1 or more")
         self._block_size = block_size
         self._columns = None if columns is None else tuple(columns)
-        self._facts: Facts | None = None
+        self._known: Facts | None = None
         self._inherited = False
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._lance = Lance(self._read)
+        self._lance = Lance(self._read, self._known)
         self._reader: Reader | None = None
         self._view: View | None = None
         self._text: Any = None
+        renew_after_fork(self)
+
+    def _after_fork(self) -> None:
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_read", "_asked", "_block_size", "_columns", "_facts")
+        kept = ("_read", "_asked", "_block_size", "_columns", "_known")
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._inherited = self._facts is not None
+        self._inherited = self._known is not None
         self._reset()
 
     # What it is.
 
     @property
-    def facts(self) -> Facts:
-        """What the version says of itself."""
-        if self._facts is None:
+    def _facts(self) -> Facts:
+        """What the version says of itself, read at first use."""
+        if self._known is None:
             with self._lock:
-                self._facts = self._facts or self._lance.facts()
-        return self._facts
+                self._known = self._known or self._lance.facts()
+        return self._known
 
     @property
     def version(self) -> int:
         """The version in use."""
-        return self.facts.version
+        return self._facts.version
 
     @property
     def block_size(self) -> int | None:
         """Tokens a sample; None where they differ or where there are none."""
-        return self.facts.block_size if self.facts.layout == "blocks" else self._block_size
+        return self._facts.block_size if self._facts.layout == "blocks" else self._block_size
 
     @property
     def access(self) -> Access:
@@ -154,18 +158,18 @@ class LanceDataset(Dataset[dict[str, Any]]):
         return self._read.uri
 
     @property
-    def read_rows(self) -> int:
+    def _read_rows(self) -> int:
         """How many samples are best read at once: 64 K tokens of maps, which fit a cache; 8 M tokens by `take`."""
-        tokens = (8 << 20) if self.slow else (64 << 10)
-        return min(max(1, tokens // max(1, int(self.mean_tokens))), 8192)
+        tokens = (8 << 20) if self._slow else (64 << 10)
+        return min(max(1, tokens // max(1, int(self._mean_tokens))), 8192)
 
     @property
-    def slow(self) -> bool:
+    def _slow(self) -> bool:
         """Whether rows are read through `take`, for which reading ahead pays in any case."""
         return self.access.way == "take"
 
     @property
-    def mean_tokens(self) -> float:
+    def _mean_tokens(self) -> float:
         """Tokens a sample, padding aside, on average; 1.0 for `raw`."""
         view = self._open()
         index = self._reader.index if self._reader else None
@@ -178,11 +182,11 @@ class LanceDataset(Dataset[dict[str, Any]]):
             return float(self._block_size or 0)
         return index.tokens / max(index.rows, 1)
 
-    def identity(self, position: int = 0) -> dict[str, Any]:
+    def _identity(self, position: int = 0) -> dict[str, Any]:
         """What must be equal for a checkpoint to go on with this dataset (at any position)."""
         return {
-            "content_hash": self.facts.content_hash,
-            "layout": self.facts.layout,
+            "content_hash": self._facts.content_hash,
+            "layout": self._facts.layout,
             "block_size": self.block_size,
             "filter": self._read.filter,
             "samples": len(self),
@@ -242,31 +246,37 @@ class LanceDataset(Dataset[dict[str, Any]]):
             else:
                 batch.lists[name] = column
 
-    def where(self, indices: IndexArray) -> list[Origin]:
-        """Where samples come from; padding samples come from nowhere and are left out."""
+    def origins(self, indices: IndexArray) -> list[Origin]:
+        """Return where samples come from, leaving out padding samples."""
         indices = indices[indices != PAD_ROW]
         rows = self._open().row_of(indices)
         documents: list[tuple[int, ...]] = [()] * len(rows)
-        if self.facts.layout != "raw" and len(rows):
-            name = "doc_ids" if self.facts.layout == "blocks" else "doc_id"
+        if self._facts.layout != "raw" and len(rows):
+            name = "doc_ids" if self._facts.layout == "blocks" else "doc_id"
             found = read_columns(self._take_columns, rows, [name])[name]
             documents = [tuple(ids) if isinstance(ids, list) else (ids,) for ids in found]
         return [Origin(self.uri, row, docs) for row, docs in zip(rows.tolist(), documents, strict=True)]
 
     # Text.
 
-    def decode(self, index: int) -> str:
-        """The text of a sample, special tokens included and padding left out, by the dataset's own tokenizer."""
-        sample = self[index]
-        if "input_ids" not in sample:
-            raise UsageError("a raw dataset holds no tokens", "its records are text already: ds[i]")
-        return self.to_text(sample["input_ids"][: sample.valid])
-
-    def to_text(self, ids: torch.Tensor | Sequence[int]) -> str:
-        """The text of token ids.
+    def text(self, index: int) -> str:
+        """Return the text of a sample, with special tokens and without padding, by this version's own tokenizer.
 
         Raises:
-            DatasetError: the dataset holds no tokenizer.
+            IndexError: out of range.
+            UsageError: the dataset is raw and has no tokens.
+            DatasetError: the tokenizer is missing or damaged.
+        """
+        sample = self[index]
+        if "input_ids" not in sample:
+            raise UsageError("a raw dataset has no tokens", "its records are text already: use ds[i]")
+        return self.decode(sample["input_ids"][: sample.valid])
+
+    def decode(self, ids: torch.Tensor | npt.NDArray[np.integer[Any]] | Sequence[int]) -> str:
+        """Return the text of token ids `[length]`, special tokens included.
+
+        Raises:
+            DatasetError: the tokenizer is missing or damaged.
         """
         text: str = self._tokenizer().decode(torch.as_tensor(ids).tolist(), skip_special_tokens=False)
         return text
@@ -284,13 +294,13 @@ class LanceDataset(Dataset[dict[str, Any]]):
     # Opening.
 
     def _take_columns(self, rows: IndexArray, columns: list[str]) -> Any:
-        return self._lance.take(self.facts.version, rows, columns)
+        return self._lance.take(self._facts.version, rows, columns)
 
     def _open(self) -> View:
         if self._view is None:
             with self._lock:
                 if self._view is None:
-                    facts = self.facts
+                    facts = self._facts
                     self._reader = open_reader(self._read, facts, self._lance, check=not self._inherited)
                     self._view = self._make_view(facts, self._reader)
         return self._view

@@ -1,8 +1,8 @@
-"""What training asks of Lance itself, in this process or, in a forked one, in a helper process.
+"""Reading through Lance: in this process or, if it was forked from one that used Lance, in a helper process.
 
-Lance does not survive a fork: a child of a process that used it hung in 3 of 25 `take`s, even on a dataset that it had
-opened anew, and torch's DataLoader forks by default on Linux. So a forked child of such a process starts a helper, a
-fresh interpreter, and asks that one over a pipe. Memory-mapped reading needs neither.
+Lance does not survive a fork: in a child of a process that had used it, 3 of 25 `take`s hung, even on a dataset that
+the child opened itself. Since torch's DataLoader forks by default on Linux, such a child starts a helper, a fresh
+interpreter, and asks it over a pipe. Reading by memory map needs neither.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.errors import DatasetError, UsageError
+from lance_prep.errors import DatasetError, LancePrepError, UsageError, translating, without_credentials
 from lance_prep.store.version import DatasetVersion, open_version
 from lance_prep.train.index import Cache, Index, build_index, cache_folder, filtered_rows, flat_token_cache
 from lance_prep.train.pages import FlatPages, NotFlat
@@ -33,10 +34,20 @@ _ROWS_A_FRAGMENT = 256
 
 _forked_with_lance = False
 
+#: Objects with locks, which a thread of the parent may have held at the instant of a fork.
+_locked: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def renew_after_fork(owner: Any) -> None:
+    """Call `owner._after_fork()` in every forked child, so that it can replace its locks."""
+    _locked.add(owner)
+
 
 def _after_fork() -> None:
     global _forked_with_lance
     _forked_with_lance = "lance" in sys.modules
+    for owner in list(_locked):
+        owner._after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -44,7 +55,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Where a dataset is and how to read it. Small and picklable; see `LanceDataset` for what each means."""
+    """Where a dataset is and how to read it. Small and picklable. `LanceDataset` describes the fields."""
 
     uri: str
     version: int | str | None
@@ -56,7 +67,7 @@ class ReadOptions:
 
     def __post_init__(self) -> None:
         if self.access not in ("auto", "mmap", "take"):
-            raise UsageError(f"access={self.access!r}", "access is 'auto', 'mmap' or 'take'")
+            raise UsageError(f"invalid access {self.access!r}", "use 'auto', 'mmap' or 'take'")
 
     @property
     def root(self) -> Path | None:
@@ -66,7 +77,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a version says of itself, as far as training needs it: all that a worker has to be told.
+    """What training needs to know of a version. Workers are told it, and check it whenever they open the dataset.
 
     Attributes:
         version: the version, resolved.
@@ -95,26 +106,39 @@ class Lance:
 
     Args:
         options: which dataset.
+        facts: of the version that was opened elsewhere. Opening it here then checks that it has the same content.
+
+    Every method raises a DatasetError if Lance cannot read what was asked for, or if the dataset's content is no longer
+    that of `facts`: somebody removed the dataset and built another one at the same path.
     """
 
-    def __init__(self, options: ReadOptions) -> None:
+    def __init__(self, options: ReadOptions, facts: Facts | None = None) -> None:
         self._options = options
+        self._expected = facts
         self._lock = threading.Lock()
         self._opened: DatasetVersion | None = None
         self._fragments: list[Any] = []
         self._starts = np.zeros(1, np.int64)
         self._helper: _Helper | None = None
+        renew_after_fork(self)
 
-    # What is asked: each goes to `_<name>` here, or in the helper.
+    def _after_fork(self) -> None:
+        self._lock = threading.Lock()
+        if self._helper is not None:
+            self._helper.disown()
+            self._helper = None
+
+    # Questions. Each is answered by the method `_<name>`, here or in the helper.
 
     def facts(self) -> Facts:
-        """Resolve the version and read what it says of itself.
+        """Resolve the version and return what training needs to know of it.
 
         Raises:
-            DatasetError: no such dataset or version, or lance-prep did not build it.
+            DatasetError: there is no such dataset or version, or lance-prep did not build it.
         """
-        found: Facts = self.ask("facts")
-        return found
+        if self._expected is None:
+            self._expected = self.ask("facts")
+        return self._expected
 
     def index(self, facts: Facts) -> Index:
         """Build the index of a version, and store it in the cache."""
@@ -122,16 +146,16 @@ class Lance:
         return built
 
     def filtered(self, facts: Facts, sql: str) -> IndexArray:
-        """Which live rows pass a filter, in order.
+        """Return the live rows that pass a filter, in order.
 
         Raises:
-            DatasetError: it is no SQL that Lance understands, or names a column that is not there.
+            DatasetError: the filter is not SQL that Lance understands, or names an unknown column.
         """
         rows: IndexArray = filtered_rows(lambda: self.ask("filtered", facts, sql), Cache(Path(facts.cache)), sql)
         return rows
 
     def flat_tokens(self, facts: Facts, tokens: int) -> FlatPages:
-        """A flat copy of the tokens in the cache.
+        """Return the pages of a flat copy of the tokens, made in the cache.
 
         Raises:
             NotFlat: it would be too large, or cannot be written.
@@ -140,7 +164,7 @@ class Lance:
         return pages
 
     def take(self, version: int, rows: IndexArray, columns: list[str]) -> pa.Table:
-        """Columns at live rows, which are sorted and each there once."""
+        """Return columns at live rows. `rows` must be sorted and without repeats."""
         return self.ask("take", version, rows, columns)
 
     def tokenizer(self, version: int) -> bytes:
@@ -153,28 +177,40 @@ class Lance:
         return found
 
     def count(self, version: int) -> int:
-        """Live rows."""
+        """Return the number of live rows."""
         found: int = self.ask("count", version)
         return found
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """Answer one of the above: here, or in a forked child of a process that used Lance by its helper."""
+        """Answer a question here or, in a forked child of a process that used Lance, through its helper."""
         if not _forked_with_lance:
-            return getattr(self, f"_{name}")(*arguments)
+            with translating(f"reading {self._options.uri}", _unreadable):
+                return getattr(self, f"_{name}")(*arguments)
         with self._lock:
-            if self._helper is None or self._helper.owner != os.getpid():
-                self._helper = _Helper(self._options)
+            if self._helper is None or self._helper.asking:
+                self._helper = _Helper(self._options, self._expected)
             return self._helper.ask(name, arguments)
 
-    # How it is answered.
+    # Answers.
 
     def _dataset(self, version: int | str | None) -> Any:
         return self._version(version).dataset
 
     def _version(self, version: int | str | None) -> DatasetVersion:
         if self._opened is None:
-            self._opened = open_version(self._options.uri, version, self._options.storage_options)
+            opened = open_version(self._options.uri, version, self._options.storage_options)
+            self._check_content(opened.metadata.content_hash)
+            self._opened = opened
         return self._opened
+
+    def _check_content(self, found: str) -> None:
+        expected = self._expected
+        if expected is not None and found != expected.content_hash:
+            raise DatasetError(
+                f"{self._options.uri} was replaced while it was in use: version {expected.version} had content "
+                f"{expected.content_hash}, now it has {found}",
+                "open the dataset again, and start from step 0",
+            )
 
     def _facts(self) -> Facts:
         version = self._version(self._options.version)
@@ -240,70 +276,119 @@ class Lance:
         return pa.concat_tables(parts)
 
 
-class _Helper:
-    """A fresh interpreter that answers for a forked one; it ends when its owner does.
+def _unreadable(error: BaseException, doing: str) -> LancePrepError | None:
+    """Return what Lance raised while reading as a DatasetError, and None for a mistake of ours."""
+    if isinstance(error, LancePrepError | NotFlat):
+        return None
+    if not isinstance(error, OSError | ValueError | KeyError | RuntimeError | pa.ArrowException):
+        return None
+    lines = str(error).splitlines() or [type(error).__name__]
+    return DatasetError(
+        f"{without_credentials(doing)}: {lines[0].split(', /')[0][:300]}",
+        "check it with `lance-prep verify`; if the version was pruned, use one of `lance-prep versions`",
+    )
 
-    Questions and answers are pickles, each behind its length in 8 bytes.
+
+class _Helper:
+    """A fresh interpreter that answers for a forked one, and ends when that does.
+
+    Questions and answers are pickles, each after its length in 8 bytes. The pipes are unbuffered, so a child that is
+    forked meanwhile inherits no half of a question.
+
+    Attributes:
+        asking: an answer is awaited. If it still is at the next question, the caller was interrupted, and the next
+            answer would be to the old question.
     """
 
-    def __init__(self, options: ReadOptions) -> None:
-        self.owner = os.getpid()
+    asking = False
+
+    def __init__(self, options: ReadOptions, facts: Facts | None) -> None:
+        # -P: no module is imported from the current folder. What this process imports from, the helper may too.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        safe = ["-P"] if sys.version_info >= (3, 11) else []
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from lance_prep.train.lance_reads import serve; serve()"],
+            [sys.executable, *safe, "-c", _SERVE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
+            bufsize=0,
         )
-        self._send(options)
+        self._send((options, facts))
+
+    def disown(self) -> None:
+        """Close this process's copies of the pipes: the helper belongs to the process that this one was forked from."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+        self._process.returncode = 0  # or Popen would complain that it is still running
 
     def _send(self, value: Any) -> None:
         assert self._process.stdin is not None
-        _write(self._process.stdin, value)
+        _write(self._process.stdin.fileno(), value)
 
     def ask(self, name: str, arguments: tuple[Any, ...]) -> Any:
         assert self._process.stdout is not None
-        self._send((name, arguments))
+        self.asking = True
         try:
-            failed, value = _read(self._process.stdout)
-        except EOFError:
+            self._send((name, arguments))
+            failed, value = _read(self._process.stdout.fileno())
+        except (EOFError, BrokenPipeError):
             raise DatasetError(
-                f"the process that reads {name} through Lance ended: {self._process.wait()}",
+                f"the process that reads {name} through Lance ended with {self._process.wait()}",
                 "use multiprocessing_context='forkserver'",
             ) from None
+        self.asking = False
         if failed:
             raise value
         return value
 
 
+#: Python 3.10 has no -P, and puts the current folder first.
+_SERVE = """
+import sys
+if not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]
+from lance_prep.train.lance_reads import serve
+serve()
+"""
+
+
 def serve() -> None:
-    """The helper's loop: answer questions from stdin on stdout until there are no more."""
-    questions = sys.stdin.buffer
-    # Whatever prints must not end up among the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    lance = Lance(_read(questions))
+    """Answer questions from stdin on stdout until there are no more."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what anything prints must not end up among the answers
+    options, facts = _read(0)
+    lance = Lance(options, facts)
     while True:
         try:
-            name, arguments = _read(questions)
+            name, arguments = _read(0)
         except EOFError:
             return
         try:
             answer = (False, lance.ask(name, *arguments))
-        except (DatasetError, NotFlat, OSError, ValueError) as error:
+        except (DatasetError, NotFlat) as error:
             answer = (True, error)
         _write(answers, answer)
 
 
-def _write(pipe: Any, value: Any) -> None:
+def _write(pipe: int, value: Any) -> None:
     data = pickle.dumps(value, protocol=5)
-    pipe.write(len(data).to_bytes(8, "little"))
-    pipe.write(data)
-    pipe.flush()
+    for part in (len(data).to_bytes(8, "little"), data):
+        view = memoryview(part)
+        while view:
+            view = view[os.write(pipe, view) :]
 
 
-def _read(pipe: BinaryIO | Any) -> Any:
-    size = pipe.read(8)
-    if len(size) < 8:
-        raise EOFError
-    return pickle.loads(pipe.read(int.from_bytes(size, "little")))
+def _read(pipe: int) -> Any:
+    return pickle.loads(_read_bytes(pipe, int.from_bytes(_read_bytes(pipe, 8), "little")))
+
+
+def _read_bytes(pipe: int, size: int) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = os.readv(pipe, [view])
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return data

@@ -1,15 +1,18 @@
 """`TokenLoader`: an exact, elastic, resumable stream of batches over a dataset or a mixture.
 
-It reads several steps at once (a run of samples of one `take`, or of one gather) and hands them out step by step: at 8
-samples a batch that is five times faster than a batch at a time, for the numpy calls of a batch cost more than its
-bytes.
+It reads several steps at once (one `take`, or one gather from memory maps) and delivers them step by step. At 8 samples
+a batch that is five times faster than reading batch by batch, because numpy's calls cost more than the bytes.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from lance_prep.errors import StateMismatch, UsageError
 from lance_prep.train.dataset import Origin
-from lance_prep.train.order import Order, Tail
+from lance_prep.train.order import Order, Place, Share, Tail
 from lance_prep.train.reading import (
     Collate,
     RunReader,
@@ -30,20 +33,20 @@ from lance_prep.train.reading import (
     on_gpu,
     read_ahead,
 )
-from lance_prep.train.sampler import Place, make_order
+from lance_prep.train.sampler import find_place, given_place, make_order
 
 STATE_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What a loader did since it was made.
+    """What a loader has done so far.
 
     Attributes:
         steps: batches delivered.
-        tokens: in their `input_ids`.
-        seconds: from the first batch asked for to the last one delivered.
-        waited: seconds of those in which the training loop waited for a batch.
+        tokens: tokens in their `input_ids`.
+        seconds: time from the first request for a batch to the last delivery.
+        waited: the part of it that the training loop spent waiting for batches.
     """
 
     steps: int = 0
@@ -53,31 +56,38 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens delivered a second of the whole time."""
+        """Tokens delivered per second of the whole time."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
 class TokenLoader:
-    """Batches of this rank, in an order that depends on seed, epoch and step alone.
+    """This rank's batches, in an order that depends only on seed, epoch and step.
+
+    A batch is a dict of int64 tensors `[local_batch, block_size]`: `input_ids`, `labels` (-100 where nothing is
+    learned), and what else the dataset was opened with. `local_batch` is this rank's part of `global_batch_size`. Kept
+    columns are lists of `local_batch` values. Batches of a raw dataset are dicts of lists. With a `collate_fn`, a batch
+    is what that returns.
 
     Args:
         data: a `LanceDataset` or a `Mixture`.
-        global_batch_size: samples a step over all ranks; see `TakeSampler` for it and for `seed`, `rank`,
+        global_batch_size: samples per step over all ranks. `TakeSampler` describes it and `seed`, `rank`,
             `world_size`, `tail`, `drop_last`, `shuffle`, `locality` and `window`.
-        num_workers: processes that read. 0, this process, is the fastest for memory-mapped data.
-        multiprocessing_context: "fork", "forkserver" or "spawn", for those.
-        collate_fn: makes a step's batch of its samples, e.g. `pad_collate`; by default their tensors as they are.
-        read_ahead: runs of steps (64 samples of maps, 8,192 by `take`) that are read before they are asked for, on a
-            thread: by `take` always, of maps as soon as a training step takes longer than reading it, for below
-            that a thread only costs (200 instead of 500 Mtok/s at 8 samples a step). 0 reads when asked. One thread:
-            Lance reads a `take` on threads of its own, and two of ours were slower on two cores.
-        device: where tensors go. To a GPU they are copied from pinned memory while the step before is computed.
+        num_workers: processes that read. 0 reads in this process, which is the fastest for memory-mapped data.
+        multiprocessing_context: "fork", "forkserver" or "spawn", for these processes.
+        collate_fn: makes a batch from a step's samples, e.g. `pad_collate`. By default their tensors are used as they
+            are.
+        prefetch: runs of steps that are read before they are asked for, on a thread (per process, if there are
+            workers). A run has about 64 K tokens of memory maps or 8 M tokens by `take`. `take` always reads ahead.
+            Memory maps do so once a training step takes longer than reading it, because below that a thread only
+            costs (200 instead of 500 Mtok/s at 8 samples a step). 0 reads when asked. One thread suffices: Lance
+            reads with threads of its own, and two of ours were slower on two cores.
+        device: where tensors are moved to, in dicts, lists and tuples of any depth. To a GPU they are copied from
+            pinned memory while the step before is computed.
 
-    Iterating goes on from `loader.epoch`, `loader.step` to the end of the epoch, and then stands at the start of the
-    next one: `for epoch in range(3): for batch in loader: ...` trains three. A loop that breaks off goes on there.
+    Use it as a context manager, or call `close`, to end reading threads and worker processes early.
 
     Raises:
-        UsageError: see `TakeSampler`.
+        UsageError: an option is invalid or would have no effect. See also `TakeSampler`.
     """
 
     def __init__(
@@ -85,22 +95,21 @@ class TokenLoader:
         data: Samples,
         global_batch_size: int,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         tail: Tail | None = None,
         drop_last: bool | None = None,
         shuffle: bool | None = None,
         locality: int | None = None,
-        window: int = 16,
+        window: int | None = None,
         num_workers: int = 0,
         multiprocessing_context: str | None = None,
         collate_fn: Collate | None = None,
-        read_ahead: int = 2,
+        prefetch: int = 2,
         device: str | torch.device | None = None,
     ) -> None:
-        if read_ahead < 0 or num_workers < 0:
-            raise UsageError(f"read_ahead={read_ahead}, num_workers={num_workers}", "both are 0 or more")
+        _check_reading(num_workers, multiprocessing_context, prefetch)
         self.data = data
         self.order: Order = make_order(
             data,
@@ -112,91 +121,131 @@ class TokenLoader:
             locality=locality,
             window=window,
         )
-        self.place = Place.find(rank, world_size)
-        self._share = self.place.share(global_batch_size)
+        self._given = given_place(rank, world_size)
+        if self._given is not None:
+            self._given.share(global_batch_size)  # refuse too many ranks here rather than at the first batch
         self.epoch = 0
         self.step = 0
         self._collate = collate_fn
-        self._read_ahead = read_ahead
+        self._prefetch = prefetch
         self._num_workers = num_workers
         self._context = multiprocessing_context
-        self._workers: DataLoader[Any] | None = None
+        self._workers: _Workers | None = None
+        self._passes = 0
+        self._running: weakref.ref[Generator[Any, None, None]] | None = None
         self._device = None if device is None else torch.device(device)
         self._delivered, self._tokens, self._seconds, self._waited = 0, 0, 0.0, 0.0
 
+    @property
+    def place(self) -> Place:
+        """Rank and world size, as given or as found now.
+
+        Raises:
+            UsageError: the rank cannot be determined.
+        """
+        return self._given or find_place()
+
     def __len__(self) -> int:
-        """Steps that the next pass makes: those left in the epoch, or all of the next one at its end."""
+        """Return the number of steps of the next pass: those left in the epoch, or all of the next one at its end."""
         return self.order.steps - self.step if self.step < self.order.steps else self.order.steps
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of another epoch; the same one changes nothing."""
+        """Go to the start of another epoch. The current epoch changes nothing."""
         if epoch != self.epoch:
-            self.epoch, self.step = epoch, 0
+            self._move(epoch, 0)
+
+    def _move(self, epoch: int, step: int) -> None:
+        self._passes += 1  # a pass that is under way ends
+        self.epoch, self.step = epoch, step
 
     def stats(self) -> Stats:
-        """Tokens a second, and how long the training loop waited."""
+        """Return tokens per second, and how long the training loop waited."""
         return Stats(self._delivered, self._tokens, self._seconds, self._waited)
 
     def trace(self, step: int, rank: int | None = None, epoch: int | None = None) -> list[Origin]:
-        """Source, row and document of each sample of a step, of this rank and epoch by default."""
+        """Return where each sample of a step comes from.
+
+        Args:
+            step: of the epoch.
+            rank: this one by default.
+            epoch: the current one by default.
+        """
         place = self.place if rank is None else Place(rank, self.place.world_size)
         share = place.share(self.order.global_batch_size)
         epoch = self.epoch if epoch is None else epoch
-        return self.data.where(self.order.indices(epoch, step, 1, share)[0])
+        return self.data.origins(self.order.indices(epoch, step, 1, share)[0])
 
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """What was delivered to the training loop, and on what: small, and JSON."""
-        order = self.order.state()
+        """Return what was delivered to the training loop, and from which data: a small JSON object."""
         return {
             "format": STATE_FORMAT,
-            "data": self.data.identity(self._position()),
-            "order": order,
+            "data": self.data._identity(self._position(self.epoch, self.step)),
+            "order": self.order.state(),
             "epoch": self.epoch,
             "step": self.step,
         }
 
-    def _position(self) -> int:
-        return self.epoch * self.order.n + self.step * self.order.global_batch_size
+    def _position(self, epoch: int, step: int) -> int:
+        return epoch * self.order.n + step * self.order.global_batch_size
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the row after the last one delivered, in whatever process, world size or number of workers.
+        """Resume after the last batch that was delivered, in any process, world size or number of workers.
 
         Raises:
-            StateMismatch: it was made on another dataset, version, filter, block size or order; shows both values.
+            StateMismatch: the state is damaged, or was made on another dataset, version, filter, block size or order.
+                The message shows both values.
         """
-        if state.get("format") != STATE_FORMAT:
-            raise StateMismatch(
-                f"the state's format is {state.get('format')!r}, this loader's is {STATE_FORMAT}",
-                "load it with the version of lance-prep that wrote it",
-            )
-        epoch, step = int(state["epoch"]), int(state["step"])
+        _check_state(state)
+        epoch, step = state["epoch"], state["step"]
         order, here = dict(state["order"]), self.order.state()
         if here["endless"] and epoch == 0:
             # A later phase of a mixture may change where its epoch ends, which the first epoch does not depend on.
             order["n"] = here["n"]
-        position = epoch * self.order.n + step * self.order.global_batch_size
-        compare_states({**state["data"], **order}, {**self.data.identity(position), **here})
-        if not 0 <= step <= self.order.steps:
-            raise StateMismatch(f"the state's step is {step}, the epoch has {self.order.steps}", "it is damaged")
-        self.epoch, self.step = epoch, step
+        compare_states({**state["data"], **order}, {**self.data._identity(self._position(epoch, step)), **here})
+        if step > self.order.steps:
+            raise _damaged(f"its step is {step}, and the epoch has {self.order.steps} steps")
+        self._move(epoch, step)
 
     # Batches.
 
     def __iter__(self) -> Iterator[Any]:
+        """Yield batches from `epoch` and `step` to the end of the epoch, then stop at the start of the next one.
+
+        `for epoch in range(3): for batch in loader: ...` trains three epochs. If a loop breaks off, the next one
+        continues with the next step. Rank and world size are looked up when the first batch is asked for.
+
+        Raises:
+            UsageError: the rank cannot be determined, or another pass over this loader has begun meanwhile.
+            DatasetError: the dataset cannot be read, or is no longer the one that was opened.
+        """
+        batches = self._deliver()
+        self._running = weakref.ref(batches)
+        _in_use.add(self)
+        return batches
+
+    def _deliver(self) -> Generator[Any, None, None]:
+        self._passes += 1
+        this_pass = self._passes
         if self.step >= self.order.steps:
             self.epoch, self.step = self.epoch + 1, 0
         batches = self._to_device(self._batches(self.epoch, self.step))
         started = time.perf_counter() - self._seconds
         try:
             while True:
+                if self._passes != this_pass:
+                    raise UsageError(
+                        "this pass over the loader cannot continue: another one has begun, or set_epoch or "
+                        "load_state_dict has moved the loader",
+                        "iterate over the loader again, or make one TokenLoader for each loop",
+                    )
                 asked = time.perf_counter()
-                batch = next(batches, None)
-                if batch is None:
+                batch = next(batches, _END)
+                if batch is _END:
                     break
                 now = time.perf_counter()
-                # Before the yield: what `next` has returned is delivered, and nothing else is.
+                # Before the yield: a batch counts as delivered once `next` has returned it, and not earlier.
                 self.step += 1
                 self._delivered += 1
                 self._tokens += _tokens(batch)
@@ -208,30 +257,20 @@ class TokenLoader:
             batches.close()
 
     def _batches(self, epoch: int, step: int) -> Iterator[Any]:
-        runs = Runs(self.order, self._share, epoch, step, max(1, self.data.read_rows // len(self._share)))
-        read = RunReader(self.data, len(self._share), self._collate)
+        share = self.place.share(self.order.global_batch_size)
+        runs = Runs(self.order, share, epoch, step, max(1, self.data._read_rows // len(share)))
         if self._num_workers:
-            return in_step(self._from_workers(runs, read))
-        if self._read_ahead:
-            return in_step(read_ahead(runs, read, self._read_ahead, at_once=self.data.slow))
+            return in_step(self._from_workers(runs, share))
+        read = RunReader(self.data, len(share), self._collate)
+        if self._prefetch:
+            return in_step(read_ahead(runs, read, self._prefetch, at_once=self.data._slow))
         return in_step(read[indices] for indices in runs)
 
-    def _from_workers(self, runs: Runs, read: RunReader) -> Iterator[list[Any]]:
-        if self._workers is None:
-            self._workers = DataLoader(
-                read,
-                batch_size=None,
-                sampler=Turn(),
-                num_workers=self._num_workers,
-                multiprocessing_context=self._context,
-                prefetch_factor=max(1, self._read_ahead),
-                persistent_workers=True,
-                collate_fn=as_it_is,
-            )
-        turn = self._workers.sampler
-        assert isinstance(turn, Turn)
-        turn.runs = runs
-        yield from self._workers
+    def _from_workers(self, runs: Runs, share: Share) -> Iterator[list[Any]]:
+        if self._workers is None or not self._workers.serve(len(share)):
+            read = RunReader(self.data, len(share), self._collate)
+            self._workers = _Workers(read, len(share), self._num_workers, self._context, self._prefetch)
+        yield from self._workers.read(runs)
 
     def _to_device(self, batches: Iterator[Any]) -> Any:
         if self._device is None:
@@ -240,12 +279,129 @@ class TokenLoader:
             return (moved(batch, self._device) for batch in batches)
         return on_gpu(batches, self._device)
 
+    # The end.
 
-def compare_states(there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Refuse a state whose values are not this loader's.
+    def close(self) -> None:
+        """End the current pass, its reading thread and the worker processes.
+
+        The loader stays usable: the next pass continues with the next step.
+        """
+        running = self._running() if self._running is not None else None
+        if running is not None:
+            running.close()
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def __enter__(self) -> TokenLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Workers:
+    """Worker processes that read runs of steps, and stay for the next pass.
+
+    Args:
+        read: reads a run.
+        share: samples per step of this rank, which `read` was made for.
+        count: processes.
+        context: how they are started.
+        prefetch: runs that each reads ahead.
+    """
+
+    def __init__(self, read: RunReader, share: int, count: int, context: str | None, prefetch: int) -> None:
+        self._share, self._owner = share, os.getpid()
+        self._turn = Turn()
+        self._loader: DataLoader[Any] = DataLoader(
+            read,
+            batch_size=None,
+            sampler=self._turn,
+            num_workers=count,
+            multiprocessing_context=context,
+            prefetch_factor=prefetch,
+            persistent_workers=True,
+            collate_fn=as_it_is,
+        )
+
+    def serve(self, share: int) -> bool:
+        """Whether these can be used: in the process that started them, for the same number of samples per step."""
+        return (share, os.getpid()) == (self._share, self._owner)
+
+    def read(self, runs: Runs) -> Iterator[list[Any]]:
+        """Yield the batches of each run, in order."""
+        self._turn.runs = runs
+        yield from self._loader
+
+    def close(self) -> None:
+        """End the processes. A forked child does nothing: they are its parent's."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None and os.getpid() == self._owner:
+            iterator._shutdown_workers()
+
+
+_END = object()
+
+#: Loaders with a pass or workers that may still be open when the interpreter ends.
+_in_use: weakref.WeakSet[TokenLoader] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # A generator that is first closed when modules are gone cannot end its thread, and prints a traceback.
+    for loader in list(_in_use):
+        loader.close()
+
+
+def _check_reading(num_workers: int, context: str | None, prefetch: int) -> None:
+    if num_workers < 0 or prefetch < 0:
+        raise UsageError(f"num_workers and prefetch must be at least 0, got {num_workers} and {prefetch}")
+    if context is not None and not num_workers:
+        raise UsageError(
+            f"multiprocessing_context={context!r} has no effect without workers",
+            "pass num_workers too, or remove multiprocessing_context",
+        )
+    if num_workers and not prefetch:
+        raise UsageError(
+            f"prefetch=0 cannot be combined with num_workers={num_workers}: workers always read ahead",
+            "use prefetch=1 or more, or num_workers=0",
+        )
+
+
+def _check_state(state: Any) -> None:
+    """Refuse a state that `state_dict` cannot have returned.
 
     Raises:
-        StateMismatch: names every value that differs, both ways.
+        StateMismatch: says what is wrong with it.
+    """
+    if not isinstance(state, dict):
+        raise _damaged(f"expected a dict, got {state!r}")
+    if state.get("format") != STATE_FORMAT:
+        raise StateMismatch(
+            f"the state has format {state.get('format')!r}, this loader reads format {STATE_FORMAT}",
+            "load it with the version of lance-prep that wrote it",
+        )
+    for name in ("epoch", "step"):
+        value = state.get(name)
+        if type(value) is not int or value < 0:  # a bool is an int to isinstance
+            raise _damaged(f"its {name} must be a whole number of at least 0, got {value!r}")
+    for name in ("data", "order"):
+        if not isinstance(state.get(name), dict):
+            raise _damaged(f"its {name} must be a dict, got {state.get(name)!r}")
+
+
+def _damaged(why: str) -> StateMismatch:
+    return StateMismatch(f"the loader's state is damaged: {why}", "pass what TokenLoader.state_dict() returned")
+
+
+def compare_states(there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Refuse a state whose values differ from this loader's.
+
+    Raises:
+        StateMismatch: names every value that differs, and both values.
     """
     differing = [
         f"{name}: {there.get(name, 'absent')!r} in the checkpoint, {here.get(name, 'absent')!r} here"
@@ -255,7 +411,7 @@ def compare_states(there: dict[str, Any], here: dict[str, Any]) -> None:
     if differing:
         raise StateMismatch(
             "the checkpoint was made on other data or another order: " + "; ".join(differing),
-            "open the dataset at the checkpoint's version and with its options, or start anew",
+            "open the dataset at the checkpoint's version and with its options, or start from step 0",
         )
 
 

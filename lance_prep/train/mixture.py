@@ -15,22 +15,21 @@ from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
 from lance_prep.train.dataset import LanceDataset, Origin
-from lance_prep.train.order import PAD_ROW
+from lance_prep.train.order import DEFAULT_SEED, PAD_ROW, Place
 from lance_prep.train.permutation import IndexArray, KeyedPermutation
-from lance_prep.train.sampler import Place
 from lance_prep.train.samples import Batch, Sample
 from lance_prep.train.shares import Shares, make_shares
 
-#: Positions are exact below this: 2^61, as `shares` says.
+#: Positions must stay below 2^61 to be exact (see `shares`).
 _FAR = 1 << 60
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Weights that hold until so many tokens were given in all; None: to the end. Validates itself.
+    """Weights in force until `until_tokens` tokens have been delivered in all, or to the end if None. Validates itself.
 
     Raises:
-        UsageError: no weights, a negative one, or all of them 0.
+        UsageError: there are no weights, one is negative, or all are 0.
     """
 
     weights: Mapping[str, float]
@@ -38,12 +37,12 @@ class Phase:
 
     def __post_init__(self) -> None:
         if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()) > 0:
-            raise UsageError(f"weights {dict(self.weights)}", "weights are 0 or more, and one of them is more")
+            raise UsageError(f"invalid weights {dict(self.weights)}", "use weights of at least 0, and one above 0")
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A phase laid out: the positions `[start, stop)`, and how often each source was used before."""
+    """The positions `[start, stop)` of a phase, and how often each source was used before it."""
 
     start: int
     stop: int
@@ -52,26 +51,28 @@ class _Stretch:
 
 
 class Mixture(Dataset[dict[str, Any]]):
-    """Datasets mixed by weight. Position i is a sample of one of them, the same for every rank, worker and run.
+    """Mixes datasets by weight. Position i is a sample of one of them, the same for every rank, worker and run.
 
     Args:
         weights: weight of each dataset by path; or phases, whose weights change after `until_tokens` tokens. A phase
-            changes nothing of what lies before it, so one may be added to a run that is under way.
-        block_size: tokens a sample, equal for all.
-        by: "tokens" (real tokens: what a model sees) or "rows" (samples). They differ where blocks are padded.
-        seed: of the order within each source; each source has its own, and each time through it another.
-        exhausted: "repeat" goes through a source again when it runs out, and an epoch ends when each was used up once;
-            "stop" ends the epoch before the first would have to repeat.
-        datasets: the datasets by path, where they are open already or need options of their own; the rest are opened
-            with `options`.
-        options: for `LanceDataset`: labels, filter and the like.
+            does not affect the positions before it, so phases can be added to a run that is under way.
+        block_size: tokens per sample, equal for all sources.
+        by: what the weights count: "tokens" (real tokens, without padding) or "rows" (samples).
+        seed: of the order within each source. Every source has an order of its own, and a new one each time it repeats.
+        stopping: "repeat" starts a source again when it runs out, and an epoch ends when each was used up once.
+            "stop" ends the epoch before the first source would repeat.
+        datasets: sources that are open already or need options of their own, by the paths used in `weights`.
+        options: arguments of `LanceDataset` for the sources that are opened here, such as `labels` or `filter`.
 
-    Samples are in shuffled order as they come: read them one after the other (`TakeSampler` and `TokenLoader` do). At
-    every position of a phase, each source's count is at most one off its exact share. Indices beyond `len` are the
-    epochs that follow. Memory is O(sources); it pickles in a few KB and opens nothing before use.
+    Samples are those of the sources, dicts of int64 tensors `[block_size]`. They are in shuffled order already: read
+    them one after the other, as `TakeSampler` and `TokenLoader` do. At every position of a phase, each source's count
+    is at most one off its exact share. Indices from `len` on belong to the following epochs. Memory is O(sources). A
+    mixture pickles in a few KB, and opens nothing before use.
 
     Raises:
-        UsageError: no samples of one size, contradicting options, phases that do not follow each other.
+        UsageError: phases do not follow each other, or options contradict each other or would have no effect. At first
+            use: a source is empty, or the sources' block sizes differ.
+        DatasetError: at first use: a source is not a dataset.
     """
 
     #: Order: epoch e goes on where e - 1 ended (see `Order`).
@@ -83,14 +84,15 @@ class Mixture(Dataset[dict[str, Any]]):
         *,
         block_size: int | None = None,
         by: Literal["tokens", "rows"] = "tokens",
-        seed: int = 0,
-        exhausted: Literal["repeat", "stop"] = "repeat",
+        seed: int = DEFAULT_SEED,
+        stopping: Literal["repeat", "stop"] = "repeat",
         datasets: Mapping[str, LanceDataset] | None = None,
         **options: Any,
     ) -> None:
-        if by not in ("tokens", "rows") or exhausted not in ("repeat", "stop"):
+        if by not in ("tokens", "rows") or stopping not in ("repeat", "stop"):
             raise UsageError(
-                f"by={by!r}, exhausted={exhausted!r}", "by is 'tokens' or 'rows', exhausted 'repeat' or 'stop'"
+                f"invalid by={by!r} or stopping={stopping!r}",
+                "use by='tokens' or 'rows', and stopping='repeat' or 'stop'",
             )
         self.phases = (Phase(dict(weights)),) if isinstance(weights, Mapping) else tuple(weights)
         _check_phases(self.phases)
@@ -99,8 +101,17 @@ class Mixture(Dataset[dict[str, Any]]):
         unknown = sorted(given.keys() - set(self.names))
         if unknown:
             raise UsageError(f"datasets without a weight: {', '.join(unknown)}", "give each a weight")
-        self.sources = [given.get(name) or LanceDataset(name, block_size=block_size, **options) for name in self.names]
-        self.by, self.seed, self.exhausted = by, seed, exhausted
+        if options and given.keys() == set(self.names):
+            raise UsageError(
+                f"{', '.join(sorted(options))} would have no effect, because all datasets are open already",
+                "pass these options to each LanceDataset",
+            )
+        self._block_size = block_size
+        self.sources = [
+            given[name] if name in given else LanceDataset(name, block_size=block_size, **options)
+            for name in self.names
+        ]
+        self.by, self.seed, self.stopping = by, seed, stopping
         self._laid: list[_Stretch] | None = None
         self._length = 0
 
@@ -111,20 +122,23 @@ class Mixture(Dataset[dict[str, Any]]):
 
     @property
     def block_size(self) -> int:
-        """Tokens a sample.
+        """Tokens per sample.
 
         Raises:
-            UsageError: the sources' differ, or their samples have no one size.
+            UsageError: the sources' differ from each other or from the one asked for, or their samples vary in length.
         """
         sizes = {name: source.block_size for name, source in zip(self.names, self.sources, strict=True)}
-        size = self.sources[0].block_size
-        if size is None or len(set(sizes.values())) > 1:
-            raise UsageError(f"block sizes of a mixture: {sizes}", "give block_size=, equal for all")
+        size = self._block_size or self.sources[0].block_size
+        if size is None or set(sizes.values()) != {size}:
+            raise UsageError(
+                f"a mixture needs one block size, and its sources have {sizes}", "pass the same block_size for all"
+            )
         return size
 
     @property
     def _stretches(self) -> list[_Stretch]:
         if self._laid is None:
+            self._check_sources()
             size, start, before, laid = self.block_size, 0, [0] * len(self.names), []
             for phase in self.phases:
                 stop = _FAR if phase.until_tokens is None else -(-phase.until_tokens // size)
@@ -132,50 +146,61 @@ class Mixture(Dataset[dict[str, Any]]):
                 laid.append(_Stretch(start, stop, shares, tuple(before)))
                 before = [b + c for b, c in zip(before, shares.counts(stop - start), strict=True)]
                 start = stop
-            self._length = _epoch_length(laid, [len(s) for s in self.sources], self.exhausted)
+            self._length = _epoch_length(laid, [len(s) for s in self.sources], self.stopping)
             self._laid = laid
         return self._laid
 
+    def _check_sources(self) -> None:
+        for name, source in zip(self.names, self.sources, strict=True):
+            if not len(source) and any(phase.weights.get(name) for phase in self.phases):
+                raise UsageError(
+                    f"{name} has a weight but no samples", "remove it from the mixture, or check its filter"
+                )
+
     def _row_weights(self, phase: Phase) -> list[Fraction]:
-        """Weights by samples. As written in decimals, so that 0.3 is 3/10."""
+        """Return the weights per sample. They are read as decimals, so that 0.3 is 3/10."""
         weights = [Fraction(str(phase.weights.get(name, 0))) for name in self.names]
         if self.by == "tokens":
-            means = [Fraction(source.mean_tokens).limit_denominator(10**6) for source in self.sources]
+            means = [Fraction(source._mean_tokens).limit_denominator(10**6) for source in self.sources]
             weights = [weight / mean for weight, mean in zip(weights, means, strict=True)]
         return weights
 
     def shares(self, phase: int = 0) -> dict[str, Fraction]:
-        """The exact share of samples of each source in a phase."""
+        """Return the exact share of samples of each source in a phase."""
         return dict(zip(self.names, self._stretches[phase].shares.exact, strict=True))
 
     def counts(self, length: int) -> dict[str, int]:
-        """Samples of each source among the first `length` positions."""
+        """Return the number of samples of each source among the first `length` positions."""
         return dict(zip(self.names, _counts(self._stretches, length), strict=True))
 
     # Samples.
 
     def __len__(self) -> int:
-        """Samples of an epoch."""
+        """Return the number of samples in an epoch."""
         return self._length if self._stretches else 0
 
     @property
-    def read_rows(self) -> int:
+    def _read_rows(self) -> int:
         """How many samples are best read at once."""
-        return max(source.read_rows for source in self.sources)
+        return max(source._read_rows for source in self.sources)
 
     @property
-    def slow(self) -> bool:
+    def _slow(self) -> bool:
         """Whether reading ahead pays in any case."""
-        return any(source.slow for source in self.sources)
+        return any(source._slow for source in self.sources)
 
     def locate(self, indices: IndexArray) -> tuple[IndexArray, IndexArray]:
-        """The source of each position and the sample of that source; int64 each."""
+        """Return the number of the source of each position, and the sample of that source: int64 `[positions]` each.
+
+        Raises:
+            IndexError: a position is negative.
+        """
         flat = np.asarray(indices, np.int64).reshape(-1)
         if flat.size and int(flat.min()) < 0:
-            raise IndexError(f"position {flat.min()} of a mixture")
+            raise IndexError(f"position {flat.min()} of a mixture is negative")
         epoch = np.zeros_like(flat)
-        if self.exhausted == "stop":
-            # Each epoch begins anew in every source; with "repeat" the sequence goes on.
+        if self.stopping == "stop":
+            # Each epoch restarts every source. With "repeat" the sequence continues instead.
             epoch, flat = np.divmod(flat, max(len(self), 1))
         source, ordinal = np.zeros_like(flat), np.zeros_like(flat)
         for stretch in self._stretches:
@@ -186,7 +211,7 @@ class Mixture(Dataset[dict[str, Any]]):
         return source, self._permuted(source, ordinal, epoch)
 
     def _permuted(self, source: IndexArray, ordinal: IndexArray, epoch: IndexArray) -> IndexArray:
-        """Each source's samples in its own order, another one each time through."""
+        """Return each source's samples in its own order, which is another one each time it repeats."""
         out = np.zeros_like(ordinal)
         for i in np.unique(source).tolist():
             data = self.sources[i]
@@ -194,17 +219,33 @@ class Mixture(Dataset[dict[str, Any]]):
             times = epoch + again
             for time in np.unique(times[source == i]).tolist():
                 here = (source == i) & (times == time)
-                # By content and place, not by path: a dataset that was moved keeps its order.
-                order = KeyedPermutation(len(data), self.seed, time, stream=f"{i}/{data.facts.content_hash}")
+                # Seeded by content and position rather than path: a dataset that was moved keeps its order.
+                order = KeyedPermutation(len(data), self.seed, time, stream=f"{i}/{data._facts.content_hash}")
                 out[here] = order[place[here]]
         return out
 
     def __getitem__(self, index: int) -> Sample:
-        """A sample; negative indices count from the end of the first epoch."""
+        """Return a sample: a dict of int64 tensors `[block_size]`. Negative indices count from the first epoch's end.
+
+        Raises:
+            IndexError: the index is below -len.
+            DatasetError: a source cannot be read.
+        """
         return self.take([index + len(self) if index < 0 else index])[0]
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor) -> Batch:
-        """The samples at positions, in their order; each source is read once."""
+        """Return the samples at positions, in their order. Each source is read once.
+
+        Args:
+            indices: `[samples]`, at least 0. Those from `len` on belong to the following epochs.
+
+        Returns:
+            A sequence of samples whose `["input_ids"]` is the int64 tensor `[samples, block_size]` of all.
+
+        Raises:
+            IndexError: an index is negative.
+            DatasetError: a source cannot be read.
+        """
         array = np.asarray(indices, dtype=np.int64).reshape(-1)
         padding = array == PAD_ROW
         source, sample = self.locate(np.where(padding, 0, array))
@@ -219,41 +260,41 @@ class Mixture(Dataset[dict[str, Any]]):
     #: torch fetches a batch in one call.
     __getitems__ = take
 
-    # Where samples come from, and what a checkpoint must find again.
+    # Where samples come from, and what a checkpoint compares.
 
-    def where(self, indices: IndexArray) -> list[Origin]:
-        """Where samples come from."""
+    def origins(self, indices: IndexArray) -> list[Origin]:
+        """Return where the samples at positions come from, leaving out padding samples."""
         indices = indices[indices != PAD_ROW]
         source, sample = self.locate(indices)
         out: list[Origin | None] = [None] * len(indices)
         for i in np.unique(source).tolist():
             here = np.flatnonzero(source == i)
-            for at, origin in zip(here.tolist(), self.sources[i].where(sample[here]), strict=True):
+            for at, origin in zip(here.tolist(), self.sources[i].origins(sample[here]), strict=True):
                 out[at] = Origin(self.names[i], origin.row, origin.documents)
         return [origin for origin in out if origin is not None]
 
     def trace(self, step: int, rank: int = 0, *, global_batch_size: int = 1, world_size: int = 1) -> list[Origin]:
-        """Source, row and document of each sample that a rank gets at a step.
+        """Return where each sample that a rank gets at a step comes from.
 
-        Steps count through the epochs. `TokenLoader.trace` knows the sizes itself.
+        Steps are counted through all epochs. `TokenLoader.trace` knows the sizes itself.
         """
         share = Place(rank, world_size).share(global_batch_size)
         start = step * global_batch_size
-        return self.where(np.arange(start + share.start, start + share.stop, dtype=np.int64))
+        return self.origins(np.arange(start + share.start, start + share.stop, dtype=np.int64))
 
-    def identity(self, position: int = 0) -> dict[str, Any]:
-        """What must be equal for a checkpoint made at a position to go on: the future's weights need not be."""
+    def _identity(self, position: int = 0) -> dict[str, Any]:
+        """Return what must be equal for a checkpoint made at a position to be resumed: later weights may differ."""
         begun = [
             {"from": stretch.start, "shares": [str(share) for share in stretch.shares.exact]}
             for stretch in self._stretches
             if stretch.start < position or stretch.start == 0
         ]
         return {
-            "sources": [source.identity() for source in self.sources],
+            "sources": [source._identity() for source in self.sources],
             "phases": begun,
             "by": self.by,
             "mixture_seed": self.seed,
-            "exhausted": self.exhausted,
+            "stopping": self.stopping,
         }
 
 
@@ -262,7 +303,10 @@ def _check_phases(phases: Sequence[Phase]) -> None:
     bounds = [0, *(end for end in ends[:-1] if end is not None)]
     rising = all(a < b for a, b in itertools.pairwise(bounds))
     if not phases or ends[-1] is not None or None in ends[:-1] or not rising:
-        raise UsageError(f"phases until {ends} tokens", "each ends later than the one before, and the last at None")
+        raise UsageError(
+            f"invalid phases: they end at {ends} tokens",
+            "let each end later than the one before, and the last one at None",
+        )
 
 
 def _counts(stretches: Sequence[_Stretch], length: int) -> list[int]:
@@ -273,16 +317,16 @@ def _counts(stretches: Sequence[_Stretch], length: int) -> list[int]:
     return []
 
 
-def _epoch_length(stretches: Sequence[_Stretch], sizes: Sequence[int], exhausted: str) -> int:
-    """Positions until every used source was given once ("repeat"), or before the first would repeat ("stop").
+def _epoch_length(stretches: Sequence[_Stretch], sizes: Sequence[int], stopping: str) -> int:
+    """Return the positions until every used source was used up ("repeat"), or before the first repeats ("stop").
 
-    Counts never fall, so both are found by bisection.
+    Counts never decrease, so both are found by bisection.
     """
     last = stretches[-1].shares.exact
 
     def done(length: int) -> bool:
         counts = _counts(stretches, length)
-        if exhausted == "stop":
+        if stopping == "stop":
             return any(count > size for count, size in zip(counts, sizes, strict=True))
         return all(count >= size for count, size, share in zip(counts, sizes, last, strict=True) if share)
 
@@ -294,11 +338,11 @@ def _epoch_length(stretches: Sequence[_Stretch], sizes: Sequence[int], exhausted
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if done(middle) else (middle, high)
-    return low if exhausted == "stop" else high
+    return low if stopping == "stop" else high
 
 
 def _merged(parts: Sequence[Batch], wheres: Sequence[IndexArray], count: int) -> Batch:
-    """Batches of samples of one size as one, `parts[i]` at positions `wheres[i]`."""
+    """Merge batches of samples of one size, `parts[i]` at positions `wheres[i]`."""
     first = parts[0]
     tensors = {}
     for name, values in first.tensors.items():

@@ -1,7 +1,7 @@
 """Which rows a global batch holds: pure arithmetic over positions, shared by the sampler, the loader and the mixture.
 
-Global batch k is the positions `[k * B, (k + 1) * B)` of the epoch's order, whatever the number of ranks or workers;
-a rank takes its contiguous part. That is all of elasticity: the rows of a step are a function of the step.
+Global batch k holds the positions `[k * B, (k + 1) * B)` of the epoch's order, whatever the number of ranks or workers.
+Each rank takes its contiguous part. Elasticity follows from that: the rows of a step depend only on the step.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ Tail = Literal["drop", "pad", "repeat"]
 #: Index of a sample that is all padding: what `tail="pad"` fills the last global batch with.
 PAD_ROW = -(1 << 62)
 
+DEFAULT_SEED = 1337
+DEFAULT_WINDOW = 16
+
 
 class PositionMap(Protocol):
-    """Position of an epoch's order to sample index; stateless, so threads and processes may share it."""
+    """Maps positions in an epoch's order to sample indices. Stateless: threads and processes may share one."""
 
     def __getitem__(self, position: IndexArray, /) -> IndexArray: ...
 
@@ -38,9 +41,9 @@ class Share:
 
 
 def even_split(total: int, parts: int, part: int) -> Share:
-    """The `part`-th of `parts` contiguous shares of `total`, the first `total % parts` of them one longer.
+    """Return the `part`-th of `parts` contiguous shares of `total`; the first `total % parts` are one longer.
 
-    As grain's `even_split` does (grain/_src/core/sharding.py).
+    The rule is that of grain's `even_split` (grain/_src/core/sharding.py).
     """
     size, extra = divmod(total, parts)
     start = part * size + min(part, extra)
@@ -48,70 +51,125 @@ def even_split(total: int, parts: int, part: int) -> Share:
 
 
 @dataclass(frozen=True)
-class Order:
-    """The order of an epoch and how it is cut into global batches. Validates itself.
-
-    Args:
-        n: samples in an epoch.
-        global_batch_size: B, samples a step over all ranks.
-        seed: of the shuffle.
-        tail: what becomes of the last `n % B` samples: "drop" leaves them out; "pad" gives them in a last step filled
-            up with samples that are all padding (every sample exactly once, no token learned twice); "repeat" fills
-            it up from the start of the same order.
-        shuffle: False for the samples' own order.
-        locality: rows in a run that stays together on disk, or None. Runs are permuted whole, then rows inside a
-            window of `window` runs: for object stores, where a run is one request.
-        window: runs in a window.
-        endless: epoch e is the samples `e * n` and on, not those of epoch 0 once more (a mixture's).
+class Place:
+    """Which rank this process is, of how many. Validates itself.
 
     Raises:
-        UsageError: a value that makes no sense, or an epoch of no step.
+        UsageError: the rank is outside 0..world_size-1.
     """
 
-    n: int
+    rank: int
+    world_size: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise UsageError(
+                f"rank must be between 0 and world_size - 1, got rank={self.rank}, world_size={self.world_size}",
+                "pass the rank of this process and the number of processes",
+            )
+
+    def share(self, global_batch_size: int) -> Share:
+        """Return this rank's part of a global batch.
+
+        Raises:
+            UsageError: a rank would get no sample.
+        """
+        if global_batch_size < self.world_size:
+            raise UsageError(
+                f"global_batch_size={global_batch_size} over {self.world_size} ranks leaves ranks without a sample",
+                "use a global_batch_size of at least the number of ranks",
+            )
+        return even_split(global_batch_size, self.world_size, self.rank)
+
+
+@dataclass(frozen=True)
+class OrderOptions:
+    """How an epoch is shuffled and cut into global batches. Validates itself.
+
+    Args:
+        global_batch_size: B, samples per step over all ranks.
+        seed: of the shuffle.
+        tail: what happens to the last `n % B` samples. "drop" leaves them out. "pad" delivers them in a last step,
+            filled up with samples that are all padding, so every sample is seen exactly once. "repeat" fills that
+            step with samples from the start of the same order.
+        shuffle: False keeps the dataset's own order.
+        locality: number of neighbouring rows that are shuffled as one run, or None. Rows are then shuffled again
+            within each window of `window` runs. For object stores, where a run is one request.
+        window: runs in a window.
+
+    Raises:
+        UsageError: a value is invalid.
+    """
+
     global_batch_size: int
-    seed: int = 0
+    seed: int = DEFAULT_SEED
     tail: Tail = "drop"
     shuffle: bool = True
     locality: int | None = None
-    window: int = 16
+    window: int = DEFAULT_WINDOW
+
+    def __post_init__(self) -> None:
+        if self.global_batch_size < 1:
+            raise UsageError(f"global_batch_size must be at least 1, got {self.global_batch_size}")
+        if self.tail not in ("drop", "pad", "repeat"):
+            raise UsageError(f"invalid tail {self.tail!r}", "use 'drop', 'pad' or 'repeat'")
+        if self.locality is not None and (self.locality < 1 or self.window < 1):
+            raise UsageError(f"locality and window must be at least 1, got {self.locality} and {self.window}")
+        if self.locality is not None and not self.shuffle:
+            raise UsageError("locality shapes the shuffle, so it cannot be combined with shuffle=False", "remove one")
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of a dataset's epochs, cut into global batches. Validates itself.
+
+    Args:
+        n: samples in an epoch.
+        options: how they are shuffled and cut.
+        endless: epoch e consists of the samples from `e * n` on instead of those of epoch 0 (for a mixture).
+
+    Raises:
+        UsageError: an epoch would have no step.
+    """
+
+    n: int
+    options: OrderOptions
     endless: bool = False
 
     def __post_init__(self) -> None:
         if self.n < 1:
-            raise UsageError("the dataset holds no samples", "look at the filter, or at `lance-prep info`")
-        if self.global_batch_size < 1:
-            raise UsageError(f"global_batch_size={self.global_batch_size}", "it is 1 or more")
-        if self.tail not in ("drop", "pad", "repeat"):
-            raise UsageError(f"tail={self.tail!r}", "tail is 'drop', 'pad' or 'repeat'")
-        if self.locality is not None and (self.locality < 1 or self.window < 1):
-            raise UsageError(f"locality={self.locality}, window={self.window}", "both are 1 or more")
-        if self.locality is not None and not self.shuffle:
-            raise UsageError("locality= shapes a shuffle, and shuffle=False", "give one of them")
+            raise UsageError("the dataset has no samples", "check its filter, or run `lance-prep info` on it")
         if self.steps == 0:
             raise UsageError(
-                f"{self.n} samples make no global batch of {self.global_batch_size} with tail='drop'",
-                "take a smaller batch, or tail='pad' or 'repeat'",
+                f"{self.n} samples do not fill one global batch of {self.global_batch_size}, and tail='drop'",
+                "use a smaller global_batch_size, or tail='pad' or 'repeat'",
             )
 
     @property
+    def global_batch_size(self) -> int:
+        """Samples per step over all ranks."""
+        return self.options.global_batch_size
+
+    @property
     def steps(self) -> int:
-        """Steps of an epoch: the same for every rank."""
+        """Steps of an epoch, the same for every rank."""
         full, rest = divmod(self.n, self.global_batch_size)
-        return full + (rest > 0 and self.tail != "drop")
+        return full + (rest > 0 and self.options.tail != "drop")
 
     def positions(self, epoch: int) -> PositionMap | None:
-        """The order of an epoch; None where it is the samples' own."""
-        if not self.shuffle:
+        """Return the order of an epoch, or None if it is the dataset's own."""
+        chosen = self.options
+        if not chosen.shuffle:
             return None
-        if self.locality is None:
-            return KeyedPermutation(self.n, self.seed, epoch)
-        return RunOrder(self.n, self.seed, epoch, run=self.locality, window=self.window)
+        if chosen.locality is None:
+            return KeyedPermutation(self.n, chosen.seed, epoch)
+        return RunOrder(self.n, chosen.seed, epoch, run=chosen.locality, window=chosen.window)
 
     def indices(self, epoch: int, first: int, steps: int, share: Share) -> IndexArray:
-        """Sample indices of a share of `steps` steps from step `first` of an epoch: int64 `[steps, len(share)]`.
+        """Return the sample indices of a share of `steps` steps from step `first` of an epoch.
 
-        `PAD_ROW` stands where the last step is padded.
+        Returns:
+            int64 `[steps, len(share)]`, `PAD_ROW` in the padding of the last step.
         """
         step = np.arange(first, first + steps, dtype=np.int64)
         position = step[:, None] * self.global_batch_size + np.arange(share.start, share.stop, dtype=np.int64)
@@ -123,20 +181,20 @@ class Order:
         found = position if order is None else order[position]
         if self.endless:
             found = found + epoch * self.n
-        if some_over and self.tail == "pad":
+        if some_over and self.options.tail == "pad":
             found[over] = PAD_ROW
         return found
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must say of an order for the same rows to follow."""
-        return asdict(self)
+        """Return what a checkpoint must record for the same rows to follow."""
+        return {"n": self.n, "endless": self.endless, **asdict(self.options)}
 
 
 class RunOrder:
-    """Runs of `run` rows permuted, then rows inside each window of `window` runs: a bijection of `range(n)`.
+    """Permutes runs of `run` rows, then the rows inside each window of `window` runs: a bijection of `range(n)`.
 
-    O(1) memory and any position at once, as `KeyedPermutation`; both levels are one. The last run may be short, and
-    stands wherever the permutation puts it.
+    Like `KeyedPermutation`, which does both levels, it needs O(1) memory and gives any position at once. The last run
+    may be short, and can end up anywhere.
     """
 
     def __init__(self, n: int, seed: int, epoch: int, *, run: int, window: int) -> None:
@@ -161,7 +219,7 @@ class RunOrder:
         return KeyedPermutation(size, self.seed, self.epoch, stream=f"window/{window}")
 
     def _row(self, slot: IndexArray) -> IndexArray:
-        """The row at a slot of the permuted runs laid end to end."""
+        """Return the row at a slot of the permuted runs laid end to end."""
         after = slot >= self._short_start + self._short
         run, offset = np.divmod(slot + np.where(after, self.run - self._short, 0), self.run)
         return self._runs[run] * self.run + offset

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from typing import Any, Protocol
 
 import torch
@@ -21,25 +22,25 @@ Collate = Callable[[Any], Any]
 
 
 class Samples(Protocol):
-    """What a loader reads from: `LanceDataset` and `Mixture` are."""
+    """What a loader reads from: a `LanceDataset` or a `Mixture`. Threads may share one; workers get a pickle."""
 
     def __len__(self) -> int: ...
 
     def __getitems__(self, indices: IndexArray, /) -> Batch: ...
 
-    def identity(self, position: int = 0) -> dict[str, Any]:
-        """What must be equal for a checkpoint made at a position to go on."""
+    def origins(self, indices: IndexArray, /) -> list[Origin]:
+        """Return where samples come from."""
 
-    def where(self, indices: IndexArray, /) -> list[Origin]:
-        """Where samples come from."""
+    def _identity(self, position: int = 0) -> dict[str, Any]:
+        """Return what must be equal for a checkpoint made at a position to be resumed from."""
 
     @property
-    def read_rows(self) -> int:
+    def _read_rows(self) -> int:
         """How many samples are best read at once."""
 
     @property
-    def slow(self) -> bool:
-        """Whether reading waits for more than memory, so that reading ahead pays in any case."""
+    def _slow(self) -> bool:
+        """Whether reading waits for more than memory, so that reading ahead always pays."""
 
 
 class Runs:
@@ -109,14 +110,13 @@ def in_step(runs: Iterator[Iterable[Any]]) -> Iterator[Any]:
 
 
 def read_ahead(runs: Runs, read: RunReader, depth: int, *, at_once: bool) -> Iterator[Iterable[Any]]:
-    """Runs in order, up to `depth` of them read before they are asked for.
+    """Yield runs in order, reading up to `depth` of them ahead on a thread.
 
     Args:
         runs: the indices of each.
         read: reads one.
-        depth: how many.
-        at_once: read ahead from the start on, and not only when the training loop has turned out slower than the
-            reading.
+        depth: how many runs to read ahead.
+        at_once: read ahead from the start, not only once the training loop has turned out slower than reading.
     """
     pending: deque[Future[Iterable[Any]]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="lance-prep-read-ahead")
@@ -143,31 +143,51 @@ def as_it_is(value: Any) -> Any:
     return value
 
 
+def each_tensor(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a batch with every tensor in it changed: in mappings, lists, tuples and named tuples, nested."""
+    if isinstance(batch, torch.Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        changed = {key: each_tensor(value, change) for key, value in batch.items()}
+        if type(batch) is dict or not isinstance(batch, MutableMapping):
+            return changed
+        # Keep the class, which may carry more than its items, as transformers' BatchEncoding does.
+        twin = copy(batch)
+        twin.update(changed)
+        return twin
+    if isinstance(batch, list | tuple):
+        parts = [each_tensor(value, change) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
 def moved(batch: Any, device: torch.device) -> Any:
-    if not isinstance(batch, dict):
-        return batch
-    return {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    """Return a batch with its tensors on a device."""
+    return each_tensor(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def on_gpu(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
-    """Batches on a GPU: each is copied on a stream of its own while the one before is in use."""
+    """Yield batches on a GPU. Each is copied on a stream of its own while the one before is in use."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead: Any = None
+    none = object()
+    ahead: Any = none
     for batch in batches:
-        pinned = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+        pinned = each_tensor(batch, torch.Tensor.pin_memory)
         with torch.cuda.stream(stream):
             copied = moved(pinned, device)
-        if ahead is not None:
+        if ahead is not none:
             yield _ready(ahead, stream, device)
         ahead = copied
-    if ahead is not None:
+    if ahead is not none:
         yield _ready(ahead, stream, device)
 
 
-def _ready(batch: dict[str, Any], stream: Any, device: torch.device) -> dict[str, Any]:
+def _ready(batch: Any, stream: Any, device: torch.device) -> Any:
     current = torch.cuda.current_stream(device)
     current.wait_stream(stream)
-    for value in batch.values():
-        if isinstance(value, torch.Tensor):
-            value.record_stream(current)  # so that its memory is not reused before the training step is done with it
-    return batch
+
+    def in_use(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.record_stream(current)  # its memory must not be reused before the training step is done with it
+        return tensor
+
+    return each_tensor(batch, in_use)

@@ -1,116 +1,142 @@
-"""`TakeSampler`: the rows of each step as a function of the step, for every number of ranks and workers."""
+"""`TakeSampler`: a batch sampler whose rows depend only on the step, for every number of ranks and workers."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sized
-from dataclasses import dataclass
 
 import torch
 from torch.utils.data import Sampler
 
 from lance_prep.errors import UsageError
-from lance_prep.train.order import Order, Share, Tail, even_split
+from lance_prep.train.order import DEFAULT_SEED, DEFAULT_WINDOW, Order, OrderOptions, Place, Tail
 
-#: Positions computed at once: 50 ns each, of which 64 at a time would cost 1,000.
+#: Positions computed per call. A position costs 50 ns at this size, and 1,000 ns when 64 are computed at a time.
 AT_ONCE = 4096
 
 
-@dataclass(frozen=True)
-class Place:
-    """Which rank of how many this process is. Validates itself.
+def given_place(rank: int | None, world_size: int | None) -> Place | None:
+    """Return the place that the caller chose, or None if it has to be found.
 
     Raises:
-        UsageError: a rank outside of 0..world_size-1.
+        UsageError: only one of the two is given, or the rank is out of range.
     """
+    if rank is None and world_size is None:
+        return None
+    if rank is None or world_size is None:
+        raise UsageError(f"got rank={rank} and world_size={world_size}", "pass both, or neither")
+    return Place(rank, world_size)
 
-    rank: int
-    world_size: int
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world_size:
-            raise UsageError(f"rank={self.rank} of world_size={self.world_size}", "ranks are 0 to world_size - 1")
+def find_place() -> Place:
+    """Return the rank and world size of the default process group, else of RANK and WORLD_SIZE, else 0 and 1.
 
-    @classmethod
-    def find(cls, rank: int | None = None, world_size: int | None = None) -> Place:
-        """As given, else of the default process group, else of `RANK` and `WORLD_SIZE` (torchrun), else 0 of 1.
+    Trainers set these up after the data loader was made, so call this when a pass begins.
 
-        Raises:
-            UsageError: one is given without the other.
-        """
-        if (rank is None) != (world_size is None):
-            raise UsageError(f"rank={rank} and world_size={world_size}", "give both, or none")
-        if rank is not None and world_size is not None:
-            return cls(rank, world_size)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
-        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-
-    def share(self, global_batch_size: int) -> Share:
-        """This rank's part of a global batch.
-
-        Raises:
-            UsageError: a rank would get nothing.
-        """
-        if global_batch_size < self.world_size:
+    Raises:
+        UsageError: the environment contradicts the process group, is incomplete without one, or holds no number.
+    """
+    environment = _environment()
+    said = ", ".join(f"{name}={value}" for name, value in environment.items())
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        place = Place(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        group = {"RANK": place.rank, "WORLD_SIZE": place.world_size}
+        if any(group[name] != value for name, value in environment.items()):
             raise UsageError(
-                f"global_batch_size={global_batch_size} over {self.world_size} ranks leaves ranks without a row",
-                "make it at least the number of ranks",
+                f"the process group has rank {place.rank} of {place.world_size}, but the environment says {said}",
+                "pass rank= and world_size=, or correct RANK and WORLD_SIZE",
             )
-        return even_split(global_batch_size, self.world_size, self.rank)
+        return place
+    if len(environment) == 1:
+        raise UsageError(
+            f"the environment sets only one of RANK and WORLD_SIZE ({said}), and torch.distributed is not initialized",
+            "initialize it before the first batch, set both variables, or pass rank= and world_size=",
+        )
+    return Place(environment.get("RANK", 0), environment.get("WORLD_SIZE", 1))
+
+
+def _environment() -> dict[str, int]:
+    found = {}
+    for name in ("RANK", "WORLD_SIZE"):
+        if text := os.environ.get(name):
+            try:
+                found[name] = int(text)
+            except ValueError:
+                raise UsageError(f"{name}={text!r} is not a number", f"correct or unset {name}") from None
+    return found
 
 
 def make_order(
     data: Sized | int,
     global_batch_size: int,
     *,
-    seed: int,
+    seed: int | None,
     tail: Tail | None,
     drop_last: bool | None,
     shuffle: bool | None,
     locality: int | None,
-    window: int,
+    window: int | None,
 ) -> Order:
-    """The order of a dataset, from what users give.
+    """Return the order of a dataset, from the arguments of `TakeSampler` and `TokenLoader`.
 
     Raises:
-        UsageError: `tail` and `drop_last` contradict each other, or a value makes no sense.
+        UsageError: options contradict each other, would have no effect, or are invalid.
     """
     if drop_last is not None:
-        meant: Tail = "drop" if drop_last else "pad"
         if tail is not None and (tail == "drop") != drop_last:
-            raise UsageError(f"tail={tail!r} and drop_last={drop_last}", "give one of them")
-        tail = tail or meant
-    n = data if isinstance(data, int) else len(data)
-    if shuffle is None:
-        # A mixture is in shuffled order already; a second shuffle would undo its shares.
-        shuffle = not getattr(data, "endless", False)
+            raise UsageError(f"tail={tail!r} contradicts drop_last={drop_last}", "pass one of them")
+        tail = tail or ("drop" if drop_last else "pad")
     endless = bool(getattr(data, "endless", False))
-    return Order(n, global_batch_size, seed, tail or "drop", shuffle, locality, window, endless)
+    if shuffle is None:
+        shuffle = not endless  # a second shuffle of a mixture would undo its shares
+    if seed is not None and not shuffle:
+        raise UsageError(
+            f"seed={seed} has no effect: the samples are read in their own order",
+            "pass the seed to Mixture" if endless else "remove seed, or shuffle",
+        )
+    if window is not None and locality is None:
+        raise UsageError(f"window={window} has no effect without locality", "pass locality too, or remove window")
+    options = OrderOptions(
+        global_batch_size,
+        seed=DEFAULT_SEED if seed is None else seed,
+        tail=tail or "drop",
+        shuffle=shuffle,
+        locality=locality,
+        window=DEFAULT_WINDOW if window is None else window,
+    )
+    return Order(data if isinstance(data, int) else len(data), options, endless)
 
 
 class TakeSampler(Sampler[list[int]]):
-    """A batch sampler: this rank's part of each global batch, in a shuffled order that needs no memory.
+    """A batch sampler that yields this rank's part of each global batch, in a shuffled order that needs no memory.
 
     Args:
-        data: a dataset, or how many samples it has.
-        global_batch_size: B, samples a step over all ranks. Ranks get contiguous parts of it in order, the first
-            `B % world_size` of them one sample more: concatenated, the ranks' batches are the same rows in the same
-            order for every world size.
-        seed: of the shuffle; epochs differ.
-        rank, world_size: by default of the process group, else of the environment (torchrun), else 0 and 1.
-        tail: "drop", "pad" or "repeat": what becomes of the last samples that fill no batch (see `Order`).
-        drop_last: True for tail="drop", False for tail="pad".
+        data: a dataset, or its number of samples.
+        global_batch_size: B, samples per step over all ranks. Each rank gets a contiguous part of it, in order; the
+            first `B % world_size` ranks get one sample more. The ranks' batches, concatenated, are the same rows in
+            the same order for every world size.
+        seed: of the shuffle, 1337 by default. Each epoch has another order.
+        rank, world_size: by default those of the default process group, else `RANK` and `WORLD_SIZE` (torchrun), else
+            0 and 1. They are looked up when a pass begins, so the sampler can be made before a trainer sets them up.
+        tail: "drop" (the default), "pad" or "repeat": what happens to the last samples (see `OrderOptions`).
+        drop_last: True means tail="drop", False means tail="pad".
         epoch: the first epoch.
         start_step: the step at which that epoch begins.
-        shuffle: by default True, and False for a `Mixture`, which is in order already.
-        locality, window: shuffle whole runs of `locality` rows and rows inside windows of `window` runs (see `Order`).
+        shuffle: True by default, but False for a `Mixture`, which is in shuffled order already.
+        locality, window: shuffle runs of `locality` rows, then rows inside windows of `window` runs, 16 by default
+            (see `OrderOptions`).
 
-    Every rank makes the same number of steps. Iterating costs the same at every step; it holds half a MB at any n.
-    A `start_step` holds for one pass: the next begins at step 0, in the same epoch unless `set_epoch` is called.
+    Every rank makes the same number of steps. Each step costs the same, and memory stays at half a MB for any number
+    of samples. `start_step` holds for one pass: the next begins at step 0, in the same epoch unless `set_epoch` is
+    called.
+
+    Accelerate and Lightning divide a batch sampler among ranks once more, which is refused when there are several
+    ranks. Use `TokenLoader`, which both leave alone; in Lightning, `Trainer(use_distributed_sampler=False)` works too.
 
     Raises:
-        UsageError: see `Order`, `Place`; or `start_step` lies beyond the epoch.
+        UsageError: an option is invalid (see `OrderOptions` and `Place`), or `start_step` is beyond the epoch. When a
+            pass begins: the rank cannot be determined. When a trainer would divide the batches again: see
+            `batch_size`.
     """
 
     def __init__(
@@ -118,7 +144,7 @@ class TakeSampler(Sampler[list[int]]):
         data: Sized | int,
         global_batch_size: int,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         tail: Tail | None = None,
@@ -127,7 +153,7 @@ class TakeSampler(Sampler[list[int]]):
         start_step: int = 0,
         shuffle: bool | None = None,
         locality: int | None = None,
-        window: int = 16,
+        window: int | None = None,
     ) -> None:
         self.order = make_order(
             data,
@@ -139,37 +165,66 @@ class TakeSampler(Sampler[list[int]]):
             locality=locality,
             window=window,
         )
-        self.place = Place.find(rank, world_size)
-        self._share = self.place.share(global_batch_size)
+        self._given = given_place(rank, world_size)
+        if self._given is not None:
+            self._given.share(global_batch_size)  # refuse too many ranks here rather than at the first batch
         if not 0 <= start_step <= self.order.steps:
-            raise UsageError(f"start_step={start_step} of an epoch of {self.order.steps} steps", "see len(sampler)")
+            raise UsageError(
+                f"start_step={start_step} is outside of an epoch of {self.order.steps} steps", "see len(sampler)"
+            )
         self.epoch = epoch
         self.start_step = start_step
 
     @property
+    def place(self) -> Place:
+        """Rank and world size, as given or as found now.
+
+        Raises:
+            UsageError: see `find_place`.
+        """
+        return self._given or find_place()
+
+    @property
     def batch_size(self) -> int:
-        """Samples a step of this rank: trainers ask for it."""
-        return len(self._share)
+        """Samples per step of this rank.
+
+        Trainers ask for it before they divide a batch sampler among ranks, which this one has done already:
+        Accelerate would silently skip half of the samples on two ranks.
+
+        Raises:
+            UsageError: there are several ranks.
+        """
+        place = self.place
+        if place.world_size > 1:
+            raise UsageError(
+                f"TakeSampler has divided each global batch among {place.world_size} ranks already; a trainer that "
+                "asks for its batch_size would divide it again",
+                "use TokenLoader(dataset, global_batch_size=...) instead; with Lightning, or set "
+                "Trainer(use_distributed_sampler=False); with Accelerate, or do not pass this DataLoader to prepare()",
+            )
+        return self.order.global_batch_size
 
     @property
     def drop_last(self) -> bool:
-        """Whether every batch is full of samples: trainers ask for it."""
-        return self.order.tail == "drop"
+        """Whether every batch is full of samples."""
+        return self.order.options.tail == "drop"
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of another epoch; the same one changes nothing."""
+        """Go to the start of another epoch. The current epoch changes nothing."""
         if epoch != self.epoch:
             self.epoch, self.start_step = epoch, 0
 
     def __len__(self) -> int:
-        """Steps that the next pass makes."""
+        """Return the number of steps of the next pass."""
         return self.order.steps - self.start_step
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Yield the sample indices of each step: a list of int, `PAD_ROW` for padding samples."""
+        share = self.place.share(self.order.global_batch_size)
         step, self.start_step = self.start_step, 0
         epoch, steps = self.epoch, self.order.steps
-        at_once = max(1, AT_ONCE // len(self._share))
+        at_once = max(1, AT_ONCE // len(share))
         while step < steps:
             some = min(at_once, steps - step)
-            yield from self.order.indices(epoch, step, some, self._share).tolist()
+            yield from self.order.indices(epoch, step, some, share).tolist()
             step += some

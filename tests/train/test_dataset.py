@@ -196,8 +196,8 @@ def test_versions_and_tags(make: Callable[..., Made]) -> None:
 
 
 def test_decode(blocks: Made, lines: Made) -> None:
-    assert LanceDataset(blocks.path).decode(39).split() == [f"w{i}" for i in blocks.rows[39]]
-    assert LanceDataset(lines.path).decode(3).split() == [f"w{i}" for i in lines.rows[3]]
+    assert LanceDataset(blocks.path).text(39).split() == [f"w{i}" for i in blocks.rows[39]]
+    assert LanceDataset(lines.path).text(3).split() == [f"w{i}" for i in lines.rows[3]]
 
 
 def test_deleted_rows_and_other_encodings_are_read_otherwise(make: Callable[..., Made]) -> None:

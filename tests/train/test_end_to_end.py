@@ -31,10 +31,10 @@ def test_built_sample(tmp_path: Path, layout: str, block_size: Any) -> None:
     if layout == "blocks" or block_size is None:
         got = [sample["input_ids"][: sample.valid].tolist() for sample in ds.take(range(len(ds)))]
         assert got == rows
-        assert ds.decode(0) == ds.to_text(rows[0])
-        assert "\ufffd" not in ds.decode(len(ds) // 2)[5:-5]
+        assert ds.text(0) == ds.decode(rows[0])
+        assert "\ufffd" not in ds.text(len(ds) // 2)[5:-5]
     else:
-        eos = ds.facts.eos_id
+        eos = ds._facts.eos_id
         stream = np.concatenate([[*row, eos] for row in rows])
         got = ds.take(range(len(ds)))["input_ids"].reshape(-1).tolist()
         assert got[: len(stream)] == stream.tolist()

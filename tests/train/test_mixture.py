@@ -60,7 +60,7 @@ def test_each_source_in_its_own_order_again_and_again(three: dict[str, Made]) ->
         got = sample[source == i].tolist()
         times = -(-len(got) // len(data))
         orders = [
-            KeyedPermutation(len(data), 4, t, stream=f"{i}/{data.facts.content_hash}")[np.arange(len(data))]
+            KeyedPermutation(len(data), 4, t, stream=f"{i}/{data._facts.content_hash}")[np.arange(len(data))]
             for t in range(times)
         ]
         assert got == np.concatenate(orders)[: len(got)].tolist()
@@ -74,7 +74,7 @@ def test_length(three: dict[str, Made]) -> None:
     counts = list(repeat.counts(len(repeat)).values())
     assert all(c >= n for c, n in zip(counts, (30, 50, 20), strict=True))
     assert any(c < n for c, n in zip(repeat.counts(len(repeat) - 1).values(), (30, 50, 20), strict=True))
-    stop = mixed(three, 0.5, 0.3, 0.2, exhausted="stop")
+    stop = mixed(three, 0.5, 0.3, 0.2, stopping="stop")
     assert all(c <= n for c, n in zip(stop.counts(len(stop)).values(), (30, 50, 20), strict=True))
     assert any(c > n for c, n in zip(stop.counts(len(stop) + 1).values(), (30, 50, 20), strict=True))
     source, sample = stop.locate(np.arange(2 * len(stop)))
@@ -88,7 +88,7 @@ def test_by_tokens(make: Callable[..., Made]) -> None:
     b = make("blocks", [40], name="b.lance", block_size=BLOCK, seed=12)
     mix = Mixture({str(a.path): 0.5, str(b.path): 0.5})
     share = list(mix.shares().values())
-    means = [source.mean_tokens for source in mix.sources]
+    means = [source._mean_tokens for source in mix.sources]
     assert float(share[0]) * means[0] == pytest.approx(float(share[1]) * means[1], rel=1e-4)
     assert means[0] == len(a.rows[0])
     assert means[1] == pytest.approx(np.mean([len(row) for row in b.rows]))
@@ -140,7 +140,9 @@ def test_trace(three: dict[str, Made]) -> None:
     loader = TokenLoader(mix, 6, rank=1, world_size=2)
     source, sample = mix.locate(np.arange(4 * 6 + 3, 5 * 6))
     names = list(three)
-    want = [(names[s], r, r) for s, r in zip(source.tolist(), sample.tolist(), strict=True)]
+    want = []
+    for s, row in zip(source.tolist(), sample.tolist(), strict=True):
+        want.append((names[s], row, tuple(three[names[s]].columns["doc_ids"][row])))
     assert [tuple(t) for t in loader.trace(4)] == want
     assert [tuple(t) for t in mix.trace(4, 1, global_batch_size=6, world_size=2)] == want
 
@@ -161,17 +163,44 @@ def test_state(three: dict[str, Made]) -> None:
     for other in (Mixture([Phase(first, until_tokens=20 * BLOCK), Phase(then)], by="rows"), Mixture(then, by="rows")):
         with pytest.raises(StateMismatch, match="phases: "):
             TokenLoader(other, 5).load_state_dict(state)
-    with pytest.raises(StateMismatch, match="mixture_seed: 0 in the checkpoint, 1 here"):
+    with pytest.raises(StateMismatch, match="mixture_seed: 1337 in the checkpoint, 1 here"):
         TokenLoader(Mixture(first, by="rows", seed=1), 5).load_state_dict(state)
 
 
+def test_an_empty_source_is_refused_before_reading(three: dict[str, Made], lines: Made) -> None:
+    name = next(iter(three))
+    empty = LanceDataset(name, filter="num_tokens > 1000000")
+    mix = Mixture(dict.fromkeys(three, 1.0), datasets={name: empty})
+    with pytest.raises(UsageError, match=f"{name} has a weight but no samples"):
+        TokenLoader(mix, 4)
+    unused = Mixture({**dict.fromkeys(three, 1.0), name: 0.0}, datasets={name: empty}, by="rows")
+    assert len(next(iter(TokenLoader(unused, 4)))["input_ids"]) == 4
+
+
+def test_a_seed_of_the_loader_is_refused(three: dict[str, Made]) -> None:
+    """The order is the mixture's own, so a seed of the loader would do nothing but refuse checkpoints."""
+    mix = mixed(three, 0.5, 0.3, 0.2)
+    for make in (TakeSampler, TokenLoader):
+        with pytest.raises(UsageError, match="seed=7 has no effect") as error:
+            make(mix, 4, seed=7)
+        assert "Mixture" in error.value.advice
+
+
 def test_refusals(three: dict[str, Made], lines: Made) -> None:
-    with pytest.raises(UsageError, match="block sizes"):
+    with pytest.raises(UsageError, match="block size"):
         len(Mixture({str(lines.path): 1.0}))
     other = LanceDataset(lines.path, block_size=16)
-    with pytest.raises(UsageError, match="block sizes"):
+    with pytest.raises(UsageError, match="block size"):
         len(Mixture({next(iter(three)): 1.0, "lines": 1.0}, datasets={"lines": other}))
     with pytest.raises(UsageError, match="without a weight"):
         Mixture({next(iter(three)): 1.0}, datasets={"x": other})
+    datasets = {path: LanceDataset(path) for path in three}
+    weights = dict.fromkeys(three, 1.0)
+    for options in ({"labels": "shifted"}, {"lables": "shifted"}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))} would have no effect"):
+            Mixture(weights, datasets=datasets, **options)
+    assert len(Mixture(weights, datasets=datasets, block_size=BLOCK))
+    with pytest.raises(UsageError, match="block size"):
+        len(Mixture(weights, datasets=datasets, block_size=2 * BLOCK))
     with pytest.raises(UsageError, match="by='bytes'"):
         mixed(three, 1, 1, 1).__class__({"a": 1.0}, by="bytes")  # type: ignore[arg-type]
