@@ -194,7 +194,7 @@ class TokenLoader:
         """Resume after the last batch that was delivered, in any process, world size or number of workers.
 
         Raises:
-            StateMismatch: the state is damaged, or was made on another dataset, version, filter, block size or order.
+            StateMismatch: the state is damaged, or was made on other content, filter, block size or order.
                 The message shows both values.
         """
         _check_state(state)
@@ -411,7 +411,7 @@ def compare_states(there: dict[str, Any], here: dict[str, Any]) -> None:
     if differing:
         raise StateMismatch(
             "the checkpoint was made on other data or another order: " + "; ".join(differing),
-            "open the dataset at the checkpoint's version and with its options, or start from step 0",
+            "open the version that the checkpoint was made on, with the same options, or start from step 0",
         )
 
 

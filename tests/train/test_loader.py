@@ -253,14 +253,13 @@ def test_refuses_another_state(lines: Made, options: dict[str, Any], data: dict[
     assert error.value.advice
 
 
-def test_refuses_another_version_dataset_or_format(make: Callable[..., Made]) -> None:
+def test_binds_to_the_content_and_refuses_another_or_another_format(make: Callable[..., Made]) -> None:
     first = make("blocks", [30], block_size=BLOCK, seed=1)
     loader = TokenLoader(LanceDataset(first.path), 8)
     state = loader.state_dict()
     make("blocks", [30], block_size=BLOCK, seed=1)
-    with pytest.raises(StateMismatch, match="version: 1 in the checkpoint, 2 here"):
-        TokenLoader(LanceDataset(first.path), 8).load_state_dict(state)
-    TokenLoader(LanceDataset(first.path, version=1), 8).load_state_dict(state)
+    for version in (1, 2):  # the same rows, as after a restore or a compaction
+        TokenLoader(LanceDataset(first.path, version=version), 8).load_state_dict(state)
     other = make("blocks", [30], name="other.lance", block_size=BLOCK, seed=2)
     with pytest.raises(StateMismatch, match="content_hash: 'hash-blocks-1' in the checkpoint, 'hash-blocks-2' here"):
         TokenLoader(LanceDataset(other.path), 8).load_state_dict(state)
