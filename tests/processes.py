@@ -14,7 +14,7 @@ from typing import Any
 
 import lance
 
-from lance_prep.dataset import verify
+from lance_prep.dataset import open_version, verify
 
 PROGRAM = str(Path(sys.executable).with_name("lance-prep"))
 
@@ -65,14 +65,17 @@ def write_texts(folder: Path, *, files: int, rows: int, seed: int = 0) -> str:
 
 
 def leftovers(uri: str | Path) -> list[str]:
-    """Return the files of a local dataset that belong to no version: data, transactions, journals, temporary files."""
+    """Return the files of a local dataset that belong to no version: data, transactions, sidecar, temporary files."""
     root = Path(uri)
     dataset = lance.dataset(str(uri))
     named = set(dataset.tracked_files().read_all()["path"].to_pylist())
-    builds = set()
+    needed = set()
     for entry in dataset.versions():
-        schema = lance.dataset(str(uri), version=entry["version"]).schema
-        builds |= {build["key"] for build in json.loads(schema.metadata[b"lance_prep"])["builds"]}
+        version = open_version(uri, entry["version"])
+        needed |= {build.key for build in version.builds} | {f"{build.sources}.zst" for build in version.builds}
+        needed.add(f"{version.metadata.builds}.zst")
+        if version.metadata.tokenizer is not None:
+            needed.add(f"{version.metadata.tokenizer.sha256}.json")
     found = set()
     for path in root.rglob("*"):
         name, parts = path.relative_to(root).as_posix(), path.relative_to(root).parts
@@ -80,8 +83,8 @@ def leftovers(uri: str | Path) -> list[str]:
             continue
         temporary = path.name.startswith(".") or ".tmp" in path.name or "#" in path.name
         unnamed = parts[0] in ("data", "_transactions") and name not in named
-        journal = parts[:2] == (".lance_prep", "builds") and parts[2] not in builds
-        if temporary or unnamed or journal:
+        sidecar = parts[0] == ".lance_prep" and parts[1] in ("builds", "lists", "tokenizers")
+        if temporary or unnamed or (sidecar and parts[2] not in needed):
             found.add(name)
     return sorted(found)
 

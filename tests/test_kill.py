@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from lance_prep.cli.main import run
-from lance_prep.dataset import list_versions, open_version, verify, verify_dataset
+from lance_prep.dataset import list_versions, open_version, verify
 from tests import tokenizers_made as made
 from tests.processes import check_whole, finish, report_of, start, wait_for, write_texts
 
@@ -248,7 +248,7 @@ def killed_and_run_again(history: History, folder: Path, name: str, change: int)
         return False
     for version in list_versions(output):
         assert version.made != "cannot be read"
-        assert verify_dataset(output, version.number).problems == []
+        assert verify(output, version.number).problems == []
     if change % 2:
         assert run(["tag", str(output), "other"]) == 0
         check_whole(output)
