@@ -12,7 +12,8 @@ class Ledger:
     """Counts for one shard, or their sum.
 
     Source rows: `rows_in = rows_used + empty + filtered + rejected + over_limit`.
-    Lines (layout `lines` only): `lines_in = lines_used + lines_empty + lines_over_limit`.
+    Lines (layout `lines` only): `lines_in = lines_used + lines_empty + lines_over_limit`. The newline at the end of a
+    text ends its last line; no empty line follows.
     Tokens: `tokens_in = tokens_written + tokens_over_limit`; `padding` is what was added to fill blocks.
 
     Attributes:

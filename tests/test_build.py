@@ -50,6 +50,15 @@ def check_whole(uri: object) -> None:
     assert found.problems == []
 
 
+def test_a_trailing_newline_is_not_an_empty_line(tmp_path: Path) -> None:
+    texts = ["one\n", "two\n\nthree\n", "four", "\n", "five\n\n"]
+    source = tmp_path / "x.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    ledger = lance_prep.build(source, layout="lines", tokenizer="lance-prep:sample", output=tmp_path / "x.lance").ledger
+    lines = [line for text in texts for line in text.splitlines()]
+    assert (ledger.lines_in, ledger.lines_used, ledger.lines_empty) == (len(lines), 5, lines.count(""))
+
+
 def test_lines_equal_tokenizers_run_on_the_same_lines(tmp_path: Path, tokenizer: str) -> None:
     rows = texts(1000)
     source = write_parquet(tmp_path / "a.parquet", rows)

@@ -11,6 +11,7 @@ import lzma
 import threading
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lance_prep.errors import BadFile, LancePrepError, RowRejected, SourceChanged
+from lance_prep import source
+from lance_prep.errors import BadFile, LancePrepError, RowRejected, SourceChanged, UsageError
+from lance_prep.fetch import Retries
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.plan import Part, Plan, Shard
 from lance_prep.source import read_shard
@@ -87,7 +90,82 @@ def test_string_types(tmp_path: Path, kind: pa.DataType) -> None:
 
 def test_text_lines(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n\ntwo\rthree\n  four")
-    assert read(tmp_path / "x.txt")[0] == ["one", "", "", "two\rthree", "  four"]
+    assert read(tmp_path / "x.txt", text_unit="line")[0] == ["one", "", "", "two\rthree", "  four"]
+
+
+def test_what_a_row_of_a_text_file_is(tmp_path: Path) -> None:
+    book = "\ufeffTitle\n\nFirst line\nsecond line\r\n \t\n\n\nLast\n"
+    (tmp_path / "a.md").write_text(book, newline="")
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b"\n\nother"))
+    whole = [book.removeprefix("\ufeff"), "", "\n\nother"]
+    paragraphs = ["Title", "First line\nsecond line", "Last", "other"]
+    lines = ["Title", "", "First line", "second line", " \t", "", "", "Last", "", "", "other"]
+    for layout, default in (("documents", whole), ("blocks", whole), ("lines", lines), ("raw", lines)):
+        assert read(tmp_path, layout=layout)[0] == default
+        assert read(tmp_path, layout=layout, text_unit="file")[0] == whole
+        assert read(tmp_path, layout=layout, text_unit="paragraph")[0] == paragraphs
+        assert read(tmp_path, layout=layout, text_unit="line")[0] == lines
+    plan = plan_of(tmp_path)
+    assert (plan.recipe.text_unit, plan.rows) == ("file", 3)
+
+
+def test_a_large_text_file_asks_what_a_row_is(tmp_path: Path) -> None:
+    with (tmp_path / "x.txt").open("wb") as file:
+        file.write(b"a\n\nb\n")
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(UsageError, match=r"x\.txt has 64 MiB") as caught:
+        plan_of(tmp_path / "x.txt")
+    assert all(unit in caught.value.advice for unit in ("file", "paragraph", "line"))
+    assert len(plan_of(tmp_path / "x.txt", text_unit="file").shards) == 1
+    assert len(plan_of(tmp_path / "x.txt", text_unit="paragraph").shards) > 1
+    assert len(plan_of(tmp_path / "x.txt", layout="lines").shards) > 1
+
+
+def test_text_units_are_for_text_files(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UsageError, match="no text files"):
+        plan_of(tmp_path / "x.jsonl", text_unit="line")
+    assert plan_of(tmp_path / "x.jsonl").recipe.text_unit is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    lines=st.lists(st.sampled_from(["a", "", "longer line", "\r", " \t", "b\r", "\u00a0"]), max_size=25),
+    last=st.sampled_from(["", "\n"]),
+    edges=st.lists(st.integers(0, 120), max_size=5),
+    block=st.integers(1, 40),
+    beyond=st.integers(1, 40),
+)
+def test_paragraphs_are_the_same_for_any_cut(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], last: str, edges: list[int], block: int, beyond: int
+) -> None:
+    data = ("\n".join(lines) + last).encode() or b"\n"
+    path = tmp_path_factory.mktemp("paragraphs") / "x.txt"
+    path.write_bytes(data)
+    expected, positions, open_lines, at = [], [], [], 0
+    for line in [*data.split(b"\n"), b""]:
+        if line.strip():
+            positions += [] if open_lines else [at]
+            open_lines.append(line)
+        elif open_lines:
+            expected.append(b"\n".join(open_lines).removesuffix(b"\r").decode())
+            open_lines = []
+        at += len(line) + 1
+    plan = plan_of(path, text_unit="paragraph")
+    cuts = sorted({0, len(data), *(min(edge, len(data)) for edge in edges)})
+    parts = [Part(0, a, b) for a, b in itertools.pairwise(cuts)]
+    with (
+        mock.patch.object(source.lines, "BLOCK_BYTES", block),
+        mock.patch.object(source.text_files, "_BEYOND", beyond),
+    ):
+        chunks = [
+            chunk
+            for part in parts
+            for chunk in source.text_files.read_text(source.chunk.PartJob(plan, part, 0, None, None, Retries()))
+        ]
+    assert [text for chunk in chunks for text in chunk.columns.column("text").to_pylist()] == expected
+    assert [int(position) for chunk in chunks for position in chunk.positions] == positions
 
 
 def test_json_array_and_spread_objects(tmp_path: Path) -> None:
@@ -164,7 +242,7 @@ def test_invalid_utf8_rows_are_rejected(tmp_path: Path) -> None:
     assert [(r.position, r.data) for r in rejected] == list(rows.items())
     assert tally.ledger.reasons == {"invalid UTF-8": 3}
     (tmp_path / "x.txt").write_bytes(b"good\nb\xffd\ngood\n")
-    texts, _, rejected = read(tmp_path / "x.txt")
+    texts, _, rejected = read(tmp_path / "x.txt", text_unit="line")
     assert texts == ["good", "good"]
     assert [(r.position, r.unit, r.data) for r in rejected] == [(5, "byte", b"b\xffd")]
 
@@ -207,7 +285,7 @@ def test_byte_ranges_split_lines_once(
     data = b"\n".join(lines) + last
     path = tmp_path_factory.mktemp("lines") / "x.txt"
     path.write_bytes(data or b"\n")
-    plan = plan_of(path)
+    plan = plan_of(path, text_unit="line")
     whole = [t for b in read_plan(plan)[0] for t in b.columns.column(0).to_pylist()]
     size = len(data or b"\n")
     cuts = sorted({0, size, *(min(edge, size) for edge in edges)})

@@ -99,6 +99,7 @@ def plan_text(plan: Plan, would: list[tuple[str, str]]) -> str:
         ("shards", f"{len(plan.shards)}"),
         ("rows", f"{plan.rows:,}" if plan.rows is not None else "not known before they are read"),
         ("column", recipe.text_column or ("template" if recipe.template else "-")),
+        *([("text unit", f"a row is a {recipe.text_unit}")] if recipe.text_unit else []),
         *([("columns kept", ", ".join(recipe.keep_columns))] if recipe.keep_columns else []),
         *([("filter", recipe.filter)] if recipe.filter else []),
         (

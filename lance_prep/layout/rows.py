@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.layout.model import Indices, LayoutJob, SourceBatch
-from lance_prep.layout.texts import drop_blank, split_lines, without_nulls
+from lance_prep.layout.texts import count_ended, drop_blank, split_lines, without_nulls
 from lance_prep.layout.together import encode_together
 from lance_prep.tokenizer import TokenLists
 
@@ -31,13 +31,15 @@ def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Rec
 def _split(
     batches: Iterable[SourceBatch], *, by_line: bool
 ) -> Iterator[tuple[tuple[SourceBatch, Indices, int], pa.LargeStringArray]]:
-    """The texts of each batch, with the source row of each and how many there were with the blank ones."""
+    """Yield the texts of each batch, with the source row of each and how many there were with the blank ones."""
     for batch in batches:
         texts = without_nulls(batch.columns.column(0))
         parents = np.arange(len(texts), dtype=np.int64)
+        after_the_last = 0
         if by_line:
+            after_the_last = count_ended(texts)
             texts, parents = split_lines(texts)
-        found = len(texts)
+        found = len(texts) - after_the_last
         texts, kept = drop_blank(texts)
         yield (batch, parents[kept], found), texts
 

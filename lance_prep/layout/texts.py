@@ -40,6 +40,13 @@ def split_lines(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, Indice
     return lists.flatten(), np.repeat(np.arange(len(texts), dtype=np.int64), lengths)
 
 
+def count_ended(texts: pa.LargeStringArray) -> int:
+    r"""Return how many texts end with `\n`. It ends their last line, and `split_lines` puts an empty one after it."""
+    offsets, data = offsets_of(texts), bytes_of(texts)
+    filled = np.flatnonzero(offsets[1:] > offsets[:-1])
+    return int(np.count_nonzero(data[offsets[1:][filled] - 1] == NEWLINE))
+
+
 def drop_blank(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, Indices]:
     """The texts that hold more than white space, and int64 their indices."""
     offsets = offsets_of(texts)

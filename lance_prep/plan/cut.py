@@ -15,6 +15,7 @@ from lance_prep.fetch import read_footer
 from lance_prep.plan.model import LEAST_SHARD_BYTES, SHARD_BYTES, SHARDS_AT_LEAST, Part, Shard, SourceFile
 from lance_prep.plan.peek import plain_type
 from lance_prep.plan.where import describe
+from lance_prep.recipe import TextUnit
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -38,7 +39,12 @@ class Piece:
 
 
 def cut_shards(
-    files: Sequence[SourceFile], read: pa.Schema, options: Mapping[str, str] | None = None, target: int | None = None
+    files: Sequence[SourceFile],
+    read: pa.Schema,
+    options: Mapping[str, str] | None = None,
+    target: int | None = None,
+    *,
+    text_unit: TextUnit | None = None,
 ) -> tuple[Shard, ...]:
     """Shards of about `target` bytes, in the order of the files.
 
@@ -47,6 +53,7 @@ def cut_shards(
     Args:
         target: by default 128 MiB; for a source of less than 1 GiB an eighth of it, but at least 16 MiB.
         read: schema of the columns that will be read; their bytes count, for Parquet.
+        text_unit: as in the planned recipe; a text file that is one row is not cut.
 
     Raises:
         ColumnNotFound: a file lacks a column that the first one has.
@@ -54,7 +61,9 @@ def cut_shards(
     """
     with ThreadPoolExecutor(min(_THREADS, len(files)) or 1) as pool:
         least = min(target or LEAST_SHARD_BYTES, LEAST_SHARD_BYTES)
-        lists = list(pool.map(lambda at: list(_pieces(at, files[at], read, options, least)), range(len(files))))
+        lists = list(
+            pool.map(lambda at: list(_pieces(at, files[at], read, options, least, text_unit)), range(len(files)))
+        )
     total = sum(piece.weight for pieces in lists for piece in pieces)
     return _join(lists, target or min(max(total // SHARDS_AT_LEAST, LEAST_SHARD_BYTES), SHARD_BYTES))
 
@@ -99,7 +108,12 @@ def _close(shards: list[Shard], pieces: list[Piece]) -> None:
 
 
 def _pieces(
-    index: int, file: SourceFile, read: pa.Schema, options: Mapping[str, str] | None, least: int
+    index: int,
+    file: SourceFile,
+    read: pa.Schema,
+    options: Mapping[str, str] | None,
+    least: int,
+    text_unit: TextUnit | None,
 ) -> Iterator[Piece]:
     if file.format == "parquet":
         footer = read_footer(file.url, file.size, file.identity, options)
@@ -111,6 +125,8 @@ def _pieces(
             weight = sum(chunk.total_uncompressed_size for chunk in chunks)
             stored = sum(chunk.total_compressed_size for chunk in chunks)
             yield Piece(Part(index, group, group + 1, meta.num_rows), weight, stored)
+    elif file.format == "text" and text_unit == "file":
+        yield Piece(Part(index, rows=1), file.size, file.size)
     elif file.format in ("jsonl", "text") and file.compression is None and file.size > least:
         count = -(-file.size // least)
         edges = [file.size * i // count for i in range(count + 1)]

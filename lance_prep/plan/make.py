@@ -16,9 +16,12 @@ from lance_prep.plan.discover import Found, check_no_hub_options, find_local, fi
 from lance_prep.plan.formats import check_one_family
 from lance_prep.plan.model import PinnedSource, Plan, Skipped, SourceFile
 from lance_prep.plan.peek import peek_schema
-from lance_prep.recipe import Recipe
+from lance_prep.recipe import Recipe, TextUnit
 
 TOPICS = "pydoc:topics"
+# A larger text file is more likely a dump of many documents than one, so the user has to say what its rows are.
+FILE_ROW_BYTES = 64 << 20
+TEXT_COMPRESSES = 4
 
 
 def make_plan(recipe: Recipe, *, storage_options: Mapping[str, str] | None = None) -> Plan:
@@ -41,7 +44,8 @@ def restrict(
     plan: Plan, files: tuple[SourceFile, ...], *, first_shard: int, storage_options: Mapping[str, str] | None = None
 ) -> Plan:
     """The plan for some of its files alone, its shards numbered from `first_shard`: what an append reads."""
-    shards = cut_shards(files, plan.read_schema, storage_options, plan.recipe.shard_size)
+    recipe = plan.recipe
+    shards = cut_shards(files, plan.read_schema, storage_options, recipe.shard_size, text_unit=recipe.text_unit)
     numbered = tuple(replace(shard, index=first_shard + shard.index) for shard in shards)
     return replace(plan, files=files, shards=numbered)
 
@@ -59,8 +63,9 @@ def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
             text = pa.field(recipe.text_column or "text", pa.string())
             schema = pa.schema([text if field.name == text.name else field for field in schema])
     columns = resolve_columns(recipe, schema)
-    resolved = columns.recipe.model_copy(update={"split": found.source.split})
-    shards = cut_shards(found.files, columns.read, options, recipe.shard_size)
+    unit = _text_unit(recipe, found)
+    resolved = columns.recipe.model_copy(update={"split": found.source.split, "text_unit": unit})
+    shards = cut_shards(found.files, columns.read, options, recipe.shard_size, text_unit=unit)
     return Plan(resolved, found.source, found.files, shards, columns.out, columns.read, found.skipped)
 
 
@@ -109,6 +114,30 @@ def _find_one(recipe: Recipe, source: str, options: Mapping[str, str] | None) ->
 
         return find_hub(recipe, HubPath(source, "", ""))
     raise not_found(source)
+
+
+def _text_unit(recipe: Recipe, found: Found) -> TextUnit | None:
+    """Return what a row of a text file is; None if the source has no text files.
+
+    Raises:
+        UsageError: the unit is given for a source without text files, or not given for a file too large to be a row.
+    """
+    texts = [file for file in found.files if file.format == "text"]
+    if recipe.text_unit is not None:
+        if not texts:
+            said = f"text_unit {recipe.text_unit!r} is given, and {recipe.source} has no text files (.txt, .md)"
+            raise UsageError(said, "remove text_unit")
+        return recipe.text_unit
+    if not texts:
+        return None
+    if recipe.layout in ("lines", "raw"):
+        return "line"
+    for file in texts:
+        most = FILE_ROW_BYTES // (TEXT_COMPRESSES if file.compression else 1)
+        if file.size > most:
+            said = f"{file.url} has {file.size >> 20:,} MiB, which is more than a row is by default ({most >> 20} MiB)"
+            raise UsageError(said, "choose text_unit: file (one row), paragraph (split at blank lines) or line")
+    return "file"
 
 
 def _topics(source: str) -> Found:

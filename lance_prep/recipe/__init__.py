@@ -1,6 +1,6 @@
 """Recipe stage: a name, a YAML file and overrides in, a `Recipe` out."""
 
 from lance_prep.recipe.load import Source, builtin_recipes, default_output, load_recipe
-from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe
+from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, TextUnit
 
-__all__ = ["DEFAULT_TOKENIZER", "Recipe", "Source", "builtin_recipes", "default_output", "load_recipe"]
+__all__ = ["DEFAULT_TOKENIZER", "Recipe", "Source", "TextUnit", "builtin_recipes", "default_output", "load_recipe"]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 Layout = Literal["lines", "documents", "blocks", "raw"]
 Packing = Literal["concat", "best-fit"]
 Backend = Literal["auto", "gigatoken", "tokenizers"]
+TextUnit = Literal["file", "paragraph", "line"]
 SpecialTokens = Literal["text", "parse", "error"]
 
 DEFAULT_TOKENIZER = "openai-community/gpt2"
@@ -67,6 +68,11 @@ class Recipe(BaseModel):
     text_column: str | None = Field(None, description="column with the text [default: text, or the only string column]")
     keep_columns: tuple[str, ...] = Field((), description="further columns to keep")
     filter: str | None = Field(None, description="SQL condition on the source's columns, such as \"lang = 'en'\"")
+    text_unit: TextUnit | None = Field(
+        None,
+        description="what a row of a .txt or .md file is; paragraphs are separated by blank lines [default: file; line "
+        "with layout lines or raw]",
+    )
     template: str | None = Field(None, description="jinja2 template that makes the text of a record from its columns")
 
     tokenizer: str | None = Field(

@@ -1,4 +1,4 @@
-"""Line formats: blocks of whole lines, and text files, where a row is a line."""
+"""Line formats: blocks of whole lines, and their lines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.fetch import open_stream
-from lance_prep.source.chunk import Chunk, PartJob
+from lance_prep.source.chunk import PartJob
 
 # Large enough that the work for each block is nothing, small enough that the first rows come soon.
 BLOCK_BYTES = 4 << 20
@@ -62,16 +62,6 @@ def line_blocks(job: PartJob) -> Iterator[tuple[int, bytes]]:
         rest = b"".join(waiting)
         if rest and not (stop is not None and at >= stop):
             yield at, rest
-
-
-def read_text(job: PartJob) -> Iterator[Chunk]:
-    """The lines of a text file, without their ends (`\\n` or `\\r\\n`), in the column `text`."""
-    first = job.first
-    for offset, block in line_blocks(job):
-        lines, starts = split_lines(block)
-        rows = np.arange(first, first + len(lines), dtype=np.uint64)
-        first += len(lines)
-        yield Chunk(pa.RecordBatch.from_arrays([lines], ["text"]), rows, starts + offset, "byte", first)
 
 
 def split_lines(block: bytes) -> tuple[pa.Array, np.ndarray[tuple[int], np.dtype[np.int64]]]:

@@ -15,11 +15,11 @@ from lance_prep.source.chunk import Chunk, PartJob
 from lance_prep.source.csv import read_csv
 from lance_prep.source.cutter import Cutter, Delivery
 from lance_prep.source.jsonl import read_jsonl
-from lance_prep.source.lines import read_text
 from lance_prep.source.model import SourceBatch
 from lance_prep.source.parquet import read_parquet
 from lance_prep.source.prepare import prepare, renderer
 from lance_prep.source.tables import read_arrow, read_lance, read_streaming, read_topics
+from lance_prep.source.text_files import read_text
 from lance_prep.source.values import read_json
 
 # Batches that wait for the caller: enough to bridge a row group's decompression, for each shard in work.
