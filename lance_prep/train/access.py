@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from lance_prep.errors import DatasetError
-from lance_prep.train.index import Cache, Index, load_index
+from lance_prep.store.cache import Cache, Stat
+from lance_prep.train.index import Index, filtered_rows, load_index, token_pages
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions
-from lance_prep.train.pages import NotFlat
+from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.train.permutation import IndexArray
 from lance_prep.train.tokens import MappedTokens, TakeTokens, TokenSource
+
+#: The largest flat copy of a local dataset's tokens that is made unasked.
+CACHE_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,19 @@ class Access:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a process found when it opened a version, for its workers. Small and picklable.
+
+    Attributes:
+        access: the way that it chose, after comparing rows read from the files with those that Lance reads.
+        checked: the files of the cache that it has checked.
+    """
+
+    access: Access
+    checked: dict[str, Stat] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Reader:
     """An open version: its index, the rows that pass the filter, and the tokens.
 
@@ -35,53 +52,68 @@ class Reader:
         rows: how many rows there are after the filter.
         chosen: int64 `[rows]`, which live rows those are; None for all.
         tokens: None for raw rows.
-        access: the way in use, and why.
+        verdict: the way in use and why, and what was checked.
     """
 
     index: Index | None
     rows: int
     chosen: IndexArray | None
     tokens: TokenSource | None
-    access: Access
+    verdict: Verdict
+
+    @property
+    def access(self) -> Access:
+        return self.verdict.access
 
     def live(self, rows: IndexArray) -> IndexArray:
         """Which live rows of the dataset these rows after the filter are."""
         return rows if self.chosen is None else self.chosen[rows]
 
 
-def open_reader(options: ReadOptions, facts: Facts, lance: Lance, *, check: bool) -> Reader:
-    """Open a version for reading in this process; `check` some mapped rows against Lance's.
+def open_reader(options: ReadOptions, facts: Facts, lance: Lance, verdict: Verdict | None = None) -> Reader:
+    """Open a version for reading in this process.
 
-    Lance is imported only where it is needed: the index of another process, found in the cache, is enough for mapping.
+    Lance is imported only if it is needed: with the verdict of the parent process, its index in the cache is enough for
+    mapping.
+
+    Args:
+        verdict: of the parent process. Without it, rows read from the files are compared with those that Lance reads.
 
     Raises:
-        DatasetError: `access="mmap"` and it cannot be mapped; a filter that Lance refuses.
+        DatasetError: `access="mmap"` and it cannot be mapped; a filter that Lance refuses; damaged document boundaries.
     """
-    cache = Cache(Path(facts.cache))
+    cache = Cache(Path(facts.cache), verdict.checked if verdict else None)
     chosen = None
     if options.filter is not None:
-        chosen = lance.filtered(facts, options.filter)
+        sql = options.filter
+        chosen = filtered_rows(lambda: lance.filtered(facts, sql), cache, sql)
     if facts.layout == "raw":
         rows = lance.count(facts.version) if chosen is None else len(chosen)
-        return Reader(None, rows, chosen, None, Access("take", "raw rows hold no token column"))
+        return Reader(None, rows, chosen, None, Verdict(Access("take", "raw rows hold no token column"), cache.checked))
     index = load_index(cache)
-    if index is None:
-        check = True
-        index = lance.index(facts)
+    if index is None or (verdict is None and index.rows != lance.count(facts.version)):
+        built = lance.index(facts)
+        index = load_index(cache) or built
     rows = index.rows if chosen is None else len(chosen)
-    tokens, access = _choose(options, facts, lance, cache, index, check=check)
-    return Reader(index, rows, chosen, tokens, access)
+    if chosen is not None and len(chosen) and not 0 <= int(chosen[0]) <= int(chosen[-1]) < index.rows:
+        raise DatasetError(
+            f"filter {options.filter!r} names rows beyond the {index.rows} of {options.uri}", f"remove {cache.folder}"
+        )
+    tokens, access = _choose(options, facts, lance, cache, index, verdict)
+    return Reader(index, rows, chosen, tokens, Verdict(access, cache.checked))
 
 
 def _choose(
-    options: ReadOptions, facts: Facts, lance: Lance, cache: Cache, index: Index, *, check: bool
+    options: ReadOptions, facts: Facts, lance: Lance, cache: Cache, index: Index, verdict: Verdict | None
 ) -> tuple[TokenSource, Access]:
     take = TakeTokens(lambda rows: lance.take(facts.version, rows, ["input_ids"]))
     if options.access == "take":
         return take, Access("take", "it was asked for")
+    if verdict is not None and verdict.access.way == "take":
+        return take, verdict.access
     try:
         mapped, access = _map(options, facts, lance, cache, index)
-        if check:
+        if verdict is None:
             _compare(mapped, take, facts, index)
         return mapped, access
     except NotFlat as error:
@@ -102,18 +134,35 @@ def _map(options: ReadOptions, facts: Facts, lance: Lance, cache: Cache, index: 
     if index.pages is not None and options.root is not None:
         mapped = MappedTokens(options.root / "data", index.pages, itemsize=size, row_start=row_start)
         if len(mapped) != (index.tokens if block is None else index.rows * block):
-            raise NotFlat(
-                f"the files hold {len(mapped)} tokens for {index.rows} rows"
-            )  # reading on would leave the maps
+            # Rows that are not there would be read from outside the maps.
+            raise NotFlat(f"the files hold {len(mapped)} tokens for {index.rows} rows")
         return mapped, Access("mmap", index.why)
     if offsets is None:
         raise NotFlat(index.why)
     try:
-        pages = lance.flat_tokens(facts, index.tokens)
+        pages = _copied(options, facts, lance, cache, index)
     except NotFlat as error:
         raise NotFlat(f"{index.why}; {error}") from error
     mapped = MappedTokens(cache.folder, pages, itemsize=size, row_start=row_start)
     return mapped, Access("cache", f"{index.why}; a flat copy of the tokens lies in {cache.folder}")
+
+
+def _copied(options: ReadOptions, facts: Facts, lance: Lance, cache: Cache, index: Index) -> FlatPages:
+    """Return the pages of a flat copy of the tokens in the cache; make it if that is allowed.
+
+    Raises:
+        NotFlat: it is not allowed, or the cache cannot be written.
+    """
+    size, limit = index.tokens * facts.itemsize, options.cache_bytes
+    if limit is None and options.root is None:
+        raise NotFlat(f"to copy its tokens ({size:,} bytes) to {cache.folder}, ask for it with cache_bytes")
+    if size > (limit := CACHE_BYTES if limit is None else limit):
+        raise NotFlat(f"a flat copy of its tokens ({size:,} bytes) exceeds cache_bytes={limit:,}")
+    pages = token_pages(cache, index.tokens, facts.itemsize)
+    if pages is None:
+        pages = lance.flat_tokens(facts, index.tokens)
+        cache.find("tokens.bin")  # for the verdict
+    return pages
 
 
 def _compare(mapped: MappedTokens, take: TakeTokens, facts: Facts, index: Index) -> None:
@@ -124,7 +173,7 @@ def _compare(mapped: MappedTokens, take: TakeTokens, facts: Facts, index: Index)
     """
     if not index.rows:
         return
-    rows = np.unique(np.linspace(0, index.rows - 1, 16).astype(np.int64))
+    rows = np.unique(np.random.default_rng().integers(0, index.rows, 16))  # others each time
     if index.offsets is None:
         lengths = np.full(len(rows), facts.block_size, np.int64)
     else:

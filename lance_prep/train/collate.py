@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from lance_prep.errors import UsageError
 from lance_prep.train.permutation import IndexArray
-from lance_prep.train.samples import IGNORE, Batch, Sample, SampleOptions
+from lance_prep.train.samples import IGNORE, MASK_AND_POSITIONS, Batch, Documents, Sample, SampleOptions
+from lance_prep.train.tokens import ragged_arange
 
 #: What each tensor holds where there is no token.
-_FILL = {"labels": IGNORE, "attention_mask": 0, "position_ids": 0, "document_ids": -1}
+_FILL = {"labels": IGNORE, "attention_mask": 0, "document_ids": -1}
 
 
 def pad_collate(
@@ -28,9 +29,14 @@ def pad_collate(
 
     Returns:
         `input_ids`, `attention_mask` (1 for tokens) and what else the samples hold, int64 `[samples, longest]`; labels
-        are -100 on padding. Kept columns are lists.
+        are -100 on padding, and `position_ids` count it from 0. Kept columns are lists.
+
+    Raises:
+        UsageError: packed samples with `position_ids`, which must not get an attention mask.
     """
     flat, lists, starts, options = _flatten(samples)
+    if options is not None and options.packed and "position_ids" in flat:
+        raise UsageError(MASK_AND_POSITIONS[0], "use torch's default collate_fn or varlen_collate")
     lengths = np.diff(starts)
     longest = int(lengths.max()) if len(lengths) else 0
     longest = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
@@ -42,45 +48,64 @@ def pad_collate(
     out: dict[str, Any] = {}
     for name, values in flat.items():
         out[name] = torch.full(real.shape, _FILL.get(name, pad if name == "input_ids" else 0), dtype=values.dtype)
+        if name == "position_ids":
+            after = torch.arange(longest) - torch.from_numpy(lengths)[:, None]
+            out[name] = after.clamp(min=0)
         out[name][real] = values
     return {**out, **lists}
 
 
-def varlen_collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Samples laid end to end with their documents' bounds: what `flash_attn_varlen_func` takes, with no padding.
+def varlen_collate(
+    samples: Sequence[Mapping[str, Any]], *, style: Literal["flash", "transformers"] = "flash"
+) -> dict[str, Any]:
+    """Collate samples end to end, without padding, with the bounds of their documents for variable-length attention.
+
+    Args:
+        samples: of a `LanceDataset` or a `Mixture`.
+        style: "flash" names the bounds as `flash_attn_varlen_func` does; "transformers" returns what
+            `DataCollatorWithFlattening` does, for `model(**batch, use_cache=False)`: with a cache, transformers does
+            not keep packed documents apart.
 
     Returns:
-        `input_ids`, `position_ids` and `labels` (where samples hold them), int64 `[tokens]`; `cu_seqlens`, int32
-        `[documents + 1]`, where each document begins, and the end; `max_seqlen`, int, the longest. A document that
-        goes on over two samples counts as two: attention does not reach across samples. Labels are -100 where the
-        token to learn belongs to another document than the one before it.
+        `input_ids`, `position_ids` and `labels` (if samples hold them), int64 `[tokens]`, or `[1, tokens]` for
+        transformers. A document that goes on over two samples counts as two: attention does not reach across samples.
+        Labels are -100 where the token to predict is a document's first. There is no attention mask.
+
+        "flash": `cu_seqlens`, int32 `[documents + 1]`, where each document begins, and the end; `max_seqlen`, int, the
+        tokens of the longest. "transformers": the same as `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and
+        `max_length_k`.
 
     Raises:
-        UsageError: plain dicts, which say neither what padding nor what EOS is.
+        UsageError: another style, or plain dicts, which do not name their documents.
     """
+    if style not in ("flash", "transformers"):
+        raise UsageError(f"invalid style {style!r}", "use 'flash' or 'transformers'")
     flat, lists, starts, options = _flatten(samples)
     if options is None:
         raise UsageError("varlen_collate needs the samples of a LanceDataset", "pass them as the dataset gives them")
-    valid = _valid(samples, starts)
-    flat, starts = _without_padding(flat, starts, valid)
-    ids = flat["input_ids"]
-    begins = torch.zeros(len(ids), dtype=torch.bool)
-    begins[torch.from_numpy(starts[:-1][np.diff(starts) > 0])] = True
-    if options.eos_id is not None and len(ids):
-        begins[1:] |= ids[:-1] == options.eos_id
-    first = torch.nonzero(begins).view(-1)
-    bounds = torch.cat([first, torch.tensor([len(ids)])])
-    place = torch.arange(len(ids))
-    flat["position_ids"] = place - torch.where(begins, place, 0).cummax(0).values if len(ids) else place
+    lengths = _documents(samples).lengths
+    flat = _without_padding(flat, starts, _valid(samples, starts))
+    bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    flat["position_ids"] = torch.from_numpy(ragged_arange(lengths))
     if "labels" in flat:
         labels = flat["labels"].clone()
         # "same": nothing predicts a document's first token; "shifted": its last token predicts nothing of it.
-        labels[first if options.labels == "same" else bounds[1:] - 1] = IGNORE
+        labels[torch.from_numpy(bounds[:-1] if options.labels == "same" else bounds[1:] - 1)] = IGNORE
         flat["labels"] = labels
     flat.pop("attention_mask", None)
-    sizes = bounds.diff()
-    longest = int(sizes.max()) if len(sizes) else 0
-    return {**flat, **lists, "cu_seqlens": bounds.to(torch.int32), "max_seqlen": longest}
+    ends, longest = torch.from_numpy(bounds.astype(np.int32)), int(lengths.max(initial=0))
+    if style == "flash":
+        return {**flat, **lists, "cu_seqlens": ends, "max_seqlen": longest}
+    rows = {name: values[None] for name, values in flat.items()}
+    bounded = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends.clone(), "max_length_q": longest, "max_length_k": longest}
+    return {**rows, **lists, **bounded}
+
+
+def _documents(samples: Sequence[Mapping[str, Any]]) -> Documents:
+    if isinstance(samples, Batch):
+        return samples.documents
+    found = [sample.documents for sample in samples if isinstance(sample, Sample)]
+    return Documents(np.concatenate([d.counts for d in found]), np.concatenate([d.lengths for d in found]))
 
 
 def _flatten(
@@ -118,13 +143,9 @@ def _valid(samples: Sequence[Mapping[str, Any]], starts: IndexArray) -> IndexArr
     return np.array([s.valid if isinstance(s, Sample) else len(s["input_ids"]) for s in samples], np.int64)
 
 
-def _without_padding(
-    flat: dict[str, torch.Tensor], starts: IndexArray, valid: IndexArray
-) -> tuple[dict[str, torch.Tensor], IndexArray]:
+def _without_padding(flat: dict[str, torch.Tensor], starts: IndexArray, valid: IndexArray) -> dict[str, torch.Tensor]:
     lengths = np.diff(starts)
     if np.array_equal(valid, lengths):
-        return dict(flat), starts
-    offset = np.arange(int(starts[-1])) - np.repeat(starts[:-1], lengths)
-    keep = torch.from_numpy(offset < np.repeat(valid, lengths))
-    kept = {name: values[keep] for name, values in flat.items()}
-    return kept, np.concatenate([np.zeros(1, np.int64), np.cumsum(valid)])
+        return dict(flat)
+    keep = torch.from_numpy(ragged_arange(lengths) < np.repeat(valid, lengths))
+    return {name: values[keep] for name, values in flat.items()}

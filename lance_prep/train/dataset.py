@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
-from lance_prep.train.access import Access, Reader, open_reader
+from lance_prep.train.access import Access, Reader, Verdict, open_reader
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.permutation import IndexArray
@@ -22,9 +22,6 @@ from lance_prep.train.views import BlockView, Mask, RecordView, RowView, StreamV
 
 #: Columns that are numbers of ours and not kept values: given as tensors.
 _NUMBERS = ("num_tokens", "doc_id")
-
-#: A local ragged dataset whose files are not flat gets a flat copy of its tokens, up to this size.
-CACHE_BYTES = 4 << 30
 
 
 class Origin(NamedTuple):
@@ -58,7 +55,8 @@ class LanceDataset(Dataset[dict[str, Any]]):
             "mmap" refuses to do that; "take" always does. `ds.access` says which and why. The tensors are the same.
         cache_dir: where the index is kept; by default `.lance_prep/cache` in a local dataset that can be written,
             else `~/.cache/lance-prep`.
-        cache_bytes: how large a flat copy of the tokens may be made there, for local ragged rows that are not flat.
+        cache_bytes: the largest flat copy of the tokens that may be made there, for ragged rows that cannot be
+            memory-mapped; by default 4 GiB for a local dataset and none for another.
         storage_options: for Lance.
 
     Samples are dicts of int64 tensors: `input_ids` `[block_size]`, `labels` `[block_size]` (-100 where nothing is to be
@@ -87,7 +85,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         mask_boundaries: bool = False,
         access: Way = "auto",
         cache_dir: str | Path | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | None = None,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
         uri = str(path).removeprefix("file://")
@@ -102,7 +100,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         self._block_size = block_size
         self._columns = None if columns is None else tuple(columns)
         self._known: Facts | None = None
-        self._inherited = False
+        self._verdict: Verdict | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -118,11 +116,11 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_read", "_asked", "_block_size", "_columns", "_known")
-        return {name: getattr(self, name) for name in kept}
+        verdict = self._verdict if self._reader is None else self._reader.verdict
+        return {**{name: getattr(self, name) for name in kept}, "_verdict": verdict}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._inherited = self._known is not None
         self._reset()
 
     # What it is.
@@ -301,7 +299,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
             with self._lock:
                 if self._view is None:
                     facts = self._facts
-                    self._reader = open_reader(self._read, facts, self._lance, check=not self._inherited)
+                    self._reader = open_reader(self._read, facts, self._lance, self._verdict)
                     self._view = self._make_view(facts, self._reader)
         return self._view
 
@@ -318,8 +316,6 @@ class LanceDataset(Dataset[dict[str, Any]]):
             if self._block_size is not None:
                 raise UsageError("block_size= with a raw dataset", "records hold no tokens: leave it out")
             return RecordView(reader, self._take_columns, options, list(self._columns or facts.columns))
-        if facts.eos_id is None and (a.position_ids or a.document_ids or a.mask_boundaries):
-            raise UsageError("the tokenizer has no EOS, which tells documents apart", "do not ask for boundaries")
         if facts.layout == "blocks":
             if self._block_size not in (None, facts.block_size):
                 raise UsageError(

@@ -1,9 +1,9 @@
-"""What has to be known of a dataset's version before random access: built once, kept beside the dataset.
+"""What has to be known of a dataset's version before random access: built once, kept in a cache beside the dataset.
 
-For ragged rows it is where each row begins (8 bytes a row); for blocks the few that are padded; for both where the
-tokens lie flat in the files; for a filter the rows that pass. Files are keyed by the version's data files, which Lance
-never changes, so a stale one cannot be taken for a fresh one. A worker process maps them and needs no Lance at all
-(an import of 1.4 s).
+For ragged rows: where each row begins (8 bytes a row). For blocks: the documents of each block. For both: where the
+tokens lie flat in the files. For a filter: the rows that pass. The cache's folder is named by the version's data files,
+which Lance never changes, so an index of other rows is never found. A worker process maps the files of the cache and
+needs no Lance (an import of 1.4 s).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,26 +20,50 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from lance_prep.errors import DatasetError
+from lance_prep.store.cache import Cache, user_folder
 from lance_prep.train.pages import FlatPages, NotFlat, find_flat_pages
 from lance_prep.train.permutation import IndexArray
+from lance_prep.train.tokens import list_values, ragged_arange
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The documents, or parts of documents, that each block holds.
+
+    Attributes:
+        offsets: int64 `[rows + 1]`: block r has the pieces `offsets[r]` to `offsets[r + 1]`.
+        lengths: uint32 `[offsets[-1]]`, tokens of each piece.
+    """
+
+    offsets: IndexArray
+    lengths: npt.NDArray[np.uint32]
+
+    def of(self, rows: IndexArray) -> tuple[IndexArray, IndexArray]:
+        """Return the number of pieces of each row, and their lengths end to end; int64."""
+        first = self.offsets[rows]
+        counts = self.offsets[rows + 1] - first
+        return counts, self.lengths[np.repeat(first, counts) + ragged_arange(counts)].astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Index:
-    """Of one version of a dataset.
+    """The index of one version of a dataset.
 
     Attributes:
         rows: live rows.
-        offsets: int64 `[rows + 1]` for ragged rows, else None: where each row begins in the stream in which every row
+        offsets: for ragged rows, else None: int64 `[rows + 1]`, where each row begins in the stream in which every row
             is followed by one EOS; row r has `offsets[r + 1] - offsets[r] - 1` tokens.
+        pieces: for blocks, else None.
         short: int64 `[k]`, blocks that are padded, in order.
-        short_tokens: int64 `[k]`, how many real tokens those hold.
+        short_tokens: int64 `[k]`, the real tokens of each.
         pages: where the tokens lie flat, or None.
-        why: why `pages` is what it is.
+        why: the reason that `pages` is what it is.
     """
 
     rows: int
     offsets: IndexArray | None
+    pieces: Pieces | None
     short: IndexArray
     short_tokens: IndexArray
     pages: FlatPages | None
@@ -52,79 +75,57 @@ class Index:
         return 0 if self.offsets is None else int(self.offsets[-1]) - self.rows
 
 
-#: What a file of the cache that is missing or cut short raises.
-_BROKEN = (OSError, ValueError, KeyError, EOFError, BadZipFile)
-
-
-def _mapped(path: Path) -> npt.NDArray[Any]:
-    # As a plain array: every index of a `memmap` makes another one, 2 us each.
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-class Cache:
-    """A directory of arrays, written whole or not at all; one that cannot be written holds nothing, and is no error."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def array(self, name: str, make: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-        """The array of that name, memory-mapped; made and stored where it is not there."""
-        path = self.folder / f"{name}.npy"
-        try:
-            return _mapped(path)
-        except _BROKEN:
-            made = make()
-            stored = self.write(path.name, lambda file: np.save(file, made))
-            return _mapped(path) if stored else made
-
-    def write(self, name: str, fill: Callable[[Any], None]) -> bool:
-        """Store a file under a name, in one rename; False where the directory cannot be written."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{name}.", delete=False) as file:
-                try:
-                    fill(file)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
-            Path(file.name).replace(self.folder / name)
-        except OSError:
-            return False
-        return True
-
-
 def cache_folder(uri: str, version: int, fragments: list[Any], chosen: Path | None) -> Path:
-    """Where the index of a version lies: beside a local dataset, else below the user's cache directory.
+    """Return the folder of a version's index: beside a local dataset, else below the user's cache folder.
 
-    The name is made of the version and of the names of its data and deletion files, which are unique.
+    Its name is made of the version, of the names of its data and deletion files, which are unique, and of the user, who
+    trusts only files of his own.
     """
     digest = hashlib.sha256(str(version).encode())
     for fragment in fragments:
         digest.update(repr(([f.path for f in fragment.data_files()], fragment.deletion_file())).encode())
-    name = f"v{version}-{digest.hexdigest()[:24]}"
-    beside = Path(uri) / ".lance_prep"
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    name = f"v{version}-{digest.hexdigest()[:24]}-{user}"
     if chosen is not None:
         return chosen / name
-    if Path(uri).is_dir() and os.access(beside if beside.is_dir() else uri, os.W_OK):
+    beside = Path(uri) / ".lance_prep"
+    linked = any(path.is_symlink() for path in (beside, beside / "cache", beside / "cache" / name))
+    if Path(uri).is_dir() and not linked and os.access(beside if beside.is_dir() else uri, os.W_OK):
         return beside / "cache" / name
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "lance-prep" / hashlib.sha256(uri.encode()).hexdigest()[:16] / name
+    return user_folder() / hashlib.sha256(uri.encode()).hexdigest()[:16] / name
 
 
 def load_index(cache: Cache) -> Index | None:
-    """The index as it was stored, or None. Opens no dataset."""
+    """Return the index as it was stored, or None. Opens no dataset."""
+    path = cache.find("index.npz")
+    if path is None:
+        return None
     try:
-        facts = json.loads((cache.folder / "index.json").read_text())
-        offsets = None
-        if facts["ragged"]:
-            offsets = _mapped(cache.folder / "offsets.npy")
-        with np.load(cache.folder / "pages.npz", allow_pickle=False) as z:
-            pages = None
+        with np.load(path, allow_pickle=False) as z:
+            facts = json.loads(z["facts"].tobytes())
+            offsets = pieces = pages = None
+            if facts["ragged"]:
+                offsets = _mapped(cache, "offsets.npy")
+            else:
+                pieces = Pieces(_mapped(cache, "piece_offsets.npy"), _mapped(cache, "piece_lengths.npy"))
             if facts["flat"]:
                 pages = FlatPages(facts["files"], z["file_of"], z["position"], z["count"])
-            return Index(facts["rows"], offsets, z["short"], z["short_tokens"], pages, facts["why"])
-    except _BROKEN:
-        return None
+            return Index(facts["rows"], offsets, pieces, z["short"], z["short_tokens"], pages, facts["why"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None  # one of the other files is missing or damaged
+
+
+def _mapped(cache: Cache, name: str) -> npt.NDArray[Any]:
+    path = cache.find(name)
+    if path is None:
+        raise ValueError(f"{name} is missing or damaged")
+    # As a plain array: every index of a `memmap` makes another one, 2 us each.
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _stored(cache: Cache, name: str, made: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Store an array and return it mapped, or as it is if the cache cannot be written."""
+    return made if cache.write(name, lambda file: np.save(file, made)) is None else _mapped(cache, name)
 
 
 def build_index(dataset: Any, cache: Cache, *, root: Path | None, itemsize: int, block_size: int | None) -> Index:
@@ -136,21 +137,27 @@ def build_index(dataset: Any, cache: Cache, *, root: Path | None, itemsize: int,
         root: the dataset's directory where it is a local one.
         itemsize: bytes a token.
         block_size: tokens a row for `blocks`, None for ragged rows.
+
+    Raises:
+        DatasetError: `seq_lengths` and `num_tokens` contradict each other.
     """
-    none = np.empty(0, np.int64)
-    offsets, short, short_tokens = None, none, none
+    short = short_tokens = np.empty(0, np.int64)
+    offsets = pieces = None
     if block_size is None:
-        offsets = cache.array("offsets", lambda: _row_offsets(dataset))
+        offsets = _stored(cache, "offsets.npy", _row_offsets(dataset))
+        rows = len(offsets) - 1
     else:
-        table = dataset.scanner(columns=["_rowoffset", "num_tokens"], filter=f"num_tokens < {block_size}").to_table()
-        short, short_tokens = (table[c].to_numpy().astype(np.int64) for c in ("_rowoffset", "num_tokens"))
-        order = np.argsort(short, kind="stable")
-        short, short_tokens = short[order], short_tokens[order]
-    rows = dataset.count_rows()
+        counts, found = _read_pieces(dataset)
+        pieces = Pieces(
+            _stored(cache, "piece_offsets.npy", found.offsets), _stored(cache, "piece_lengths.npy", found.lengths)
+        )
+        rows = len(counts)
+        short = np.flatnonzero(counts < block_size)
+        short_tokens = counts[short]
     pages, why = _pages(dataset, root, itemsize, block_size)
     if pages is not None and offsets is not None and int(pages.count.sum()) != int(offsets[-1]) - rows:
         pages, why = None, "the values of input_ids are not as many as num_tokens says"
-    index = Index(rows, offsets, short, short_tokens, pages, why)
+    index = Index(rows, offsets, pieces, short, short_tokens, pages, why)
     _store(cache, index)
     return index
 
@@ -173,16 +180,33 @@ def _row_offsets(dataset: Any) -> IndexArray:
     return out
 
 
+def _read_pieces(dataset: Any) -> tuple[IndexArray, Pieces]:
+    """Read the real tokens of each block, and its pieces, in one scan."""
+    tokens, counts, lengths, row = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.uint32)], 0
+    for batch in dataset.scanner(columns=["num_tokens", "seq_lengths"], scan_in_order=True).to_batches():
+        stated = batch.column("num_tokens").to_numpy().astype(np.int64)
+        values, bounds = list_values(batch.column("seq_lengths"), "seq_lengths")
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(values, dtype=np.int64)])
+        total = ends[bounds[1:]] - ends[bounds[:-1]]
+        if (total != stated).any() or not values.all():
+            at = int(np.argmax(total != stated))
+            raise DatasetError(
+                f"row {row + at} has {stated[at]} tokens, but its seq_lengths add up to {total[at]}"
+                if total[at] != stated[at]
+                else f"seq_lengths of rows {row} to {row + len(batch)} name an empty document",
+                "run `lance-prep verify` on the dataset, and build it again",
+            )
+        tokens.append(stated)
+        counts.append(np.diff(bounds))
+        lengths.append(np.asarray(values, np.uint32))
+        row += len(batch)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
+    return np.concatenate(tokens), Pieces(offsets, np.concatenate(lengths))
+
+
 def _store(cache: Cache, index: Index) -> None:
     pages = index.pages
     empty = np.empty(0, np.int64)
-    arrays: dict[str, Any] = {
-        "file_of": empty if pages is None else pages.file,
-        "position": empty if pages is None else pages.position,
-        "count": empty if pages is None else pages.count,
-        "short": index.short,
-        "short_tokens": index.short_tokens,
-    }
     facts = {
         "rows": index.rows,
         "ragged": index.offsets is not None,
@@ -190,42 +214,49 @@ def _store(cache: Cache, index: Index) -> None:
         "files": [] if pages is None else pages.files,
         "why": index.why,
     }
-    # index.json last: whoever finds it finds the rest.
-    if cache.write("pages.npz", lambda file: np.savez(file, **arrays)):
-        cache.write("index.json", lambda file: file.write(json.dumps(facts).encode()))
+    arrays: dict[str, Any] = {
+        "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
+        "file_of": empty if pages is None else pages.file,
+        "position": empty if pages is None else pages.position,
+        "count": empty if pages is None else pages.count,
+        "short": index.short,
+        "short_tokens": index.short_tokens,
+    }
+    cache.write("index.npz", lambda file: np.savez(file, **arrays))
 
 
 def filtered_rows(find: Callable[[], IndexArray], cache: Cache, sql: str) -> IndexArray:
-    """Which live rows pass a filter, in order: int64. Found once by `find`, then mapped from the cache."""
-    return cache.array(f"filter-{hashlib.sha256(sql.encode()).hexdigest()[:24]}", find)
+    """Return the live rows that pass a filter, in order: int64. Found once by `find`, then mapped from the cache."""
+    name = f"filter-{hashlib.sha256(sql.encode()).hexdigest()[:24]}.npy"
+    return _mapped(cache, name) if cache.find(name) is not None else _stored(cache, name, find())
 
 
-def flat_token_cache(
-    open_dataset: Callable[[], Any], cache: Cache, tokens: int, itemsize: int, limit: int
-) -> FlatPages:
-    """All tokens of the live rows end to end in one file of the cache: made at first use, mapped ever after.
+def token_pages(cache: Cache, tokens: int, itemsize: int) -> FlatPages | None:
+    """Return the pages of the cache's flat copy of all tokens, end to end; None if it is missing or damaged."""
+    path = cache.find("tokens.bin")
+    if path is None or path.stat().st_size != (tokens + 1) * itemsize:
+        return None
+    return FlatPages([path.name], np.zeros(1, np.int32), np.zeros(1, np.int64), np.array([tokens], np.int64))
 
-    For ragged rows whose files are not flat. A scan: 200 Mtok/s.
+
+def copy_tokens(dataset: Any, cache: Cache, tokens: int, itemsize: int) -> FlatPages:
+    """Write the tokens of all live rows, end to end, into a file of the cache. It takes a scan: 200 Mtok/s.
+
+    For ragged rows whose files are not flat.
 
     Raises:
-        NotFlat: it would exceed `limit` bytes, or the cache cannot be written.
+        NotFlat: the cache cannot be written, or the tokens are not as many as `num_tokens` says.
     """
-    from lance_prep.train.tokens import list_values
-
-    size = tokens * itemsize
-    if size > limit:
-        raise NotFlat(f"a flat cache of {size:,} bytes is over cache_bytes={limit:,}")
 
     def fill(file: Any) -> None:
-        for batch in open_dataset().scanner(columns=["input_ids"]).to_batches():
+        for batch in dataset.scanner(columns=["input_ids"], scan_in_order=True).to_batches():
             values, _ = list_values(batch.column(0))
             file.write(np.ascontiguousarray(values).data)
         file.write(bytes(itemsize))  # room for a window of one token more
 
-    path = cache.folder / "tokens.bin"
-    if not path.exists() and not cache.write(path.name, fill):
+    if cache.write("tokens.bin", fill) is None:
         raise NotFlat(f"{cache.folder} cannot be written")
-    if path.stat().st_size != size + itemsize:
-        path.unlink()
-        raise NotFlat(f"{path} had another size than {size + itemsize}")
-    return FlatPages([path.name], np.zeros(1, np.int32), np.zeros(1, np.int64), np.array([tokens], np.int64))
+    pages = token_pages(cache, tokens, itemsize)
+    if pages is None:
+        raise NotFlat(f"input_ids does not hold the {tokens} tokens that num_tokens says")
+    return pages

@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.errors import DatasetError, LancePrepError, UsageError, translating, without_credentials
+from lance_prep.store.cache import Cache
 from lance_prep.store.version import DatasetVersion, open_version
-from lance_prep.train.index import Cache, Index, build_index, cache_folder, filtered_rows, flat_token_cache
+from lance_prep.train.index import Index, build_index, cache_folder, copy_tokens
 from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.train.permutation import IndexArray
 
@@ -62,7 +63,7 @@ class ReadOptions:
     filter: str | None
     access: Way
     cache_dir: str | None
-    cache_bytes: int
+    cache_bytes: int | None
     storage_options: Mapping[str, str] | None
 
     def __post_init__(self) -> None:
@@ -151,14 +152,14 @@ class Lance:
         Raises:
             DatasetError: the filter is not SQL that Lance understands, or names an unknown column.
         """
-        rows: IndexArray = filtered_rows(lambda: self.ask("filtered", facts, sql), Cache(Path(facts.cache)), sql)
+        rows: IndexArray = self.ask("filtered", facts, sql)
         return rows
 
     def flat_tokens(self, facts: Facts, tokens: int) -> FlatPages:
-        """Return the pages of a flat copy of the tokens, made in the cache.
+        """Make a flat copy of the tokens in the cache, and return its pages.
 
         Raises:
-            NotFlat: it would be too large, or cannot be written.
+            NotFlat: it cannot be written.
         """
         pages: FlatPages = self.ask("flat_tokens", facts, tokens)
         return pages
@@ -250,8 +251,7 @@ class Lance:
         return np.sort(table["_rowoffset"].to_numpy().astype(np.int64))
 
     def _flat_tokens(self, facts: Facts, tokens: int) -> FlatPages:
-        cache, limit = Cache(Path(facts.cache)), self._options.cache_bytes
-        return flat_token_cache(lambda: self._dataset(facts.version), cache, tokens, facts.itemsize, limit)
+        return copy_tokens(self._dataset(facts.version), Cache(Path(facts.cache)), tokens, facts.itemsize)
 
     def _count(self, version: int) -> int:
         return int(self._dataset(version).count_rows())

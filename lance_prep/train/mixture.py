@@ -17,7 +17,7 @@ from lance_prep.errors import UsageError
 from lance_prep.train.dataset import LanceDataset, Origin
 from lance_prep.train.order import DEFAULT_SEED, PAD_ROW, Place
 from lance_prep.train.permutation import IndexArray, KeyedPermutation
-from lance_prep.train.samples import Batch, Sample
+from lance_prep.train.samples import Batch, Documents, Sample
 from lance_prep.train.shares import Shares, make_shares
 
 #: Positions must stay below 2^61 to be exact (see `shares`).
@@ -362,4 +362,8 @@ def _merged(parts: Sequence[Batch], wheres: Sequence[IndexArray], count: int) ->
         for part, where in zip(parts, wheres, strict=True):
             if part.valid is not None:
                 valid[where] = part.valid
-    return Batch(tensors, lists, count, first.options, valid=valid)
+
+    def find() -> Documents:
+        return Documents.merged([part.documents for part in parts], wheres, count)
+
+    return Batch(tensors, lists, count, first.options, valid=valid, find=find)

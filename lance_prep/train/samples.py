@@ -7,8 +7,9 @@ four times what reading them takes. A `Batch` is a sequence of samples for whoev
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -19,11 +20,18 @@ from torch.utils.data.dataloader import default_collate
 
 from lance_prep.errors import UsageError
 from lance_prep.train.permutation import IndexArray
+from lance_prep.train.tokens import ragged_arange
 
 Labels = Literal["same", "shifted"] | None
 
 #: The label that losses skip.
 IGNORE = -100
+
+MASK_AND_POSITIONS = (
+    "attention_mask and position_ids of packed samples together: transformers keeps packed documents apart by "
+    "position_ids only if there is no attention_mask",
+    "leave attention_mask out: labels are -100 on padding already",
+)
 
 
 @dataclass(frozen=True)
@@ -32,15 +40,16 @@ class SampleOptions:
 
     Args:
         labels: "same" (equal to input_ids: the model shifts, as in Hugging Face), "shifted" (the next token), or None.
-        attention_mask: 1 for tokens, 0 for padding.
-        position_ids: counted from the start of the document, or of the sample where the document began before it.
-        document_ids: which document of the sample a token is of, from 0; -1 for padding.
-        mask_boundaries: no label on a document's first token: nothing predicts it.
-        eos_id: what ends a document; None where the tokenizer has none.
-        pad_id: what padding holds.
+        attention_mask: 1 for tokens, 0 for padding. Not beside `position_ids` if samples are packed.
+        position_ids: position in the document, or in the sample if the document began before it. Padding counts from 0.
+        document_ids: number of the token's document in the sample, from 0; -1 for padding.
+        mask_boundaries: no label where the token to predict is a document's first: nothing predicts it.
+        eos_id: the token that joins rows into a stream; None if the tokenizer has none. It does not mark documents.
+        pad_id: the token of padding.
+        packed: a sample holds several documents.
 
     Raises:
-        UsageError: another `labels`, or boundaries asked for and no EOS.
+        UsageError: another `labels`, or `mask_boundaries` without labels.
     """
 
     labels: Labels = "same"
@@ -50,6 +59,17 @@ class SampleOptions:
     mask_boundaries: bool = False
     eos_id: int | None = None
     pad_id: int = 0
+    packed: bool = False
+
+    def of_packed_samples(self) -> SampleOptions:
+        """Return these options for samples that hold several documents each.
+
+        Raises:
+            UsageError: `attention_mask` and `position_ids` are both asked for.
+        """
+        if self.attention_mask and self.position_ids:
+            raise UsageError(*MASK_AND_POSITIONS)
+        return replace(self, packed=True)
 
     @property
     def plain(self) -> bool:
@@ -64,18 +84,84 @@ class SampleOptions:
             raise UsageError("mask_boundaries=True and labels=None", "boundaries are masked in labels: ask for those")
 
 
+@dataclass(frozen=True)
+class Documents:
+    """The documents, or parts of documents, in samples.
+
+    Attributes:
+        counts: int64 `[samples]`, the number of documents in each.
+        lengths: int64 `[sum(counts)]`, tokens of each document.
+    """
+
+    counts: IndexArray
+    lengths: IndexArray
+
+    def slice(self, start: int, stop: int) -> Documents:
+        """Return those of the samples `start` to `stop`."""
+        first, last = int(self.counts[:start].sum()), int(self.counts[:stop].sum())
+        return Documents(self.counts[start:stop], self.lengths[first:last])
+
+    @staticmethod
+    def merged(parts: Sequence[Documents], wheres: Sequence[IndexArray], count: int) -> Documents:
+        """Return those of `count` samples, of which the samples `wheres[i]` are those of `parts[i]`."""
+        counts = np.zeros(count, np.int64)
+        for part, where in zip(parts, wheres, strict=True):
+            counts[where] = part.counts
+        starts = np.cumsum(counts) - counts
+        lengths = np.empty(int(counts.sum()), np.int64)
+        for part, where in zip(parts, wheres, strict=True):
+            lengths[np.repeat(starts[where], part.counts) + ragged_arange(part.counts)] = part.lengths
+        return Documents(counts, lengths)
+
+
+FindDocuments = Callable[[], Documents]
+
+
 class Sample(dict[str, Any]):
     """One sample: a dict of int64 tensors `[length]` (and of kept columns), with what collating needs to know."""
 
-    __slots__ = ("options", "valid")
+    __slots__ = ("_find", "options", "valid")
 
-    def __init__(self, values: dict[str, Any], options: SampleOptions, valid: int) -> None:
+    def __init__(self, values: dict[str, Any], options: SampleOptions, valid: int, find: FindDocuments) -> None:
         super().__init__(values)
         self.options = options
         self.valid = valid
+        self._find = find
+
+    @property
+    def documents(self) -> Documents:
+        """The documents in the sample; looked up when it is asked for."""
+        return self._find()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sample, (dict(self), self.options, self.valid)
+        return Sample, (dict(self), self.options, self.valid, Lookup(None, self.documents))
+
+
+class Lookup:
+    """Documents that are looked up once, when they are asked for. Pickles as what it found."""
+
+    __slots__ = ("_documents", "_find")
+
+    def __init__(self, find: FindDocuments | None, documents: Documents | None = None) -> None:
+        self._find, self._documents = find, documents
+
+    def __call__(self) -> Documents:
+        if self._documents is None:
+            assert self._find is not None
+            self._documents = self._find()
+        return self._documents
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Lookup, (None, self())
+
+
+def no_documents() -> Documents:
+    """Return the documents of raw records, which hold no tokens."""
+    return Documents(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def _sliced(find: FindDocuments, start: int, stop: int) -> Documents:
+    return find().slice(start, stop)
 
 
 class Batch(Sequence[Sample]):
@@ -88,6 +174,7 @@ class Batch(Sequence[Sample]):
         options: what the samples consist of.
         valid: int64 `[samples]`, tokens of each that are not padding; None where nothing is padded.
         offsets: int64 `[samples + 1]`, where each sample begins, where their lengths differ.
+        find: looks up the documents in the samples; not given for raw records.
 
     As a sequence it holds samples, whose tensors are views; `batch["input_ids"]` is the tensor of all.
     """
@@ -101,7 +188,9 @@ class Batch(Sequence[Sample]):
         *,
         valid: IndexArray | None = None,
         offsets: IndexArray | None = None,
+        find: FindDocuments = no_documents,
     ) -> None:
+        self._find = Lookup(find)
         self._tensors, self.lists, self.options = tensors, lists, options
         self.valid, self.offsets = valid, offsets
         self._count = count
@@ -110,6 +199,11 @@ class Batch(Sequence[Sample]):
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of all samples, by name."""
         return self._tensors
+
+    @property
+    def documents(self) -> Documents:
+        """The documents in each sample, without padding; looked up when it is asked for."""
+        return self._find()
 
     def __len__(self) -> int:
         return self._count
@@ -146,7 +240,8 @@ class Batch(Sequence[Sample]):
     def _sample(self, i: int, tensors: dict[str, Any]) -> Sample:
         whole = len(tensors["input_ids"]) if tensors else 0
         valid = whole if self.valid is None else int(self.valid[i])
-        return Sample(tensors | {k: v[i] for k, v in self.lists.items()}, self.options, valid)
+        find = partial(_sliced, self._find, i, i + 1)
+        return Sample(tensors | {k: v[i] for k, v in self.lists.items()}, self.options, valid, find)
 
     def _cut(self, start: int, stop: int) -> Batch:
         lists = {k: v[start:stop] for k, v in self.lists.items()}
@@ -156,7 +251,8 @@ class Batch(Sequence[Sample]):
             span = slice(int(self.offsets[start]), int(self.offsets[stop]))
             offsets = self.offsets[start : stop + 1] - self.offsets[start]
         tensors = {k: t[span] for k, t in self.tensors.items()}
-        return Batch(tensors, lists, stop - start, self.options, valid=valid, offsets=offsets)
+        find = partial(_sliced, self._find, start, stop)
+        return Batch(tensors, lists, stop - start, self.options, valid=valid, offsets=offsets, find=find)
 
     def collated(self) -> dict[str, Any]:
         """The batch as one dict of tensors, and of lists for kept columns: no copy.
@@ -183,8 +279,8 @@ class CompactBatch(Batch):
     int64 that was written once, read once and freed.
     """
 
-    def __init__(self, tokens: npt.NDArray[Any], options: SampleOptions) -> None:
-        super().__init__({}, {}, len(tokens), options)
+    def __init__(self, tokens: npt.NDArray[Any], options: SampleOptions, find: FindDocuments) -> None:
+        super().__init__({}, {}, len(tokens), options, find=find)
         self._tokens = tokens
 
     @property
@@ -196,7 +292,7 @@ class CompactBatch(Batch):
     def _cut(self, start: int, stop: int) -> Batch:
         if self._tensors:
             return super()._cut(start, stop)
-        return CompactBatch(self._tokens[start:stop], self.options)
+        return CompactBatch(self._tokens[start:stop], self.options, partial(_sliced, self._find, start, stop))
 
 
 def plain_tensors(ids: IndexArray, options: SampleOptions) -> dict[str, torch.Tensor]:
@@ -218,19 +314,21 @@ default_collate_fn_map[Sample] = _collate_samples
 
 
 def annotate(
-    ids: torch.Tensor,
+    ids: IndexArray,
     starts: IndexArray,
     options: SampleOptions,
+    documents: Callable[[], Documents],
     *,
     valid: IndexArray | None = None,
-    following: torch.Tensor | None = None,
+    following: IndexArray | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Everything asked for beside `input_ids`, for samples laid end to end.
+    """Make everything that was asked for beside `input_ids`, for samples laid end to end.
 
     Args:
         ids: int64 `[tokens]`.
         starts: int64 `[samples + 1]`, where each begins in `ids`.
         options: what to make.
+        documents: called if boundaries are needed.
         valid: int64 `[samples]`, tokens of each sample before its padding; None where there is none.
         following: int64 `[samples]`, the token after each sample's last, `IGNORE` where there is none.
 
@@ -241,94 +339,72 @@ def annotate(
     lengths = np.diff(starts)
     valid = lengths if valid is None else valid
     padding = _padding(starts, lengths, valid)
-    after_eos = _after_eos(ids, starts, options) if options.mask_boundaries or _wants_documents(options) else None
-    if options.labels == "same":
-        labels = ids.clone()
-        if after_eos is not None and options.mask_boundaries:
-            labels[after_eos] = IGNORE
+    runs = None
+    if options.position_ids or options.document_ids or options.mask_boundaries:
+        runs = Runs.of(documents(), lengths, valid)
+    if options.labels is not None:
+        labels = ids.copy() if options.labels == "same" else _shifted(ids, starts, valid, following)
         if padding is not None:
             labels[padding] = IGNORE
+        if runs is not None and options.mask_boundaries:
+            # "same": nothing predicts a document's first token; "shifted": its last token predicts nothing of it.
+            labels[runs.starts if options.labels == "same" else runs.starts + runs.lengths - 1] = IGNORE
         out["labels"] = labels
-    elif options.labels == "shifted":
-        out["labels"] = _shifted(ids, starts, options, valid, padding, following)
     if options.attention_mask:
-        mask = torch.ones_like(ids)
+        mask = np.ones_like(ids)
         if padding is not None:
             mask[padding] = 0
         out["attention_mask"] = mask
-    if after_eos is not None and _wants_documents(options):
-        out |= _documents(after_eos, starts, lengths, options, padding)
-    return out
+    if runs is not None and options.position_ids:
+        out["position_ids"] = runs.positions()
+    if runs is not None and options.document_ids:
+        out["document_ids"] = np.repeat(runs.number, runs.lengths)
+    return {name: torch.from_numpy(values) for name, values in out.items()}
 
 
-def _wants_documents(options: SampleOptions) -> bool:
-    return options.position_ids or options.document_ids
+@dataclass(frozen=True)
+class Runs:
+    """The documents of samples laid end to end, and the padding after them.
+
+    Attributes:
+        starts, lengths: int64 `[runs]`, where each run of tokens begins, and its tokens; together they are all tokens.
+        number: int64 `[runs]`, the number of the document in its sample; -1 for padding.
+    """
+
+    starts: IndexArray
+    lengths: IndexArray
+    number: IndexArray
+
+    @classmethod
+    def of(cls, documents: Documents, sizes: IndexArray, valid: IndexArray) -> Runs:
+        """Make the runs of samples of `sizes` tokens, of which the first `valid` are not padding."""
+        lengths, counts = documents.lengths, documents.counts
+        number = ragged_arange(counts)
+        missing = sizes - valid
+        padded = np.flatnonzero(missing)
+        if padded.size:
+            ends = np.cumsum(counts)[padded]
+            lengths, number = np.insert(lengths, ends, missing[padded]), np.insert(number, ends, -1)
+        stops = np.cumsum(lengths)
+        return cls(stops - lengths, lengths, number)
+
+    def positions(self) -> IndexArray:
+        """The position of each token in its run. Padding counts from 0 too: as one run, not as a document a token."""
+        return ragged_arange(self.lengths)
 
 
-def _padding(starts: IndexArray, lengths: IndexArray, valid: IndexArray) -> torch.Tensor | None:
+def _padding(starts: IndexArray, lengths: IndexArray, valid: IndexArray) -> IndexArray | None:
     """Where in the flat samples padding is, or None."""
     missing = lengths - valid
     if not missing.any():
         return None
-    which = np.flatnonzero(missing)
-    runs = [np.arange(starts[i] + valid[i], starts[i + 1]) for i in which.tolist()]
-    return torch.from_numpy(np.concatenate(runs))
+    return np.repeat(starts[:-1] + valid, missing) + ragged_arange(missing)
 
 
-def _after_eos(ids: torch.Tensor, starts: IndexArray, options: SampleOptions) -> torch.Tensor:
-    """bool `[tokens]`: the token before, in the same sample, ends a document."""
-    after = torch.zeros(ids.shape, dtype=torch.bool)
-    if options.eos_id is not None and len(ids):
-        after[1:] = ids[:-1] == options.eos_id
-        first = torch.from_numpy(starts[:-1][np.diff(starts) > 0])
-        after[first] = False
-    return after
-
-
-def _shifted(
-    ids: torch.Tensor,
-    starts: IndexArray,
-    options: SampleOptions,
-    valid: IndexArray,
-    padding: torch.Tensor | None,
-    following: torch.Tensor | None,
-) -> torch.Tensor:
-    labels = torch.full_like(ids, IGNORE)
-    if not len(ids):
-        return labels
+def _shifted(ids: IndexArray, starts: IndexArray, valid: IndexArray, following: IndexArray | None) -> IndexArray:
+    labels = np.full_like(ids, IGNORE)
     labels[:-1] = ids[1:]
-    if padding is not None:
-        labels[padding] = IGNORE
-    # Last real token of each sample: what follows it lies outside, or nowhere.
+    # Last real token of each sample: what follows it is outside of the sample, or nothing does.
     some = valid > 0
-    last = torch.from_numpy((starts[:-1] + valid - 1)[some])
-    labels[last] = IGNORE if following is None else following[torch.from_numpy(some)]
-    if options.mask_boundaries and options.eos_id is not None:
-        labels[ids == options.eos_id] = IGNORE
+    labels[(starts[:-1] + valid - 1)[some]] = IGNORE if following is None else following[some]
     return labels
-
-
-def _documents(
-    after_eos: torch.Tensor,
-    starts: IndexArray,
-    lengths: IndexArray,
-    options: SampleOptions,
-    padding: torch.Tensor | None,
-) -> dict[str, torch.Tensor]:
-    out: dict[str, torch.Tensor] = {}
-    begins = after_eos.clone()
-    begins[torch.from_numpy(starts[:-1][lengths > 0])] = True
-    if options.position_ids:
-        place = torch.arange(len(begins))
-        positions = place - torch.where(begins, place, 0).cummax(0).values if len(begins) else place
-        if padding is not None:
-            positions[padding] = 0
-        out["position_ids"] = positions
-    if options.document_ids:
-        count = after_eos.to(torch.int64).cumsum(0)
-        base = count[torch.from_numpy(np.minimum(starts[:-1], max(len(count) - 1, 0)))] if len(count) else count
-        documents = count - base.repeat_interleave(torch.from_numpy(lengths)) if len(count) else count
-        if padding is not None:
-            documents[padding] = -1
-        out["document_ids"] = documents
-    return out

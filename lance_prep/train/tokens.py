@@ -79,7 +79,7 @@ class MappedTokens:
         row_start: where rows begin in the flat column.
 
     Raises:
-        NotFlat: the files cannot be mapped (too many for the system, or changed since).
+        NotFlat: the files cannot be mapped (too many for the system), or a page is not inside its file.
 
     Torch maps the files and keeps no file descriptor, where `mmap.mmap` and Arrow hold one each: 10,000 shards stay
     below any `ulimit -n`.
@@ -90,7 +90,8 @@ class MappedTokens:
     def __init__(
         self, root: Path, pages: FlatPages, *, itemsize: int, row_start: Callable[[IndexArray], IndexArray]
     ) -> None:
-        self._maps = [_map_file(root / name) for name in pages.files]
+        self._maps = [_map_file(root, name) for name in pages.files]
+        _check_pages(pages, [m.numel() for m in self._maps], itemsize)
         self._row_start = row_start
         self._dtype = np.dtype("<u2" if itemsize == 2 else "<u4")
         self._first = np.concatenate([[0], np.cumsum(pages.count)]).astype(np.int64)
@@ -179,9 +180,32 @@ class MappedTokens:
         return found
 
 
-def _map_file(path: Path) -> Any:
+def _check_pages(pages: FlatPages, sizes: list[int], itemsize: int) -> None:
+    """Refuse pages that are not inside their files: reading one would end the process with a segmentation fault.
+
+    Raises:
+        NotFlat: names the file.
+    """
+    if not len(pages.file):
+        return
+    known = (pages.file >= 0) & (pages.file < len(sizes))
+    limit = np.array([*sizes, 0], np.int64)[np.where(known, pages.file, -1)]
+    # One token beyond a page may be read, for windows of block_size + 1: a data file's footer follows its pages.
+    room = (limit - pages.position) // itemsize - 1
+    good = known & (pages.position >= 0) & (pages.position % itemsize == 0)
+    good &= (pages.position <= limit) & (pages.count >= 0) & (pages.count <= room)
+    if not good.all():
+        file = int(pages.file[np.argmin(good)])
+        name = pages.files[file] if 0 <= file < len(sizes) else f"file {file}"
+        raise NotFlat(f"a page of input_ids is not inside {name}")
+
+
+def _map_file(root: Path, name: str) -> Any:
     import torch
 
+    if Path(name).name != name or name == "..":
+        raise NotFlat(f"{name!r} is not the name of a data file")
+    path = root / name
     try:
         size = path.stat().st_size
         return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
@@ -226,7 +250,7 @@ class TakeTokens:
         return list_values(self._take(rows)["input_ids"])
 
 
-def list_values(column: Any) -> tuple[Tokens, IndexArray]:
+def list_values(column: Any, name: str = "input_ids") -> tuple[Tokens, IndexArray]:
     """The values of an Arrow list array as numpy, and where each row begins in them (one more than there are rows).
 
     Raises:
@@ -235,9 +259,7 @@ def list_values(column: Any) -> tuple[Tokens, IndexArray]:
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     if column.null_count:
-        raise DatasetError(
-            f"input_ids has {column.null_count} null rows", "filter them out: filter='input_ids is not null'"
-        )
+        raise DatasetError(f"{name} has {column.null_count} null rows", f"filter them out: filter='{name} is not null'")
     values = column.flatten()
     if pa.types.is_fixed_size_list(column.type):
         offsets = np.arange(len(column) + 1, dtype=np.int64) * column.type.list_size

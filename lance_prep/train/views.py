@@ -7,17 +7,26 @@ does not know which one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 
 from lance_prep.errors import UsageError
 from lance_prep.train.access import Reader
 from lance_prep.train.permutation import IndexArray
-from lance_prep.train.samples import IGNORE, Batch, CompactBatch, SampleOptions, annotate, plain_tensors
+from lance_prep.train.samples import (
+    IGNORE,
+    Batch,
+    CompactBatch,
+    Documents,
+    FindDocuments,
+    SampleOptions,
+    annotate,
+    plain_tensors,
+)
 from lance_prep.train.tokens import Tokens, TokenSource, ragged_arange
 
 Mask = npt.NDArray[np.bool_]
@@ -45,30 +54,25 @@ def _fixed_batch(
     tokens: Tokens | IndexArray,
     size: int,
     options: SampleOptions,
+    find: FindDocuments,
     *,
     valid: IndexArray | None,
     following: IndexArray | None = None,
 ) -> Batch:
-    """A batch of samples of `size` tokens from `[samples, size or more]` tokens."""
+    """Make a batch of samples of `size` tokens from `[samples, size or more]` tokens."""
     count = len(tokens)
     if valid is not None and not (valid < size).any():
         valid = None
     if valid is None and options.plain and count > _MANY and tokens.dtype != np.int64:
-        return CompactBatch(tokens[:, :size], options)
+        return CompactBatch(tokens[:, :size], options, find)
     # One conversion a batch, by numpy: torch runs two threads from 32 K elements on, and where another process wants
     # the second core they wait for each other: 8 Mtok/s instead of 600 were seen.
     ids = tokens[:, :size].astype(np.int64, copy=False)
     if valid is None and options.plain:  # 8 samples are read in 20 us: the ways below would double that
-        return Batch(plain_tensors(ids, options), {}, count, options)
+        return Batch(plain_tensors(ids, options), {}, count, options, find=find)
     starts = np.arange(0, (count + 1) * size, size, dtype=np.int64)
-    flat = annotate(
-        torch.from_numpy(ids.reshape(-1)),
-        starts,
-        options,
-        valid=valid,
-        following=None if following is None else torch.from_numpy(following),
-    )
-    return Batch({k: v.view(count, size) for k, v in flat.items()}, {}, count, options, valid=valid)
+    flat = annotate(ids.reshape(-1), starts, options, find, valid=valid, following=following)
+    return Batch({k: v.view(count, size) for k, v in flat.items()}, {}, count, options, valid=valid, find=find)
 
 
 class BlockView:
@@ -76,9 +80,12 @@ class BlockView:
 
     def __init__(self, reader: Reader, source: TokenSource, options: SampleOptions, block_size: int) -> None:
         assert reader.index is not None
-        self._reader, self._source, self._options, self._size = reader, source, options, block_size
+        assert reader.index.pieces is not None
+        self._reader, self._source, self._size = reader, source, block_size
+        self._options = options.of_packed_samples()
+        self._pieces = reader.index.pieces
         self._short = reader.index.short
-        # One more, so that what lies behind the last is looked up too, and is none.
+        # Append a sentinel so that a lookup past the last entry finds nothing.
         self._short_or_none = np.append(self._short, -1)
         self._short_tokens = np.append(reader.index.short_tokens, block_size)
 
@@ -96,7 +103,14 @@ class BlockView:
         if padding is not None:
             tokens[padding] = self._options.pad_id
             valid = np.where(padding, 0, size if valid is None else valid)
-        return _fixed_batch(tokens, size, self._options, valid=valid)
+        return _fixed_batch(tokens, size, self._options, partial(self._documents, rows, padding), valid=valid)
+
+    def _documents(self, rows: IndexArray, padding: Mask | None) -> Documents:
+        if padding is None:
+            return Documents(*self._pieces.of(rows))
+        counts = np.zeros(len(rows), np.int64)
+        counts[~padding], lengths = self._pieces.of(rows[~padding])
+        return Documents(counts, lengths)
 
     def _valid(self, rows: IndexArray) -> IndexArray | None:
         """Real tokens of each row: all but the last of a shard are full."""
@@ -117,7 +131,8 @@ class StreamView:
         assert reader.index is not None
         assert reader.index.offsets is not None
         assert options.eos_id is not None
-        self._reader, self._source, self._options, self._size = reader, source, options, block_size
+        self._reader, self._source, self._size = reader, source, block_size
+        self._options = options.of_packed_samples()
         self._eos = options.eos_id
         self._offsets = reader.index.offsets
         if reader.chosen is not None:
@@ -150,7 +165,20 @@ class StreamView:
         following = None
         if length > size:
             following = np.where(starts + size < self._total, tokens[:, size].astype(np.int64), IGNORE)
-        return _fixed_batch(tokens, size, self._options, valid=valid, following=following)
+        find = partial(self._documents, starts, padding)
+        return _fixed_batch(tokens, size, self._options, find, valid=valid, following=following)
+
+    def _documents(self, starts: IndexArray, padding: Mask | None) -> Documents:
+        """Rows are the documents of the stream, each with the EOS that follows it."""
+        stops = np.minimum(starts + self._size, self._total)
+        if padding is not None:
+            stops = np.where(padding, starts, stops)
+        first = np.searchsorted(self._offsets, starts, side="right") - 1
+        counts = np.searchsorted(self._offsets, stops, side="left") - first
+        counts[stops <= starts] = 0
+        rows = np.repeat(first, counts) + ragged_arange(counts)
+        begin = np.maximum(self._offsets[rows], np.repeat(starts, counts))
+        return Documents(counts, np.minimum(self._offsets[rows + 1], np.repeat(stops, counts)) - begin)
 
     def _by_windows(self, starts: IndexArray, length: int) -> Tokens:
         """Samples from a flat column of unfiltered rows: copy each sample's tokens, then spread them around its EOS.
@@ -216,8 +244,14 @@ class RowView:
             lengths = np.where(padding, 0, lengths)
         tokens = self._source.pieces(rows, np.zeros(len(rows), np.int64), lengths)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        flat = annotate(torch.from_numpy(tokens.astype(np.int64)), starts, self._options)
-        return Batch(flat, {}, len(rows), self._options, valid=lengths, offsets=starts)
+        find = partial(_whole_rows, lengths)
+        flat = annotate(tokens.astype(np.int64), starts, self._options, find)
+        return Batch(flat, {}, len(rows), self._options, valid=lengths, offsets=starts, find=find)
+
+
+def _whole_rows(lengths: IndexArray) -> Documents:
+    """A row is one document, unless it is empty."""
+    return Documents((lengths > 0).astype(np.int64), lengths[lengths > 0])
 
 
 class RecordView:

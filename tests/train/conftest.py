@@ -46,6 +46,14 @@ class Made:
         rows = self.rows if keep is None else [self.rows[i] for i in keep]
         return np.concatenate([np.append(row, EOS) for row in rows]) if rows else np.empty(0, np.int64)
 
+    def owners(self) -> np.ndarray:
+        """The row of each token of `stream()`."""
+        return np.repeat(np.arange(len(self.rows)), [len(row) + 1 for row in self.rows])
+
+    def documents(self, row: int) -> list[int]:
+        """The number of the document of each token of a block."""
+        return [number for number, length in enumerate(self.pieces[row]) for _ in range(length)]
+
 
 def _fields(layout: str, dtype: pa.DataType, block_size: int | None) -> list[pa.Field]:
     kind = pa.list_(dtype, block_size) if layout == "blocks" else pa.list_(pa.field("item", dtype, nullable=False))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import BLOCK, EOS, PAD, Made
+from conftest import BLOCK, PAD, Made
 
 from lance_prep.errors import UsageError
 from lance_prep.train import LanceDataset, pad_collate, varlen_collate
@@ -26,7 +28,7 @@ def test_pad_collate_equals_a_loop(lines: Made) -> None:
             assert batch["input_ids"][k].tolist() == row + [PAD] * rest
             assert batch["labels"][k].tolist() == row + [-100] * rest
             assert batch["attention_mask"][k].tolist() == [1] * len(row) + [0] * rest
-            assert batch["position_ids"][k].tolist() == list(range(len(row))) + [0] * rest
+            assert batch["position_ids"][k].tolist() == [*range(len(row)), *range(rest)]
         assert batch["title"] == [lines.columns["title"][i] for i in indices]
 
 
@@ -47,21 +49,21 @@ def test_varlen_collate_equals_a_loop(request: Any, layout: str, labels: Any) ->
     ids, places, want_labels, bounds = [], [], [], [0]
     for i in indices:
         row = made.rows[i].tolist()
-        start = 0
-        for j, token in enumerate(row):
-            if j and row[j - 1] == EOS:
-                start = j
-                bounds.append(bounds[-1] if j == 0 else len(ids))
-            ids.append(token)
-            places.append(j - start)
-            if labels == "same":
-                want_labels.append(-100 if j == start else token)
-            else:
-                ends = j + 1 == len(row) or token == EOS
-                want_labels.append(-100 if ends else row[j + 1])
-        if row:
+        for length in made.pieces[i] if layout == "blocks" else [len(row)] if row else []:
+            document, row = row[:length], row[length:]
+            ids += document
+            places += range(length)
+            want_labels += [-100, *document[1:]] if labels == "same" else [*document[1:], -100]
             bounds.append(len(ids))
-    for samples in (ds.take(indices), [ds[i] for i in indices]):
+    batch = ds.take(indices)
+    pickled = pickle.loads(pickle.dumps(batch))
+    for samples in (
+        batch,
+        pickled,
+        batch[0:4],
+        [ds[i] for i in indices],
+        [pickle.loads(pickle.dumps(s)) for s in batch],
+    ):
         batch = varlen_collate(samples)
         assert batch["input_ids"].tolist() == ids
         assert batch["position_ids"].tolist() == places
@@ -69,6 +71,59 @@ def test_varlen_collate_equals_a_loop(request: Any, layout: str, labels: Any) ->
         assert batch["cu_seqlens"].tolist() == bounds
         assert batch["cu_seqlens"].dtype == torch.int32
         assert batch["max_seqlen"] == max(b - a for a, b in itertools.pairwise(bounds))
+
+
+def documents_of(made: Made, indices: list[int]) -> list[torch.Tensor]:
+    """The tokens of each document in blocks, in order."""
+    return [
+        torch.from_numpy(part.copy())
+        for i in indices
+        for part in np.split(made.rows[i], np.cumsum(made.pieces[i])[:-1])
+    ]
+
+
+def test_varlen_for_transformers_equals_its_own_collator(blocks: Made) -> None:
+    from transformers import DataCollatorWithFlattening
+
+    indices = [39, 3, 102]
+    features = [{"input_ids": ids.tolist()} for ids in documents_of(blocks, indices)]
+    want = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(features)
+    got = varlen_collate(LanceDataset(blocks.path).take(indices), style="transformers")
+    assert set(got) == set(want)
+    for name, value in want.items():
+        assert type(got[name]) is type(value)
+        if isinstance(value, torch.Tensor):
+            assert got[name].dtype == value.dtype
+            assert torch.equal(got[name], value), name
+        else:
+            assert got[name] == value
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def test_packed_documents_have_the_logits_of_each_alone(blocks: Made, llama: Any) -> None:
+    """In blocks with position_ids and laid end to end, no document attends to another, nor to padding."""
+    indices = [39, 3, 102]
+    ds = LanceDataset(blocks.path, position_ids=True, labels=None)
+    with torch.no_grad():
+        alone = torch.cat([llama(ids[None]).logits[0] for ids in documents_of(blocks, indices)])
+        flat = llama(**varlen_collate(ds.take(indices), style="transformers"), use_cache=False).logits[0]
+        rows = llama(**ds.take(indices).collated(), use_cache=False).logits
+    assert torch.allclose(flat, alone, atol=1e-5)
+    packed = torch.cat([row[: len(blocks.rows[i])] for row, i in zip(rows, indices, strict=True)])
+    assert torch.allclose(packed, alone, atol=1e-5)
+    with torch.no_grad():
+        mixed = llama(ds.take(indices)["input_ids"]).logits[0]
+    assert not torch.allclose(mixed, alone[: len(mixed)], atol=1e-3), "without positions documents are not isolated"
 
 
 def test_varlen_leaves_padding_out(blocks: Made) -> None:

@@ -11,7 +11,7 @@ import lance
 import numpy as np
 import pytest
 import torch
-from conftest import BLOCK, EOS, PAD, Made
+from conftest import BLOCK, PAD, Made
 from torch.utils.data import DataLoader
 
 from lance_prep.errors import DatasetError, UsageError
@@ -25,26 +25,20 @@ def padded(row: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([row, np.full(size - len(row), PAD)])
 
 
-def naive_annotations(row: np.ndarray, size: int, following: int | None = None) -> dict[str, list[int]]:
-    """A sample token by token, the slow and obvious way."""
-    out: dict[str, list[int]] = {k: [] for k in ("input_ids", "same", "shifted", "mask", "position", "document")}
-    position = document = 0
+def naive_annotations(row: np.ndarray, owners: list[int], size: int) -> dict[str, list[int]]:
+    """A sample token by token, the slow and obvious way; `owners` names the document of each token."""
+    out: dict[str, list[int]] = {k: [] for k in ("input_ids", "same", "shifted", "position", "document")}
     for i in range(size):
         if i >= len(row):
-            for name, value in zip(out, (PAD, -100, -100, 0, 0, -1), strict=True):
+            for name, value in zip(out, (PAD, -100, -100, i - len(row), -1), strict=True):
                 out[name].append(value)
             continue
-        if i and row[i - 1] == EOS:
-            position, document = 0, document + 1
-        boundary = i > 0 and row[i - 1] == EOS
-        after = row[i + 1] if i + 1 < len(row) else (following if following is not None else -100)
+        first, last = owners.index(owners[i]), len(row) - 1 - owners[::-1].index(owners[i])
         out["input_ids"].append(int(row[i]))
-        out["same"].append(-100 if boundary else int(row[i]))
-        out["shifted"].append(-100 if row[i] == EOS else int(after))
-        out["mask"].append(1)
-        out["position"].append(position)
-        out["document"].append(document)
-        position += 1
+        out["same"].append(-100 if i == first else int(row[i]))
+        out["shifted"].append(-100 if i == last else int(row[i + 1]))
+        out["position"].append(i - first)
+        out["document"].append(sorted(set(owners)).index(owners[i]))
     return out
 
 
@@ -119,23 +113,39 @@ def test_annotations_equal_a_naive_loop(request: Any, layout: str, labels: Any, 
         block_size=size,
         labels=labels,
         access=access,
-        attention_mask=True,
         position_ids=True,
         document_ids=True,
         mask_boundaries=True,
     )
-    got = ds.take(range(len(ds)))
-    stream = made.stream() if layout == "lines" else None
-    for k in range(len(ds)):
-        row, following = (made.rows[k], None) if stream is None else (stream[size * k : size * k + size], None)
-        if stream is not None and size * k + size < len(stream):
-            following = stream[size * k + size]
-        want = naive_annotations(row, size, following)
-        assert got["input_ids"][k].tolist() == want["input_ids"]
-        assert got["labels"][k].tolist() == want[labels]
-        assert got["attention_mask"][k].tolist() == want["mask"]
-        assert got["position_ids"][k].tolist() == want["position"]
-        assert got["document_ids"][k].tolist() == want["document"]
+    order = np.random.default_rng(3).permutation(len(ds))
+    got = ds.take([*order, PAD_ROW])
+    stream, owners = (made.stream(), made.owners()) if layout == "lines" else (None, None)
+    for i, k in enumerate([*order.tolist(), None]):
+        if k is None:
+            row, of = np.empty(0, np.int64), []
+        elif stream is None or owners is None:
+            row, of = made.rows[k], made.documents(k)
+        else:
+            row, of = stream[size * k : size * k + size], owners[size * k : size * k + size].tolist()
+        want = naive_annotations(row, of, size)
+        assert got["input_ids"][i].tolist() == want["input_ids"]
+        assert got["labels"][i].tolist() == want[labels]
+        assert got["position_ids"][i].tolist() == want["position"]
+        assert got["document_ids"][i].tolist() == want["document"]
+    masked = LanceDataset(made.path, block_size=size, access=access, attention_mask=True, document_ids=True)
+    assert torch.equal(masked.take([*order, PAD_ROW])["attention_mask"], (got["document_ids"] >= 0).long())
+
+
+@pytest.mark.parametrize("layout", ["blocks", "lines"])
+def test_attention_mask_beside_packed_positions_is_refused(request: Any, layout: str) -> None:
+    made: Made = request.getfixturevalue(layout)
+    with pytest.raises(UsageError, match="only if there is no attention_mask"):
+        len(LanceDataset(made.path, block_size=BLOCK, attention_mask=True, position_ids=True))
+    packed = LanceDataset(made.path, block_size=BLOCK, position_ids=True)
+    with pytest.raises(UsageError, match="only if there is no attention_mask"):
+        pad_collate(packed.take([0, 1]))
+    if layout == "lines":  # a row is one document: both make sense
+        assert len(LanceDataset(made.path, attention_mask=True, position_ids=True)[1]) == 4
 
 
 def test_labels_none_and_no_aliasing(blocks: Made) -> None:
@@ -314,7 +324,19 @@ def test_object_store(blocks: Made, lines: Made, tmp_path: Any, monkeypatch: pyt
         local = LanceDataset(made.path, block_size=size)
         indices = np.random.default_rng(1).integers(0, len(ds), 50)
         assert ds.take(indices)["labels"].tolist() == local.take(indices)["labels"].tolist()
-    assert list((tmp_path / "lance-prep").rglob("index.json"))
+    assert list((tmp_path / "lance-prep").rglob("index.npz"))
+
+
+def test_only_local_data_is_copied_unasked(make: Callable[..., Made], tmp_path: Any) -> None:
+    made = make("lines", [40, 30], file_version="2.1")
+    remote = f"file-object-store://{made.path}"
+    ds = LanceDataset(remote, block_size=9, cache_dir=tmp_path / "cache")
+    assert ds.access.way == "take"
+    assert "ask for it with cache_bytes" in ds.access.why
+    assert not list((tmp_path / "cache").rglob("tokens.bin"))
+    asked = LanceDataset(remote, block_size=9, cache_dir=tmp_path / "cache", cache_bytes=1 << 20)
+    assert asked.access.way == "cache"
+    assert asked.take(range(len(ds)))["input_ids"].tolist() == ds.take(range(len(ds)))["input_ids"].tolist()
 
 
 def test_threads_may_share_one(lines: Made) -> None:
@@ -322,12 +344,3 @@ def test_threads_may_share_one(lines: Made) -> None:
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda i: ds[i]["input_ids"].tolist(), range(len(ds))))
     assert got == ds.take(range(len(ds)))["input_ids"].tolist()
-
-
-def test_a_stale_or_broken_index_is_made_anew(make: Callable[..., Made]) -> None:
-    made = make("lines", [20])
-    want = LanceDataset(made.path, block_size=8).take(range(10))["input_ids"].tolist()
-    for file in (made.path / ".lance_prep" / "cache").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    assert LanceDataset(made.path, block_size=8).take(range(10))["input_ids"].tolist() == want
