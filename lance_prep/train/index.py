@@ -89,7 +89,7 @@ def cache_folder(uri: str, version: int, fragments: list[Any], chosen: Path | No
     if chosen is not None:
         return chosen / name
     beside = Path(uri) / ".lance_prep"
-    linked = any(path.is_symlink() for path in (beside, beside / "cache", beside / "cache" / name))
+    linked = (beside / "cache" / name).is_symlink()  # the folders above were checked when the dataset was opened
     if Path(uri).is_dir() and not linked and os.access(beside if beside.is_dir() else uri, os.W_OK):
         return beside / "cache" / name
     return user_folder() / hashlib.sha256(uri.encode()).hexdigest()[:16] / name
