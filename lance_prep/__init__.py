@@ -4,7 +4,7 @@
 
     lance_prep.build("sample", output="sample.lance")      # -> BuildReport
     lance_prep.stream("sample")                            # -> a streaming pa.RecordBatchReader
-    lance_prep.info("sample.lance")                        # -> DatasetInfo
+    lance_prep.info("sample.lance")                        # -> DatasetVersion: .metadata, .source_files, ...
     lance_prep.versions("sample.lance")                    # -> list of Version
     lance_prep.verify("sample.lance").ok                   # -> True
 
@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lance_prep.dataset import Verification, Version, verify
+    from lance_prep.dataset import DatasetVersion, Verification, Version, verify
     from lance_prep.dataset import list_versions as versions
+    from lance_prep.dataset import open_version as info
     from lance_prep.engine import BuildReport, build, stream
     from lance_prep.errors import LancePrepError
     from lance_prep.recipe import Recipe, load_recipe
@@ -27,11 +28,13 @@ __version__ = "0.1.0"
 #: name -> (package, name there)
 _HOMES = {
     "BuildReport": ("engine", "BuildReport"),
+    "DatasetVersion": ("dataset", "DatasetVersion"),
     "LancePrepError": ("errors", "LancePrepError"),
     "Recipe": ("recipe", "Recipe"),
     "Verification": ("dataset", "Verification"),
     "Version": ("dataset", "Version"),
     "build": ("engine", "build"),
+    "info": ("dataset", "open_version"),
     "load_recipe": ("recipe", "load_recipe"),
     "stream": ("engine", "stream"),
     "verify": ("dataset", "verify"),
@@ -40,11 +43,13 @@ _HOMES = {
 
 __all__ = [
     "BuildReport",
+    "DatasetVersion",
     "LancePrepError",
     "Recipe",
     "Verification",
     "Version",
     "build",
+    "info",
     "load_recipe",
     "stream",
     "verify",

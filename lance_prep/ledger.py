@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_SUBBIN_BITS = 7
+_SUBBINS = 1 << _SUBBIN_BITS
+_BINS = 36 * _SUBBINS  # up to 2**42 tokens
 
 
 @dataclass
@@ -78,6 +86,76 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class LengthRecord:
+    """How many documents have which length, for a receipt.
+
+    Attributes:
+        bins, counts: bins of `DocumentLengths` that hold documents, ascending, and how many each holds.
+        longest: tokens of the longest document; 0 if there is none.
+        longest_doc_id: the first document of that length.
+    """
+
+    bins: tuple[int, ...]
+    counts: tuple[int, ...]
+    longest: int
+    longest_doc_id: int
+
+    def __post_init__(self) -> None:
+        if len(self.bins) != len(self.counts) or any(not 0 <= each < _BINS for each in self.bins):
+            raise ValueError("the bins of its lengths are invalid")
+
+
+class DocumentLengths:
+    """Counts lengths of documents in a histogram of fixed size: exact below 256 tokens, to 0.4 % above.
+
+    Each power of two is divided into 128 bins. Histograms of shards add up to that of the dataset.
+    """
+
+    def __init__(self) -> None:
+        self._counts: npt.NDArray[np.int64] = np.zeros(_BINS, np.int64)
+        self.longest = 0
+        self.longest_doc_id = 0
+
+    def add(self, lengths: npt.NDArray[np.int64], doc_ids: npt.NDArray[np.uint64]) -> None:
+        """Count documents of these lengths; `doc_ids` ascend from call to call."""
+        if not len(lengths):
+            return
+        self._counts += np.bincount(_bins_of(lengths), minlength=_BINS)
+        last = int(lengths.argmax())
+        if lengths[last] > self.longest:
+            self.longest, self.longest_doc_id = int(lengths[last]), int(doc_ids[last])
+
+    def merge(self, record: LengthRecord) -> None:
+        """Add the documents of another shard."""
+        np.add.at(self._counts, np.array(record.bins, np.int64), np.array(record.counts, np.int64))
+        if record.longest > self.longest:
+            self.longest, self.longest_doc_id = record.longest, record.longest_doc_id
+
+    def record(self) -> LengthRecord:
+        bins = np.flatnonzero(self._counts)
+        counts = self._counts[bins]
+        return LengthRecord(tuple(bins.tolist()), tuple(counts.tolist()), self.longest, self.longest_doc_id)
+
+    def quantile(self, share: float) -> int:
+        """Return the length that at least this share of the documents does not exceed; 0 if there is no document."""
+        total = int(self._counts.sum())
+        if not total:
+            return 0
+        rank = max(math.ceil(share * total), 1)
+        found = int(np.searchsorted(np.cumsum(self._counts), rank))
+        shift = max(found // _SUBBINS - 1, 0)
+        middle = ((found - shift * _SUBBINS) << shift) + (1 << shift >> 1)
+        return min(middle, self.longest)
+
+
+def _bins_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    # frexp gives the exponent e with 2**(e - 1) <= length < 2**e; a length keeps its eight highest bits.
+    shift = np.maximum(np.frexp(lengths.astype(np.float64))[1] - _SUBBIN_BITS - 1, 0).astype(np.int64)
+    bins: npt.NDArray[np.int64] = (lengths >> shift) + shift * _SUBBINS
+    return bins
+
+
+@dataclass(frozen=True)
 class Rejected:
     """A row that could not be used, for the quarantine file.
 
@@ -103,6 +181,7 @@ class Tally:
         ledger: counts so far.
         on_reject: called with each rejected row, before it is counted; raises `RowRejected` under `--strict`.
         text_bytes: bytes of text that went through.
+        lengths: of the documents (for `lines`, the lines) in tokens, those beyond the row limit included.
         retries: requests to a store that had to be made again. Not in the ledger, which is the same for every run.
     """
 
@@ -110,6 +189,7 @@ class Tally:
     on_reject: Callable[[Rejected], None] = lambda rejected: None
     retries: int = 0
     text_bytes: int = 0
+    lengths: DocumentLengths = field(default_factory=DocumentLengths)
 
     def reject(self, rejected: Rejected) -> None:
         """Count a rejected row and hand it on."""

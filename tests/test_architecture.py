@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "engine": BASE | {"recipe", "plan", "source", "tokenizer", "layout", "store"},
     "dataset": BASE | {"recipe", "plan", "source", "tokenizer", "layout", "store"},
     "train": {"errors", "store"},
-    "cli": BASE | {"recipe", "plan", "engine", "dataset", "store"},
+    "cli": BASE | {"recipe", "plan", "layout", "engine", "dataset", "store"},
 }
 BUILD_SIDE = set(MAY_IMPORT) - {"train"}
 
@@ -71,11 +71,13 @@ def test_every_package_is_in_the_readme() -> None:
 def test_the_public_names() -> None:
     assert sorted(lance_prep.__all__) == [
         "BuildReport",
+        "DatasetVersion",
         "LancePrepError",
         "Recipe",
         "Verification",
         "Version",
         "build",
+        "info",
         "load_recipe",
         "stream",
         "verify",

@@ -389,10 +389,10 @@ def test_a_dry_run_says_what_the_build_would_do_and_writes_nothing(
     assert would(code=1).startswith("refuse: ")
     assert would("--append") == "append: 1 new files as version 2"
     assert run([*build, "--dry-run", "--append", "--workers", "1"]) == 0
-    assert "workers    1" in capsys.readouterr().out
+    assert "workers 1" in " ".join(capsys.readouterr().out.split())
     assert run([*build, "--dry-run"]) == 1
     said = capsys.readouterr()
-    assert "would      refuse: " in said.out
+    assert "would refuse: " in " ".join(said.out.split())
     assert "--append" in said.err
 
 
@@ -419,3 +419,82 @@ def test_storage_options_that_nothing_would_use_are_refused(
     assert "--storage-option" in said
     assert "no effect" in said
     assert "HF_TOKEN" in advice or given[0] != "build"
+
+
+def test_info_and_the_summary_say_what_was_built(tmp_path: Path, tokenizer: str, capsys: Any) -> None:
+    rows = [{"raw_content": "a b c", "lang": "en"}] * 60 + [{"raw_content": "word " * 900, "lang": "en"}]
+    lines = [json.dumps(row) for row in [*rows, {"raw_content": "x", "lang": "de"}]] + ["not JSON"] * 2
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    output = str(tmp_path / "o.lance")
+    flags = [
+        "--filter",
+        "lang = 'en'",
+        "--text-column",
+        "raw_content",
+        "--tokenizer",
+        tokenizer,
+        "--layout",
+        "documents",
+    ]
+    assert run(["build", str(tmp_path / "a.jsonl"), *flags, "-o", output, "--no-shuffle"]) == 0
+    summary = capsys.readouterr().out
+    assert run(["info", output]) == 0
+    info = capsys.readouterr().out
+    lengths = lance.dataset(output).to_table()["num_tokens"].to_pylist()
+    assert info.count("\n") < 25, "info fits a screen"
+    for said in (summary, info):
+        assert "column 'raw_content'" in said
+        assert "lang = 'en'" in said
+        assert "those written in a text are plain text" in said
+        assert f"median {sorted(lengths)[30]}, p99 {lengths[60]:,}, longest {lengths[60]:,}" in said
+        assert f"{lengths[60] / sum(lengths):.0%} of all tokens (doc_id 60, shard 0 row 60)" in said
+        assert said.splitlines()[-1] == "warning: 3.1% of the source rows were rejected (2 of 64)"
+
+
+def test_the_recipe_that_info_prints_builds_the_same(
+    tmp_path: Path, tokenizer: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work" / "data").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in "ab":
+        lines = [json.dumps({"q": f"why {name} {i}", "n": i}) for i in range(50)]
+        (tmp_path / "work" / "data" / f"{name}.jsonl").write_text("\n".join(lines))
+    shutil.copytree(tokenizer if Path(tokenizer).is_dir() else Path(tokenizer).parent, tmp_path / "work" / "tok")
+    sources = [["data"], ["data/*.jsonl"], ["data/b.jsonl", "data/a.jsonl"], ["./data/../data/a.jsonl"]]
+    for i, source in enumerate(sources):
+        monkeypatch.chdir(tmp_path / "work")
+        flags = [
+            "--template",
+            r"Q:\n{{ q }} ",
+            "--filter",
+            "n > 3",
+            "--tokenizer",
+            "tok",
+            "--block-size",
+            "16",
+            "--json",
+        ]
+        assert run(["build", *source, *flags, "-o", f"{i}.lance", "--seed", "5", "--packing", "best-fit"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert run(["info", f"{i}.lance", "--recipe"]) == 0
+        recipe = tmp_path / "elsewhere" / f"{i}.yaml"
+        recipe.write_text(capsys.readouterr().out)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert run(["build", str(recipe), "-o", "again.lance", "--overwrite", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["content_hash"] == report["content_hash"], source
+
+
+def test_the_recipe_that_info_prints_names_the_commits(tmp_path: Path, hub: LoopbackHub, capsys: Any) -> None:
+    first = hub.add_dataset("owner/name", {"train.jsonl": b'{"text": "first"}\n'})
+    pinned = hub.add_model(
+        "openai-community/gpt2", {"tokenizer.json": made.byte_level(), "tokenizer_config.json": b"{}"}
+    )
+    assert run(["build", "owner/name", "-o", str(tmp_path / "a.lance"), "--layout", "documents", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert run(["info", str(tmp_path / "a.lance"), "--recipe"]) == 0
+    (tmp_path / "r.yaml").write_text(capsys.readouterr().out)
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert (recipe.source, recipe.revision, recipe.tokenizer_revision) == ("owner/name", first, pinned)
+    hub.add_dataset("owner/name", {"train.jsonl": b'{"text": "second"}\n'})
+    assert run(["build", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "b.lance"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["content_hash"] == report["content_hash"]

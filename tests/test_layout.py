@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,8 @@ from lance_prep.keyed import permutation
 from lance_prep.layout.bestfit import BestFitPacker, best_fit_decreasing
 from lance_prep.layout.blocks import Blocks, ConcatPacker
 from lance_prep.layout.texts import drop_blank, split_lines
+from lance_prep.ledger import DocumentLengths, LengthRecord
+from lance_prep.store.metadata import decode
 from lance_prep.tokenizer import TokenLists
 
 Documents = list[list[int]]
@@ -146,3 +151,18 @@ def test_wrapping_and_taking(docs: Documents, prefix: list[int], suffix: list[in
 def test_too_many_tokens_for_a_list_array() -> None:
     with pytest.raises(OverflowError, match="more than a list array can hold"):
         TokenLists(np.array([0, 1 << 31]), np.empty(0, np.uint16)).as_arrow()
+
+
+@given(st.lists(st.integers(0, 1 << 40), min_size=1), st.floats(0, 1), st.data())
+def test_quantiles_of_lengths_are_exact_below_256_and_close_above(values: list[int], share: float, data: Any) -> None:
+    cut = data.draw(st.integers(0, len(values)))
+    total = DocumentLengths()
+    for start, stop in ((0, cut), (cut, len(values))):  # two shards
+        part = DocumentLengths()
+        part.add(np.array(values[start:stop], np.int64), np.arange(start, stop, dtype=np.uint64))
+        total.merge(decode(LengthRecord, json.loads(json.dumps(asdict(part.record())))))
+    expected = int(np.quantile(values, share, method="inverted_cdf"))
+    found = total.quantile(share)
+    assert abs(found - expected) <= (0 if expected < 256 else expected / 128)
+    assert total.longest == max(values)
+    assert total.longest_doc_id == (values.index(max(values)) if max(values) else 0)

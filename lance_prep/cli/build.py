@@ -131,4 +131,4 @@ def build(
     if as_json:
         print_json(report.as_json())
     else:
-        click.echo(printable(summary(report, recipe)))
+        click.echo(printable(summary(report)))

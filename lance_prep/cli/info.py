@@ -11,54 +11,70 @@ from lance_prep.cli.common import command, dataset_options, json_option, print_j
 if TYPE_CHECKING:
     from lance_prep.dataset import DatasetVersion
 
+EXAMPLES = """\b
+Examples:
+  lance-prep info sample.lance
+  lance-prep info sample.lance --json | jq .ledger
+  lance-prep info sample.lance --recipe > recipe.yaml
 
-@command()
+\b
+`build recipe.yaml` with the recipe that --recipe prints makes the same rows: it names
+the commits that the source and the tokenizer were resolved to.
+"""
+
+
+@command(EXAMPLES)
 @dataset_options
+@click.option("--recipe", "as_recipe", is_flag=True, help="Print the recipe as YAML, with the source pinned.")
 @json_option
-def info(uri: str, version: str | None, storage_options: dict[str, str] | None, as_json: bool) -> None:
-    from lance_prep.dataset import open_version
+def info(uri: str, version: str | None, storage_options: dict[str, str] | None, as_recipe: bool, as_json: bool) -> None:
+    if as_recipe and as_json:
+        raise click.UsageError("--recipe cannot be combined with --json, which holds the recipe too: remove one")
+    from lance_prep.dataset import open_version, pinned_recipe
 
     opened = open_version(uri, version, storage_options)
-    if as_json:
+    if as_recipe:
+        import yaml
+
+        click.echo(yaml.safe_dump(pinned_recipe(opened), sort_keys=False, allow_unicode=True), nl=False)
+    elif as_json:
         print_json({"uri": opened.uri, "version": opened.number, **opened.metadata.as_json()})
     else:
         click.echo(printable(_text(opened)))
 
 
 def _text(opened: DatasetVersion) -> str:
-    from lance_prep.cli.summary import ledger_rows
+    from lance_prep.cli.summary import ledger_rows, length_rows, recipe_rows, rejected_warning
 
-    data, ds = opened.metadata, opened.dataset
-    source, tokenizer, recipe = data.source, data.tokenizer, data.recipe
-    pinned = f" at {source.commit} (asked: {source.revision})" if source.commit else ""
-    layout = data.layout + (f", {data.block_size} tokens, {recipe['packing']}" if data.block_size else "")
+    data = opened.metadata
+    columns = (f"{field.name} {field.type}{'?' if field.nullable else ''}" for field in opened.dataset.schema)
     rows = [
         ("dataset", opened.uri),
-        ("version", f"{opened.number} of {ds.latest_version}, built {data.build.created}"),
+        ("version", f"{opened.number} of {opened.dataset.latest_version}, {data.build.how} at {data.build.created}"),
         ("rows", f"{data.rows:,}"),
         ("tokens", f"{data.tokens:,}"),
-        ("layout", layout + (f", {data.dtype}" if data.dtype else "")),
-        (
-            "order",
-            f"shuffled in batches of {recipe['shuffle_batch_size']:,}, seed {data.seed}"
-            if recipe["shuffle"]
-            else "as in the source",
-        ),
-        ("source", f"{source.asked}{pinned}"),
-        *[(name, value) for name, value in (("config", source.config), ("split", source.split)) if value],
-        ("files", f"{data.files:,}"),
+        ("columns", ", ".join(columns)),
+        *_source_rows(opened),
+        *recipe_rows(data.recipe),
+        *length_rows(data.lengths, data.layout, data.ledger),
+        *ledger_rows(data.ledger, data.layout),
+        ("content hash", data.content_hash),
+        ("made with", ", ".join(f"{name} {version}" for name, version in data.versions.items())),
     ]
+    return "\n".join([table(rows), *rejected_warning(data.ledger)])
+
+
+def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
+    source, tokenizer, files = opened.metadata.source, opened.metadata.tokenizer, opened.metadata.files
+    named = "".join(
+        f", {name} {value}" for name, value in (("config", source.config), ("split", source.split)) if value
+    )
+    rows = [("source", f"{source.asked}{named}, {files:,} file{'s' if files != 1 else ''}")]
+    if source.commit:
+        rows.append(("commit", f"{source.commit} (asked for: {source.revision})"))
     if tokenizer:
         commit = f" at {tokenizer.commit}" if tokenizer.commit else ""
-        rows.append(
-            (
-                "tokenizer",
-                f"{tokenizer.name}{commit}, {tokenizer.vocab_size:,} ids, sha256 {tokenizer.sha256[:16]}",
-            )
-        )
-        rows.append(("special ids", f"bos {tokenizer.bos_id}, eos {tokenizer.eos_id}, pad {tokenizer.pad_id}"))
-    rows.append(("content hash", data.content_hash))
-    rows += ledger_rows(data.ledger, data.layout)
-    rows.append(("made with", ", ".join(f"{name} {version}" for name, version in data.versions.items())))
-    columns = "\n".join(f"  {field.name}: {field.type}{'' if field.nullable else ' not null'}" for field in ds.schema)
-    return f"{table(rows)}\ncolumns\n{columns}"
+        ids = f"bos {tokenizer.bos_id}, eos {tokenizer.eos_id}, pad {tokenizer.pad_id}"
+        digest = f"sha256 {tokenizer.sha256[:16]}"
+        rows.append(("tokenizer", f"{tokenizer.name}{commit}: {tokenizer.vocab_size:,} ids, {ids}, {digest}"))
+    return rows

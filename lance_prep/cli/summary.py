@@ -1,47 +1,107 @@
-"""What a build did, and what one would do, as text."""
+"""What a build did, or would do, and what a dataset was built from, as text."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from lance_prep.cli.common import count, size, span, table
 from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_workers
+from lance_prep.layout import ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan
-from lance_prep.recipe import Recipe
+from lance_prep.store.metadata import Lengths
+
+#: A dataset that loses more than this share of its source rows was probably read the wrong way.
+REJECTED_SHARE = 0.01
 
 
-def summary(report: BuildReport, recipe: Recipe) -> str:
-    """The end of a build: what there is now, and where each row and token went."""
+def summary(report: BuildReport) -> str:
+    """Describe a finished build: what the dataset is now, and where each row and token went."""
     if report.status in ("unchanged", "skipped"):
         state = "is up to date" if report.status == "unchanged" else "exists and was left alone"
         return (
             f"{report.uri} {state}: version {report.version}, {report.rows:,} rows, {report.tokens:,} tokens, "
             f"content hash {report.content_hash}"
         )
-    took = span(report.seconds)
-    speed = (
-        f", {size(report.text_bytes / report.seconds)}/s of text"
-        if report.seconds > 0 and not report.shards_resumed
-        else ""
-    )
+    resumed = f", {report.shards_resumed} from an earlier run" if report.shards_resumed else ""
+    speed = f", {size(report.text_bytes / report.seconds)}/s of text" if report.seconds > 0 and not resumed else ""
+    retried = f", {report.retries} requests retried" if report.retries else ""
     rows = [
         ("dataset", f"{report.uri}, version {report.version}"),
         ("rows", f"{report.rows:,}"),
         ("tokens", f"{report.tokens:,}"),
-        (
-            "shards",
-            f"{report.shards}" + (f", {report.shards_resumed} from an earlier run" if report.shards_resumed else ""),
-        ),
-        ("time", f"{took}{speed}" + (f", {report.retries} requests retried" if report.retries else "")),
+        ("time", f"{span(report.seconds)}{speed}{retried}"),
+        ("shards", f"{report.shards}{resumed}"),
+        *recipe_rows(report.recipe),
+        *length_rows(report.lengths, report.recipe["layout"], report.ledger),
+        *ledger_rows(report.ledger, report.recipe["layout"]),
         ("content hash", report.content_hash),
-        *ledger_rows(report.ledger, recipe.layout),
     ]
     if report.rejected_file:
         rows.append(("rejected rows", report.rejected_file))
-    return table(rows)
+    return "\n".join([table(rows), *rejected_warning(report.ledger)])
+
+
+def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say how the rows were made: everything in the recipe that differs from dataset to dataset.
+
+    Args:
+        recipe: all fields, as in the metadata. A layout may leave out those that it does not read.
+    """
+    given = {name: value for name, value in recipe.items() if value not in (None, [], ())}
+    rows = []
+    if "template" in given:
+        rows.append(("template", repr(given["template"])))
+    elif "text_column" in given:
+        rows.append(("text", f"column {given['text_column']!r}"))
+    if "text_unit" in given:
+        rows.append(("text unit", f"a row is a {given['text_unit']}"))
+    if "filter" in given:
+        rows.append(("filter", given["filter"]))
+    if "keep_columns" in given:
+        rows.append(("columns kept", ", ".join(given["keep_columns"])))
+    layout = str(given["layout"])
+    if layout == "blocks":
+        layout += f" of {given['block_size']} tokens, {given['packing']}"
+    rows.append(("layout", layout))
+    if "special_tokens" in given and layout != "raw":
+        written = {"text": "are plain text", "parse": "are parsed", "error": "are an error"}[given["special_tokens"]]
+        added = "the tokenizer's are added" if given.get("add_special_tokens") else "none are added"
+        rows.append(("special tokens", f"{added}; those written in a text {written}"))
+    shuffled = given.get("shuffle") and f"shuffled in batches of {given.get('shuffle_batch_size', 0):,} source rows"
+    rows.append(("order", f"{shuffled}, seed {given.get('seed')}" if shuffled else "as in the source"))
+    if "max_rows" in given:
+        rows.append(("max rows", f"{given['max_rows']:,}"))
+    return rows
+
+
+def length_rows(lengths: Lengths | None, layout: str, ledger: Ledger) -> list[tuple[str, str]]:
+    """Say how long the documents are. One that is most of a dataset is usually an accident."""
+    if lengths is None:
+        return []
+    doc = lengths.longest_doc_id
+    where = f"doc_id {doc}, shard {doc >> ROW_BITS} row {doc & ((1 << ROW_BITS) - 1)}"
+    share = lengths.longest / max(ledger.tokens_in, 1)
+    part = f", {share:.0%} of all tokens" if share >= 0.1 else ""
+    unit = "line" if layout == "lines" else "document"
+    return [
+        (
+            f"{unit} tokens",
+            f"median {lengths.median:,}, p99 {lengths.p99:,}, longest {lengths.longest:,}{part} ({where})",
+        )
+    ]
+
+
+def rejected_warning(ledger: Ledger) -> list[str]:
+    """Warn if many source rows were rejected."""
+    share = ledger.rejected / max(ledger.rows_in, 1)
+    if share <= REJECTED_SHARE:
+        return []
+    return [f"warning: {share:.1%} of the source rows were rejected ({ledger.rejected:,} of {ledger.rows_in:,})"]
 
 
 def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
-    """The ledger, a line a unit."""
+    """Say where each source row, line and token went."""
     rows = [
         (
             "source rows",
@@ -72,9 +132,7 @@ def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
         cut = f"{ledger.documents_cut:,} documents cut"
         rows.append(("packing", f"{ledger.tokens_written:,} tokens kept, {ledger.padding:,} padding{share}, {cut}"))
     if ledger.rows_checked or ledger.shards_by_reference:
-        turned = (
-            f", {ledger.shards_by_reference} shards turned over to tokenizers" if ledger.shards_by_reference else ""
-        )
+        turned = f", {ledger.shards_by_reference} shards encoded with tokenizers" if ledger.shards_by_reference else ""
         rows.append(("checked", f"{ledger.rows_checked:,} texts against tokenizers{turned}"))
     return rows
 
@@ -98,22 +156,8 @@ def plan_text(plan: Plan, would: list[tuple[str, str]]) -> str:
         *([("left out", plan.left_out)] if plan.left_out else []),
         ("shards", f"{len(plan.shards)}"),
         ("rows", f"{plan.rows:,}" if plan.rows is not None else "not known before they are read"),
-        ("column", recipe.text_column or ("template" if recipe.template else "-")),
-        *([("text unit", f"a row is a {recipe.text_unit}")] if recipe.text_unit else []),
-        *([("columns kept", ", ".join(recipe.keep_columns))] if recipe.keep_columns else []),
-        *([("filter", recipe.filter)] if recipe.filter else []),
-        (
-            "layout",
-            recipe.layout + (f", {recipe.block_size} tokens, {recipe.packing}" if recipe.layout == "blocks" else ""),
-        ),
         *([("tokenizer", recipe.tokenizer or "-")] if recipe.layout != "raw" else []),
-        (
-            "order",
-            f"batches of {recipe.shuffle_batch_size:,} rows shuffled, seed {recipe.seed}"
-            if recipe.shuffle
-            else "as in the source",
-        ),
-        *([("max rows", f"{recipe.max_rows:,}")] if recipe.max_rows else []),
+        *recipe_rows(recipe.as_json()),
         *would,
     ]
     lines = [table(rows), ""]

@@ -6,7 +6,7 @@ from lance_prep.dataset.diff import Difference, diff_versions
 from lance_prep.dataset.found import Verification
 from lance_prep.dataset.prune import Pruning, prune
 from lance_prep.dataset.restore import Restored, restore
-from lance_prep.dataset.rows import ShownDocument, ShownRow, show_rows
+from lance_prep.dataset.rows import ShownDocument, ShownRow, pinned_recipe, show_rows
 from lance_prep.dataset.tags import Tagged, delete_tag, tag
 from lance_prep.dataset.verify import Listener, verify
 from lance_prep.dataset.versions import Version, list_versions
@@ -31,6 +31,7 @@ __all__ = [
     "diff_versions",
     "list_versions",
     "open_version",
+    "pinned_recipe",
     "prune",
     "restore",
     "show_rows",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -11,13 +12,14 @@ from lance_prep.engine.changes import record_files
 from lance_prep.engine.output import Decision, Existing
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
-from lance_prep.ledger import Ledger
+from lance_prep.ledger import DocumentLengths, Ledger
 from lance_prep.store.content_hash import combine
 from lance_prep.store.files import files_of
 from lance_prep.store.lance_io import commit
 from lance_prep.store.leftovers import remove_leftovers
 from lance_prep.store.metadata import (
     BuildRecord,
+    Lengths,
     Metadata,
     SourceRecord,
     TokenizerRecord,
@@ -109,6 +111,8 @@ def _report(
         content_hash=metadata.content_hash,
         shards=metadata.shards,
         seconds=seconds,
+        recipe=metadata.recipe,
+        lengths=metadata.lengths,
     )
 
 
@@ -135,6 +139,16 @@ def _gather(decision: Decision, job: BuildJob, receipts: list[Receipt]) -> _Fini
     return _Finished(job, decision, before, (*earlier, build), (*old, *receipts))
 
 
+def _lengths(receipts: Iterable[Receipt]) -> Lengths | None:
+    total = DocumentLengths()
+    for receipt in receipts:
+        if receipt.lengths is not None:
+            total.merge(receipt.lengths)
+    if not total.longest:
+        return None
+    return Lengths(total.quantile(0.5), total.quantile(0.99), total.longest, total.longest_doc_id)
+
+
 def _metadata(finished: _Finished) -> Metadata:
     job, builds, receipts = finished.job, finished.builds, finished.receipts
     recipe, spec = job.plan.recipe, job.spec
@@ -158,6 +172,7 @@ def _metadata(finished: _Finished) -> Metadata:
         files=sum(build.files for build in builds),
         build=builds[-1],
         builds=write_list(job.files(), builds),
+        lengths=_lengths(receipts),
         versions=versions_in_use(),
     )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from lance_prep.errors import LancePrepError
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan
+from lance_prep.store.metadata import Lengths
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class BuildReport:
         shards_resumed: of them, from an earlier run.
         text_bytes: bytes of text that were read; of `raw`, of all columns.
         seconds: of this run.
+        recipe: all fields of the recipe as resolved, such as the text column that was found.
+        lengths: of the documents in tokens; None for `raw`.
         retries: requests that had to be made again.
         rejected_file: where rejected rows are, if there are any.
     """
@@ -62,6 +65,8 @@ class BuildReport:
     content_hash: str
     shards: int
     seconds: float
+    recipe: dict[str, Any] = field(default_factory=dict, repr=False)
+    lengths: Lengths | None = None
     shards_resumed: int = 0
     text_bytes: int = 0
     retries: int = 0

@@ -170,6 +170,7 @@ class Worker:
             fragment=fragment,
             backend=self._backend_name(by_reference),
             retries=tally.retries,
+            lengths=tally.lengths.record() if job.spec is not None else None,
         )
         journal.write_rejected(shard.index, quarantine.lines)
         journal.add(receipt)

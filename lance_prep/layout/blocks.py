@@ -138,8 +138,10 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
     prefix, suffix = document_affixes(job.spec, add_special_tokens=job.recipe.add_special_tokens)
     for (batch, kept), plain in encode_together(job, _documents(batches)):
         tokens = plain.wrapped(prefix, suffix)
+        docs = job.doc_ids(batch.rows[kept])
         counts.documents(len(batch.rows), len(kept), len(tokens.ids))
-        yield from _emit(packer.pack(tokens, job.doc_ids(batch.rows[kept])), job, counts)
+        job.tally.lengths.add(tokens.lengths, docs)
+        yield from _emit(packer.pack(tokens, docs), job, counts)
         if job.exhausted:
             break
     if not job.exhausted:

@@ -21,6 +21,7 @@ def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Rec
     for (batch, parents, found), plain in encode_together(job, _split(batches, by_line=by_line)):
         tokens, parents = _without_empty(plain.wrapped(*affixes), parents)
         order = job.order(len(tokens))
+        job.tally.lengths.add(tokens.lengths, job.doc_ids(batch.rows[parents]))
         _count(job, batch, parents, order, tokens, found if by_line else None)
         if len(order):
             yield _record_batch(job, batch, parents[order], tokens.take(order))

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import xxhash
 
 from lance_prep.errors import DatasetError
-from lance_prep.ledger import Ledger
+from lance_prep.ledger import Ledger, LengthRecord
 from lance_prep.plan import Plan
 from lance_prep.store.files import Files
 from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, decode
@@ -51,6 +51,7 @@ class Receipt:
         backend: name of the encoder whose ids were written; None for `raw`.
         retries: reads from the Hub or the store that had to be tried again.
         file_hashes: xxh3-128 of the data files, by path in `data/`; empty in an object store.
+        lengths: of its documents in tokens; None for `raw`.
     """
 
     shard: int
@@ -64,6 +65,7 @@ class Receipt:
     backend: str | None
     retries: int = 0
     file_hashes: dict[str, str] = field(default_factory=dict)
+    lengths: LengthRecord | None = None
 
     def to_bytes(self) -> bytes:
         """JSON, with a checksum of all that it says."""
