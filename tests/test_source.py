@@ -8,7 +8,12 @@ import gzip
 import itertools
 import json
 import lzma
+import operator
+import random
+import re
+import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -378,6 +383,136 @@ def test_template(tmp_path: Path) -> None:
     )
     assert texts == ["why: so"]
     assert [r.reason for r in rejected] == ["the template fails: ZeroDivisionError"]
+
+
+Rows = list[dict[str, Any]]
+Condition = tuple[str, Callable[[dict[str, Any]], bool | None]]
+NAN = float("nan")
+COMPARE = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+LITERALS: dict[str, list[Any]] = {
+    "n": [-1, 0, 2, 2.5, 5],
+    "f": [0, -0.0, 1.5, -1, 1e300],
+    "g": [0, -0.0, 1.5, -1, 1e300],
+    "s": ["", "a", "ab", "it's", "b\\\\"],
+}
+PATTERNS = ["a%", "%b", "_", "%", "", "b\\%", "%'_", "%\n%"]
+
+
+def known(column: str, test: Callable[[Any], bool]) -> Callable[[dict[str, Any]], bool | None]:
+    return lambda row: None if row[column] is None else test(row[column])
+
+
+def written(value: Any) -> str:
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
+
+
+@st.composite
+def comparisons(draw: st.DrawFn) -> Condition:
+    """One comparison in SQL, and as a function of a row."""
+    column = draw(st.sampled_from(["n", "f", "g", "s"]))
+    low, high, *_ = values = draw(st.lists(st.sampled_from(LITERALS[column]), min_size=2, max_size=4))
+    flip = "NOT " if draw(st.booleans()) else ""
+    kind = draw(st.sampled_from(["compare", "flipped", "in", "between", "null", "bool", *(["like"] * (column == "s"))]))
+    if kind == "null":
+        return f"{column} IS {flip}NULL", lambda row: (row[column] is None) != bool(flip)
+    if kind == "bool":
+        return "b", known("b", bool)
+    if kind in ("compare", "flipped"):
+        op = draw(st.sampled_from(list(COMPARE)))
+        sides = (column, written(low)) if kind == "compare" else (written(low), column)
+        test = (lambda x: COMPARE[op](x, low)) if kind == "compare" else (lambda x: COMPARE[op](low, x))
+        return f"{sides[0]} {op} {sides[1]}", known(column, test)
+    if kind == "in":
+        sql, test = f"IN ({', '.join(map(written, values))})", lambda x: any(x == value for value in values)
+    elif kind == "between":
+        sql, test = f"BETWEEN {written(low)} AND {written(high)}", lambda x: low <= x <= high
+    else:
+        pattern = draw(st.sampled_from(PATTERNS))
+        expression = re.compile(re.escape(pattern).replace("%", ".*").replace("_", "."), re.DOTALL)
+        sql, test = f"LIKE {written(pattern)}", lambda x: bool(expression.fullmatch(x))
+    return f"{column} {flip}{sql}", known(column, (lambda x: not test(x)) if flip else test)
+
+
+def negated(condition: Condition) -> Condition:
+    def test(row: dict[str, Any]) -> bool | None:
+        found = condition[1](row)
+        return None if found is None else not found
+
+    return f"NOT ({condition[0]})", test
+
+
+def combined(op: str, left: Condition, right: Condition) -> Condition:
+    decides = op == "OR"  # one side that is true decides OR, one that is false decides AND
+
+    def test(row: dict[str, Any]) -> bool | None:
+        sides = {left[1](row), right[1](row)}
+        return decides if decides in sides else None if None in sides else not decides
+
+    return f"({left[0]}) {op} ({right[0]})", test
+
+
+CONDITIONS = st.recursive(
+    comparisons(),
+    lambda inner: st.one_of(inner.map(negated), st.builds(combined, st.sampled_from(["AND", "OR"]), inner, inner)),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def filtered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows, sqlite3.Connection]:
+    """Rows with nulls, both zeros and NaN (in column g), as Parquet in small row groups and as a table of SQLite."""
+    draw = random.Random(7)
+    values: dict[str, list[Any]] = {
+        "n": [None, -1, 0, 1, 2, 3, 5],
+        "f": [None, -0.0, 0.0, -1.0, 1.5, 1e300, float("inf"), float("-inf")],
+        "g": [None, NAN, NAN, -0.0, 0.0, -1.0, 1.5, float("-inf")],
+        "s": [None, "", "a", "ab", "it's", "b\\", "b\\x", "x\ny"],
+        "b": [None, True, False],
+    }
+    rows = [{name: draw.choice(choice) for name, choice in values.items()} for _ in range(240)]
+    rows.sort(key=lambda row: (row["g"] is None, str(row["g"]), row["f"] or 0, row["n"] or 0))
+    rows = [{"text": str(i), **row} for i, row in enumerate(rows)]
+    path = tmp_path_factory.mktemp("filters") / "x.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    database = sqlite3.connect(":memory:")
+    database.execute("PRAGMA case_sensitive_like = ON")
+    database.execute("CREATE TABLE t (text TEXT, n INTEGER, f REAL, g REAL, s TEXT, b INTEGER)")
+    # SQLite has no NaN
+    some = [tuple(row.values()) for row in rows if row["g"] is None or row["g"] == row["g"]]
+    database.executemany("INSERT INTO t VALUES (?, ?, ?, ?, ?, ?)", some)
+    return path, rows, database
+
+
+@settings(max_examples=250, deadline=None)
+@given(condition=CONDITIONS)
+def test_filters_against_sqlite_and_ieee(filtered: tuple[Path, Rows, sqlite3.Connection], condition: Condition) -> None:
+    path, rows, database = filtered
+    sql, test = condition
+    kept = [row["text"] for row in rows if test(row)]
+    assert read(path, filter=sql)[0] == kept
+    without_nan = {row["text"] for row in rows if row["g"] is None or row["g"] == row["g"]}
+    found = {text for (text,) in database.execute(f"SELECT text FROM t WHERE {sql}")}
+    assert found == without_nan & set(kept)
+
+
+def test_nan_is_no_literal_of_a_filter(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(parquet_bytes({"text": ["a", "b", "c"], "f": [NAN, 1.0, None]}))
+    with pytest.raises(UsageError, match="NaN is not equal to") as caught:
+        plan_of(tmp_path / "x.parquet", filter="f = 'nan'")
+    assert read(tmp_path / "x.parquet", filter=caught.value.advice.removeprefix("to keep NaN, write "))[0] == ["a"]
+
+
+def test_a_filter_of_a_thousand_conditions_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(parquet_bytes({"text": ["a"], "n": [1]}))
+    with pytest.raises(UsageError, match="nests too many conditions"):
+        plan_of(tmp_path / "x.parquet", filter=" OR ".join(["n = 1"] * 3000))
 
 
 def rendered(tmp_path: Path, template: str) -> tuple[list[str], list[str]]:

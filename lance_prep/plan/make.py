@@ -125,7 +125,7 @@ def _text_unit(recipe: Recipe, found: Found) -> TextUnit | None:
     texts = [file for file in found.files if file.format == "text"]
     if recipe.text_unit is not None:
         if not texts:
-            said = f"text_unit {recipe.text_unit!r} is given, and {recipe.source} has no text files (.txt, .md)"
+            said = f"text_unit {recipe.text_unit!r} is given, and {recipe.asked} has no text files (.txt, .md)"
             raise UsageError(said, "remove text_unit")
         return recipe.text_unit
     if not texts:

@@ -1,7 +1,12 @@
-"""`--filter`: an SQL condition as an Arrow expression, and as a test of Parquet statistics.
+"""`Recipe.filter`: an SQL condition as an Arrow expression, and as a test of Parquet statistics.
+
+Conditions follow SQL: a comparison with a null is unknown, and so is NOT of it; a row is kept if the condition is true.
+Numbers follow IEEE 754, in every form of a comparison: -0.0 equals 0, and NaN differs from every number, itself
+included. So `f > 0`, `f IN (1)` and `f BETWEEN 0 AND 1` are false for NaN, and `f != 1`, `NOT f > 0` and `f NOT IN (1)`
+are true. (PostgreSQL and DuckDB order NaN after all numbers; `score > 0.5` would keep it.)
 
 Negations are pushed down to the comparisons while the condition is read. So a null makes its comparison false at the
-place where SQL would say "unknown", and under AND and OR alone that gives the same rows.
+place where SQL says "unknown", and under AND and OR alone that keeps the same rows.
 """
 
 from __future__ import annotations
@@ -48,15 +53,17 @@ class Leaf:
         if self.op == "null":
             return column.is_valid() if self.negated else column.is_null()
         if self.op == "like":
-            matched = pc.match_like(column, self.values[0])
+            # A backslash stands for itself in SQL without ESCAPE; Arrow takes it for an escape.
+            matched = pc.match_like(column, self.values[0].replace("\\", "\\\\"))
             return ~matched if self.negated else matched
         if self.op == "in":
-            found = pc.is_in(column, value_set=pa.array(self.values, self.type))
+            found = pc.is_in(column, value_set=pa.array(_with_both_zeros(self.values), self.type))
             return ~found & column.is_valid() if self.negated else found & column.is_valid()
         value = pa.scalar(self.values[0], self.type)
         compare = {"==": pc.equal, "!=": pc.not_equal, "<": pc.less}
         compare |= {"<=": pc.less_equal, ">": pc.greater, ">=": pc.greater_equal}
-        return compare[self.op](column, pc.scalar(value))
+        compared = compare[self.op](column, pc.scalar(value))
+        return ~compared if self.negated else compared
 
     def can_match(self, lookup: Lookup) -> bool:
         """False where the statistics rule every row out."""
@@ -69,10 +76,17 @@ class Leaf:
             return False  # only nulls: no comparison holds
         if known.low is None or known.high is None or self.negated or self.op == "like":
             return True
+        if known.low != known.low or known.high != known.high:  # NaN, from writers that do not leave it out
+            return True
         try:
             return any(_in_range(self.op, value, known.low, known.high) for value in self.values)
         except TypeError:  # such as a time with a zone against one without
             return True
+
+
+def _with_both_zeros(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Add the other zero: Arrow's `is_in` tells -0.0 from 0.0."""
+    return (*values, 0.0, -0.0) if any(isinstance(value, float) and value == 0 for value in values) else values
 
 
 def _in_range(op: str, value: Any, low: Any, high: Any) -> bool:
@@ -128,6 +142,14 @@ def compile_where(sql: str, schema: pa.Schema) -> Where:
         UsageError: not SQL, not a condition of the kinds listed, or a literal that does not fit its column.
         ColumnNotFound: lists the columns.
     """
+    try:
+        return _compile(sql, schema)
+    except RecursionError as error:
+        said = f"filter {sql[:60]!r}... nests too many conditions"
+        raise UsageError(said, "replace a chain of OR by IN (...), or filter the source first") from error
+
+
+def _compile(sql: str, schema: pa.Schema) -> Where:
     import sqlglot
 
     try:
@@ -194,13 +216,18 @@ class _Reader:
     def _between(self, node: Any, negated: bool) -> Branch:
         path, kind = self._column(node.this)
         low, high = (self._literal(node.args[key], kind, path) for key in ("low", "high"))
-        if negated:
-            return Branch(
-                "or", Leaf(path, "<", (low,), self._type(low, kind)), Leaf(path, ">", (high,), self._type(high, kind))
-            )
         return Branch(
-            "and", Leaf(path, ">=", (low,), self._type(low, kind)), Leaf(path, "<=", (high,), self._type(high, kind))
+            "or" if negated else "and",
+            self._leaf(path, ">=", low, kind, negated),
+            self._leaf(path, "<=", high, kind, negated),
         )
+
+    def _leaf(self, path: tuple[str, ...], op: str, value: Any, kind: pa.DataType, negated: bool) -> Leaf:
+        """Return a comparison or its negation, which for floats is not the opposite comparison, because of NaN."""
+        compared = self._type(value, kind)
+        if negated and pa.types.is_floating(kind) and op in ("<", "<=", ">", ">="):
+            return Leaf(path, op, (value,), compared, negated=True)
+        return Leaf(path, _NEGATED[op] if negated else op, (value,), compared)
 
     def _compare(self, node: Any, op: str, negated: bool) -> Leaf:
         from sqlglot import exp
@@ -212,7 +239,7 @@ class _Reader:
             left, right, op = right, left, _FLIPPED[op]
         path, kind = self._column(left)
         value = self._literal(right, kind, path)
-        return Leaf(path, _NEGATED[op] if negated else op, (value,), self._type(value, kind))
+        return self._leaf(path, op, value, kind, negated)
 
     def _in(self, node: Any, negated: bool) -> Leaf:
         path, kind = self._column(node.this)
@@ -263,6 +290,10 @@ class _Reader:
         else:
             raise self._unknown(node)
         textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        if isinstance(value, str) and pa.types.is_floating(kind) and value.strip().lower().lstrip("+-") == "nan":
+            name = ".".join(path)
+            said = f"filter {self._sql!r}: NaN is not equal to, above or below any number, so nothing compares with it"
+            raise UsageError(said, f"to keep NaN, write NOT ({name} < 0 OR {name} >= 0) AND {name} IS NOT NULL")
         try:
             if textual != isinstance(value, str) and (textual or pa.types.is_boolean(kind)):
                 raise pa.ArrowInvalid("not of the column's kind")

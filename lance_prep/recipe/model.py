@@ -67,7 +67,11 @@ class Recipe(BaseModel):
     revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset [default: main]")
     text_column: str | None = Field(None, description="column with the text [default: text, or the only string column]")
     keep_columns: tuple[str, ...] = Field((), description="further columns to keep")
-    filter: str | None = Field(None, description="SQL condition on the source's columns, such as \"lang = 'en'\"")
+    filter: str | None = Field(
+        None,
+        description="SQL condition on the source's columns, such as \"lang = 'en'\"; NaN is not equal to, above "
+        "or below any number",
+    )
     text_unit: TextUnit | None = Field(
         None,
         description="what a row of a .txt or .md file is; paragraphs are separated by blank lines [default: file; line "
