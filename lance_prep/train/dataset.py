@@ -303,6 +303,20 @@ class LanceDataset(Dataset[dict[str, Any]]):
                     self._view = self._make_view(facts, self._reader)
         return self._view
 
+    def _check_raw(self) -> None:
+        a = self._asked
+        asked = {
+            "block_size": self._block_size is not None,
+            "access='mmap'": self._read.access == "mmap",
+            "labels": a.labels == "shifted",
+            "attention_mask": a.attention_mask,
+            "position_ids": a.position_ids,
+            "document_ids": a.document_ids,
+            "mask_boundaries": a.mask_boundaries,
+        }
+        if wrong := [name for name, given in asked.items() if given]:
+            raise UsageError(f"{', '.join(wrong)}: not possible with a raw dataset, which has no tokens", "remove them")
+
     def _make_view(self, facts: Facts, reader: Reader) -> View:
         missing = sorted(set(self._columns or ()) - set(facts.columns))
         if missing:
@@ -313,8 +327,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
             a.labels, a.attention_mask, a.position_ids, a.document_ids, a.mask_boundaries, facts.eos_id, pad or 0
         )
         if facts.layout == "raw" or reader.tokens is None:
-            if self._block_size is not None:
-                raise UsageError("block_size= with a raw dataset", "records hold no tokens: leave it out")
+            self._check_raw()
             return RecordView(reader, self._take_columns, options, list(self._columns or facts.columns))
         if facts.layout == "blocks":
             if self._block_size not in (None, facts.block_size):

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.errors import DatasetError, LancePrepError, UsageError, translating, without_credentials
+from lance_prep.errors import DatasetError, LancePrepError, UsageError, without_credentials
 from lance_prep.store.cache import Cache
 from lance_prep.store.version import DatasetVersion, open_version
 from lance_prep.train.index import Index, build_index, cache_folder, copy_tokens
@@ -185,8 +185,13 @@ class Lance:
     def ask(self, name: str, *arguments: Any) -> Any:
         """Answer a question here or, in a forked child of a process that used Lance, through its helper."""
         if not _forked_with_lance:
-            with translating(f"reading {self._options.uri}", _unreadable):
+            try:
                 return getattr(self, f"_{name}")(*arguments)
+            except BaseException as error:
+                ours = _unreadable(error, self._options.uri)
+                if ours is None:
+                    raise
+                raise ours from error
         with self._lock:
             if self._helper is None or self._helper.asking:
                 self._helper = _Helper(self._options, self._expected)
@@ -276,15 +281,17 @@ class Lance:
         return pa.concat_tables(parts)
 
 
-def _unreadable(error: BaseException, doing: str) -> LancePrepError | None:
-    """Return what Lance raised while reading as a DatasetError, and None for a mistake of ours."""
+def _unreadable(error: BaseException, uri: str) -> DatasetError | None:
+    """Return what Lance raised while reading as a DatasetError, or None for anything else."""
     if isinstance(error, LancePrepError | NotFlat):
         return None
-    if not isinstance(error, OSError | ValueError | KeyError | RuntimeError | pa.ArrowException):
+    # Damaged bytes can make Lance panic, which Python sees as a BaseException of no public class.
+    panic = type(error).__name__ == "PanicException"
+    if not panic and not isinstance(error, OSError | ValueError | KeyError | RuntimeError | pa.ArrowException):
         return None
     lines = str(error).splitlines() or [type(error).__name__]
     return DatasetError(
-        f"{without_credentials(doing)}: {lines[0].split(', /')[0][:300]}",
+        f"reading {without_credentials(uri)}: {lines[0].split(', /')[0][:300]}",
         "check it with `lance-prep verify`; if the version was pruned, use one of `lance-prep versions`",
     )
 
