@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import lance
 import pyarrow as pa
@@ -19,7 +20,7 @@ import pytest
 from lance_prep.cli.common import as_options
 from lance_prep.cli.main import COMMANDS, run
 from lance_prep.errors import DatasetError
-from lance_prep.recipe import Recipe, default_output, load_recipe
+from lance_prep.recipe import Recipe, RecipeFields, default_output, load_recipe
 from tests import tokenizers_made as made
 from tests.loopback_hub import LoopbackHub
 
@@ -498,3 +499,33 @@ def test_the_recipe_that_info_prints_names_the_commits(tmp_path: Path, hub: Loop
     hub.add_dataset("owner/name", {"train.jsonl": b'{"text": "second"}\n'})
     assert run(["build", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "b.lance"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["content_hash"] == report["content_hash"]
+
+
+def test_keyword_arguments_of_build_are_the_fields_of_the_recipe() -> None:
+    hints = get_type_hints(RecipeFields)
+    assert list(hints) == [name for name in Recipe.model_fields if name != "source"]
+    # These take text or any sequence, and convert it.
+    for name in hints.keys() - {"keep_columns", "shard_size", "max_rows"}:
+        assert hints[name] == Recipe.model_fields[name].annotation, name
+
+
+def test_a_type_checker_finds_misspelt_fields_and_values(tmp_path: Path) -> None:
+    (tmp_path / "snippet.py").write_text(
+        "import lance_prep\n"
+        'lance_prep.build("sample", layout="blocs")\n'
+        'lance_prep.build("sample", max_row=1)\n'
+        'lance_prep.stream("sample", seed="1")\n'
+        'rows: int = lance_prep.build(["a", "b"], layout="blocks", max_rows="all", shard_size="1MiB").rows\n'
+        'lance_prep.stream("sample", keep_columns=["n"])\n'
+        'hash: str = lance_prep.info("a.lance", version="gold").metadata.content_hash\n'
+        'ok: bool = lance_prep.verify("a.lance", version=1).ok\n'
+        'number: int = lance_prep.versions("a.lance")[0].number\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", str(tmp_path / "snippet.py")],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    lines = re.findall(r"snippet.py:(\d+): error: .*\[(.*)\]", done.stdout)
+    assert lines == [("2", "arg-type"), ("3", "call-arg"), ("4", "arg-type")], done.stdout + done.stderr

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import pyarrow as pa
 
@@ -23,7 +23,7 @@ from lance_prep.layout import document_affixes
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.plan import Plan, make_plan
 from lance_prep.process import read_ahead
-from lance_prep.recipe import Recipe, Source, default_output, load_recipe
+from lance_prep.recipe import Recipe, RecipeFields, Source, default_output, load_recipe
 from lance_prep.store.files import files_of, is_local
 from lance_prep.store.leftovers import remove_leftovers, tidy, with_data
 from lance_prep.store.lock import OutputLock, output_lock
@@ -78,7 +78,7 @@ def build(
     skip_existing: bool = False,
     storage_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
-    **overrides: Any,
+    **overrides: Unpack[RecipeFields],
 ) -> BuildReport:
     """Build a Lance token dataset.
 
@@ -235,7 +235,7 @@ def load_spec(recipe: Recipe) -> TokenizerSpec | None:
 
 
 def stream(
-    source: Source, *, storage_options: Mapping[str, str] | None = None, **overrides: Any
+    source: Source, *, storage_options: Mapping[str, str] | None = None, **overrides: Unpack[RecipeFields]
 ) -> pa.RecordBatchReader:
     """The rows that `build` would write, as a streaming reader: nothing is written, and a few batches are in memory.
 

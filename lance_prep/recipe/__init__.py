@@ -1,6 +1,15 @@
 """Recipe stage: a name, a YAML file and overrides in, a `Recipe` out."""
 
 from lance_prep.recipe.load import Source, builtin_recipes, default_output, load_recipe
-from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, TextUnit
+from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit
 
-__all__ = ["DEFAULT_TOKENIZER", "Recipe", "Source", "TextUnit", "builtin_recipes", "default_output", "load_recipe"]
+__all__ = [
+    "DEFAULT_TOKENIZER",
+    "Recipe",
+    "RecipeFields",
+    "Source",
+    "TextUnit",
+    "builtin_recipes",
+    "default_output",
+    "load_recipe",
+]

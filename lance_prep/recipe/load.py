@@ -29,7 +29,7 @@ def builtin_recipes() -> list[str]:
     )
 
 
-def load_recipe(source: Source, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(source: Source, overrides: Mapping[str, object] | None = None) -> Recipe:
     """Return the recipe that `source` names, with fields overridden.
 
     Args:

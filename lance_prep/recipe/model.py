@@ -7,7 +7,8 @@ is. So the hash of a recipe, with the pinned source and the tokenizer, names the
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -146,3 +147,31 @@ class Recipe(BaseModel):
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON, in the order of the model."""
         return self.model_dump(mode="json")
+
+
+class RecipeFields(TypedDict, total=False):
+    """The fields of `Recipe` as keyword arguments, for type checkers. `source` is an argument of its own."""
+
+    config: str | None
+    split: str | None
+    revision: str | None
+    text_column: str | None
+    keep_columns: Sequence[str]
+    filter: str | None
+    text_unit: TextUnit | None
+    template: str | None
+    tokenizer: str | None
+    tokenizer_revision: str | None
+    tokenizer_backend: Backend
+    special_tokens: SpecialTokens
+    add_special_tokens: bool
+    eos_token: str | None
+    layout: Layout
+    block_size: int
+    packing: Packing
+    shuffle_batch_size: int
+    shuffle: bool
+    seed: int
+    shard_size: int | str | None
+    max_rows: int | Literal["all"] | None
+    strict: bool
