@@ -82,15 +82,46 @@ def test_appended_rows_are_those_of_a_build_of_their_own(tmp_path: Path, folder:
     assert texts == sorted(row["input_ids"] for row in table(alone.uri))
 
 
-def test_a_file_that_was_touched_copied_or_renamed_is_the_same(
-    tmp_path: Path, folder: Path, fields: dict[str, Any]
-) -> None:
+def test_a_file_that_was_touched_or_renamed_is_the_same(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
     output = tmp_path / "o.lance"
     lance_prep.build(folder, output=output, **fields)
     os.utime(folder / "a.parquet", ns=(1, 1))
     assert lance_prep.build(folder, output=output, **fields).status == "unchanged"
-    shutil.copy(folder / "a.parquet", folder / "aa.parquet")
+    (folder / "a.parquet").rename(folder / "c.parquet")
     assert lance_prep.build(folder, output=output, append=True, **fields).status == "unchanged"
+
+
+def test_a_second_copy_is_a_new_file(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    """As many rows as a fresh build of the same folder has, whatever was copied, touched, renamed or removed."""
+    output = tmp_path / "o.lance"
+    lance_prep.build(folder, output=output, **fields)
+    shutil.copy2(folder / "a.parquet", folder / "aa.parquet")
+    with pytest.raises(SourceChanged, match=r"1 new \(.*aa.parquet\)"):
+        lance_prep.build(folder, output=output, **fields)
+    assert lance_prep.build(folder, output=output, append=True, **fields).rows == 600
+    os.utime(folder / "a.parquet", ns=(1, 1))
+    (folder / "aa.parquet").rename(folder / "z.parquet")
+    assert lance_prep.build(folder, output=output, **fields).status == "unchanged"
+    shutil.copy(folder / "z.parquet", folder / "0.parquet")
+    assert lance_prep.build(folder, output=output, append=True, **fields).rows == 800
+    assert lance_prep.build(folder, output=tmp_path / "fresh.lance", **fields).rows == 800
+    (folder / "z.parquet").unlink()
+    with pytest.raises(SourceChanged, match="1 gone"):
+        lance_prep.build(folder, output=output, **fields)
+
+
+def test_files_that_trade_places_are_the_same(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+    output = tmp_path / "o.lance"
+    lance_prep.build(folder, output=output, **fields)
+    for old, new in (("a", "x"), ("b", "a"), ("x", "b")):
+        (folder / f"{old}.parquet").rename(folder / f"{new}.parquet")
+    assert lance_prep.build(folder, output=output, **fields).status == "unchanged"
+    (folder / "a.parquet").rename(folder / "a.1.parquet")
+    write(folder / "a.parquet", "z")
+    assert lance_prep.build(folder, output=output, append=True, **fields).rows == 600  # rotated, as logs are
+    write(folder / "b.parquet", "y")
+    with pytest.raises(SourceChanged, match="1 changed"):
+        lance_prep.build(folder, output=output, append=True, **fields)
 
 
 def test_a_file_that_changed_in_place_is_refused(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:

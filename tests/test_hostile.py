@@ -128,6 +128,73 @@ def test_only_files_with_a_name_of_ours_are_leftovers(home: Path, dataset: Path)
     assert [path.read_text() for path in others] == ["by hand"] * 3
 
 
+def jsonl(path: Path, *records: Any) -> bytes:
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_build_does_not_overwrite_its_source(home: Path, tmp_path: Path, linked: bool, capsys: Any) -> None:
+    """`q.rejected.jsonl` is where `q.lance`, its default output, would put its rejected rows."""
+    source = tmp_path / "q.rejected.jsonl"
+    before = jsonl(source, {"text": "one"}, {"text": 5}, {"text": "fixed by hand"})
+    given = source
+    if linked:
+        given = tmp_path / "other.jsonl"
+        given.symlink_to(source)
+    arguments = ["build", str(given), "--tokenizer", str(home / "tokenizer"), "--layout", "documents", "-o"]
+    assert run([*arguments, str(tmp_path / "q.lance")]) == 2
+    said = capsys.readouterr().err
+    assert "is a source, and the rejected rows" in said
+    assert "choose another output" in said
+    assert source.read_bytes() == before
+    assert not (tmp_path / "q.lance").exists()
+    assert run([*arguments, str(tmp_path / "fixed.lance")]) == 0
+    assert source.read_bytes() == before
+
+
+def test_a_source_inside_the_output_is_refused(home: Path, dataset: Path, capsys: Any) -> None:
+    source = next(dataset.glob(".lance_prep/builds/*/rejected-*.jsonl"))
+    before = source.read_bytes()
+    arguments = ["build", str(source), "--tokenizer", str(home / "tokenizer"), "-o", str(dataset), "--overwrite"]
+    assert run(arguments) == 2
+    assert "or is inside it" in capsys.readouterr().err
+    assert source.read_bytes() == before
+
+
+def test_only_the_dataset_s_own_quarantine_file_is_overwritten(home: Path, tmp_path: Path, capsys: Any) -> None:
+    source, own = tmp_path / "s.jsonl", tmp_path / "q.rejected.jsonl"
+    build = ["build", str(source), "--tokenizer", str(home / "tokenizer"), "-o", str(tmp_path / "q.lance"), "--json"]
+
+    def rejected(*more: str) -> str:
+        capsys.readouterr()
+        assert run([*build, *more]) == 0
+        return str(json.loads(capsys.readouterr().out)["rejected_file"])
+
+    somebody_s = jsonl(own, {"text": "of somebody else"})
+    jsonl(source, {"text": "a"}, {"text": 1})
+    first = rejected()
+    assert first == str(tmp_path / "q.2.rejected.jsonl")
+    assert rejected() == first
+    jsonl(source, {"text": "a"}, {"text": 2})
+    assert rejected("--overwrite") == first  # its own
+    assert json.loads(Path(first).read_text())["text"] == '{"text": 2}'
+    changed = jsonl(Path(first), {"text": "fixed by hand"})
+    jsonl(source, {"text": "a"}, {"text": 3})
+    assert rejected("--overwrite") == str(tmp_path / "q.3.rejected.jsonl")
+    assert (own.read_bytes(), Path(first).read_bytes()) == (somebody_s, changed)
+
+
+def test_a_quarantine_file_that_a_killed_build_owes_is_written_by_the_next(home: Path, tmp_path: Path) -> None:
+    output, own = tmp_path / "q.lance", tmp_path / "q.rejected.jsonl"
+    assert run(build(home, output)) == 0
+    lines = own.read_bytes()
+    for path in (own, output / ".lance_prep" / "quarantine.json"):  # as a kill right after the commit leaves it
+        path.unlink()
+    assert run(build(home, output)) == 0
+    assert own.read_bytes() == lines
+
+
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/x", ".."])
 def test_no_name_leaves_the_dataset(dataset: Path, path: str) -> None:
     ours = files.LocalFiles(dataset)

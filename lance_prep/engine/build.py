@@ -15,6 +15,7 @@ from lance_prep.engine.finish import commit_build, existing_report
 from lance_prep.engine.local import default_workers, run_local
 from lance_prep.engine.output import Decision, check_folder, committed, decide
 from lance_prep.engine.progress import Progress, Silent
+from lance_prep.engine.quarantine import refuse_own_source
 from lance_prep.engine.report import BuildPreview, BuildReport
 from lance_prep.engine.schedule import Schedule
 from lance_prep.engine.shard import BuildJob, Worker
@@ -153,8 +154,7 @@ def _preview(decision: Decision, asked: BuildJob) -> BuildPreview:
 def _plan(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
     check_storage_options(recipe, uri, options.storage_options)
     plan = make_plan(recipe, storage_options=options.storage_options)
-    if uri in {file.url for file in plan.files}:
-        raise UsageError(f"{uri} is the source itself", "choose another output")
+    refuse_own_source(uri, plan.files)
     return plan
 
 

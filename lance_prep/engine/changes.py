@@ -1,32 +1,30 @@
-"""What has changed in a source since a dataset was made of it: files are known by what they hold, not by name."""
+"""Finds what has changed in a source since a dataset was built from it. Files are known by content, not by name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import xxhash
 
 from lance_prep.plan import Plan, SourceFile
 from lance_prep.source import check_unchanged
+from lance_prep.store.files import is_local
 from lance_prep.store.metadata import FileRecord
+from lance_prep.store.seal import hash_file
 
 _HASH_THREADS = 4
-_HASH_CHUNK = 8 << 20
 
 
 @dataclass(frozen=True)
 class Changes:
-    """Files of the source now against those that a dataset was made of.
+    """Files of the source that differ from those that a dataset was built from.
 
     Attributes:
-        new: not in the dataset.
-        changed: under the name of a file in the dataset, but with other content.
-        gone: in the dataset, and no longer in the source; as they were recorded.
+        new: not in the dataset, or more copies than it has.
+        changed: have the name of a file in the dataset, but other content.
+        gone: in the dataset and no longer in the source, as recorded.
     """
 
     new: tuple[SourceFile, ...]
@@ -50,10 +48,10 @@ class Changes:
 
 
 def record_files(plan: Plan, storage_options: Mapping[str, str] | None = None) -> list[FileRecord]:
-    """The plan's files as they are written in a dataset; local ones with a hash of their content.
+    """Return the plan's files as they are recorded in a dataset, local ones with a hash of their content.
 
-    The hash (xxh3-128) tells a file that was only touched, copied or renamed from one that was changed. A file that the
-    build has just read is in the page cache: 1 GB takes about 0.3 s.
+    The hash (xxh3-128) tells a file that was only touched or renamed from one that was changed. A file that the build
+    has just read is in the page cache: 1 GB takes about 0.3 s.
 
     Raises:
         SourceChanged: a file was changed since it was planned.
@@ -66,49 +64,58 @@ def record_files(plan: Plan, storage_options: Mapping[str, str] | None = None) -
 
 
 def compare(then: Iterable[FileRecord], plan: Plan) -> Changes:
-    """What the plan's source has that `then`, the recorded files of a dataset, has not, and the reverse."""
+    """Compare the recorded files of a dataset with the plan's, by content and number of copies.
+
+    A renamed or touched file is the same file. A second copy is a new one, because a fresh build would read both. A
+    file with the place, size and time of a record is taken to be unchanged. Others are hashed, if a record that is
+    left has their size.
+    """
     records = list(then)
-    by_state = {(_place(r.url), r.size, r.identity) for r in records}
-    by_place = {_place(record.url): record for record in records}
-    content: set[Any] = {record.hash for record in records if record.hash}
+    left = list(records)
+    rest = _match(left, plan.files, lambda r: (_place(r.url), r.size, r.identity), _state)
+    sizes = {record.size for record in left}
+    hashes = {file.url: _hash(file) for file in rest if file.size in sizes}
     # Blob ids of the Hub and ETags depend on the content, wherever the file is.
-    content |= {(r.size, r.identity) for r in records if not r.hash}
-    sizes = {record.size for record in records}
-    new: list[SourceFile] = []
-    changed: list[SourceFile] = []
-    seen, digests = set(), set()
-    for file in plan.files:
-        place = _place(file.url)
-        seen.add(place)
-        if (place, file.size, file.identity) in by_state:
-            continue
-        digest = _hash(file) if file.size in sizes else None
-        digests.add(digest)
-        if (digest or (file.size, file.identity)) in content:
-            continue
-        (changed if place in by_place else new).append(file)
-    kept = {(file.size, file.identity) for file in plan.files}
-    gone = [
-        record.url
-        for place, record in by_place.items()
-        if place not in seen
-        and (record.size, record.identity) not in kept
-        and (not record.hash or record.hash not in digests)
-    ]
-    return Changes(tuple(new), tuple(changed), tuple(gone))
+    rest = _match(
+        left, rest, lambda r: r.hash or (r.size, r.identity), lambda f: hashes.get(f.url) or (f.size, f.identity)
+    )
+    # If every record has its file, what is left over is new, wherever it is: a log that was rotated, for example.
+    places = {_place(record.url) for record in records} if left else set()
+    changed = tuple(file for file in rest if _place(file.url) in places)
+    new = tuple(file for file in rest if _place(file.url) not in places)
+    elsewhere = {_place(file.url) for file in changed}
+    return Changes(new, changed, tuple(record.url for record in left if _place(record.url) not in elsewhere))
+
+
+def _match(
+    left: list[FileRecord],
+    files: Iterable[SourceFile],
+    of_record: Callable[[FileRecord], Hashable],
+    of_file: Callable[[SourceFile], Hashable],
+) -> list[SourceFile]:
+    """Take the record of each file out of `left`, one record for one file, and return the files without one."""
+    records: dict[Hashable, list[FileRecord]] = {}
+    for record in reversed(left):
+        records.setdefault(of_record(record), []).append(record)
+    rest, found = [], set()
+    for file in files:
+        if same := records.get(of_file(file)):
+            found.add(id(same.pop()))
+        else:
+            rest.append(file)
+    left[:] = [record for record in left if id(record) not in found]
+    return rest
+
+
+def _state(file: SourceFile) -> Hashable:
+    return _place(file.url), file.size, file.identity
 
 
 def _place(url: str) -> str:
-    """Where a file lies, whatever the commit."""
+    """Return the URL of a file without the commit."""
     return re.sub(r"(?<=^hf://datasets/)([^@]+)@[^/]+", r"\1", url)
 
 
 def _hash(file: SourceFile) -> str | None:
     path = Path(file.url)
-    if "://" in file.url or not path.is_file():
-        return None
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as data:
-        while chunk := data.read(_HASH_CHUNK):
-            digest.update(chunk)
-    return str(digest.hexdigest())
+    return hash_file(path) if is_local(file.url) and path.is_file() else None

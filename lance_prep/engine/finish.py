@@ -10,11 +10,11 @@ from typing import Literal
 
 from lance_prep.engine.changes import record_files
 from lance_prep.engine.output import Decision, Existing
+from lance_prep.engine.quarantine import publish, published
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
 from lance_prep.ledger import DocumentLengths, Ledger
 from lance_prep.store.content_hash import combine
-from lance_prep.store.files import files_of
 from lance_prep.store.lance_io import commit
 from lance_prep.store.leftovers import remove_leftovers
 from lance_prep.store.metadata import (
@@ -75,7 +75,9 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
         storage_options=job.storage_options,
     )
     journal.close(version)
-    rejected_file = _write_rejected(finished, metadata)
+    rejected_file = None
+    if metadata.ledger.rejected:
+        rejected_file = publish(job.uri, job.files(), finished.builds, metadata.builds, job.storage_options)
     report = _report(job.uri, metadata, version, time.monotonic() - started, "resumed" if resumed else "built")
     return replace(
         report,
@@ -87,11 +89,20 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
 
 
 def existing_report(existing: Existing, status: Literal["unchanged", "skipped"], seconds: float) -> BuildReport:
-    """Return the report of a build that had nothing to do."""
+    """Return the report of a build that had nothing to do.
+
+    An unchanged dataset whose build was killed before it wrote the quarantine file gets it now. The output's lock is
+    held then, but not if the build was skipped.
+    """
     there = existing.ours
     assert there is not None
     report = _report(there.uri, there.metadata, there.number, seconds, status)
-    return replace(report, rejected_file=_rejected_path(there.uri, there.metadata))
+    if not there.metadata.ledger.rejected:
+        return report
+    path = published(there.uri, there.files, there.metadata.builds)
+    if path is None and status == "unchanged":
+        path = publish(there.uri, there.files, there.builds, there.metadata.builds, there.storage_options)
+    return replace(report, rejected_file=path)
 
 
 def _report(
@@ -175,23 +186,3 @@ def _metadata(finished: _Finished) -> Metadata:
         lengths=_lengths(receipts),
         versions=versions_in_use(),
     )
-
-
-def _write_rejected(finished: _Finished, metadata: Metadata) -> str | None:
-    """Write the quarantine file of the whole version beside it, if a row was rejected, and return its path."""
-    job = finished.job
-    path = _rejected_path(job.uri, metadata)
-    if path is not None:
-        files, folder = job.files(), job.uri.rpartition("/")[0]
-        lines = [
-            Journal(files, build.key).rejected(receipt.shard)
-            for build in finished.builds
-            for receipt in receipts_of(files, build)
-            if receipt.ledger.rejected
-        ]
-        files_of(folder or "/", job.storage_options).write(path.rpartition("/")[2], b"".join(lines))
-    return path
-
-
-def _rejected_path(uri: str, metadata: Metadata) -> str | None:
-    return f"{uri.removesuffix('.lance')}.rejected.jsonl" if metadata.ledger.rejected else None

@@ -21,6 +21,7 @@ from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.files import Files, files_of
 from lance_prep.store.lance_io import file_version, write_fragment
 from lance_prep.store.receipt import Journal, Receipt
+from lance_prep.store.seal import hash_bytes
 from lance_prep.tokenizer import (
     BackendDisagrees,
     CheckedEncoder,
@@ -171,6 +172,7 @@ class Worker:
             backend=self._backend_name(by_reference),
             retries=tally.retries,
             lengths=tally.lengths.record() if job.spec is not None else None,
+            quarantine_hash=hash_bytes(quarantine.lines),
         )
         journal.write_rejected(shard.index, quarantine.lines)
         journal.add(receipt)

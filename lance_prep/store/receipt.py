@@ -25,10 +25,11 @@ from lance_prep.errors import DatasetError
 from lance_prep.ledger import Ledger, LengthRecord
 from lance_prep.plan import Plan
 from lance_prep.store.files import Files
-from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, decode
+from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import hash_files, seal
 
 COMMITTED = "committed.json"
+QUARANTINE_NOTE = f"{FOLDER}/quarantine.json"
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Receipt:
         fragment: Lance fragment metadata as JSON; None for a shard without rows.
         backend: name of the encoder whose ids were written; None for `raw`.
         retries: reads from the Hub or the store that had to be tried again.
+        quarantine_hash: xxh3-128 of its rejected rows, as JSON lines.
         file_hashes: xxh3-128 of the data files, by path in `data/`; empty in an object store.
         lengths: of its documents in tokens; None for `raw`.
     """
@@ -64,13 +66,13 @@ class Receipt:
     fragment: dict[str, Any] | None
     backend: str | None
     retries: int = 0
+    quarantine_hash: str = ""
     file_hashes: dict[str, str] = field(default_factory=dict)
     lengths: LengthRecord | None = None
 
     def to_bytes(self) -> bytes:
         """JSON, with a checksum of all that it says."""
-        fields = asdict(self)
-        return json.dumps({**fields, "checksum": _checksum(fields)}).encode()
+        return _with_checksum(asdict(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Receipt:
@@ -80,13 +82,7 @@ class Receipt:
             ValueError: it is damaged.
         """
         try:
-            fields = json.loads(data)
-            if not isinstance(fields, dict):
-                raise ValueError("it is not an object")
-            stated = fields.pop("checksum", None)
-            if stated is not None and stated != _checksum(fields):
-                raise ValueError(f"its checksum is {_checksum(fields)}, not {stated!r}")
-            receipt = decode(cls, fields)
+            receipt = decode(cls, _checked(data))
             receipt._check_names()
             return receipt
         except RecursionError as error:
@@ -109,8 +105,60 @@ class Receipt:
             raise ValueError("its fragment has a deletion file, which no build writes")
 
 
+@dataclass(frozen=True)
+class QuarantineNote:
+    """The quarantine file that was written beside a dataset.
+
+    Attributes:
+        file: its name.
+        hash: xxh3-128 of its content.
+        builds: hash of the builds whose rejected rows it holds, as in the metadata.
+    """
+
+    file: str
+    hash: str
+    builds: str
+
+    def __post_init__(self) -> None:
+        if "/" in self.file:
+            raise ValueError(f"{ascii(self.file)[:80]} is not the name of a file")
+
+
+def read_quarantine_note(files: Files) -> QuarantineNote | None:
+    """Return the note about the quarantine file; None if there is none, or it is damaged."""
+    data = files.read(QUARANTINE_NOTE)
+    try:
+        return decode(QuarantineNote, _checked(data)) if data is not None else None
+    except ValueError:
+        return None
+
+
+def write_quarantine_note(files: Files, note: QuarantineNote) -> None:
+    """Write the note about the quarantine file."""
+    files.write(QUARANTINE_NOTE, _with_checksum(asdict(note)))
+
+
 def _receipt_name(shard: int) -> str:
     return f"shard-{shard:06d}.json"
+
+
+def _with_checksum(fields: dict[str, Any]) -> bytes:
+    return json.dumps({**fields, "checksum": _checksum(fields)}).encode()
+
+
+def _checked(data: bytes) -> dict[str, Any]:
+    """Return what `_with_checksum` wrote.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    fields = json.loads(data)
+    if not isinstance(fields, dict):
+        raise ValueError("it is not an object")
+    stated = fields.pop("checksum", None)
+    if stated != _checksum(fields):
+        raise ValueError(f"its checksum is {_checksum(fields)}, not {stated!r}")
+    return fields
 
 
 def _checksum(fields: dict[str, Any]) -> str:

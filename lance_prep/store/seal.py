@@ -66,9 +66,9 @@ def seal(files: Files, version: int, data: Mapping[str, str] | None = None) -> N
     manifest = files.read(path) if path else None
     if path is None or manifest is None:
         return  # a store that names its manifests in a way of its own
-    hashes = {path: _hash(manifest), **{f"data/{name}": digest for name, digest in (data or {}).items()}}
+    hashes = {path: hash_bytes(manifest), **{f"data/{name}": digest for name, digest in (data or {}).items()}}
     for name in transactions_in(files, manifest):
-        hashes[name] = _hash(files.read(name) or b"")
+        hashes[name] = hash_bytes(files.read(name) or b"")
     files.write(f"{SEALS}/{version}.json", json.dumps({"files": hashes}).encode())
 
 
@@ -77,7 +77,8 @@ def transactions_in(files: Files, manifest: bytes) -> list[str]:
     return [path for path in files.list("_transactions") if Path(path).name.encode() in manifest]
 
 
-def _hash(data: bytes) -> str:
+def hash_bytes(data: bytes) -> str:
+    """Return the xxh3-128 of some bytes as 32 hex digits."""
     return str(xxhash.xxh3_128_hexdigest(data))
 
 
