@@ -10,18 +10,21 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections.abc import Collection
 from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lance_prep.errors import LancePrepError, TokenizerError
 from lance_prep.process import rss, trim
 from lance_prep.recipe import Recipe
-from lance_prep.tokenizer.lists import TokenLists, join
+from lance_prep.tokenizer.lists import TokenLists, call_gigatoken, join
 from lance_prep.tokenizer.spec import TokenizerSpec, load_reference
+from lance_prep.tokenizer.unicode import PointFinder, differing_points
 
 #: gigatoken's cache of words has no bound: 400 MB of words that never repeat took 3.4 GB. A new tokenizer (0.2 s) gives
 #: it back. It is due when the process is larger than so much for itself and so much for each encoder in it, and this
@@ -125,14 +128,9 @@ class GigatokenEncoder:
         self._text_since = 0
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
-        if not len(texts):
-            return TokenLists(np.zeros(1, np.int64), np.empty(0, self._dtype))
-        answer = self._tokenizer.encode_batch(_as_awkward(texts), parallel=self._parallel).layout
-        # The answer's offsets need not start at zero.
-        offsets = np.asarray(answer.offsets.data).astype(np.int64, copy=False)
-        ids = np.asarray(answer.content.data)[offsets[0] : offsets[-1]].astype(self._dtype)
+        tokens = call_gigatoken(self._tokenizer, texts, self._dtype, parallel=self._parallel)
         self._bound_memory(_text_bytes(texts))
-        return TokenLists(offsets - offsets[0] if offsets[0] else offsets, ids)
+        return tokens
 
     def _bound_memory(self, size: int) -> None:
         self._text_since += size
@@ -141,16 +139,54 @@ class GigatokenEncoder:
             trim()
 
 
+class ExactEncoder:
+    """gigatoken, except for texts in which its Unicode tables give other ids: those are encoded by `tokenizers`.
+
+    Args:
+        also: further code points whose texts are encoded by `tokenizers`.
+    """
+
+    def __init__(
+        self, fast: GigatokenEncoder, reference: ReferenceEncoder, file: bytes, also: Collection[int] = ()
+    ) -> None:
+        self.name = fast.name
+        self._fast = fast
+        self._reference = reference
+        self._file = file
+        self._also = also
+        self._finder: PointFinder | None = None
+
+    def encode(self, texts: pa.LargeStringArray) -> TokenLists:
+        tokens = self._fast.encode(texts)
+        rows = self._rows(texts)
+        if not len(rows):
+            return tokens
+        return tokens.replaced(rows, self._reference.encode(texts.take(pa.array(rows))))
+
+    def with_points(self, also: Collection[int]) -> ExactEncoder:
+        """Return an encoder that also leaves texts with these code points to `tokenizers`."""
+        return ExactEncoder(self._fast, self._reference, self._file, also)
+
+    def _rows(self, texts: pa.LargeStringArray) -> npt.NDArray[np.int64]:
+        if self._finder is None:
+            if is_ascii(texts):  # the libraries agree on ASCII, so that such a corpus need not wait for the comparison
+                return np.empty(0, np.int64)
+            self._finder = PointFinder([*differing_points(self._file).tolist(), *self._also])
+        return self._finder.rows(texts)
+
+
 def make_encoder(
     spec: TokenizerSpec, recipe: Recipe, reference: ReferenceEncoder, *, encoders: int = 1, parallel: bool = False
-) -> GigatokenEncoder | ReferenceEncoder:
-    """The backend that the recipe asks for; `auto` is gigatoken where it agrees on a few texts, else `reference`."""
+) -> ExactEncoder | ReferenceEncoder:
+    """Return the backend that the recipe asks for; `auto` is gigatoken if it agrees with `reference` on a few texts."""
     if recipe.tokenizer_backend == "tokenizers":
         return reference
     if recipe.tokenizer_backend == "auto" and _known_to_differ(spec.file):
         return reference
     try:
-        fast = GigatokenEncoder(spec, recipe, encoders=encoders, parallel=parallel)
+        fast = ExactEncoder(
+            GigatokenEncoder(spec, recipe, encoders=encoders, parallel=parallel), reference, spec.file
+        )
     except TokenizerError:
         if recipe.tokenizer_backend == "gigatoken":
             raise
@@ -164,11 +200,25 @@ def make_encoder(
 
 @cache
 def _known_to_differ(file: bytes) -> bool:
-    """Settings that gigatoken 0.10 takes and ignores: byte-level BPE without its regex, affixes of words."""
+    """Whether gigatoken loads this tokenizer, but ignores one of its settings.
+
+    These are byte-level BPE without its regex, affixes of words, and steps before the model other than those it knows.
+    """
     data = json.loads(file)
     model, before = data.get("model") or {}, data.get("pre_tokenizer") or {}
-    affixed = model.get("end_of_word_suffix") or model.get("continuing_subword_prefix")
-    return bool(affixed) or (before.get("type") == "ByteLevel" and before.get("use_regex") is False)
+    if model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
+        return True
+    if model.get("byte_fallback"):
+        return False
+    return (before.get("type") == "ByteLevel" and before.get("use_regex") is False) or not _is_known(before)
+
+
+def _is_known(step: dict[str, Any]) -> bool:
+    if step.get("type") == "Sequence":
+        return all(_is_known(child) for child in step.get("pretokenizers") or ())
+    if step.get("type") == "Split":
+        return (step.get("behavior"), bool(step.get("invert"))) in (("Isolated", False), ("Removed", True))
+    return step.get("type") in (None, "ByteLevel")
 
 
 class SpecialTokenGuard:
@@ -199,18 +249,6 @@ def _without_special_tokens(file: bytes) -> bytes:
     data = json.loads(file)
     data["added_tokens"] = [token for token in data.get("added_tokens") or [] if not token.get("special")]
     return json.dumps(data).encode()
-
-
-def _as_awkward(texts: pa.LargeStringArray) -> Any:
-    import awkward as ak
-    from awkward.contents import ListOffsetArray, NumpyArray
-    from awkward.index import Index64
-
-    _, offsets, data = texts.buffers()
-    index = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    content = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
-    chars = NumpyArray(content, parameters={"__array__": "char"})
-    return ak.Array(ListOffsetArray(Index64(index), chars, parameters={"__array__": "string"}))
 
 
 def _text_bytes(texts: pa.LargeStringArray) -> int:

@@ -56,6 +56,18 @@ class TokenLists:
         ids = np.frombuffer(data, self.ids.dtype, int(offsets[-1])) if data else np.empty(0, self.ids.dtype)
         return TokenLists(offsets, ids)
 
+    def replaced(self, rows: Offsets, by: TokenLists) -> TokenLists:
+        """Return the same texts, with the ids of those at `rows` (ascending) replaced by the texts of `by`."""
+        lengths = self.lengths
+        lengths[rows] = by.lengths
+        pieces: list[Ids] = []
+        at = 0
+        for i, row in enumerate(rows.tolist()):
+            pieces += [self.ids[at : self.offsets[row]], by.ids[by.offsets[i] : by.offsets[i + 1]]]
+            at = self.offsets[row + 1]
+        pieces.append(self.ids[at:])
+        return TokenLists(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), np.concatenate(pieces))
+
     def wrapped(self, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> TokenLists:
         """Each text between the ids `prefix` and `suffix`."""
         extra = len(prefix) + len(suffix)
@@ -91,3 +103,26 @@ def join(pieces: Sequence[TokenLists], dtype: np.dtype[Any]) -> TokenLists:
     lengths = [piece.lengths for piece in pieces]
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))]).astype(np.int64)
     return TokenLists(offsets, np.concatenate([np.empty(0, dtype), *(piece.ids for piece in pieces)]))
+
+
+def call_gigatoken(tokenizer: Any, texts: pa.LargeStringArray, dtype: np.dtype[Any], *, parallel: bool = False) -> TokenLists:
+    """Encode texts by a `gigatoken.Tokenizer`, from Arrow's buffers to numpy without a copy of the text."""
+    if not len(texts):
+        return TokenLists(np.zeros(1, np.int64), np.empty(0, dtype))
+    answer = tokenizer.encode_batch(_as_awkward(texts), parallel=parallel).layout
+    # The answer's offsets need not start at zero.
+    offsets = np.asarray(answer.offsets.data).astype(np.int64, copy=False)
+    ids = np.asarray(answer.content.data)[offsets[0] : offsets[-1]].astype(dtype)
+    return TokenLists(offsets - offsets[0] if offsets[0] else offsets, ids)
+
+
+def _as_awkward(texts: pa.LargeStringArray) -> Any:
+    import awkward as ak
+    from awkward.contents import ListOffsetArray, NumpyArray
+    from awkward.index import Index64
+
+    _, offsets, data = texts.buffers()
+    index = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    content = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+    chars = NumpyArray(content, parameters={"__array__": "char"})
+    return ak.Array(ListOffsetArray(Index64(index), chars, parameters={"__array__": "string"}))
