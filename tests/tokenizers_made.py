@@ -6,7 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 from lance_prep.tokenizer.sample import train_sample_tokenizer
 
@@ -63,6 +63,58 @@ def without_regex() -> bytes:
     tokenizer = Tokenizer.from_buffer(byte_level())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return tokenizer.to_str().encode()
+
+
+#: The patterns that cut a text into words, as their tokenizers spell them.
+PATTERNS = {
+    "gpt2": None,  # built into ByteLevel
+    "llama3": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ),
+    "o200k": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "qwen2": (  # with NFC
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    ),
+}
+
+
+@cache
+def across(pattern: str) -> bytes:
+    """Byte-level BPE with one of the patterns, that joins any character to the next: its ids show each cut."""
+    names = [name for _, name in sorted(zip(_bytes(), _names(), strict=True))]
+    ascii_bytes, leads, trails = range(128), range(0xC2, 0xF5), range(0x80, 0xC0)
+    pairs = [
+        *((a, b) for a in ascii_bytes for b in (*leads, *ascii_bytes)),
+        *((a, b) for a in trails for b in (*ascii_bytes, *leads)),
+    ]
+    merges = [(names[a], names[b]) for a, b in pairs]
+    vocab = {token: i for i, token in enumerate([*names, *(a + b for a, b in merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=PATTERNS[pattern] is None)
+    if (regex := PATTERNS[pattern]) is None:
+        tokenizer.pre_tokenizer = byte_level
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex(regex), behavior="isolated"), byte_level]
+        )
+    if pattern == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    return tokenizer.to_str().encode()
+
+
+def _bytes() -> list[int]:
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return shown + [byte for byte in range(256) if byte not in shown]
+
+
+def _names() -> list[str]:
+    return [chr(byte) if i < 188 else chr(256 + i - 188) for i, byte in enumerate(_bytes())]
 
 
 def reference_ids(

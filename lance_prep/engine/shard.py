@@ -26,6 +26,7 @@ from lance_prep.tokenizer import (
     BackendDisagrees,
     CheckedEncoder,
     Encoder,
+    ExactEncoder,
     ReferenceEncoder,
     SpecialTokenGuard,
     TokenizerSpec,
@@ -99,18 +100,24 @@ class Worker:
         Raises:
             LancePrepError: what went wrong; nothing of the shard counts then.
         """
-        try:
-            return self._attempt(shard, limit, by_reference=False)
-        except BackendDisagrees as error:
-            if not self.disagreed.is_set():
-                self.disagreed.set()
-                self.progress.warned(f"shard {shard.index}: {error}; {error.advice}, and so is each other one like it")
-            return self._attempt(shard, limit, by_reference=True)
+        points: frozenset[int] | None = frozenset()
+        while True:
+            try:
+                return self._attempt(shard, limit, points)
+            except BackendDisagrees as error:
+                if not self.disagreed.is_set():
+                    self.disagreed.set()
+                    self.progress.warned(f"shard {shard.index}: {error}; {error.advice}")
+                # Of plain ASCII, or of characters that tokenizers encoded already, nothing can be singled out.
+                points = points | error.points if points is not None and error.points - points else None
 
     def rows(
-        self, shard: Shard, limit: int | None, tally: Tally, *, by_reference: bool = False
+        self, shard: Shard, limit: int | None, tally: Tally, *, points: frozenset[int] | None = frozenset()
     ) -> Iterator[pa.RecordBatch]:
         """The rows of one shard, as they are written.
+
+        Args:
+            points: code points whose texts `tokenizers` encodes; None for all texts.
 
         Raises:
             BackendDisagrees: the reference check failed; nothing that was yielded may be used.
@@ -120,7 +127,7 @@ class Worker:
         with ExitStack() as stack:
             checked = None
             if job.spec is not None and self.reference is not None:
-                layout.encoder = self._get_encoder(by_reference)
+                layout.encoder = self._get_encoder(points)
                 if recipe.special_tokens == "error":
                     layout.guard = SpecialTokenGuard(job.spec)
                 if not isinstance(layout.encoder, ReferenceEncoder):
@@ -132,10 +139,10 @@ class Worker:
             if checked is not None:
                 checked.finish()
                 tally.ledger.rows_checked += checked.rows_checked
-            if by_reference:
+            if points is None:
                 tally.ledger.shards_by_reference += 1
 
-    def _attempt(self, shard: Shard, limit: int | None, *, by_reference: bool) -> Receipt:
+    def _attempt(self, shard: Shard, limit: int | None, points: frozenset[int] | None) -> Receipt:
         job = self.job
         journal = Journal(job.files(), job.key)
         quarantine = Quarantine(strict=job.plan.recipe.strict)
@@ -149,9 +156,7 @@ class Worker:
                 rows += len(batch)
                 yield batch
 
-        batches = read_ahead(
-            hashed(self.rows(shard, limit, tally, by_reference=by_reference)), max_items=WRITE_AHEAD_BATCHES
-        )
+        batches = read_ahead(hashed(self.rows(shard, limit, tally, points=points)), max_items=WRITE_AHEAD_BATCHES)
         with closing(batches):
             fragment = write_fragment(
                 job.uri,
@@ -169,7 +174,7 @@ class Worker:
             content_hash=content.hexdigest(),
             text_bytes=tally.text_bytes,
             fragment=fragment,
-            backend=self._backend_name(by_reference),
+            backend=self._backend_name(points),
             retries=tally.retries,
             lengths=tally.lengths.record() if job.spec is not None else None,
             quarantine_hash=hash_bytes(quarantine.lines),
@@ -191,10 +196,10 @@ class Worker:
             self.progress.advanced(shard.index, len(batch.rows), made - tokens, batch.source_bytes)
             tokens = made
 
-    def _get_encoder(self, by_reference: bool) -> Encoder:
+    def _get_encoder(self, points: frozenset[int] | None) -> Encoder:
         assert self.job.spec is not None
         assert self.reference is not None
-        if by_reference:
+        if points is None:
             return self.reference
         if self._encoder is None:
             self._encoder = make_encoder(
@@ -204,7 +209,9 @@ class Worker:
                 encoders=self.job.at_once,
                 parallel=self.job.parallel_encode,
             )
+        if points and isinstance(self._encoder, ExactEncoder):
+            return self._encoder.with_points(points)
         return self._encoder
 
-    def _backend_name(self, by_reference: bool) -> str | None:
-        return self._get_encoder(by_reference).name if self.job.spec is not None else None
+    def _backend_name(self, points: frozenset[int] | None) -> str | None:
+        return self._get_encoder(points).name if self.job.spec is not None else None

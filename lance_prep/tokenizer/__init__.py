@@ -1,7 +1,7 @@
 """Tokenize stage: Arrow string array in, `TokenLists` out. Ids equal those of `tokenizers`."""
 
 from lance_prep.tokenizer.check import BackendDisagrees, CheckedEncoder
-from lance_prep.tokenizer.encoders import Encoder, ReferenceEncoder, SpecialTokenGuard, make_encoder
+from lance_prep.tokenizer.encoders import Encoder, ExactEncoder, ReferenceEncoder, SpecialTokenGuard, make_encoder
 from lance_prep.tokenizer.lists import TokenLists
 from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, load_tokenizer
 
@@ -9,6 +9,7 @@ __all__ = [
     "BackendDisagrees",
     "CheckedEncoder",
     "Encoder",
+    "ExactEncoder",
     "ReferenceEncoder",
     "SpecialTokenGuard",
     "TokenLists",

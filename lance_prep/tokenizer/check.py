@@ -22,7 +22,14 @@ LONGEST_TEXT = 1 << 16
 
 
 class BackendDisagrees(LancePrepError):
-    """The fast backend's ids of a text are not those of `tokenizers`."""
+    """The fast backend's ids of a text are not those of `tokenizers`.
+
+    Attributes:
+        points: the code points beyond ASCII in the smallest part of the text that still shows it. If it is empty, the
+            backends disagree on plain ASCII.
+    """
+
+    points: frozenset[int] = frozenset()
 
 
 class CheckedEncoder:
@@ -43,7 +50,7 @@ class CheckedEncoder:
         self._key = key(seed, shard, 0x636865636B)
         self._seen = 0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="reference-check")
-        self._pending: deque[Future[None]] = deque()
+        self._pending: deque[Future[str | None]] = deque()
 
     def __enter__(self) -> CheckedEncoder:
         return self
@@ -61,13 +68,13 @@ class CheckedEncoder:
             self.rows_checked += len(chosen)
             self._pending.append(self._pool.submit(self._compare, sample, ids))
         while self._pending and self._pending[0].done():
-            self._pending.popleft().result()
+            self._look_at(self._pending.popleft().result())
         return tokens
 
     def finish(self) -> None:
         """Wait for the samples that are still being compared."""
         while self._pending:
-            self._pending.popleft().result()
+            self._look_at(self._pending.popleft().result())
 
     def _draw(self, n: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         numbers = np.arange(self._seen, self._seen + n, dtype=np.uint64)
@@ -84,17 +91,44 @@ class CheckedEncoder:
         sample = pc.utf8_slice_codeunits(sample, 0, LONGEST_TEXT // 4)
         return sample, self._fast.encode(sample)
 
-    def _compare(self, sample: pa.LargeStringArray, fast: TokenLists) -> None:
+    def _compare(self, sample: pa.LargeStringArray, fast: TokenLists) -> str | None:
+        """Return the first text whose ids differ. Runs in the spare thread, so the fast encoder is out of reach."""
         reference = self._reference.encode(sample)
         if reference.equals(fast):
+            return None
+        differs = (
+            not np.array_equal(reference.slice(i, i + 1).ids, fast.slice(i, i + 1).ids) for i in range(len(sample))
+        )
+        text: str = sample[next(i for i, each in enumerate(differs) if each)].as_py()
+        return text
+
+    def _look_at(self, text: str | None) -> None:
+        if text is None:
             return
-        for i in range(len(sample)):
-            want = reference.ids[reference.offsets[i] : reference.offsets[i + 1]]
-            have = fast.ids[fast.offsets[i] : fast.offsets[i + 1]]
-            if not np.array_equal(want, have):
-                text = sample[i].as_py()
-                raise BackendDisagrees(
-                    f"{self.name} and tokenizers disagree on {text[:200]!r}: "
-                    f"{have[:50].tolist()} and {want[:50].tolist()}",
-                    "the shard is encoded with tokenizers instead",
-                )
+        part = self._smallest(text)
+        one = pa.array([part], pa.large_string())
+        have, want = self._fast.encode(one).ids[:50].tolist(), self._reference.encode(one).ids[:50].tolist()
+        error = BackendDisagrees(
+            f"{self.name} and tokenizers disagree on {part[:200]!r}: {have} and {want}",
+            "texts with the same characters are encoded by tokenizers instead",
+        )
+        error.points = frozenset(ord(char) for char in part if ord(char) > 127)
+        raise error
+
+    def _smallest(self, text: str) -> str:
+        """Return a short part of a text on which the backends still disagree."""
+        step = len(text) // 2
+        while step:
+            at = 0
+            while at < len(text):
+                shorter = text[:at] + text[at + step :]
+                if shorter and self._differs(shorter):
+                    text = shorter
+                else:
+                    at += step
+            step //= 2
+        return text
+
+    def _differs(self, text: str) -> bool:
+        one = pa.array([text], pa.large_string())
+        return not self._fast.encode(one).equals(self._reference.encode(one))

@@ -24,7 +24,7 @@ from lance_prep.process import rss, trim
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer.lists import TokenLists, call_gigatoken, join
 from lance_prep.tokenizer.spec import TokenizerSpec, load_reference
-from lance_prep.tokenizer.unicode import PointFinder, differing_points
+from lance_prep.tokenizer.unicode import PointFinder, differing_points, is_ascii
 
 #: gigatoken's cache of words has no bound: 400 MB of words that never repeat took 3.4 GB. A new tokenizer (0.2 s) gives
 #: it back. It is due when the process is larger than so much for itself and so much for each encoder in it, and this
@@ -169,9 +169,9 @@ class ExactEncoder:
 
     def _rows(self, texts: pa.LargeStringArray) -> npt.NDArray[np.int64]:
         if self._finder is None:
-            if is_ascii(texts):  # the libraries agree on ASCII, so that such a corpus need not wait for the comparison
+            if is_ascii(texts):  # the libraries agree on ASCII: a corpus of it need not wait for the comparison
                 return np.empty(0, np.int64)
-            self._finder = PointFinder([*differing_points(self._file).tolist(), *self._also])
+            self._finder = PointFinder(np.append(differing_points(self._file), np.fromiter(self._also, np.uint32)))
         return self._finder.rows(texts)
 
 
@@ -184,9 +184,7 @@ def make_encoder(
     if recipe.tokenizer_backend == "auto" and _known_to_differ(spec.file):
         return reference
     try:
-        fast = ExactEncoder(
-            GigatokenEncoder(spec, recipe, encoders=encoders, parallel=parallel), reference, spec.file
-        )
+        fast = GigatokenEncoder(spec, recipe, encoders=encoders, parallel=parallel)
     except TokenizerError:
         if recipe.tokenizer_backend == "gigatoken":
             raise
@@ -195,7 +193,7 @@ def make_encoder(
         probes = pa.array(PROBES, pa.large_string())
         if not fast.encode(probes).equals(reference.encode(probes)):
             return reference
-    return fast
+    return ExactEncoder(fast, reference, spec.file)
 
 
 @cache
@@ -216,9 +214,9 @@ def _known_to_differ(file: bytes) -> bool:
 def _is_known(step: dict[str, Any]) -> bool:
     if step.get("type") == "Sequence":
         return all(_is_known(child) for child in step.get("pretokenizers") or ())
-    if step.get("type") == "Split":
+    if step.get("type") == "Split" and "Regex" in (step.get("pattern") or {}):
         return (step.get("behavior"), bool(step.get("invert"))) in (("Isolated", False), ("Removed", True))
-    return step.get("type") in (None, "ByteLevel")
+    return step.get("type") == "ByteLevel"
 
 
 class SpecialTokenGuard:

@@ -105,7 +105,9 @@ def join(pieces: Sequence[TokenLists], dtype: np.dtype[Any]) -> TokenLists:
     return TokenLists(offsets, np.concatenate([np.empty(0, dtype), *(piece.ids for piece in pieces)]))
 
 
-def call_gigatoken(tokenizer: Any, texts: pa.LargeStringArray, dtype: np.dtype[Any], *, parallel: bool = False) -> TokenLists:
+def call_gigatoken(
+    tokenizer: Any, texts: pa.LargeStringArray, dtype: np.dtype[Any], *, parallel: bool = False
+) -> TokenLists:
     """Encode texts by a `gigatoken.Tokenizer`, from Arrow's buffers to numpy without a copy of the text."""
     if not len(texts):
         return TokenLists(np.zeros(1, np.int64), np.empty(0, dtype))

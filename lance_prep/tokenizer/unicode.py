@@ -23,7 +23,8 @@ import re
 import tempfile
 import threading
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -188,9 +189,12 @@ def _by_class(data: dict[str, Any]) -> CodePoints:
     groups = np.split(order, np.flatnonzero(~same) + 1)
     chosen = [group[np.unique(np.linspace(0, len(group) - 1, _EACH).astype(int))] for group in groups]
     texts = [list(_in_context(_text(points[few]))) for few in chosen]
-    wrong = np.split(_disagree(fast, reference, sum(texts, [])), np.cumsum([len(each) for each in texts]))
+    wrong = np.split(
+        _disagree(fast, reference, list(itertools.chain(*texts))), np.cumsum([len(each) for each in texts])
+    )
     differing = [group for group, each in zip(groups, wrong, strict=False) if each.any()]
-    return points[np.concatenate([np.empty(0, np.int64), *differing])]
+    found: CodePoints = points[np.concatenate([np.empty(0, np.int64), *differing])]
+    return found
 
 
 def _in_context(chars: str) -> Iterator[str]:
@@ -239,6 +243,7 @@ _lock = threading.Lock()
 _known: dict[str, CodePoints] = {}
 
 
+@lru_cache(maxsize=4)
 def differing_points(file: bytes) -> CodePoints:
     """Return the code points that gigatoken and `tokenizers` treat differently, in ascending order.
 
@@ -266,20 +271,26 @@ def _cache_folder() -> Path:
 
 
 def _read(path: Path) -> CodePoints | None:
-    """Return what was written, or None if there is nothing, or anything but ascending code points."""
+    """Return what was written, or None if there is nothing, or anything but ascending ranges of code points."""
     try:
-        found = np.array(json.loads(path.read_bytes()), np.uint32)
+        bounds = np.array(json.loads(path.read_bytes()), np.int64)
     except (OSError, ValueError, OverflowError, TypeError):
         return None
-    valid = found.ndim == 1 and bool((np.diff(found.astype(np.int64)) > 0).all()) and found.max(initial=0) < 0x110000
-    return found if valid else None
+    if bounds.ndim != 1 or len(bounds) % 2 or (np.diff(bounds, prepend=127, append=0x110001) <= 0).any():
+        return None
+    ranges = [np.arange(start, stop, dtype=np.uint32) for start, stop in bounds.reshape(-1, 2)]
+    return np.concatenate([np.empty(0, np.uint32), *ranges])
 
 
 def _write(path: Path, points: CodePoints) -> None:
+    """Write the code points as ranges: first, end, first, end, ..."""
+    ends = np.flatnonzero(np.diff(points.astype(np.int64), append=0x120000) != 1)
+    starts = np.concatenate([[0], ends + 1])[: len(ends)]
+    bounds = np.stack([points[starts], points[ends] + 1], axis=1).ravel() if len(points) else points
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as aside:
-            json.dump(points.tolist(), aside)
+            json.dump(bounds.tolist(), aside)
         os.replace(aside.name, path)  # noqa: PTH105
     except OSError:  # only a memory: the next process computes it again
         pass
@@ -290,32 +301,51 @@ _RARE = 8
 _FEW = 6
 
 
+def _buffers(texts: pa.LargeStringArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Return the offsets of the texts, and the bytes up to the end of the last one."""
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    buffer = texts.buffers()[2]
+    return offsets, np.frombuffer(buffer, np.uint8)[: offsets[-1]] if buffer is not None else np.empty(0, np.uint8)
+
+
+def is_ascii(texts: pa.LargeStringArray) -> bool:
+    """Return whether all texts are ASCII throughout."""
+    if not len(texts):
+        return True
+    offsets, data = _buffers(texts)
+    return bool(data[offsets[0] :].max(initial=0) < 0x80)
+
+
 class PointFinder:
     """Finds the texts that contain one of some code points, at a small part of what encoding costs.
 
     Works on the bytes of UTF-8. A code point is looked for by its first two bytes, which most texts do not contain.
     """
 
-    def __init__(self, points: Iterable[int]) -> None:
-        self._points = np.unique(np.fromiter(points, np.uint32))
-        #: For each two bytes, whether one of the code points begins with them; and the same by first byte.
+    def __init__(self, points: CodePoints) -> None:
+        self._points = np.unique(points)
+        small, middle = self._points < 0x800, self._points < 0x10000
+        lead = np.select(
+            [small, middle], [0xC0 | self._points >> 6, 0xE0 | self._points >> 12], 0xF0 | self._points >> 18
+        )
+        shift = np.select([small, middle], [0, 6], 12).astype(np.uint32)
+        #: For each two bytes, whether one of the code points begins with them; and the second bytes of each first one.
         self._table = np.zeros((256, 256), bool)
-        for point in self._points.tolist():
-            first, second = chr(point).encode()[:2]
-            self._table[first, second] = True
+        self._table[lead, 0x80 | self._points >> shift & 0x3F] = True
         self._seconds = {int(first): np.flatnonzero(self._table[first]) for first in np.flatnonzero(self._table.any(1))}
 
     def rows(self, texts: pa.LargeStringArray) -> Indices:
         """Return the ascending indices of the texts that contain one of the code points."""
         if not len(texts) or not len(self._points):
             return np.empty(0, np.int64)
-        offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        buffer = texts.buffers()[2]
-        data = np.frombuffer(buffer, np.uint8)[: offsets[-1]] if buffer is not None else np.empty(0, np.uint8)
+        offsets, data = _buffers(texts)
         found = [start + self._candidates(data, start) for start in range(int(offsets[0]), len(data), _CHUNK)]
         at = np.concatenate([np.empty(0, np.int64), *found])
-        at = at[np.isin(_decode(data, at), self._points)]
-        return np.unique(np.searchsorted(offsets, at, "right") - 1)
+        points = _decode(data, at)
+        place = np.searchsorted(self._points, points)
+        at = at[self._points[np.minimum(place, len(self._points) - 1)] == points]
+        rows: Indices = np.unique(np.searchsorted(offsets, at, "right") - 1)
+        return rows
 
     def _candidates(self, data: npt.NDArray[np.uint8], start: int) -> Indices:
         """Return positions in a chunk where the first two bytes are those of one of the code points."""
@@ -328,17 +358,19 @@ class PointFinder:
         hit = first >= lowest
         if np.count_nonzero(hit) * _RARE < len(hit):
             at = np.flatnonzero(hit)
-            return at[self._table[first[at], second[at]]]
+            rare: Indices = at[self._table[first[at], second[at]]]
+            return rare
         found = [self._dense(first == byte, second, byte) for byte in self._seconds if byte <= top]
         return np.sort(np.concatenate(found))
 
     def _dense(self, hit: npt.NDArray[np.bool_], second: npt.NDArray[np.uint8], byte: int) -> Indices:
         """Return the positions among the hits of a first byte that have one of its second bytes."""
+        seconds = self._seconds[byte]
         hits = np.count_nonzero(hit)
         if hits * _RARE < len(hit):
             at = np.flatnonzero(hit) if hits else np.empty(0, np.int64)
-            return at[self._table[byte][second[at]]]
-        seconds = self._seconds[byte]
+            rare: Indices = at[self._table[byte][second[at]]]
+            return rare
         if len(seconds) > _FEW:
             return np.flatnonzero(hit & self._table[byte][second])
         near = second == seconds[0]
