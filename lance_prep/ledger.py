@@ -163,7 +163,8 @@ class Rejected:
         file: URL of the source file.
         position: row in the file, or byte offset for line formats; `unit` says which.
         reason: short, the same for all rows of its kind, such as `invalid JSON`.
-        data: the row's bytes as they were (cut at 4 KiB when written).
+        data: the row's bytes as they were, cut at 4 KiB.
+        size: how many bytes there were before the cut.
     """
 
     file: str
@@ -171,6 +172,7 @@ class Rejected:
     unit: str
     reason: str
     data: bytes
+    size: int
 
 
 @dataclass

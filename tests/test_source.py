@@ -200,7 +200,9 @@ def test_lance(tmp_path: Path) -> None:
 
 def test_nulls_stay(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"text": null}\n{"id": 3}\n{"text": "a"}\n')
-    assert read(tmp_path / "x.jsonl")[0] == [None, None, "a"]
+    texts, _, rejected = read(tmp_path / "x.jsonl")
+    assert texts == [None, "a"]
+    assert [(r.reason, r.position, r.data) for r in rejected] == [("no column text", 15, b'{"id": 3}')]
     (tmp_path / "x.parquet").write_bytes(parquet_bytes({"text": [None, "a", None]}))
     assert read(tmp_path / "x.parquet")[0] == [None, "a", None]
 
@@ -691,8 +693,8 @@ def test_late_keys_are_not_lost_in_silence(tmp_path: Path, kind: str) -> None:
     records = ['{"text": "%s", "s": {"a": 1}, "l": [{"b": 1}]}' % ("x" * 1200)] * 1001
     late = ['"new": 1', '"new": null', '"s": {"a": 2, "z": 1}', '"s": {"a": 3, "z": null}', '"l": [{"b": 2, "c": 0}]']
     path = json_file(tmp_path, [*records, *(f'{{"text": "t", {more}}}' for more in late)], kind)
-    lost = [f"column {name} has a key that is not among those of the first MiB" for name in "sl"]
-    key = "key 'new' is not among those of the first MiB"
+    lost = [f"column {name} has a key that is not among its planned fields" for name in "sl"]
+    key = "key 'new' is not among the planned columns"
     rows, reasons = rows_of(plan_of(path, layout="raw"))
     assert reasons == [key, *lost]
     assert rows[1001:] == [{"text": "t", "s": None, "l": None}, {"text": "t", "s": {"a": 3}, "l": None}]
@@ -748,5 +750,5 @@ def test_reasons_are_true(tmp_path: Path) -> None:
     assert [r.reason for r in rejected] == ["lone surrogate", "duplicate key", "duplicate key"]
     path = json_file(tmp_path, ['{"text": "a"}', '{"text": "\\ud800"}', '{"text": 1}', '{"\\ud800": 1}'], "json")
     texts, _, rejected = read(path)
-    assert texts == ["a", None]
-    assert [r.reason for r in rejected] == ["lone surrogate", "column text is not string"]
+    assert texts == ["a"]
+    assert [r.reason for r in rejected] == ["lone surrogate", "column text is not string", "no column text"]

@@ -9,6 +9,7 @@ The file invites the user to fix its rows and to build from it, so it may be som
 from __future__ import annotations
 
 import base64
+import codecs
 import itertools
 import json
 import os
@@ -51,11 +52,12 @@ class Quarantine:
         record = {"file": rejected.file, rejected.unit: rejected.position, "reason": rejected.reason}
         data = rejected.data[:QUARANTINE_BYTES]
         try:
-            record["text"] = data.decode()
+            # A character that the cut divides is left out.
+            record["text"] = codecs.utf_8_decode(data, "strict", rejected.size <= len(data))[0]
         except UnicodeDecodeError:
             record["text_base64"] = base64.b64encode(data).decode()
-        if len(rejected.data) > QUARANTINE_BYTES:
-            record["bytes"] = len(rejected.data)
+        if rejected.size > QUARANTINE_BYTES:
+            record["bytes"] = rejected.size
         self._lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 

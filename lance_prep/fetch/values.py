@@ -1,4 +1,7 @@
-"""The values of a JSON file that is no JSON Lines: an array of records, or records one after the other."""
+"""`.json` files: whether one holds a record per line, and the records of one that does not.
+
+Such a file holds an array of records, one record, or several values one after the other.
+"""
 
 from __future__ import annotations
 
@@ -6,50 +9,89 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from lance_prep.errors import BadFile
 
 _READ = 1 << 20
-_SPACE = re.compile(r"[\s,]*")
+_BOM = b"\xef\xbb\xbf"
+# Between top-level values, a comma or a byte order mark does no harm.
+_OUTSIDE = re.compile(r"[ \t\r\n,\ufeff]*")
+_INSIDE = re.compile(r"[ \t\r\n]*")
+# No token that the end of the text cuts is longer than this, but for strings.
+_TOKEN = 32
+# Numbers are not converted: only where a value ends is asked for.
+_scan = json.JSONDecoder(parse_float=str, parse_int=str).raw_decode
 
 
-def iter_values(stream: BinaryIO, name: str) -> Iterator[tuple[int, Any]]:
-    """Number and value of each element of the top-level array, or of each top-level value.
+def holds_lines(stream: BinaryIO) -> bool:
+    """Decide if a `.json` file has one record per line: its first line with text is one object, and nothing else."""
+    line = stream.readline(_READ).removeprefix(_BOM)
+    while line and not line.strip():
+        line = stream.readline(_READ)
+    if not line.lstrip().startswith(b"{"):
+        return False
+    ended = line.endswith(b"\n")
+    while True:
+        try:
+            text = line.decode(errors="surrogateescape").strip()
+            end = _scan(text)[1]
+            if text[end:].strip():
+                return False
+            if ended:
+                return True
+        except (ValueError, RecursionError):
+            if ended:
+                return False
+        more = stream.readline(max(_READ, len(line)))
+        line, ended = line + more, not more or more.endswith(b"\n")
 
-    Holds one element at a time. A byte that is no UTF-8 becomes a lone surrogate, which the caller finds.
+
+def iter_values(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield number and text of each record: each element of a top-level array, and each other top-level value.
+
+    Holds one element at a time. The text is as in the file, also where it is not valid UTF-8.
 
     Raises:
         BadFile: not JSON from some place on; says where, with `name`.
     """
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-    parse = json.JSONDecoder().raw_decode
     text, at, number, done = "", 0, 0, 0
-    array: bool | None = None
-    final = False
+    in_array = after_element = final = False
+
+    def bad(place: int, said: str) -> BadFile:
+        return BadFile(f"{name}: not JSON at character {done + place}: {said}", "fix the file at this place")
+
     while True:
-        match = _SPACE.match(text, at)
+        match = (_INSIDE if in_array else _OUTSIDE).match(text, at)
         at = match.end() if match else at
-        if array is None and at < len(text):
-            text = text.removeprefix("\ufeff") if at == 0 else text
-            array = text[at] == "["
-            at += array
-            continue
-        if at < len(text) and not (array and text[at] == "]"):
+        if at < len(text):
+            if not in_array and text[at] == "[":
+                in_array, after_element, at = True, False, at + 1
+                continue
+            if in_array and text[at] == "]":
+                in_array, at = False, at + 1
+                continue
+            if in_array and after_element:
+                if text[at] != ",":
+                    raise bad(at, "expected a comma or the array's end")
+                after_element, at = False, at + 1
+                continue
             try:
-                value, end = parse(text, at)
-                # A number at the end of what is read may go on; anything else is closed by its last character.
-                if final or end < len(text) or isinstance(value, dict | list | str):
-                    yield number, value
-                    number, at = number + 1, end
+                end = _scan(text, at)[1]
+                # A number at the end of the text may go on. Other values are closed by their last character.
+                if final or end < len(text) or text[end - 1] in '}]"':
+                    yield number, text[at:end].encode("utf-8", "surrogateescape")
+                    number, at, after_element = number + 1, end, True
                     continue
-            except ValueError as error:
-                if final:
-                    raise BadFile(
-                        f"{name}: not JSON at character {done + at}: {error}", "see the file at this place"
-                    ) from error
-        elif final or (array and at < len(text)):
-            if array and at >= len(text):
+            except RecursionError as error:
+                raise bad(at, "nested too deep") from error
+            except json.JSONDecodeError as error:
+                cut = error.pos + _TOKEN >= len(text) or error.msg.startswith("Unterminated string")
+                if final or not cut:
+                    raise bad(error.pos, error.msg) from error
+        elif final:
+            if in_array:
                 raise BadFile(
                     f"{name}: the array is not closed at character {done + at}: cut short", "get the file again"
                 )

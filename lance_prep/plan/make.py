@@ -54,12 +54,11 @@ def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
     found = _find(recipe, options)
     schema = found.schema
     if schema is None:
-        # The first file that is not empty says which columns there are.
-        first = next((file for file in found.files if file.size), None)
-        if first is None:
+        filled = [file for file in found.files if file.size]
+        if not filled:
             raise BadFile(f"{recipe.asked}: empty", "name a source with something in it")
-        schema = peek_schema(first, options)
-        if first.format == "csv":  # whatever the first rows look like: a column that is asked for as text is text
+        schema = peek_schema(filled, options)
+        if filled[0].format == "csv":  # whatever the first rows look like: a column that is asked for as text is text
             text = pa.field(recipe.text_column or "text", pa.string())
             schema = pa.schema([text if field.name == text.name else field for field in schema])
     columns = resolve_columns(recipe, schema)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
@@ -12,25 +13,37 @@ import pyarrow as pa
 from lance_prep.errors import BadFile, translating
 from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, open_stream, read_footer
 from lance_prep.fetch.retry import Retries
-from lance_prep.fetch.values import iter_values
+from lance_prep.fetch.values import holds_lines, iter_values
 from lance_prep.plan.model import SourceFile
 
 SAMPLE_BYTES = 1 << 20
+_SAMPLE_BYTES_MORE = 64 << 10
+_SAMPLE_VALUES = 1000
+_SAMPLED_FILES = 256
+_THREADS = 16
+_JSON = ("jsonl", "json")
 _ADVICE = "get the file again, or leave it out; its extension must say what it is"
 
 
-def peek_schema(file: SourceFile, options: Mapping[str, str] | None = None) -> pa.Schema:
-    """Schema of all columns of a file, as `source` will read them before anything is dropped.
+def peek_schema(files: Sequence[SourceFile], options: Mapping[str, str] | None = None) -> pa.Schema:
+    """Return the schema of all columns of a source, as `source` will read them before anything is dropped.
 
-    Line formats say nothing of their types: those come from the first MiB. Columns that are null throughout it, or of
-    several types, count as strings, which then hold the JSON text of what is no string.
+    The first file decides, unless it is JSON. JSON says nothing of its columns, so those come from samples: the first
+    MiB of the first file, and the first 64 KiB of at most 255 others. Integers with floats become floats. Columns that
+    are null in all samples, or of several types, become strings, which hold the JSON text of any other value.
+
+    Args:
+        files: in the source's order, none of them empty.
 
     Raises:
         BadFile: not what its name says.
         SourceError: it cannot be read.
     """
-    with translating(f"reading {file.url}"):
-        return pa.schema([pa.field(f.name, plain_type(f.type)) for f in _peek(file, options)])
+    first = files[0]
+    if first.format in _JSON:
+        return _json([file for file in files if file.format in _JSON], options)
+    with translating(f"reading {first.url}"):
+        return pa.schema([pa.field(f.name, plain_type(f.type)) for f in _peek(first, options)])
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -56,7 +69,7 @@ def _peek(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
     if file.format == "arrow":
         with open_arrow(file, options, ahead=False) as reader:
             return reader.schema
-    return _csv(file, options) if file.format == "csv" else _json(file, options)
+    return _csv(file, options)
 
 
 def _open(file: SourceFile, options: Mapping[str, str] | None) -> AbstractContextManager[BinaryIO]:
@@ -113,28 +126,68 @@ def _csv(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
     return pc.read_csv(pa.BufferReader(sample), read, parse, convert).schema
 
 
-def _json(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
-    # Opened anew each time: compressed streams do not go back.
-    records: list[dict[str, Any]] = []
-    with _open(file, options) as stream:
-        empty = not stream.read(1)
-    if file.format == "jsonl" or not _is_array(file, options):
-        with _open(file, options) as stream:
-            records = list(_records(stream))
-    if file.format == "json" and not records:
-        with _open(file, options) as stream:
-            records = list(_array_records(stream, file.url))
-    if not records and not empty:
-        if file.format == "json" and _holds_nothing(file, options):
-            raise BadFile(f"{file.url}: holds no record", "name a source with something in it")
-        raise BadFile(f"{file.url}: no JSON object in its first lines", _ADVICE)
+def _json(files: Sequence[SourceFile], options: Mapping[str, str] | None) -> pa.Schema:
+    """The columns in the first records of all files; of many files, of some that are evenly spread."""
+    step = max(1, -(-len(files) // _SAMPLED_FILES))
+    chosen = files[::step]
+
+    def sample(at: int) -> list[dict[str, Any]]:
+        with translating(f"reading {chosen[at].url}"):
+            return _sample(chosen[at], options, SAMPLE_BYTES if at == 0 else _SAMPLE_BYTES_MORE)
+
+    with ThreadPoolExecutor(min(len(chosen), _THREADS)) as pool:
+        records = [record for some in pool.map(sample, range(len(chosen))) for record in some]
+    if not records and any(_holds_something(file, options) for file in chosen):
+        raise BadFile(f"{files[0].url}: no JSON object in its first lines", _ADVICE)
+    if not records and files[0].format == "json":
+        raise BadFile(f"{files[0].url}: holds no record", "name a source with something in it")
     columns: dict[str, list[Any]] = {}
-    for at, record in enumerate(records):
+    for record in records:
         for name, value in record.items():
-            column = columns.setdefault(name, [])
-            column.extend([None] * (at - len(column)))
-            column.append(value)
+            columns.setdefault(name, []).append(value)
     return pa.schema([(name, _infer(values)) for name, values in columns.items() if _is_unicode(name)])
+
+
+def _sample(file: SourceFile, options: Mapping[str, str] | None, size: int) -> list[dict[str, Any]]:
+    """The first records of a file."""
+    lines = file.format == "jsonl"
+    if not lines:
+        with _open(file, options) as stream:
+            lines = holds_lines(stream)
+    with _open(file, options) as stream:  # opened anew, since compressed streams do not go back
+        found = _lines(stream, size) if lines else _values(stream, file.url, size)
+        return [record for record in found if isinstance(record, dict)]
+
+
+def _lines(stream: BinaryIO, size: int) -> Iterator[Any]:
+    """The values among the first lines."""
+    seen = 0
+    while seen < size and (line := stream.readline()):
+        seen += len(line)
+        try:
+            yield json.loads(line.removeprefix(b"\xef\xbb\xbf").decode())
+        except (ValueError, RecursionError):
+            continue
+
+
+def _values(stream: BinaryIO, name: str, size: int) -> Iterator[Any]:
+    """The first elements of an array, or values that span lines."""
+    most = size * _SAMPLE_VALUES // SAMPLE_BYTES
+    for seen, (_, value) in enumerate(iter_values(stream, name), 1):
+        try:
+            yield json.loads(value.decode(errors="surrogateescape"))
+        except (ValueError, RecursionError):
+            continue
+        if seen >= most:
+            return
+
+
+def _holds_something(file: SourceFile, options: Mapping[str, str] | None) -> bool:
+    """True unless a file is blank, or an array without elements."""
+    with _open(file, options) as stream:
+        if file.format == "json":
+            return next(iter_values(stream, file.url), None) is not None
+        return bool(stream.read(1))
 
 
 def _infer(values: list[Any]) -> pa.DataType:
@@ -163,36 +216,3 @@ def _is_unicode(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_array(file: SourceFile, options: Mapping[str, str] | None) -> bool:
-    with _open(file, options) as stream:
-        return stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-
-
-def _holds_nothing(file: SourceFile, options: Mapping[str, str] | None) -> bool:
-    """True for an array without elements, or blank."""
-    with _open(file, options) as stream:
-        return next(iter_values(stream, file.url), None) is None
-
-
-def _records(stream: BinaryIO) -> Iterator[dict[str, Any]]:
-    """The objects among the first lines."""
-    seen = 0
-    while seen < SAMPLE_BYTES and (line := stream.readline()):
-        seen += len(line)
-        try:
-            record = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            yield record
-
-
-def _array_records(stream: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
-    """The first objects of an array, or of objects that span lines."""
-    for seen, (_, value) in enumerate(iter_values(stream, name)):
-        if isinstance(value, dict):
-            yield value
-        if seen >= 1000:
-            return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +39,7 @@ class PartJob:
         return self.plan.files[self.part.file]
 
     def rejected(self, position: int, unit: str, reason: str, data: bytes) -> Rejected:
-        return Rejected(self.file.url, position, unit, reason, data[:DATA_BYTES])
+        return Rejected(self.file.url, position, unit, reason, data[:DATA_BYTES], len(data))
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Chunk:
         positions: int64 `[len(columns)]`, where the row stands in the file, in `unit`s (row or byte).
         end: source rows of the shard up to the end of this chunk, those left out included.
         rejects: rows that could not be read, with their rows in the shard.
+        missing: uint64, rows in the shard that have no text column, ascending. They are rejected after the filter.
+        record: returns a row's record as it is in the file, given its row in the shard; None if the format has none.
     """
 
     columns: pa.RecordBatch
@@ -60,6 +62,8 @@ class Chunk:
     unit: str
     end: int
     rejects: list[tuple[int, Rejected]] = field(default_factory=list)
+    missing: npt.NDArray[np.uint64] | None = None
+    record: Callable[[int], bytes] | None = None
 
 
 def row_chunk(columns: pa.RecordBatch, first: int, file_row: int) -> Chunk:

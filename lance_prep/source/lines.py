@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ BLOCK_BYTES = 4 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
-def line_blocks(job: PartJob) -> Iterator[tuple[int, bytes]]:
+def line_blocks(job: PartJob) -> Generator[tuple[int, bytes], None, None]:
     """Whole lines of the part, some MiB at a time: offset of the first byte in the (decompressed) file, and the bytes.
 
     A line belongs to the part that its first byte lies in. A line longer than a block makes a block of its own; its

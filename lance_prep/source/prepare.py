@@ -29,6 +29,7 @@ def prepare(chunk: Chunk, job: PartJob, render: Render | None) -> Chunk:
     chunk = replace(chunk, columns=_conform(chunk.columns, job))
     if job.where is not None:
         chunk = _filter(chunk, job)
+    chunk = _drop_missing(chunk, job)
     if render is None:
         return _deliver(_drop_invalid(chunk, job, job.plan.schema.names), job.plan)
     # The template's columns, and those for the filter alone with them.
@@ -65,6 +66,18 @@ def _filter(chunk: Chunk, job: PartJob) -> Chunk:
     at = kept.column(_ROW).to_numpy()
     columns = kept.select([name for name in kept.schema.names if name != _ROW])
     return replace(chunk, columns=columns, rows=chunk.rows[at], positions=chunk.positions[at])
+
+
+def _drop_missing(chunk: Chunk, job: PartJob) -> Chunk:
+    """Reject records that have no text column at all. A null there counts as an empty text, as in Parquet."""
+    if chunk.missing is None or not len(chunk.missing):
+        return chunk
+    reason = f"no column {job.plan.schema.names[0]}"
+    bad: dict[int, Rejected] = {}
+    for row in np.flatnonzero(np.isin(chunk.rows, chunk.missing)).tolist():
+        data = chunk.record(int(chunk.rows[row])) if chunk.record is not None else b""
+        bad[row] = job.rejected(int(chunk.positions[row]), chunk.unit, reason, data)
+    return _without(chunk, bad) if bad else chunk
 
 
 def _drop_invalid(chunk: Chunk, job: PartJob, names: list[str]) -> Chunk:
@@ -113,7 +126,8 @@ def _rendered(chunk: Chunk, job: PartJob, render: Render) -> Chunk:
             raise
         except Exception as error:  # a template is the user's code: whatever it raises is about this row
             reason = str(error) if isinstance(error, TemplatePrints) else f"the template fails: {type(error).__name__}"
-            bad[row] = job.rejected(int(chunk.positions[row]), chunk.unit, reason, str(record).encode(errors="replace"))
+            data = chunk.record(int(chunk.rows[row])) if chunk.record else str(record).encode(errors="replace")
+            bad[row] = job.rejected(int(chunk.positions[row]), chunk.unit, reason, data)
             texts.append(None)
     schema = job.plan.schema
     arrays = [pa.array(texts, pa.large_string()), *(chunk.columns.column(name) for name in schema.names[1:])]
