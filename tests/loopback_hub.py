@@ -35,6 +35,7 @@ class Fault:
         cut_after: send so many bytes of the body, then cut the connection.
         stall: send nothing until the hub is reset.
         shorten: leave out so many bytes at the end of the body, and give the length of what is left.
+        extra: headers of an answer that is otherwise right.
     """
 
     match: str
@@ -44,6 +45,7 @@ class Fault:
     cut_after: int | None = None
     stall: bool = False
     shorten: int = 0
+    extra: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -141,6 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve(self) -> None:
         entry = {"method": self.command, "path": self.path, "range": self.headers.get("Range"), "status": 0, "sent": 0}
+        entry["authorization"] = self.headers.get("Authorization")
         self.entry = entry
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length)
@@ -170,7 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.entry["status"] = status
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
-        for name, value in (headers or {}).items():
+        extra = self.failing.extra if self.failing else {}
+        for name, value in {**(headers or {}), **extra}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":

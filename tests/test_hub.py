@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ import pytest
 from lance_prep.errors import AccessDenied, BadFile, HubUnreachable, LancePrepError, SourceNotFound, UsageError
 from lance_prep.fetch import retry
 from lance_prep.ledger import Tally
+from lance_prep.recipe import Recipe
 from lance_prep.source import read_shard
+from lance_prep.tokenizer import load_tokenizer
+from tests import tokenizers_made as made
 from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.sources import parquet_bytes, plan_of, read, read_plan
 
@@ -307,3 +311,34 @@ def test_offline_mode_reads_the_cache(hub: LoopbackHub, tmp_path: Any) -> None:
     assert "['cached']" in in_another_process("print(read('owner/name')[0])", **offline)
     assert in_another_process("plan_of('owner/other')", **offline).startswith("HubUnreachable")
     assert not hub.log
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-ETag", "X-Repo-Commit"])
+@pytest.mark.parametrize("value", ["../../../escaped", "..", "a/escaped"])
+def test_names_that_lead_out_of_the_cache_are_refused(
+    hub: LoopbackHub, tmp_path: Path, header: str, value: str
+) -> None:
+    hub.add_model("owner/tok", {"tokenizer.json": made.byte_level()})
+    hub.fault(
+        r"(GET|HEAD) .*/resolve/", times=100, extra={header: value if header == "X-Repo-Commit" else f'"{value}"'}
+    )
+    with pytest.raises(BadFile, match=f"invalid {header}"):
+        load_tokenizer(Recipe(source="x", tokenizer="owner/tok"))
+    home = Path(os.environ["HF_HOME"])
+    assert not list(home.rglob("*escaped*"))
+    assert not [path for path in home.rglob("*") if path.is_file() and b"byte_fallback" in path.read_bytes()]
+
+
+def test_the_token_stays_with_its_host(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the next page of a listing is on another one."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    files = {f"data/{i}.jsonl": b'{"text": "x"}' for i in (0, 1, 2, 9)}
+    sha = hub.add_dataset(REPO, files)
+    with LoopbackHub() as other:
+        other.add_dataset(REPO, {"data/9.jsonl": b'{"text": "x"}'})
+        link = f'<{other.url}/api/datasets/{REPO}/tree/main?recursive=true>; rel="next"'
+        hub.fault(f"GET /api/datasets/{REPO}/tree/{sha}", extra={"Link": link})
+        plan = plan_of(f"hf://datasets/{REPO}/data/*.jsonl")
+        assert len(plan.files) == 4
+        assert [entry["authorization"] for entry in other.requests("/tree/")] == [None]
+    assert {entry["authorization"] for entry in hub.requests("/tree/")} == {f"Bearer {TOKEN}"}

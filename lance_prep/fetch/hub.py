@@ -2,7 +2,10 @@
 
 The requests are those of `HfFileSystem` (same URLs, headers, session and redirects, so `HF_ENDPOINT`, `HF_TOKEN` and
 proxies work alike). Its file object is not used: it reads in blocks of 5 MiB whatever is asked for, and starts a range
-over when the connection is cut in the middle. Here a range is fetched exactly, and a cut one goes on where it was.
+over when the connection is cut in the middle. Here a range is fetched exactly, and a cut one continues where it was.
+
+A Hub need not be trusted. `guard_session` keeps the token from other hosts, and refuses names that huggingface_hub
+would use as paths in its cache although they are none.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 from lance_prep.errors import BadFile, SourceChanged, SourceNotFound
 from lance_prep.fetch.retry import Retries
 
+LIBRARY = "lance-prep"
+_CACHE_NAME = re.compile(r"[0-9A-Za-z._:+=-]{1,200}")
 _BLOB_ID = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -55,10 +60,55 @@ def parse_hub_url(url: str) -> HubPath:
 
 
 def hub_api() -> Any:
-    """A `huggingface_hub.HfApi` for the endpoint and token of the environment."""
+    """Return a `huggingface_hub.HfApi` for the endpoint and token of the environment."""
     from huggingface_hub import HfApi
 
-    return HfApi(library_name="lance-prep")
+    guard_session()
+    return HfApi(library_name=LIBRARY)
+
+
+def guard_session() -> None:
+    """Check what huggingface_hub asks and is answered, from now on.
+
+    Call it before each use of the Hub: huggingface_hub replaces its session after some errors.
+    """
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    hooks = get_session().event_hooks
+    if _keep_token not in hooks["request"]:
+        get_session().event_hooks = {
+            "request": [*hooks["request"], _keep_token],
+            "response": [*hooks["response"], _check_names],
+        }
+
+
+def _keep_token(request: Any) -> None:
+    """Take the token out of a request to another host than the Hub's, such as the next page of a listing."""
+    from huggingface_hub import constants
+
+    # The session is shared with the rest of the process, whose requests to other Hubs are not ours to change.
+    ours = any(name in request.headers.get("user-agent", "") for name in (f"{LIBRARY}/", "datasets/"))
+    if ours and _origin(str(request.url)) != _origin(constants.ENDPOINT):
+        request.headers.pop("authorization", None)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _check_names(response: Any) -> None:
+    """Refuse an ETag or commit that would lead out of the cache: huggingface_hub names files after them."""
+    if "/resolve/" not in response.request.url.path:
+        return
+    for header in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
+        value = response.headers.get(header, "").removeprefix("W/").strip('"')
+        if value and (not _CACHE_NAME.fullmatch(value) or value.strip(".") == ""):
+            raise BadFile(
+                f"{response.request.url}: the Hub sends an invalid {header}, {value[:80]!r}", "use another Hub"
+            )
 
 
 class HubRanges:
@@ -68,13 +118,14 @@ class HubRanges:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+        guard_session()
         at = parse_hub_url(url)
         self.size = size
         self._name = url
         self._identity = identity
         self._retries = retries
         self._url = hf_hub_url(at.repo, at.path, repo_type="dataset", revision=at.revision)
-        self._headers = {**build_hf_headers(library_name="lance-prep"), "Accept-Encoding": "identity"}
+        self._headers = {**build_hf_headers(library_name=LIBRARY), "Accept-Encoding": "identity"}
 
     def fetch(self, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop`.

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, translating
 from lance_prep.fetch import Retries, hub_api
+from lance_prep.fetch.hub import LIBRARY, guard_session
 from lance_prep.fetch.retry import FIRST_ATTEMPTS
 from lance_prep.recipe import Recipe
 
@@ -125,7 +126,9 @@ def _download(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], s
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     def fetch(file: str, revision: str | None) -> Path:
-        return Path(hf_hub_download(name, file, revision=revision, local_files_only=cached))
+        guard_session()
+        path = hf_hub_download(name, file, revision=revision, local_files_only=cached, library_name=LIBRARY)
+        return Path(path)
 
     cached = False
     try:
