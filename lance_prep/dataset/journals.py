@@ -11,7 +11,8 @@ from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan, Shard
 from lance_prep.store.content_hash import combine
 from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, Metadata
-from lance_prep.store.receipt import COMMITTED, Receipt, committed_versions
+from lance_prep.store.receipt import COMMITTED, Journal, Receipt, read_committed
+from lance_prep.store.seal import hash_bytes
 from lance_prep.store.version import DatasetVersion
 
 
@@ -51,8 +52,9 @@ def _check_committed(opened: DatasetVersion, build: BuildRecord, found: Verifica
     path = f"{BUILDS_FOLDER}/{build.key}/{COMMITTED}"
     with found.reading(path):
         data = opened.files.read(path)
-        if data is not None and build.version not in committed_versions(data):
-            raise ValueError(f"it does not say version {build.version}")
+        if data is not None and build.version not in read_committed(data):
+            raise ValueError(f"it does not name version {build.version}")
+        _check_form(data)
 
 
 def _read_journal(opened: DatasetVersion, key: str, shards: range, found: Verification) -> BuildJournal:
@@ -60,6 +62,7 @@ def _read_journal(opened: DatasetVersion, key: str, shards: range, found: Verifi
     folder = f"{BUILDS_FOLDER}/{key}"
     with found.reading(f"{folder}/plan.json"):
         journal.plan = _read_plan(opened, key, folder)
+        _check_form(opened.files.read(f"{folder}/plan.json"))
     for index in shards:
         path = f"{folder}/shard-{index:06d}.json"
         with found.reading(f"{path}, the receipt of shard {index}"):
@@ -70,8 +73,19 @@ def _read_journal(opened: DatasetVersion, key: str, shards: range, found: Verifi
             if receipt.shard != index:
                 raise ValueError(f"it says shard {receipt.shard}")
             journal.receipts[index] = receipt
+            _check_form(data)
     journal.missing = [index for index in shards if index not in journal.receipts]
     return journal
+
+
+def _check_form(data: bytes | None) -> None:
+    """Check that JSON is byte for byte what was written: a flipped bit may change white space only.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if data is not None and json.dumps(json.loads(data)).encode() != data:
+        raise ValueError("it is not what was written")
 
 
 def _read_plan(opened: DatasetVersion, key: str, folder: str) -> Plan:
@@ -128,9 +142,11 @@ def _against_plan(opened: DatasetVersion, journal: BuildJournal, receipt: Receip
         wrong.append(f"the receipt has {receipt.rows:,} rows, but its ledger's {expected[0]} make {expected[1]:,}")
     if receipt.tokens != ledger.tokens_written:
         wrong.append(f"the receipt has {receipt.tokens:,} tokens, but its ledger {ledger.tokens_written:,}")
-    rejected = opened.files.read(f"{BUILDS_FOLDER}/{journal.key}/rejected-{receipt.shard:06d}.jsonl") or b""
+    rejected = Journal(opened.files, journal.key).rejected(receipt.shard)
     if (lines := rejected.count(b"\n")) != ledger.rejected:
-        wrong.append(f"the ledger has {ledger.rejected:,} rejected rows, the quarantine file {lines:,}")
+        wrong.append(f"the ledger has {ledger.rejected:,} rejected rows, the journal {lines:,}")
+    elif hash_bytes(rejected) != receipt.quarantine_hash:
+        wrong.append("the rejected rows in the journal are not what was written")
     return wrong
 
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from lance_prep.dataset.found import Verification
 from lance_prep.dataset.journals import BuildJournal
-from lance_prep.store.files import Files, is_local
-from lance_prep.store.metadata import KEY
-from lance_prep.store.seal import data_hashes, hash_file, manifest_path, read_seal, transactions_in
+from lance_prep.store.cache import damaged_files
+from lance_prep.store.files import Files, LocalFiles, is_local
+from lance_prep.store.metadata import FOLDER, KEY
+from lance_prep.store.receipt import QUARANTINE_NOTE, read_quarantine_note
+from lance_prep.store.seal import (
+    data_hashes,
+    hash_bytes,
+    hash_file,
+    manifest_path,
+    manifest_versions,
+    read_seal,
+    transactions_in,
+)
 from lance_prep.store.version import DatasetVersion
 
 
@@ -48,7 +57,7 @@ def check_sealed(files: Files, version: int, found: Verification) -> bool:
             data = files.read(path)
             if data is None:
                 found.wrong(f"{path} is gone")
-            elif xxhash.xxh3_128_hexdigest(data) != digest:
+            elif hash_bytes(data) != digest:
                 found.wrong(f"{path} is not what was written: its xxh3 is not the {digest} of version {version}'s seal")
                 if path == manifest:
                     return False
@@ -85,6 +94,54 @@ def _check_schema(opened: DatasetVersion, found: Verification) -> None:
             found.wrong(f"column {name} is {actual}, but {kind} was built")
     if data.recipe.get("layout") != data.layout:
         found.wrong(f"the metadata says layout {data.layout}, its recipe {data.recipe.get('layout')}")
+
+
+def check_small_files(opened: DatasetVersion, found: Verification) -> None:
+    """Check what Lance and lance-prep keep beside a version: version hint, tags, quarantine note, cached indexes."""
+    files, versions = opened.files, manifest_versions(opened.files)
+    for path in files.list("_versions"):
+        if path.endswith("/latest_version_hint.json"):
+            with found.reading(path):
+                hint = _object(files, path, {"version"})
+                if hint["version"] not in versions:
+                    raise ValueError(f"it names version {hint['version']!r}, which does not exist")
+    for path in files.list("_refs/tags"):
+        if path.endswith(".json"):
+            with found.reading(path):
+                _check_tag(files, _object(files, path, _TAG))
+    if files.read(QUARANTINE_NOTE) is not None and read_quarantine_note(files) is None:
+        found.wrong(f"{QUARANTINE_NOTE} is damaged")
+    if isinstance(files, LocalFiles):
+        with found.reading("the cached indexes"):
+            for damaged in damaged_files(files.path(f"{FOLDER}/cache")):
+                found.wrong(f"{damaged} is damaged; it is only a cache, so remove it")
+
+
+#: Fields of a tag's file.
+_TAG = {"branch", "version", "createdAt", "updatedAt", "manifestSize", "metadata"}
+
+
+def _object(files: Files, path: str, names: set[str]) -> dict[str, Any]:
+    data = json.loads(files.read(path) or b"")
+    if not isinstance(data, dict) or data.keys() != names:
+        raise ValueError(f"it does not have the fields {', '.join(sorted(names))}")
+    return data
+
+
+def _check_tag(files: Files, tag: dict[str, Any]) -> None:
+    """Check a tag against its version's manifest. Lance stores no hash: a wrong digit in a time is not found.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    version, size = tag["version"], tag["manifestSize"]
+    manifest = manifest_path(files, version) if type(version) is int and version > 0 else None
+    if manifest is None:
+        raise ValueError(f"it names version {version!r}, which does not exist")
+    if (actual := len(files.read(manifest) or b"")) != size:
+        raise ValueError(f"it says that the manifest of version {version} has {size} bytes, but it has {actual}")
+    for name in ("createdAt", "updatedAt"):
+        datetime.fromisoformat(tag[name])
 
 
 def check_data_files(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> list[StoredFragment]:
@@ -138,7 +195,7 @@ def _check_file(
 def _sizes(opened: DatasetVersion, found: Verification) -> dict[str, int]:
     if is_local(opened.uri):
         root = Path(opened.uri)
-        return {p.relative_to(root).as_posix(): p.stat().st_size for p in (root / "data").rglob("*") if p.is_file()}
+        return {path: (root / path).lstat().st_size for path in opened.files.list("data")}
     with found.reading("the list of data files"):
         listed = opened.dataset.all_files().read_all().to_pylist()
         return {entry["path"]: int(entry["size_bytes"]) for entry in listed}

@@ -10,7 +10,7 @@ from lance_prep.dataset.against import SourceCheck, check_against_source
 from lance_prep.dataset.found import Verification
 from lance_prep.dataset.journals import check_ledgers, check_lists, read_journals
 from lance_prep.dataset.scan import check_rows, shards_of
-from lance_prep.dataset.stored import check_data_files, check_manifest, check_sealed
+from lance_prep.dataset.stored import check_data_files, check_manifest, check_sealed, check_small_files
 from lance_prep.errors import DamagedDataset, DatasetError
 from lance_prep.store.files import files_of
 from lance_prep.store.seal import manifest_versions
@@ -78,6 +78,7 @@ def _verify(opened: DatasetVersion, against: SourceCheck | None, told: Listener)
     found = Verification()
     check_sealed(opened.files, opened.number, found)
     check_manifest(opened, found)
+    check_small_files(opened, found)
     check_lists(opened, found)
     with found.reading("the dataset"):
         journals = read_journals(opened, found)

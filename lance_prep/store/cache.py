@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import xxhash
+
+from lance_prep.store.seal import checked, with_checksum
 
 SEAL = ".seal"
 _CHUNK = 16 << 20
@@ -54,7 +55,7 @@ class Cache:
             stat = _stat(path)
             if self.checked.get(name) == stat:
                 return path
-            seal = json.loads(path.with_name(name + SEAL).read_bytes())
+            seal = checked(path.with_name(name + SEAL).read_bytes())
             digest = _hash(path)
             key = _key(create=False)
             if (
@@ -81,7 +82,7 @@ class Cache:
             digest = self._replace(path, fill)
             stat = _stat(path)
             if key is not None:
-                seal = json.dumps({"xxh3": digest, "mac": self._mac(key, name, digest)}).encode()
+                seal = with_checksum({"xxh3": digest, "mac": self._mac(key, name, digest)})
                 self._replace(path.with_name(name + SEAL), lambda file: file.write(seal))
         except OSError:
             return None
@@ -107,13 +108,18 @@ class Cache:
 
 
 def damaged_files(folder: Path) -> list[Path]:
-    """Return the files below a folder that are not what was written, whoever wrote them."""
+    """Return the files below a folder that are not what was written, whoever wrote them.
+
+    A file without a seal counts as missing and is left out: its process may have been killed.
+    """
     wrong = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.suffix != SEAL):
         try:
-            if json.loads(path.with_name(path.name + SEAL).read_bytes())["xxh3"] != _hash(path):
+            if checked(path.with_name(path.name + SEAL).read_bytes())["xxh3"] != _hash(path):
                 wrong.append(path)
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError):
             wrong.append(path)
     return wrong
 

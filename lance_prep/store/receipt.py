@@ -19,14 +19,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
-import xxhash
-
 from lance_prep.errors import DatasetError
 from lance_prep.ledger import Ledger, LengthRecord
 from lance_prep.plan import Plan
 from lance_prep.store.files import Files
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, BuildRecord, check_key, decode
-from lance_prep.store.seal import hash_files, seal
+from lance_prep.store.seal import checked, hash_files, seal, with_checksum
 
 COMMITTED = "committed.json"
 QUARANTINE_NOTE = f"{FOLDER}/quarantine.json"
@@ -72,7 +70,7 @@ class Receipt:
 
     def to_bytes(self) -> bytes:
         """JSON, with a checksum of all that it says."""
-        return _with_checksum(asdict(self))
+        return with_checksum(asdict(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Receipt:
@@ -82,7 +80,7 @@ class Receipt:
             ValueError: it is damaged.
         """
         try:
-            receipt = decode(cls, _checked(data))
+            receipt = decode(cls, checked(data))
             receipt._check_names()
             return receipt
         except RecursionError as error:
@@ -128,41 +126,18 @@ def read_quarantine_note(files: Files) -> QuarantineNote | None:
     """Return the note about the quarantine file; None if there is none, or it is damaged."""
     data = files.read(QUARANTINE_NOTE)
     try:
-        return decode(QuarantineNote, _checked(data)) if data is not None else None
+        return decode(QuarantineNote, checked(data)) if data is not None else None
     except ValueError:
         return None
 
 
 def write_quarantine_note(files: Files, note: QuarantineNote) -> None:
     """Write the note about the quarantine file."""
-    files.write(QUARANTINE_NOTE, _with_checksum(asdict(note)))
+    files.write(QUARANTINE_NOTE, with_checksum(asdict(note)))
 
 
 def _receipt_name(shard: int) -> str:
     return f"shard-{shard:06d}.json"
-
-
-def _with_checksum(fields: dict[str, Any]) -> bytes:
-    return json.dumps({**fields, "checksum": _checksum(fields)}).encode()
-
-
-def _checked(data: bytes) -> dict[str, Any]:
-    """Return what `_with_checksum` wrote.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    fields = json.loads(data)
-    if not isinstance(fields, dict):
-        raise ValueError("it is not an object")
-    stated = fields.pop("checksum", None)
-    if stated != _checksum(fields):
-        raise ValueError(f"its checksum is {_checksum(fields)}, not {stated!r}")
-    return fields
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    return str(xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode()))
 
 
 def build_key(plan: Plan, tokenizer_sha256: str | None) -> str:
@@ -171,12 +146,22 @@ def build_key(plan: Plan, tokenizer_sha256: str | None) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def committed_versions(noted: bytes) -> list[int]:
-    """The versions that a `committed.json` names; none where it is damaged."""
-    try:
-        return [int(version) for version in json.loads(noted)["versions"]]
-    except (ValueError, KeyError, TypeError):
-        return []
+def read_committed(noted: bytes) -> list[int]:
+    """Return the versions that a `committed.json` names.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    versions = checked(noted).get("versions")
+    if not isinstance(versions, list) or not all(type(version) is int for version in versions):
+        raise ValueError("it has no list of versions")
+    return versions
+
+
+def _committed_versions(noted: bytes | None) -> list[int]:
+    with suppress(ValueError):
+        return read_committed(noted) if noted is not None else []
+    return []
 
 
 def receipts_of(files: Files, build: BuildRecord) -> list[Receipt]:
@@ -285,11 +270,10 @@ class Journal:
 
         A build may become several: it was overwritten by another, and then overwrote that one.
         """
-        noted = self._files.read(f"{self._folder}/{COMMITTED}")
-        versions = committed_versions(noted) if noted is not None else []
+        versions = _committed_versions(self._files.read(f"{self._folder}/{COMMITTED}"))
         if version not in versions:
             seal(self._files, version)
-            self._files.write(f"{self._folder}/{COMMITTED}", json.dumps({"versions": [*versions, version]}).encode())
+            self._files.write(f"{self._folder}/{COMMITTED}", with_checksum({"versions": [*versions, version]}))
 
     def discard(self) -> None:
         """Delete the journal: its shards' files belong to nothing then."""

@@ -1,6 +1,6 @@
 """Seals: hashes of the files that Lance itself writes for a version, so that a flipped bit in them is found.
 
-    NAME.lance/.lance_prep/seals/<version>.json     {"files": {path: xxh3-128}}
+    NAME.lance/.lance_prep/seals/<version>.json     {"files": {path: xxh3-128}, "checksum": xxh3-64}
 
 Lance keeps no checksum of a manifest or a data file. What is in a data file is covered by the content hash and, byte by
 byte, by `file_hashes` of the shard's receipt; a manifest exists only once its version does, so its hash stands in a
@@ -43,6 +43,33 @@ def hash_files(files: Files, fragments: list[dict[str, Any]]) -> dict[str, str]:
     return {name: hash_file(files.path(f"data/{name}")) for name in names}
 
 
+def with_checksum(fields: dict[str, Any]) -> bytes:
+    """Return an object as JSON, with a checksum of all that it says."""
+    return json.dumps({**fields, "checksum": _checksum(fields)}).encode()
+
+
+def checked(data: bytes) -> dict[str, Any]:
+    """Return the object that `with_checksum` wrote.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        fields = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(fields, dict):
+        raise ValueError("it is not an object")
+    stated = fields.pop("checksum", None)
+    if stated != _checksum(fields):
+        raise ValueError(f"its checksum is {_checksum(fields)}, not {stated!r}")
+    return fields
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return str(xxhash.xxh3_64_hexdigest(json.dumps(fields, sort_keys=True).encode()))
+
+
 def manifest_path(files: Files, version: int) -> str | None:
     """Where the manifest of a version lies, or None where it is not there."""
     names = (f"_versions/{_LAST - version:020}.manifest", f"_versions/{version}.manifest")
@@ -69,7 +96,7 @@ def seal(files: Files, version: int, data: Mapping[str, str] | None = None) -> N
     hashes = {path: hash_bytes(manifest), **{f"data/{name}": digest for name, digest in (data or {}).items()}}
     for name in transactions_in(files, manifest):
         hashes[name] = hash_bytes(files.read(name) or b"")
-    files.write(f"{SEALS}/{version}.json", json.dumps({"files": hashes}).encode())
+    files.write(f"{SEALS}/{version}.json", with_checksum({"files": hashes}))
 
 
 def transactions_in(files: Files, manifest: bytes) -> list[str]:
@@ -92,7 +119,7 @@ def read_seal(files: Files, version: int) -> dict[str, str] | None:
     if data is None:
         return None
     try:
-        hashes = json.loads(data)["files"]
+        hashes = checked(data)["files"]
         return {str(path): str(digest) for path, digest in hashes.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{SEALS}/{version}.json is damaged ({error})") from error
