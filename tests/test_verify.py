@@ -318,6 +318,30 @@ def test_rows_made_again_from_the_source(home: Path, tmp_path: Path, name: str) 
     assert problems(uri) == []
 
 
+def test_a_touched_or_renamed_source_is_the_same(home: Path, tmp_path: Path, capsys: Any) -> None:
+    """As `build` takes it: by content. A changed one is not, also under the same name and size."""
+    folder = tmp_path / "source"
+    (folder / "deep").mkdir(parents=True)
+    shutil.copy(home / "a.parquet", folder / "a.parquet")
+    uri = tmp_path / "o.lance"
+    lance_prep.build(folder, output=uri, tokenizer=str(home / "tokenizer"), shard_size=9000, layout="lines")
+    check = SourceCheck(50)
+    os.utime(folder / "a.parquet", ns=(1, 1))
+    assert verify(uri, against=check).problems == []
+    (folder / "a.parquet").rename(folder / "b.parquet")
+    assert verify(uri, against=check).problems == []
+    (folder / "b.parquet").rename(folder / "deep" / "c.parquet")
+    assert verify(uri, against=check).checks["rows against the source"] == 50
+    assert run(["verify", str(uri), "--against-source"]) == 0
+    data = (folder / "deep" / "c.parquet").read_bytes()
+    (folder / "a.parquet").write_bytes(data.replace(b"row 555 of words", b"row 555 of wurds"))
+    assert verify(uri, against=check).problems == []
+    (folder / "deep" / "c.parquet").unlink()
+    found = verify(uri, against=check).problems
+    assert found
+    assert all("has other content than when it was built" in problem for problem in found)
+
+
 def test_a_source_that_is_gone(home: Path, tmp_path: Path, capsys: Any) -> None:
     shutil.copy2(home / "a.parquet", tmp_path / "a.parquet")
     made.save(tmp_path / "tokenizer", made.with_template(), eos_token="<|endoftext|>", bos_token="<s>")

@@ -14,7 +14,9 @@ again. `doc_id` (`doc_ids` for blocks) names the shard of the plan and the sourc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +26,14 @@ from lance_prep.dataset.blocks import LONGEST_TEXT, BlockSearch
 from lance_prep.dataset.found import Verification
 from lance_prep.dataset.journals import BuildJournal
 from lance_prep.dataset.scan import ShardRows
+from lance_prep.errors import LancePrepError, SourceChanged
 from lance_prep.layout import ROW_BITS, LayoutJob, document_affixes, lay_out, row_schema
 from lance_prep.ledger import Tally
-from lance_prep.plan import Plan, Shard
-from lance_prep.source import SourceBatch, read_shard
+from lance_prep.plan import Plan, Shard, SourceFile, make_plan
+from lance_prep.source import SourceBatch, check_unchanged, read_shard
 from lance_prep.store.content_hash import ShardHash
+from lance_prep.store.files import is_local
+from lance_prep.store.seal import hash_file
 from lance_prep.store.version import DatasetVersion
 from lance_prep.tokenizer import ReferenceEncoder, TokenizerSpec, TokenLists
 
@@ -60,7 +65,8 @@ def check_against_source(
     on_note: Callable[[str], None],
 ) -> None:
     """Compare `check.rows` rows with the source; differences and what could not be read go to `found`."""
-    plans = {s.index: (journal.plan, s) for journal in journals if journal.plan for s in journal.plan.shards}
+    plans = {s.index: (journal, s) for journal in journals if journal.plan for s in journal.plan.shards}
+    hashes = {build.key: {f.url: f.hash for f in opened.files_of_build(build)} for build in opened.builds}
     drawn = draw([shard for shard in shards if shard.receipt and shard.receipt.shard in plans], check)
     if not drawn:
         found.wrong("no row can be compared with the source: plans or receipts are not there")
@@ -72,12 +78,56 @@ def check_against_source(
         return
     for shard, rows in drawn:
         assert shard.receipt is not None
-        plan, planned = plans[shard.receipt.shard]
-        assert plan is not None
+        journal, planned = plans[shard.receipt.shard]
+        assert journal.plan is not None
         on_note(f"shard {planned.index}: comparing {len(rows)} rows with the source")
         with found.reading(f"shard {planned.index} cannot be compared with the source"):
+            plan = _where_it_is_now(journal.plan, planned, hashes.get(journal.key, {}))
             job = _Job(plan, planned, shard, rows, spec, check.storage_options, found)
             job.compare(opened.dataset.take(rows.tolist()))
+
+
+def _where_it_is_now(plan: Plan, shard: Shard, hashes: Mapping[str, str | None]) -> Plan:
+    """Return the plan with the local files of a shard that were touched or renamed since, known by their content.
+
+    Args:
+        hashes: of the files as they were recorded, by URL.
+
+    Raises:
+        SourceChanged: a file has other content now, or is missing.
+    """
+    files = list(plan.files)
+    for number in {part.file for part in shard.parts}:
+        file, digest = files[number], hashes.get(files[number].url)
+        if digest is None or not is_local(file.url):
+            continue
+        try:
+            check_unchanged(file)
+        except SourceChanged:
+            files[number] = _same_content(plan, file, digest)
+    return replace(plan, files=tuple(files))
+
+
+def _same_content(plan: Plan, file: SourceFile, digest: str) -> SourceFile:
+    """Find a file with this hash: in its own place, beside it, then anywhere in the source."""
+    for path in _candidates(plan, file):
+        with suppress(OSError):
+            stat = path.stat()
+            if path.is_file() and stat.st_size == file.size and hash_file(path) == digest:
+                return replace(file, url=str(path), identity=str(stat.st_mtime_ns))
+    raise SourceChanged(
+        f"{file.url} is missing or has other content than when it was built, and no other file has that content",
+        "bring the file back",
+    )
+
+
+def _candidates(plan: Plan, file: SourceFile) -> Iterator[Path]:
+    path = Path(file.url)
+    yield path
+    with suppress(OSError):
+        yield from sorted(path.parent.iterdir())
+    with suppress(LancePrepError):
+        yield from (Path(found.url) for found in make_plan(plan.recipe).files if is_local(found.url))
 
 
 def draw(shards: list[ShardRows], check: SourceCheck) -> list[tuple[ShardRows, npt.NDArray[np.int64]]]:
