@@ -290,7 +290,8 @@ def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
         return AccessDenied(f"{doing}: the object store refuses access ({_line(error)})", _STORE_LOGIN)
     if isinstance(error, FileNotFoundError):
         return SourceNotFound(f"{doing}: no such bucket or object", "check the spelling, and " + _STORE_ADVICE)
-    unreachable = {("aiohttp", "ClientError"), ("httpx", "HTTPError"), ("botocore", "HTTPClientError")}
+    unreachable = {(module, "HTTPError") for module in ("httpx", "httpx2")}
+    unreachable |= {("aiohttp", "ClientError"), ("botocore", "HTTPClientError")}
     busy = isinstance(error, OSError) and error.errno in (errno.EBUSY, errno.EREMOTEIO)
     if busy or isinstance(error, ConnectionError | TimeoutError) or names & unreachable:
         return StoreUnreachable(

@@ -11,6 +11,7 @@ import lzma
 import operator
 import random
 import re
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from lance_prep.errors import BadFile, LancePrepError, RowRejected, SourceChange
 from lance_prep.fetch import Retries
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.plan import Part, Plan, Shard
+from lance_prep.plan.peek import peek_schema
 from lance_prep.source import read_shard
 from lance_prep.source.chunk import row_chunk
 from lance_prep.source.cutter import Cutter
@@ -196,6 +198,23 @@ def test_lance(tmp_path: Path) -> None:
     batches, tally, _ = read_plan(plan)
     assert [t for b in batches for t in b.columns.column(0).to_pylist()] == TEXTS[10:]
     assert tally.ledger.filtered == 10
+
+
+def test_a_lance_source_is_read_at_its_planned_version(tmp_path: Path) -> None:
+    import lance
+
+    path = tmp_path / "x.lance"
+    lance.write_dataset(pa.table({"text": ["first"]}), path)
+    plan = plan_of(path)
+    lance.write_dataset(pa.table({"other": [1]}), path, mode="overwrite")
+    assert peek_schema(plan.files).names == ["text"]
+    assert [t for b in read_plan(plan)[0] for t in b.columns.column(0).to_pylist()] == ["first"]
+    shutil.rmtree(path)
+    with pytest.raises(SourceChanged, match="version 1, which was planned, is gone"):
+        read_plan(plan)
+    lance.write_dataset(pa.table({"text": ["anew"]}), path)
+    with pytest.raises(SourceChanged, match="version 1 is another one"):
+        read_plan(plan)
 
 
 def test_nulls_stay(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ Imports `errors` alone; `plan` reads footers and samples through it, `source` re
 """
 
 from lance_prep.fetch.footer import read_footer, with_tail
-from lance_prep.fetch.hub import HubPath, hub_api, parse_hub_url
+from lance_prep.fetch.http import http_state
+from lance_prep.fetch.hub import HubPath, hub_api, hub_url_of, parse_hub_url
 from lance_prep.fetch.prefetch import Prefetch, RangeFile
-from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, is_local, open_ranges, state_of
+from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, is_http, is_local, open_ranges, state_of
 from lance_prep.fetch.retry import Retries
 from lance_prep.fetch.stream import open_stream
 
@@ -17,8 +18,11 @@ __all__ = [
     "Ranges",
     "Retries",
     "fsspec_of",
+    "http_state",
     "hub_api",
+    "hub_url_of",
     "identity_of",
+    "is_http",
     "is_local",
     "open_ranges",
     "open_stream",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lance_prep.errors import BadFile, SourceChanged, SourceNotFound
+from lance_prep.fetch.http import HttpRanges
 from lance_prep.fetch.retry import Retries
 
 LIBRARY = "lance-prep"
@@ -57,6 +58,19 @@ def parse_hub_url(url: str) -> HubPath:
     if kind != "datasets" or not owner or not name:
         raise SourceNotFound(f"{url} is not a dataset on the Hub", "write hf://datasets/owner/name@revision/path")
     return HubPath(f"{owner}/{name}", unquote(revision), path)
+
+
+def hub_url_of(url: str) -> str | None:
+    """Return the `hf://` URL of a page or file of a dataset on the Hub; None for any other `https://` URL."""
+    from urllib.parse import unquote, urlsplit
+
+    from huggingface_hub import constants
+
+    at = urlsplit(url)
+    if at.netloc not in ("huggingface.co", urlsplit(constants.ENDPOINT).netloc):
+        return None
+    match = re.fullmatch(r"/datasets/([^/]+/[^/]+)(?:/(?:resolve|blob|raw|tree)/([^/]+)(?:/(.*))?)?/?", at.path)
+    return HubPath(match[1], unquote(match[2] or ""), unquote(match[3] or "")).url if match else None
 
 
 def hub_api() -> Any:
@@ -111,84 +125,37 @@ def _check_names(response: Any) -> None:
             )
 
 
-class HubRanges:
+class HubRanges(HttpRanges):
     """Byte ranges of one file on the Hub. Threads may share it."""
 
     def __init__(self, url: str, size: int, retries: Retries, identity: str = "") -> None:
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         guard_session()
         at = parse_hub_url(url)
-        self.size = size
-        self._name = url
-        self._identity = identity
-        self._retries = retries
-        self._url = hf_hub_url(at.repo, at.path, repo_type="dataset", revision=at.revision)
-        self._headers = {**build_hf_headers(library_name=LIBRARY), "Accept-Encoding": "identity"}
+        address = hf_hub_url(at.repo, at.path, repo_type="dataset", revision=at.revision)
+        super().__init__(address, url, size, retries, identity)
 
-    def fetch(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`.
+    def _headers(self) -> dict[str, str]:
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        Raises:
-            HubUnreachable: no whole answer after several tries.
-            BadFile: the file ends before `stop`.
-            SourceChanged: the file is another one than was planned, at the same commit.
+        return {**build_hf_headers(library_name=LIBRARY), **super()._headers()}
+
+    def _check(self, response: Any) -> None:
+        """Refuse another blob than the planned one.
+
+        The Hub's ETags are blob ids, as in the plan. Those of a mirror may be anything and prove nothing.
         """
-        got, failed = bytearray(), 0
-        while len(got) < stop - start:
-            before = len(got)
-            try:
-                self._read(start + before, stop, got)
-            except Exception as error:
-                failed = failed + 1 if len(got) == before else 1
-                self._retries.wait(error, failed, doing=f"reading {self._name}")
-            else:
-                if len(got) == before:
-                    failed += 1
-                    if self._retries.is_last(failed):
-                        raise self._too_short(stop)
-                    self._retries.wait(ConnectionError("an empty answer"), failed, doing=f"reading {self._name}")
-        return bytes(got)
+        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
-    def _read(self, start: int, stop: int, into: bytearray) -> None:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
-
-        headers = {**self._headers, "Range": f"bytes={start}-{stop - 1}"}
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        request = get_session().stream("GET", self._url, headers=headers, timeout=timeout, follow_redirects=True)
-        with request as response:
-            if response.status_code == 416:
-                raise self._too_short(stop)
-            if response.status_code >= 400:
-                response.read()
-            hf_raise_for_status(response)
-            self._check_same(response)
-            # A server that knows no ranges answers 200 with the whole file: pass over what comes before.
-            skip = 0 if response.status_code == 206 else start
-            want = stop - start
-            for chunk in response.iter_raw():
-                if self._retries.stopped:
-                    raise InterruptedError("reader closed")
-                drop = min(skip, len(chunk))
-                skip -= drop
-                taken = chunk[drop : drop + want]
-                into += taken
-                want -= len(taken)
-                if not want:
-                    return
-
-    def _too_short(self, stop: int) -> BadFile:
-        return BadFile(f"{self._name}: ends before byte {stop}", "plan again: the file is not what it was")
-
-    def _check_same(self, response: Any) -> None:
-        """The Hub's ETags are blob ids, as the plan has them; those of a mirror may be anything and prove nothing."""
+        if response.status_code >= 400:
+            response.read()
+        hf_raise_for_status(response)
         first = response.history[0] if response.history else response
         tag = first.headers.get("X-Linked-ETag") or ("" if response.history else response.headers.get("ETag", ""))
         tag = tag.removeprefix("W/").strip('"')
         if len(tag) == len(self._identity) and _BLOB_ID.fullmatch(tag) and tag != self._identity:
             raise SourceChanged(
                 f"{self._name}: blob {tag[:12]} now, {self._identity[:12]} when it was planned",
-                "run the same command again: it plans anew",
+                "run the same command again",
             )

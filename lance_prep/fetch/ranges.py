@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lance_prep.errors import BadFile
+from lance_prep.fetch.http import HttpRanges, http_state
 from lance_prep.fetch.hub import HubRanges
 from lance_prep.fetch.retry import Retries
 
@@ -24,6 +25,11 @@ class Ranges(Protocol):
 def is_local(url: str) -> bool:
     """True for a path of this machine, False for a URL."""
     return "://" not in url
+
+
+def is_http(url: str) -> bool:
+    """True for a file on a web server."""
+    return url.startswith(("http://", "https://"))
 
 
 class LocalRanges:
@@ -101,6 +107,9 @@ def state_of(url: str, options: Mapping[str, str] | None) -> tuple[int, str | No
     if is_local(url):
         stat = Path(url).stat()
         return stat.st_size, str(stat.st_mtime_ns)
+    if is_http(url):
+        size, identity = http_state(url, Retries())
+        return size, identity or None
     fs, path = fsspec_of(url, options)
     fs.invalidate_cache(fs._parent(path))
     info = fs.info(path)
@@ -119,4 +128,6 @@ def open_ranges(
         return LocalRanges(url, size)
     if url.startswith("hf://"):
         return HubRanges(url, size, retries, identity)
+    if is_http(url):
+        return HttpRanges(url, url, size, retries, identity)
     return FsspecRanges(url, size, options, retries)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from lance_prep.errors import ColumnNotFound, UsageError
 from lance_prep.fetch import read_footer
 from lance_prep.plan.model import LEAST_SHARD_BYTES, SHARD_BYTES, SHARDS_AT_LEAST, Part, Shard, SourceFile
-from lance_prep.plan.peek import plain_type
+from lance_prep.plan.peek import open_lance, plain_type
 from lance_prep.plan.where import describe
 from lance_prep.recipe import TextUnit
 
@@ -139,10 +139,7 @@ def _pieces(
 
 
 def _lance(index: int, file: SourceFile, options: Mapping[str, str] | None, least: int) -> Iterator[Piece]:
-    import lance
-
-    version = int(file.identity.removeprefix("version "))
-    rows = lance.dataset(file.url, version=version, storage_options=dict(options) if options else None).count_rows()
+    rows = open_lance(file, options).count_rows()
     count = max(1, -(-file.size // least)) if file.size else max(1, -(-rows // 1_000_000))
     edges = [rows * i // count for i in range(count + 1)]
     for start, stop in pairwise(edges):

@@ -9,15 +9,18 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate, translating
-from lance_prep.fetch import fsspec_of, identity_of
+from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate, translating, without_credentials
+from lance_prep.fetch import Retries, fsspec_of, http_state, identity_of
+from lance_prep.fetch.retry import FIRST_ATTEMPTS
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
 from lance_prep.plan.model import PinnedSource, Skipped, SourceFile
+from lance_prep.plan.peek import lance_identity
 from lance_prep.recipe import Recipe
 
 _ADVICE = "name a local file, folder or glob, a Hub id owner/name, an hf:// or s3:// URL, a recipe, or `sample`"
@@ -269,7 +272,26 @@ def lance_file(url: str, options: Mapping[str, str] | None) -> SourceFile:
         ) from error
     files = [file for fragment in dataset.get_fragments() for file in fragment.data_files()]
     size = sum(getattr(file, "file_size_bytes", None) or 0 for file in files)
-    return SourceFile(url, "lance", size, f"version {dataset.version}")
+    return SourceFile(url, "lance", size, lance_identity(dataset))
+
+
+def find_http(source: str) -> Found:
+    """Return one file on a web server, pinned by its size and ETag.
+
+    Raises:
+        UsageError: a glob, a Lance dataset, or a URL with a password or query, which the dataset would keep.
+        SourceError: unknown extension, or the server cannot be read.
+    """
+    at = urlsplit(source)
+    if at.username or at.password or at.query:
+        said = f"{without_credentials(source)} has a user, password or query, which would be stored in the dataset"
+        raise UsageError(said, "download the file, and build from the copy")
+    if is_glob(at.path) or source.rstrip("/").endswith(".lance"):
+        said = f"{source} names several files, and a web server does not list them"
+        raise UsageError(said, "name files one by one, or download them")
+    known, compression = require_format(PurePosixPath(at.path).name)
+    size, identity = http_state(source, Retries(attempts=FIRST_ATTEMPTS))
+    return Found(PinnedSource(asked=source), (SourceFile(source, known, size, identity, compression),))
 
 
 def find_remote(source: str, options: Mapping[str, str] | None) -> Found:

@@ -9,10 +9,18 @@ from dataclasses import replace
 import pyarrow as pa
 
 from lance_prep.errors import BadFile, UsageError, translating
-from lance_prep.fetch import HubPath, parse_hub_url
+from lance_prep.fetch import HubPath, hub_url_of, is_http, parse_hub_url
 from lance_prep.plan.columns import resolve_columns
 from lance_prep.plan.cut import cut_shards
-from lance_prep.plan.discover import Found, check_no_hub_options, find_local, find_remote, looks_like_hub_id, not_found
+from lance_prep.plan.discover import (
+    Found,
+    check_no_hub_options,
+    find_http,
+    find_local,
+    find_remote,
+    looks_like_hub_id,
+    not_found,
+)
 from lance_prep.plan.formats import check_one_family
 from lance_prep.plan.model import PinnedSource, Plan, Skipped, SourceFile
 from lance_prep.plan.peek import peek_schema
@@ -101,9 +109,11 @@ def _find_one(recipe: Recipe, source: str, options: Mapping[str, str] | None) ->
         from lance_prep.plan.hub import find_hub
 
         return find_hub(recipe, parse_hub_url(source))
+    if is_http(source) and (on_hub := hub_url_of(source)) is not None:
+        return _find_one(recipe, on_hub, options)
     if "://" in source:
         check_no_hub_options(recipe)
-        return find_remote(source, options)
+        return find_http(source) if is_http(source) else find_remote(source, options)
     found = find_local(source)
     if found is not None:
         check_no_hub_options(recipe)

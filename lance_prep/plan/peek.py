@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from lance_prep.errors import BadFile, translating
+from lance_prep.errors import BadFile, SourceChanged, translating
 from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, open_stream, read_footer
 from lance_prep.fetch.retry import Retries
 from lance_prep.fetch.values import holds_lines, iter_values
@@ -63,9 +63,7 @@ def _peek(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
     if file.format == "topics":
         return pa.schema([("text", pa.string()), ("topic", pa.string())])
     if file.format == "lance":
-        import lance
-
-        return lance.dataset(file.url, storage_options=dict(options) if options else None).schema
+        return open_lance(file, options).schema
     if file.format == "arrow":
         with open_arrow(file, options, ahead=False) as reader:
             return reader.schema
@@ -76,6 +74,35 @@ def _open(file: SourceFile, options: Mapping[str, str] | None) -> AbstractContex
     return open_stream(
         file.url, file.size, compression=file.compression, options=options, identity=file.identity, ahead=False
     )
+
+
+def lance_identity(dataset: Any) -> str:
+    """Return the version of a Lance dataset and the id of the transaction that made it, for `SourceFile.identity`.
+
+    A dataset that is removed and written anew has the same version numbers, but other transactions.
+    """
+    with suppress(Exception):  # its transaction file may be gone, and the data whole
+        return f"version {dataset.version} {dataset.read_transaction(dataset.version).uuid}"
+    return f"version {dataset.version}"
+
+
+def open_lance(file: SourceFile, options: Mapping[str, str] | None) -> Any:
+    """Return a Lance dataset at the planned version.
+
+    Raises:
+        SourceChanged: it has no such version any more, or another one of this number.
+    """
+    import lance
+
+    version = int(file.identity.split()[1])
+    advice = "run the same command again; to build from another version, use --overwrite"
+    try:
+        dataset = lance.dataset(file.url, version=version, storage_options=dict(options) if options else None)
+    except ValueError as error:
+        raise SourceChanged(f"{file.url}: version {version}, which was planned, is gone ({error})", advice) from error
+    if lance_identity(dataset) != file.identity:
+        raise SourceChanged(f"{file.url}: version {version} is another one than was planned", advice)
+    return dataset
 
 
 class open_arrow:  # noqa: N801  (used as a function: `with open_arrow(file) as reader`)

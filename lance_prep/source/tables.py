@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.fetch import parse_hub_url
-from lance_prep.plan.peek import open_arrow
+from lance_prep.plan.peek import open_arrow, open_lance
 from lance_prep.source.chunk import Chunk, PartJob, row_chunk
 
 _ROWS = 8192
@@ -38,12 +38,8 @@ def read_arrow(job: PartJob) -> Iterator[Chunk]:
 
 def read_lance(job: PartJob) -> Iterator[Chunk]:
     """Rows of a Lance dataset at the planned version, in its order; only the columns that are needed."""
-    import lance
-
-    version = int(job.file.identity.removeprefix("version "))
-    dataset = lance.dataset(job.file.url, version=version, storage_options=dict(job.options) if job.options else None)
     part = job.part
-    scanner = dataset.scanner(
+    scanner = open_lance(job.file, job.options).scanner(
         columns=job.plan.read_schema.names,
         offset=part.start,
         limit=part.stop - part.start,

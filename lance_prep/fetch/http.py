@@ -1,0 +1,137 @@
+"""Byte ranges of a file on a web server, pinned by its size and ETag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lance_prep.errors import AccessDenied, BadFile, SourceChanged, SourceError, SourceNotFound
+from lance_prep.fetch.retry import Retries
+
+# A server without byte ranges sends the whole file for each request, which is bearable for a small file only.
+WHOLE_BYTES = 8 << 20
+
+
+class HttpRanges:
+    """Byte ranges of one file on a web server. Threads may share it.
+
+    A range that is cut in the middle goes on where it was.
+
+    Args:
+        url: of the file.
+        name: for messages.
+        size, identity: as in `SourceFile`.
+    """
+
+    def __init__(self, url: str, name: str, size: int, retries: Retries, identity: str = "") -> None:
+        self.size = size
+        self._url = url
+        self._name = name
+        self._identity = identity
+        self._retries = retries
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        """Return bytes `start` to `stop`.
+
+        Raises:
+            HubUnreachable, StoreUnreachable: no whole answer after several tries.
+            BadFile: the file ends before `stop`.
+            SourceChanged: the file has changed since it was planned.
+        """
+        got, failed = bytearray(), 0
+        while len(got) < stop - start:
+            before = len(got)
+            try:
+                self._read(start + before, stop, got)
+            except Exception as error:
+                failed = failed + 1 if len(got) == before else 1
+                self._retries.wait(error, failed, doing=f"reading {self._name}")
+            else:
+                if len(got) == before:
+                    failed += 1
+                    if self._retries.is_last(failed):
+                        raise self._too_short(stop)
+                    self._retries.wait(ConnectionError("an empty answer"), failed, doing=f"reading {self._name}")
+        return bytes(got)
+
+    def _read(self, start: int, stop: int, into: bytearray) -> None:
+        with _get(self._url, {**self._headers(), "Range": f"bytes={start}-{stop - 1}"}) as response:
+            if response.status_code == 416:
+                raise self._too_short(stop)
+            self._check(response)
+            # A server without byte ranges answers 200 with the whole file.
+            skip = 0 if response.status_code == 206 else start
+            want = stop - start
+            for chunk in response.iter_raw():
+                if self._retries.stopped:
+                    raise InterruptedError("reader closed")
+                drop = min(skip, len(chunk))
+                skip -= drop
+                taken = chunk[drop : drop + want]
+                into += taken
+                want -= len(taken)
+                if not want:
+                    return
+
+    def _headers(self) -> dict[str, str]:
+        return {"Accept-Encoding": "identity"}
+
+    def _check(self, response: Any) -> None:
+        """Refuse an answer that is an error, or of another file than the planned one."""
+        _raise_for_status(response, self._name)
+        now = _identity(response)
+        if self._identity and now and now != self._identity:
+            raise SourceChanged(
+                f"{self._name}: state {now!r} now, {self._identity!r} when it was planned", "run the same command again"
+            )
+
+    def _too_short(self, stop: int) -> BadFile:
+        return BadFile(f"{self._name}: ends before byte {stop}", "run the same command again: the file has changed")
+
+
+def http_state(url: str, retries: Retries) -> tuple[int, str]:
+    """Return the size and the identity (ETag, or else the time) of a file on a web server.
+
+    Raises:
+        SourceNotFound, AccessDenied: the server's answer.
+        SourceError: the server does not say how large the file is, or gives no byte ranges of a large file.
+        StoreUnreachable: no answer after several tries.
+    """
+
+    def ask() -> tuple[int, str]:
+        with _get(url, {"Accept-Encoding": "identity", "Range": "bytes=0-0"}) as response:
+            total = response.headers.get("Content-Range", "").rpartition("/")[2]
+            if response.status_code == 416 and total == "0":
+                return 0, _identity(response)
+            _raise_for_status(response, url)
+            if response.status_code == 206 and total.isdigit():
+                return int(total), _identity(response)
+            length = response.headers.get("Content-Length", "")
+            if response.status_code == 200 and length.isdigit() and int(length) <= WHOLE_BYTES:
+                return int(length), _identity(response)
+        said = f"{url}: the server gives no byte ranges of this file"
+        raise SourceError(said, "download it, and build from the copy")
+
+    return retries.call(ask, doing=f"reading {url}")
+
+
+def _get(url: str, headers: dict[str, str]) -> Any:
+    """Begin a GET request in the session of `huggingface_hub`: its proxies, certificates and connections."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    return get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True)
+
+
+def _identity(response: Any) -> str:
+    tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+    return str(tag).removeprefix("W/").strip('"')
+
+
+def _raise_for_status(response: Any, name: str) -> None:
+    status = response.status_code
+    if status in (404, 410):
+        raise SourceNotFound(f"{name}: the server has no such file (HTTP {status})", "check the URL")
+    if status in (401, 403):
+        raise AccessDenied(f"{name}: the server refuses access (HTTP {status})", "download it, and build from the copy")
+    response.raise_for_status()
