@@ -99,8 +99,9 @@ def test_other_formats(hub: LoopbackHub, name: str) -> None:
     lines = "".join(f'{{"text": "{text}"}}\n' if "json" in name else f"{text}\n" for text in TEXTS)
     data = (("text\n" if name == "x.csv" else "") + lines).encode()
     hub.add_dataset(REPO, {name: gzip.compress(data) if name.endswith("gz") else data})
-    assert read(REPO)[0] == TEXTS
-    assert read(f"hf://datasets/{REPO}/{name}")[0] == TEXTS
+    unit = {"text_unit": "line"} if name == "x.txt" else {}
+    assert read(REPO, **unit)[0] == TEXTS
+    assert read(f"hf://datasets/{REPO}/{name}", **unit)[0] == TEXTS
 
 
 def test_plan_is_pinned_to_a_commit(hub: LoopbackHub) -> None:
