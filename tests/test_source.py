@@ -32,6 +32,7 @@ from lance_prep.fetch import Retries
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.plan import Part, Plan, Shard
 from lance_prep.plan.peek import peek_schema
+from lance_prep.recipe import Recipe
 from lance_prep.source import read_shard
 from lance_prep.source.chunk import row_chunk
 from lance_prep.source.cutter import Cutter
@@ -253,6 +254,57 @@ def test_bad_csv_rows_are_rejected(tmp_path: Path) -> None:
         (4, "too few fields"),
     ]
     assert tally.ledger.rows_in == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "delimiter"),
+    [
+        ("x.csv", "id,text", ","),
+        ("x.csv", "id;text", ";"),
+        ("x.csv", "id\ttext", "\t"),
+        ("x.csv", "id|text", "|"),
+        ("x.csv", '"a;b;c",text', ","),
+        ("x.csv", '"a\nb,c,d";text', ";"),
+        ("x.csv", "text", ","),
+        ("x.tsv", "id\ttext", "\t"),
+        ("x.tsv.gz", "text", "\t"),
+    ],
+)
+def test_a_delimiter_is_found_in_the_header(tmp_path: Path, name: str, header: str, delimiter: str) -> None:
+    first = f"1{delimiter}" if header != "text" else ""
+    data = f'{header}\n{first}"a,;|\tb"\n{first}c\n'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    plan = plan_of(tmp_path / name)
+    assert plan.recipe.delimiter == delimiter
+    assert [t for b in read_plan(plan)[0] for t in b.columns.column(0).to_pylist()] == ["a,;|\tb", "c"]
+
+
+def test_a_delimiter_is_given(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a:b,c\n1:x,y\n")
+    assert read(tmp_path / "x.csv", delimiter=":", text_column="b,c")[0] == ["x,y"]
+    (tmp_path / "y.csv").write_text("a,b\tc\n1,2\tx\n")
+    assert read(tmp_path / "y.csv", delimiter="tab", text_column="c")[0] == ["x"]
+    assert plan_of(tmp_path / "y.csv", delimiter="\\t", text_column="c").recipe.delimiter == "\t"
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UsageError, match="no CSV files"):
+        plan_of(tmp_path / "x.jsonl", delimiter=";")
+    for bad in ("", "ab", '"', "\n", "\u00e9"):
+        with pytest.raises(ValueError, match="not a delimiter"):
+            Recipe(source="x.csv", delimiter=bad)
+
+
+def test_a_later_file_with_another_delimiter_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id;text\n1;x\n")
+    (tmp_path / "b.csv").write_text("id,text\n2,y\n")
+    with pytest.raises(LancePrepError, match=r"b\.csv"):
+        read(tmp_path)
+
+
+def test_utf16_csv_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,text\n1,x\n", encoding="utf-16")
+    with pytest.raises(BadFile, match="is UTF-16") as caught:
+        plan_of(tmp_path / "x.csv")
+    assert "iconv" in caught.value.advice
 
 
 def bad_utf8(rows: dict[int, bytes], count: int) -> pa.Array:

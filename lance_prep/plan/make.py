@@ -23,7 +23,7 @@ from lance_prep.plan.discover import (
 )
 from lance_prep.plan.formats import check_one_family
 from lance_prep.plan.model import PinnedSource, Plan, Skipped, SourceFile
-from lance_prep.plan.peek import peek_schema
+from lance_prep.plan.peek import find_delimiter, peek_schema
 from lance_prep.recipe import Recipe, TextUnit
 
 TOPICS = "pydoc:topics"
@@ -61,17 +61,19 @@ def restrict(
 def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
     found = _find(recipe, options)
     schema = found.schema
+    delimiter = _delimiter(recipe, found, options)
     if schema is None:
         filled = [file for file in found.files if file.size]
         if not filled:
             raise BadFile(f"{recipe.asked}: empty", "name a source with something in it")
-        schema = peek_schema(filled, options)
+        schema = peek_schema(filled, options, delimiter=delimiter or ",")
         if filled[0].format == "csv":  # whatever the first rows look like: a column that is asked for as text is text
             text = pa.field(recipe.text_column or "text", pa.string())
             schema = pa.schema([text if field.name == text.name else field for field in schema])
     columns = resolve_columns(recipe, schema)
     unit = _text_unit(recipe, found)
-    resolved = columns.recipe.model_copy(update={"split": found.source.split, "text_unit": unit})
+    settled = {"split": found.source.split, "text_unit": unit, "delimiter": delimiter}
+    resolved = columns.recipe.model_copy(update=settled)
     shards = cut_shards(found.files, columns.read, options, recipe.shard_size, text_unit=unit)
     return Plan(resolved, found.source, found.files, shards, columns.out, columns.read, found.skipped)
 
@@ -123,6 +125,21 @@ def _find_one(recipe: Recipe, source: str, options: Mapping[str, str] | None) ->
 
         return find_hub(recipe, HubPath(source, "", ""))
     raise not_found(source)
+
+
+def _delimiter(recipe: Recipe, found: Found, options: Mapping[str, str] | None) -> str | None:
+    """Return the delimiter of the source's CSV files, found in the first that is not empty; None without CSV files.
+
+    Raises:
+        UsageError: it is given for a source without CSV files.
+    """
+    first = next((file for file in found.files if file.format == "csv" and file.size), None)
+    if first is not None:
+        return recipe.delimiter or find_delimiter(first, options)
+    if recipe.delimiter is not None:
+        said = f"delimiter {recipe.delimiter!r} is given, and {recipe.asked} has no CSV files"
+        raise UsageError(said, "remove delimiter")
+    return None
 
 
 def _text_unit(recipe: Recipe, found: Found) -> TextUnit | None:

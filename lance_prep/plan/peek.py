@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -17,6 +18,7 @@ from lance_prep.fetch.values import holds_lines, iter_values
 from lance_prep.plan.model import SourceFile
 
 SAMPLE_BYTES = 1 << 20
+_DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE_BYTES_MORE = 64 << 10
 _SAMPLE_VALUES = 1000
 _SAMPLED_FILES = 256
@@ -25,7 +27,9 @@ _JSON = ("jsonl", "json")
 _ADVICE = "get the file again, or leave it out; its extension must say what it is"
 
 
-def peek_schema(files: Sequence[SourceFile], options: Mapping[str, str] | None = None) -> pa.Schema:
+def peek_schema(
+    files: Sequence[SourceFile], options: Mapping[str, str] | None = None, *, delimiter: str = ","
+) -> pa.Schema:
     """Return the schema of all columns of a source, as `source` will read them before anything is dropped.
 
     The first file decides, unless it is JSON. JSON says nothing of its columns, so those come from samples: the first
@@ -34,6 +38,7 @@ def peek_schema(files: Sequence[SourceFile], options: Mapping[str, str] | None =
 
     Args:
         files: in the source's order, none of them empty.
+        delimiter: of CSV files.
 
     Raises:
         BadFile: not what its name says.
@@ -43,7 +48,7 @@ def peek_schema(files: Sequence[SourceFile], options: Mapping[str, str] | None =
     if first.format in _JSON:
         return _json([file for file in files if file.format in _JSON], options)
     with translating(f"reading {first.url}"):
-        return pa.schema([pa.field(f.name, plain_type(f.type)) for f in _peek(first, options)])
+        return pa.schema([pa.field(f.name, plain_type(f.type)) for f in _peek(first, options, delimiter)])
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -55,7 +60,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
-def _peek(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
+def _peek(file: SourceFile, options: Mapping[str, str] | None, delimiter: str) -> pa.Schema:
     if file.format == "parquet":
         return read_footer(file.url, file.size, file.identity, options).schema.to_arrow_schema()
     if file.format == "text":
@@ -67,7 +72,7 @@ def _peek(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
     if file.format == "arrow":
         with open_arrow(file, options, ahead=False) as reader:
             return reader.schema
-    return _csv(file, options)
+    return _csv(file, options, delimiter)
 
 
 def _open(file: SourceFile, options: Mapping[str, str] | None) -> AbstractContextManager[BinaryIO]:
@@ -132,11 +137,34 @@ class open_arrow:  # noqa: N801  (used as a function: `with open_arrow(file) as 
             each.close()
 
 
-def csv_delimiter(url: str) -> str:
-    return "\t" if ".tsv" in url.lower().rsplit("/", 1)[-1] else ","
+def find_delimiter(file: SourceFile, options: Mapping[str, str] | None) -> str:
+    """Return the delimiter of a CSV file: of comma, semicolon, tab and bar, the one that its header has most often.
+
+    Quoted names do not count. Equal counts, such as none, give a comma, or a tab for `.tsv`.
+
+    Raises:
+        BadFile: the file is UTF-16.
+    """
+    with translating(f"reading {file.url}"), _open(file, options) as stream:
+        head = stream.read(SAMPLE_BYTES).lstrip(b"\r\n")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        said = f"{file.url} is UTF-16, and CSV files are read as UTF-8"
+        raise BadFile(said, "convert it first: iconv -f UTF-16 -t UTF-8 OLD.csv > NEW.csv")
+    usual = "\t" if ".tsv" in file.url.lower().rsplit("/", 1)[-1] else ","
+    names = re.sub(rb'"[^"]*"', b"", _header(head))
+    return max((usual, *_DELIMITERS), key=lambda delimiter: names.count(delimiter.encode()))
 
 
-def _csv(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
+def _header(head: bytes) -> bytes:
+    """Return the first line, which goes on where a quoted name holds a line end."""
+    at = -1
+    while (at := head.find(b"\n", at + 1)) >= 0:
+        if head.count(b'"', 0, at) % 2 == 0:
+            return head[:at]
+    return head
+
+
+def _csv(file: SourceFile, options: Mapping[str, str] | None, delimiter: str) -> pa.Schema:
     import pyarrow.csv as pc
 
     with _open(file, options) as stream:
@@ -145,9 +173,7 @@ def _csv(file: SourceFile, options: Mapping[str, str] | None) -> pa.Schema:
             sample = sample[: sample.rfind(b"\n") + 1] or sample + stream.readline()
     if not sample.strip():
         return pa.schema([])
-    parse = pc.ParseOptions(
-        delimiter=csv_delimiter(file.url), newlines_in_values=True, invalid_row_handler=lambda row: "skip"
-    )
+    parse = pc.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip")
     read = pc.ReadOptions(use_threads=False, block_size=len(sample) + 1)
     convert = pc.ConvertOptions(check_utf8=False)
     return pc.read_csv(pa.BufferReader(sample), read, parse, convert).schema

@@ -47,6 +47,20 @@ def parse_size(value: Any) -> Any:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def parse_delimiter(value: Any) -> Any:
+    r"""Return the delimiter that "tab", `\t` or a single character names; return anything that is not text unchanged.
+
+    Raises:
+        ValueError: the text is not a single ASCII character that may separate fields.
+    """
+    if not isinstance(value, str):
+        return value
+    value = {"tab": "\t", "\\t": "\t"}.get(value.lower(), value)
+    if len(value) != 1 or not value.isascii() or value in '"\r\n':
+        raise ValueError("not a delimiter; give a single ASCII character such as ; or tab")
+    return value
+
+
 def _parse_max_rows(value: Any) -> Any:
     return None if value == "all" else value
 
@@ -78,6 +92,11 @@ class Recipe(BaseModel):
         description="what a row of a .txt or .md file is; paragraphs are separated by blank lines [default: file; line "
         "with layout lines or raw]",
     )
+    delimiter: Annotated[
+        str | None,
+        BeforeValidator(parse_delimiter),
+        Field(description="character between the fields of a CSV file [default: found in the first file's header]"),
+    ] = None
     template: str | None = Field(None, description="jinja2 template that makes the text of a record from its columns")
 
     tokenizer: str | None = Field(
@@ -159,6 +178,7 @@ class RecipeFields(TypedDict, total=False):
     keep_columns: Sequence[str]
     filter: str | None
     text_unit: TextUnit | None
+    delimiter: str | None
     template: str | None
     tokenizer: str | None
     tokenizer_revision: str | None

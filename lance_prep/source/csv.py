@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from lance_prep.fetch import open_stream
 from lance_prep.ledger import Rejected
-from lance_prep.plan.peek import csv_delimiter
 from lance_prep.source.chunk import Chunk, PartJob, empty_chunk
 
 # A row must fit into a block. The larger sizes are for files where one does not.
@@ -42,7 +41,9 @@ def _read(job: PartJob, block: int, done: int) -> Iterator[Chunk]:
         bad.append(row)
         return "skip"
 
-    parse = pc.ParseOptions(delimiter=csv_delimiter(file.url), newlines_in_values=True, invalid_row_handler=on_bad)
+    delimiter = job.plan.recipe.delimiter
+    assert delimiter is not None, "the plan of a CSV source names the delimiter"
+    parse = pc.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_bad)
     types = {field.name: field.type for field in schema}
     convert = pc.ConvertOptions(check_utf8=False, include_columns=schema.names, column_types=types)
     read = pc.ReadOptions(use_threads=False, block_size=block)
