@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lance_prep.errors import TokenizerError
+from lance_prep.errors import TokenizerError, UsageError
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer import CheckedEncoder, ReferenceEncoder, TokenLists, load_tokenizer, make_encoder
 from lance_prep.tokenizer.spec import describe
@@ -120,6 +120,12 @@ def test_not_a_tokenizer(tmp_path: Path, name: str, content: bytes, message: str
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(Recipe(source="x", tokenizer=str(tmp_path)))
+
+
+def test_a_local_tokenizer_has_no_revision(tmp_path: Path) -> None:
+    for name in (made.save(tmp_path, made.byte_level()), "lance-prep:sample"):
+        with pytest.raises(UsageError, match="tokenizer_revision 'main' is given"):
+            load_tokenizer(Recipe(source="x", tokenizer=name, tokenizer_revision="main"))
 
 
 def test_an_eos_token_that_is_not_there(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("text", f"column {given['text_column']!r}"))
     if "text_unit" in given:
         rows.append(("text unit", f"a row is a {given['text_unit']}"))
+    if given.get("delimiter", ",") != ",":
+        rows.append(("delimiter", repr(given["delimiter"])))
     if "filter" in given:
         rows.append(("filter", given["filter"]))
     if "keep_columns" in given:

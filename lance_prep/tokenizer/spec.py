@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, translating
+from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, UsageError, translating
 from lance_prep.fetch import Retries, hub_api
 from lance_prep.fetch.hub import LIBRARY, guard_session
 from lance_prep.fetch.retry import FIRST_ATTEMPTS
@@ -64,16 +64,20 @@ def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
 
     Raises:
         TokenizerError: there is none, or the file is no tokenizer, or `eos_token` is not in it.
+        UsageError: a revision is given for a tokenizer that is not on the Hub.
         HubUnreachable, AccessDenied, SourceNotFound: the Hub's answer.
     """
     name = recipe.tokenizer
     if name is None:
         raise TokenizerError("the recipe names no tokenizer", "give one with --tokenizer")
+    path = Path(name)
+    if recipe.tokenizer_revision is not None and (path.exists() or name == "lance-prep:sample"):
+        said = f"tokenizer_revision {recipe.tokenizer_revision!r} is given, and {name} is not read from the Hub"
+        raise UsageError(said, "remove tokenizer_revision, or name a tokenizer on the Hub")
     if name == "lance-prep:sample":
         from lance_prep.tokenizer.sample import train_sample_tokenizer
 
         return describe(name, train_sample_tokenizer(), {}, recipe.eos_token, None)
-    path = Path(name)
     if path.exists():
         file, side, commit = *_read_local(path), None
     else:
