@@ -291,7 +291,7 @@ def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
     if isinstance(error, FileNotFoundError):
         return SourceNotFound(f"{doing}: no such bucket or object", "check the spelling, and " + _STORE_ADVICE)
     unreachable = {(module, "HTTPError") for module in ("httpx", "httpx2")}
-    unreachable |= {("aiohttp", "ClientError"), ("botocore", "HTTPClientError")}
+    unreachable |= {("aiohttp", "ClientError"), ("botocore", "HTTPClientError"), ("botocore", "ConnectionError")}
     busy = isinstance(error, OSError) and error.errno in (errno.EBUSY, errno.EREMOTEIO)
     if busy or isinstance(error, ConnectionError | TimeoutError) or names & unreachable:
         return StoreUnreachable(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import random
+import re
 import subprocess
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +25,14 @@ server = pytest.importorskip("moto.server")
 import lance_prep  # noqa: E402
 from lance_prep.dataset import open_version, verify  # noqa: E402
 from lance_prep.engine import RunOptions, Silent, run_build  # noqa: E402
-from lance_prep.errors import LancePrepError, OutputError, OutputLocked, SourceChanged, SourceNotFound  # noqa: E402
+from lance_prep.errors import (  # noqa: E402
+    AccessDenied,
+    LancePrepError,
+    OutputError,
+    OutputLocked,
+    SourceChanged,
+    SourceNotFound,
+)
 from lance_prep.recipe import load_recipe  # noqa: E402
 from tests import tokenizers_made as made  # noqa: E402
 from tests.processes import finish, report_of, start, wait_for, write_texts  # noqa: E402
@@ -241,3 +252,103 @@ def test_what_is_not_there(by_environment: S3, texts: str, tokenizer: str, monke
     by_environment.files.pipe("bucket/in/a.bin", b"x")
     with pytest.raises(LancePrepError, match="no data file"):
         lance_prep.build("s3://bucket/in", output=URI)
+
+
+class Flaky:
+    """A proxy before the store that answers some requests by itself."""
+
+    def __init__(self, store: str) -> None:
+        proxy = self
+        self.faults: list[tuple[str, int, str]] = []  # what `METHOD path` must match, the status, the code
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+                asked = f"{self.command} {self.path}"
+                fault = next((each for each in proxy.faults if re.search(each[0], asked)), None)
+                if fault is not None:
+                    proxy.faults.remove(fault)
+                    text = f"<Error><Code>{fault[2]}</Code><Message>Please reduce your request rate.</Message></Error>"
+                    self.answer(fault[1], {}, text.encode())
+                    return
+                request = urllib.request.Request(store + self.path, body, dict(self.headers), method=self.command)
+                try:
+                    with urllib.request.urlopen(request) as response:
+                        self.answer(response.status, dict(response.headers), response.read())
+                except urllib.error.HTTPError as error:
+                    self.answer(error.code, dict(error.headers), error.read())
+
+            def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+                self.send_response(status)
+                headers = {name.lower(): value for name, value in headers.items()}
+                if self.command != "HEAD" or "content-length" not in headers:
+                    headers["content-length"] = str(0 if self.command == "HEAD" else len(body))
+                for name, value in headers.items():
+                    if name not in ("transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            do_GET = do_HEAD = do_PUT = do_POST = forward  # noqa: N815
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def flaky(s3: S3) -> Iterator[Flaky]:
+    proxy = Flaky(s3.url)
+    yield proxy
+    proxy.server.shutdown()
+    proxy.server.server_close()
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError"), (503, "ServiceUnavailable")])
+def test_answers_that_pass_are_waited_for(
+    s3: S3, flaky: Flaky, tmp_path: Path, tokenizer: str, status: int, code: str
+) -> None:
+    """While listing, looking up and reading, with options under Lance's names."""
+    lines = "\n".join(json.dumps({"text": f"row {i}"}) for i in range(100)).encode()
+    s3.files.pipe("bucket/in/a.jsonl", lines)
+    options = {**s3.options, "aws_endpoint_url": flaky.url}
+    flaky.faults = [
+        ("GET /bucket/?[?]", status, code),
+        ("HEAD /bucket/in/a.jsonl", status, code),
+        ("GET /bucket/in/a.jsonl", status, code),
+        ("GET /bucket/in/a.jsonl", status, code),
+    ]
+    fields: dict[str, Any] = {"tokenizer": tokenizer, "storage_options": options, "layout": "documents"}
+    assert lance_prep.build("s3://bucket/in", output=tmp_path / "x.lance", **fields).rows == 100
+    assert not flaky.faults
+
+
+def test_a_store_that_does_not_answer_is_not_the_hub(s3: S3, flaky: Flaky, tmp_path: Path, tokenizer: str) -> None:
+    options = {**s3.options, "aws_endpoint_url": flaky.url}
+    flaky.faults = [("bucket", 503, "SlowDown")] * 50
+    arguments = ["build", "s3://bucket/in", "-o", tmp_path / "x.lance", "--tokenizer", tokenizer]
+    for endpoint in (flaky.url, "http://127.0.0.1:9"):
+        pairs = {**options, "aws_endpoint_url": endpoint}.items()
+        code, _, err = finish(
+            start(*arguments, *(part for pair in pairs for part in ("--storage-option", "=".join(pair))))
+        )
+        assert code == 1
+        assert "error: listing s3://bucket/in: the object store does not answer as it should" in err
+        assert "tried 3 times" in err
+        assert "check the bucket, the region and the endpoint" in err
+        assert "HF_ENDPOINT" not in err
+
+
+def test_wrong_keys_are_the_stores(s3: S3, flaky: Flaky, tokenizer: str, tmp_path: Path) -> None:
+    flaky.faults = [("bucket", 403, "InvalidAccessKeyId")] * 50
+    options = {**s3.options, "aws_endpoint_url": flaky.url}
+    with pytest.raises(AccessDenied, match="the object store refuses access") as caught:
+        lance_prep.build("s3://bucket/in", output=tmp_path / "x.lance", tokenizer=tokenizer, storage_options=options)
+    assert "AWS_ACCESS_KEY_ID" in caught.value.advice

@@ -62,11 +62,11 @@ class FsspecRanges:
 
 
 def fsspec_of(url: str, options: Mapping[str, str] | None) -> tuple[Any, str]:
-    """The fsspec file system of a URL and the path in it.
+    """Return the fsspec file system of a URL, and the path in it.
 
     Args:
         options: storage options under the names that object_store and Lance use (`aws_access_key_id`, `aws_endpoint`,
-            `region`, ...), translated here for s3fs; for other file systems they go through as they are.
+            `region`, ...). They are translated for s3fs, and passed on unchanged to other file systems.
     """
     import fsspec
 
@@ -86,7 +86,11 @@ def fsspec_of(url: str, options: Mapping[str, str] | None) -> tuple[Any, str]:
         kwargs["client_kwargs"] = {"region_name": region}
     if lowered.get("skip_signature", "").lower() in ("true", "1"):
         kwargs["anon"] = True
+    # `Retries` alone repeats requests. With the retries of botocore and s3fs inside each of its own, it would take
+    # minutes to give a store up, and the report would not count them all.
+    kwargs["config_kwargs"] = {"retries": {"total_max_attempts": 1, "mode": "standard"}}
     fs, path = fsspec.core.url_to_fs(url, **kwargs)
+    fs.retries = 1
     return fs, path
 
 
@@ -112,7 +116,7 @@ def state_of(url: str, options: Mapping[str, str] | None) -> tuple[int, str | No
         return size, identity or None
     fs, path = fsspec_of(url, options)
     fs.invalidate_cache(fs._parent(path))
-    info = fs.info(path)
+    info = Retries().call(lambda: fs.info(path), doing=f"looking up {url}")
     return int(info["size"]), identity_of(info) if info.get("ETag") or info.get("etag") else None
 
 

@@ -6,6 +6,7 @@ five minutes, so a `Retry-After` is waited for in full up to that; everything el
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -24,11 +25,23 @@ CAP_RETRY_AFTER = 300.0
 
 _STATUS = (408, 429, 500, 502, 503, 504)
 # By name: huggingface_hub ships httpx under two names (`httpx`, `httpx2`), depending on its version.
-_TRANSPORT = ("TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError")
+# After the first line: errors of aiohttp and of botocore, which s3fs uses.
+_TRANSPORT = (
+    *("TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError"),
+    *(
+        "ClientConnectionError",
+        "ClientPayloadError",
+        "HTTPClientError",
+        "EndpointConnectionError",
+        "ConnectTimeoutError",
+    ),
+)
+# s3fs raises OSErrors for the answers of a store: EBUSY for "slow down", EREMOTEIO for an internal error.
+_STORE_ERRNO = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
 
 
 def is_transient(error: BaseException) -> bool:
-    """True for errors that may go away by themselves: 429, 5xx, cut connections, timeouts."""
+    """Return whether an error may go away by itself: 429, 5xx, "slow down", cut connections, timeouts."""
     names = {cls.__name__ for cls in type(error).__mro__}
     if "OfflineModeIsEnabled" in names:
         return False
@@ -36,17 +49,23 @@ def is_transient(error: BaseException) -> bool:
         return _status(error) in _STATUS
     if names.intersection(_TRANSPORT) or isinstance(error, ConnectionError | TimeoutError):
         return True
+    if isinstance(error, OSError) and (error.errno in _STORE_ERRNO or "SlowDown" in str(error)):
+        return True
     cause = error.__cause__  # huggingface_hub wraps a failed download in LocalEntryNotFoundError
     return "LocalEntryNotFoundError" in names and cause is not None and is_transient(cause)
 
 
 def _status(error: BaseException) -> int | None:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore's
+        status = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode")
+    else:
+        status = getattr(response, "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def _retry_after(error: BaseException) -> float | None:
-    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
+    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}  # of httpx; botocore has a dict
     try:
         return min(CAP_RETRY_AFTER, float(headers.get("Retry-After", "")))
     except ValueError:

@@ -304,7 +304,8 @@ def find_remote(source: str, options: Mapping[str, str] | None) -> Found:
         return Found(PinnedSource(asked=source), (lance_file(source.rstrip("/"), options),))
     with translating(f"listing {source}"):
         try:
-            infos, skipped = _list(source, options)
+            retries = Retries(attempts=FIRST_ATTEMPTS)
+            infos, skipped = retries.call(lambda: _list(source, options), doing=f"listing {source}")
         except (ValueError, ImportError) as error:
             raise UsageError(f"{source}: {error}", _ADVICE) from error
     if not infos:
