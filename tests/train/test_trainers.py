@@ -9,6 +9,7 @@ import copy
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,12 +53,47 @@ def losses(folder: Path, rank: int = 0) -> list[list[float]]:
 def test_killed_and_resumed_losses_are_equal_to_the_bit(corpus: Made, tmp_path: Path, ranks: int) -> None:
     """13 steps over 37 samples of 4 a step: over the end of an epoch, killed by SIGKILL in it."""
     assert run_script(corpus, tmp_path / "whole", 13, None, ranks) == 0
-    assert run_script(corpus, tmp_path / "cut", 13, 6, ranks) != 0
+    assert run_script(corpus, tmp_path / "cut", 13, 6, ranks) == (-signal.SIGKILL if ranks == 1 else 1)
+    assert all([step for step, _ in losses(tmp_path / "cut", rank)] == list(range(1, 7)) for rank in range(ranks))
+    assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=False)["done"] == 6
     assert run_script(corpus, tmp_path / "cut", 13, None, ranks) == 0
     for rank in range(ranks):
         whole = losses(tmp_path / "whole", rank)
         assert [step for step, _ in whole] == list(range(1, 14))
         assert losses(tmp_path / "cut", rank) == whole
+
+
+def rows_of_ranks(corpus: Made, folder: Path, trainer: str) -> list[dict[str, Any]]:
+    """Run `rank_script.py` on two ranks, and return what each of them saw."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if trainer == "torchrun" else []
+    command = [sys.executable, *launcher, str(HERE / "rank_script.py"), str(corpus.path), str(folder), trainer]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    files = [folder / f"{trainer}-{rank}.json" for rank in range(2)]
+    assert all(file.exists() for file in files), done.stderr
+    return [json.loads(file.read_text()) for file in files]
+
+
+@pytest.mark.parametrize("trainer", ["torchrun", "lightning"])
+def test_two_ranks_see_exactly_their_rows_in_every_trainer(corpus: Made, tmp_path: Path, trainer: str) -> None:
+    for module in ("accelerate", "transformers", "lightning"):
+        pytest.importorskip(module)
+    found = rows_of_ranks(corpus, tmp_path, trainer)
+    ds = LanceDataset(corpus.path)
+    for rank, ways in enumerate(found):
+        batches = TakeSampler(ds, 4, seed=7, rank=rank, world_size=2)
+        want = [ds.take(indices)["input_ids"].tolist() for indices in batches]
+        assert len(want) == 9
+        seen = {way: rows for way, rows in ways.items() if "refuses" not in way}
+        assert len(seen) == (6 if trainer == "torchrun" else 3)
+        assert [way for way, rows in seen.items() if rows != want] == []
+    # A second division of TakeSampler's batches is refused, with what to use instead.
+    name = "accelerate" if trainer == "torchrun" else "lightning"
+    message, advice = found[0][f"{name} refuses"]
+    assert "divided each global batch among 2 ranks already" in message
+    assert "TokenLoader" in advice
+    assert "use_distributed_sampler=False" in advice
 
 
 def test_two_ranks_learn_from_the_rows_of_one(corpus: Made) -> None:
