@@ -320,7 +320,7 @@ def test_object_store(blocks: Made, lines: Made, tmp_path: Any, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for made, size in ((blocks, None), (lines, 16)):
         ds = LanceDataset(f"file-object-store://{made.path}", block_size=size)
-        assert str(ds.access) == "take: the dataset is not on a local disk" if size is None else ds.access.way
+        assert str(ds.access).startswith("take: the dataset is not on a local disk")
         local = LanceDataset(made.path, block_size=size)
         indices = np.random.default_rng(1).integers(0, len(ds), 50)
         assert ds.take(indices)["labels"].tolist() == local.take(indices)["labels"].tolist()

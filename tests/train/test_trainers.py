@@ -216,8 +216,8 @@ def test_lightning(corpus: Made, tmp_path: Path) -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            mix = Mixture({str(corpus.path): 1.0})
-            self.loader = TokenLoader(mix, 4, seed=7)
+            mix = Mixture({str(corpus.path): 1.0}, seed=7)
+            self.loader = TokenLoader(mix, 4)
 
         def train_dataloader(self) -> TokenLoader:
             return self.loader
