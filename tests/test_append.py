@@ -77,7 +77,7 @@ def test_appended_rows_are_those_of_a_build_of_their_own(tmp_path: Path, folder:
     lance_prep.build(folder, output=tmp_path / "o.lance", **fields)
     write(folder / "c.parquet", "c")
     lance_prep.build(folder, output=tmp_path / "o.lance", append=True, **fields)
-    alone = lance_prep.build(folder / "c.parquet", output=tmp_path / "c.lance", shuffle=False, **fields)
+    alone = lance_prep.build(folder / "c.parquet", output=tmp_path / "c.lance", **fields)
     texts = sorted(row["input_ids"] for row in table(tmp_path / "o.lance")[400:])
     assert texts == sorted(row["input_ids"] for row in table(alone.uri))
 

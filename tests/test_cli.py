@@ -172,9 +172,27 @@ def test_wrong_usage_is_exit_2(tmp_path: Path, arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "what"),
     [
+        (
+            ["--keep-columns", "n"],
+            "--keep-columns has no effect with --layout 'blocks': a block holds",
+        ),
+        (["--layout", "lines", "--block-size", "64"], "--block-size has no effect with --layout 'lines'"),
+        (["--layout", "raw", "--eos-token", "x"], "--eos-token has no effect with --layout 'raw': records are not"),
+        (["--no-shuffle", "--seed", "4"], "seed has no effect with --no-shuffle: it is the seed of the shuffle"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(source: str, capsys: Any, flags: list[str], what: str) -> None:
+    said, advised = failure("build", source, *flags, "--dry-run", capsys=capsys, code=2)
+    assert what in said
+    assert "leave" in advised
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
         (["--block-size", "1"], "--block-size: Input should be greater than or equal to 2 (given: 1)"),
         (["--max-rows", "-1"], "--max-rows"),
-        (["--keep-columns", "n"], "cannot be kept in layout 'blocks'"),
+        (["--packing", "other"], "--packing"),
     ],
 )
 def test_a_flag_that_is_wrong_is_exit_2(source: str, capsys: Any, flags: list[str], what: str) -> None:

@@ -127,7 +127,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 def build(folder: Path, extension: str, fields: dict[str, Any]) -> str:
     source = folder / f"a.{extension}"
     FORMATS[extension](source)
-    given = {"shuffle_batch_size": 100, "shard_size": 10**9, **fields}
+    given = {"shard_size": 10**9, **fields}
+    if fields.get("shuffle", True):
+        given["shuffle_batch_size"] = 100
     if fields["layout"] != "raw":
         given |= {"tokenizer": made.save(folder / "tokenizer", tokenizer()), "eos_token": "<|end|>"}
     return lance_prep.build(source, output=folder / "out.lance", **given).content_hash

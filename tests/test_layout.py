@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lance_prep.errors import RecipeError, UsageError
 from lance_prep.keyed import permutation
+from lance_prep.layout import ROW_MAKERS
 from lance_prep.layout.bestfit import BestFitPacker, best_fit_decreasing
 from lance_prep.layout.blocks import Blocks, ConcatPacker
 from lance_prep.layout.texts import drop_blank, split_lines
+from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import DocumentLengths, LengthRecord
-from lance_prep.store.metadata import decode
+from lance_prep.recipe import Recipe, load_recipe
+from lance_prep.store.metadata import Metadata, decode
 from lance_prep.tokenizer import TokenLists
 
 Documents = list[list[int]]
@@ -45,6 +50,72 @@ def pieces_of(blocks: Blocks) -> list[list[tuple[int, int, bool]]]:
     for block, *piece in zip(*(a.tolist() for a in (pieces.block, pieces.doc, pieces.length, pieces.cut)), strict=True):
         out[block].append(tuple(piece))
     return out
+
+
+def test_every_layout_is_known_everywhere() -> None:
+    names = list(LAYOUTS)
+    assert list(get_args(Recipe.model_fields["layout"].annotation)) == names
+    assert list(ROW_MAKERS) == names
+    assert list(get_args(get_type_hints(Metadata)["layout"])) == names
+    assert {name for layout in LAYOUTS.values() for name in layout.unread} <= set(Recipe.model_fields)
+
+
+#: A value that is not the default of each option that some layout does not read.
+OTHER: dict[str, Any] = {
+    "block_size": 64,
+    "packing": "best-fit",
+    "keep_columns": ("n",),
+    "text_column": "body",
+    "template": "{{ body }}",
+    "tokenizer": "somebody/tokenizer",
+    "tokenizer_revision": "main",
+    "tokenizer_backend": "tokenizers",
+    "special_tokens": "parse",
+    "add_special_tokens": False,
+    "eos_token": "<eos>",
+    "seed": 5,
+    "shuffle_batch_size": 100,
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_option_is_refused_or_has_an_effect(layout: str, shuffle: bool, name: str) -> None:
+    """What is refused is left out of the build key; with its default value it is no problem."""
+    fields = {"layout": layout, "shuffle": shuffle}
+    default = Recipe.model_fields[name].default
+    load_recipe("a.parquet", {**fields, name: default})
+    refused = name in LAYOUTS[layout].unread or (not shuffle and name in ("seed", "shuffle_batch_size"))
+    if not refused:
+        assert getattr(load_recipe("a.parquet", {**fields, name: OTHER[name]}), name) == OTHER[name]
+        return
+    with pytest.raises(UsageError, match=f"^{name} has no effect with (layout='{layout}'|shuffle=False): .") as refusal:
+        load_recipe("a.parquet", {**fields, name: OTHER[name]})
+    assert refusal.value.advice == f"leave {name} out"
+    with pytest.raises(ValueError, match="has no effect"):
+        Recipe(source="a.parquet", **{**fields, name: OTHER[name]})
+
+
+def test_best_fit_packs_batches_of_source_rows() -> None:
+    fields = {"packing": "best-fit", "shuffle": False, "shuffle_batch_size": 100}
+    assert load_recipe("a.parquet", fields).shuffle_batch_size == 100
+
+
+def test_an_override_drops_what_it_leaves_without_effect(tmp_path: Path) -> None:
+    assert load_recipe("wikitext", {"layout": "raw"}).text_column is None
+    assert load_recipe("sample", {"layout": "raw"}).as_json() == Recipe(source="pydoc:topics", layout="raw").as_json()
+    assert load_recipe("sample", {"layout": "blocks", "block_size": 64}).block_size == 64
+    path = tmp_path / "r.yaml"
+    path.write_text("source: a.parquet\nblock_size: 64\nseed: 7\nkeep_columns: [n]\nlayout: documents\n")
+    with pytest.raises(RecipeError, match=r"r.yaml: block_size has no effect with layout='documents'"):
+        load_recipe(path)
+    path.write_text("source: a.parquet\nseed: 7\nkeep_columns: [n]\nlayout: documents\n")
+    assert load_recipe(path, {"shuffle": False}).seed == 1337
+    with pytest.raises(RecipeError, match="keep_columns has no effect with layout='blocks'"):
+        load_recipe(path, {"layout": "blocks"})
+    with pytest.raises(UsageError, match="seed has no effect"):
+        load_recipe(path, {"shuffle": False, "seed": 7})
 
 
 @settings(deadline=None)

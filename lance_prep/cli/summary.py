@@ -7,6 +7,7 @@ from typing import Any
 from lance_prep.cli.common import count, size, span, table
 from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_workers
 from lance_prep.layout import ROW_BITS
+from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan
 from lance_prep.store.metadata import Lengths
@@ -62,11 +63,12 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("filter", given["filter"]))
     if "keep_columns" in given:
         rows.append(("columns kept", ", ".join(given["keep_columns"])))
-    layout = str(given["layout"])
-    if layout == "blocks":
-        layout += f" of {given['block_size']} tokens, {given['packing']}"
-    rows.append(("layout", layout))
-    if "special_tokens" in given and layout != "raw":
+    layout = LAYOUTS[given["layout"]]
+    size = ""
+    if layout.packed:
+        size = f" of {given['block_size']} tokens, {given['packing']}"
+    rows.append(("layout", layout.name + size))
+    if "special_tokens" in given and layout.tokens:
         written = {"text": "are plain text", "parse": "are parsed", "error": "are an error"}[given["special_tokens"]]
         added = "the tokenizer's are added" if given.get("add_special_tokens") else "none are added"
         rows.append(("special tokens", f"{added}; those written in a text {written}"))
@@ -121,14 +123,14 @@ def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
                 f"+ {ledger.lines_over_limit:,} over limit",
             )
         )
-    if layout != "raw":
+    if LAYOUTS[layout].tokens:
         rows.append(
             (
                 "tokens made",
                 f"{ledger.tokens_in:,} = {ledger.tokens_written:,} written + {ledger.tokens_over_limit:,} over limit",
             )
         )
-    if layout == "blocks":
+    if LAYOUTS[layout].packed:
         slots = ledger.tokens_written + ledger.padding
         share = f" ({ledger.padding / slots:.2%})" if slots else ""
         cut = f"{ledger.documents_cut:,} documents cut"
@@ -158,7 +160,7 @@ def plan_text(plan: Plan, would: list[tuple[str, str]]) -> str:
         *([("left out", plan.left_out)] if plan.left_out else []),
         ("shards", f"{len(plan.shards)}"),
         ("rows", f"{plan.rows:,}" if plan.rows is not None else "not known before they are read"),
-        *([("tokenizer", recipe.tokenizer or "-")] if recipe.layout != "raw" else []),
+        *([("tokenizer", recipe.tokenizer or "-")] if LAYOUTS[recipe.layout].tokens else []),
         *recipe_rows(recipe.as_json()),
         *would,
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 from lance_prep.errors import UsageError
 from lance_prep.layout import ROW_BITS
+from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe
 from lance_prep.store.version import DatasetVersion, tokenizer_path
 from lance_prep.tokenizer import load_reference
@@ -57,7 +58,7 @@ def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
             raise UsageError(f"there is no row {row}: the dataset has {total:,} rows", "use a smaller number")
     wanted = [row % total for row in rows]
     records = opened.dataset.take(wanted).to_pylist() if wanted else []
-    if opened.metadata.layout == "raw":
+    if not LAYOUTS[opened.metadata.layout].tokens:
         return [ShownRow(i, None, (), None, [], record) for i, record in zip(wanted, records, strict=True)]
     tokenizer = load_reference(opened.tokenizer_file())
     shown = []

@@ -15,6 +15,7 @@ from lance_prep.dataset.found import Verification
 from lance_prep.dataset.journals import BuildJournal
 from lance_prep.dataset.stored import StoredFragment
 from lance_prep.layout import ROW_BITS
+from lance_prep.layouts import LAYOUTS
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.receipt import Receipt
 from lance_prep.store.version import DatasetVersion
@@ -125,7 +126,7 @@ class _Check:
 
     def _compare(self, shard: ShardRows) -> None:
         self._found.count("rows", self._seen)
-        if self._metadata.layout != "raw":
+        if LAYOUTS[self._metadata.layout].tokens:
             self._found.count("tokens", self._tokens)
         receipt = shard.receipt
         if receipt is None:
@@ -142,13 +143,13 @@ class _Check:
             ("tokens", self._tokens, receipt.tokens),
             ("padding tokens", self._padding, receipt.ledger.padding),
         ):
-            if number != stated and self._metadata.layout != "raw":
+            if number != stated and LAYOUTS[self._metadata.layout].tokens:
                 self._found.wrong(f"{shard}: its rows hold {number:,} {name}, its receipt says {stated:,}")
 
     def _piece(self, first: int, batch: pa.RecordBatch) -> None:
         self._hash.update(batch)
         self._seen += len(batch)
-        if self._metadata.layout != "raw":
+        if LAYOUTS[self._metadata.layout].tokens:
             self._check_tokens(first, batch)
 
     def _check_tokens(self, first: int, batch: pa.RecordBatch) -> None:
@@ -182,7 +183,7 @@ class _Check:
     def _check_documents(self, batch: pa.RecordBatch, stated: npt.NDArray[Any], report: Report) -> None:
         """Check the document ids, and for blocks the boundaries of documents."""
         shard = self._shards[self._at]
-        if self._metadata.layout == "blocks":
+        if LAYOUTS[self._metadata.layout].packed:
             docs, per_row = _list_column(batch, "doc_ids")
             lengths, pieces = _list_column(batch, "seq_lengths")
             totals = np.bincount(_row_of(pieces), weights=lengths, minlength=len(batch)).astype(np.int64)

@@ -11,6 +11,7 @@ from typing import Any
 
 from lance_prep.dataset.found import Verification
 from lance_prep.dataset.journals import BuildJournal
+from lance_prep.layouts import LAYOUTS
 from lance_prep.store.cache import damaged_files
 from lance_prep.store.files import Files, LocalFiles, is_local
 from lance_prep.store.metadata import FOLDER, KEY
@@ -81,10 +82,10 @@ def check_manifest(opened: DatasetVersion, found: Verification) -> None:
 
 def _check_schema(opened: DatasetVersion, found: Verification) -> None:
     data, schema = opened.metadata, opened.dataset.schema
-    if data.layout == "raw":
+    if not LAYOUTS[data.layout].tokens:
         return
     wanted = {"input_ids": f"list<item: {data.dtype}>", "num_tokens": "uint32", "doc_id": "uint64"}
-    if data.layout == "blocks":
+    if LAYOUTS[data.layout].packed:
         ids = f"fixed_size_list<item: {data.dtype}>[{data.block_size}]"
         lists = {"seq_lengths": "list<item: uint32>", "doc_ids": "list<item: uint64>"}
         wanted = {"input_ids": ids, "num_tokens": "uint32", **lists}

@@ -20,7 +20,8 @@ from lance_prep.engine.report import BuildPreview, BuildReport
 from lance_prep.engine.schedule import Schedule
 from lance_prep.engine.shard import BuildJob, Worker
 from lance_prep.errors import OutputError, OutputExists, RowRejected, SourceChanged, TokenizerError, UsageError
-from lance_prep.layout import document_affixes
+from lance_prep.layout import check_tokenizer
+from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.plan import Plan, make_plan
 from lance_prep.process import read_ahead
@@ -222,11 +223,10 @@ def load_spec(recipe: Recipe) -> TokenizerSpec | None:
     Raises:
         TokenizerError: it cannot be used with the recipe's layout.
     """
-    if recipe.layout == "raw":
+    if not LAYOUTS[recipe.layout].tokens:
         return None
     spec = load_tokenizer(recipe)
-    if recipe.layout == "blocks":
-        document_affixes(spec, add_special_tokens=recipe.add_special_tokens)
+    check_tokenizer(spec, recipe)
     if recipe.tokenizer_backend == "gigatoken" and not spec.is_template and recipe.add_special_tokens:
         raise TokenizerError(
             f"gigatoken cannot apply the post-processor of {spec.name}", "use tokenizer_backend='auto'"

@@ -13,6 +13,7 @@ from lance_prep.engine.output import Decision, Existing
 from lance_prep.engine.quarantine import publish, published
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
+from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import DocumentLengths, Ledger
 from lance_prep.store.content_hash import combine
 from lance_prep.store.lance_io import commit
@@ -172,7 +173,7 @@ def _metadata(finished: _Finished) -> Metadata:
         source=SourceRecord(**asdict(job.plan.source)),
         tokenizer=TokenizerRecord(**spec.as_json(), backends=backends) if spec else None,
         layout=recipe.layout,
-        block_size=recipe.block_size if recipe.layout == "blocks" else None,
+        block_size=recipe.block_size if LAYOUTS[recipe.layout].packed else None,
         dtype=spec.dtype.name if spec else None,  # type: ignore[arg-type]
         seed=recipe.seed,
         ledger=ledger,

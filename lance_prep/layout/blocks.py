@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.errors import TokenizerError
-from lance_prep.layout.model import DocIds, Indices, LayoutJob, SourceBatch
+from lance_prep.layout.base import DocIds, Indices, LayoutJob, RowMaker, SourceBatch, encode_together
 from lance_prep.layout.texts import drop_blank, without_nulls
-from lance_prep.layout.together import encode_together
+from lance_prep.recipe import Recipe
 from lance_prep.tokenizer import TokenizerSpec, TokenLists
 
 
@@ -149,14 +149,16 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
     counts.finish()
 
 
-def _documents(batches: Iterable[SourceBatch]) -> Iterator[tuple[tuple[SourceBatch, Indices], pa.LargeStringArray]]:
+def _documents(
+    batches: Iterable[SourceBatch],
+) -> Iterator[tuple[tuple[SourceBatch, Indices], SourceBatch, pa.LargeStringArray]]:
     for batch in batches:
         texts, kept = drop_blank(without_nulls(batch.columns.column(0)))
-        yield (batch, kept), texts
+        yield (batch, kept), batch, texts
 
 
 def document_affixes(spec: TokenizerSpec, *, add_special_tokens: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What stands before and after each document: what the template puts before it, and EOS.
+    """Return the ids before and after each document: what the tokenizer's template puts before it, and EOS.
 
     Raises:
         TokenizerError: the tokenizer has no known end-of-text token.
@@ -164,7 +166,7 @@ def document_affixes(spec: TokenizerSpec, *, add_special_tokens: bool) -> tuple[
     if spec.eos_id is None:
         raise TokenizerError(
             f"{spec.name} names no end-of-text token, and its vocabulary has none of the usual ones",
-            "name it with --eos-token",
+            "name it with eos_token",
         )
     return (spec.prefix if add_special_tokens else ()), (spec.eos_id,)
 
@@ -229,3 +231,19 @@ def _emit(blocks: Blocks, job: LayoutJob, counts: _BlockCounts) -> Iterator[pa.R
         blocks.by_block(blocks.pieces.doc, order),
     ]
     yield pa.RecordBatch.from_arrays(columns, schema=job.schema)
+
+
+def _block_columns(token: pa.DataType, recipe: Recipe) -> dict[str, pa.DataType]:
+    return {
+        "input_ids": pa.list_(token, recipe.block_size),
+        "num_tokens": pa.uint32(),
+        "seq_lengths": pa.list_(pa.uint32()),
+        "doc_ids": pa.list_(pa.uint64()),
+    }
+
+
+def _check_tokenizer(spec: TokenizerSpec, recipe: Recipe) -> None:
+    document_affixes(spec, add_special_tokens=recipe.add_special_tokens)
+
+
+BLOCKS = RowMaker(block_rows, _block_columns, _check_tokenizer)

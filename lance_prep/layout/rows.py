@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.layout.model import Indices, LayoutJob, SourceBatch
+from lance_prep.layout.base import Indices, LayoutJob, RowMaker, SourceBatch, encode_together
 from lance_prep.layout.texts import count_ended, drop_blank, split_lines, without_nulls
-from lance_prep.layout.together import encode_together
+from lance_prep.layouts import LAYOUTS
+from lance_prep.recipe import Recipe
 from lance_prep.tokenizer import TokenLists
 
 
@@ -17,7 +18,7 @@ def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Rec
     """A row a line, or a row a document, with the special tokens that the post-processor adds."""
     assert job.spec is not None
     affixes = (job.spec.prefix, job.spec.suffix) if job.recipe.add_special_tokens else ((), ())
-    by_line = job.recipe.layout == "lines"
+    by_line = LAYOUTS[job.recipe.layout].by_line
     for (batch, parents, found), plain in encode_together(job, _split(batches, by_line=by_line)):
         tokens, parents = _without_empty(plain.wrapped(*affixes), parents)
         order = job.order(len(tokens))
@@ -31,7 +32,7 @@ def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Rec
 
 def _split(
     batches: Iterable[SourceBatch], *, by_line: bool
-) -> Iterator[tuple[tuple[SourceBatch, Indices, int], pa.LargeStringArray]]:
+) -> Iterator[tuple[tuple[SourceBatch, Indices, int], SourceBatch, pa.LargeStringArray]]:
     """Yield the texts of each batch, with the source row of each and how many there were with the blank ones."""
     for batch in batches:
         texts = without_nulls(batch.columns.column(0))
@@ -42,7 +43,7 @@ def _split(
             texts, parents = split_lines(texts)
         found = len(texts) - after_the_last
         texts, kept = drop_blank(texts)
-        yield (batch, parents[kept], found), texts
+        yield (batch, parents[kept], found), batch, texts
 
 
 def _without_empty(tokens: TokenLists, parents: Indices) -> tuple[TokenLists, Indices]:
@@ -100,3 +101,11 @@ def raw_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Reco
             yield batch.columns.take(pa.array(order))
         if job.exhausted:
             return
+
+
+def _text_columns(token: pa.DataType, recipe: Recipe) -> dict[str, pa.DataType]:
+    return {"input_ids": pa.list_(token), "num_tokens": pa.uint32(), "doc_id": pa.uint64()}
+
+
+TEXTS = RowMaker(text_rows, _text_columns)
+RAW = RowMaker(raw_rows)

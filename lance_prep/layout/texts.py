@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_prep.layout.model import Indices
+from lance_prep.layout.base import Indices
 
 NEWLINE = 10
 

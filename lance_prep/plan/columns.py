@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from lance_prep.errors import ColumnNotFound, UsageError
+from lance_prep.layouts import LAYOUTS
 from lance_prep.plan.template import template_columns
 from lance_prep.plan.where import compile_where, describe
 from lance_prep.recipe import Recipe
@@ -61,9 +62,8 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
     for name in (*recipe.keep_columns, *([recipe.text_column] if recipe.text_column else [])):
         _require(name, schema)
     filtered = compile_where(recipe.filter, schema).columns if recipe.filter else ()
-    if recipe.layout == "raw":
-        named = {*recipe.keep_columns, *([recipe.text_column] if recipe.text_column else [])}
-        out = pa.schema([f for f in schema if f.name in named]) if recipe.keep_columns else schema
+    if not LAYOUTS[recipe.layout].tokens:
+        out = _subset(schema, recipe.keep_columns) if recipe.keep_columns else schema
         if not out.names:
             raise ColumnNotFound("the source has no columns", "name a source with something in it")
         for name in out.names:

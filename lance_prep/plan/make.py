@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lance_prep.errors import BadFile, UsageError, translating
 from lance_prep.fetch import HubPath, hub_url_of, is_http, parse_hub_url
+from lance_prep.layouts import LAYOUTS
 from lance_prep.plan.columns import resolve_columns
 from lance_prep.plan.cut import cut_shards
 from lance_prep.plan.discover import (
@@ -156,7 +157,7 @@ def _text_unit(recipe: Recipe, found: Found) -> TextUnit | None:
         return recipe.text_unit
     if not texts:
         return None
-    if recipe.layout in ("lines", "raw"):
+    if LAYOUTS[recipe.layout].by_line:
         return "line"
     for file in texts:
         most = FILE_ROW_BYTES // (TEXT_COMPRESSES if file.compression else 1)

@@ -13,8 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from lance_prep.errors import RecipeError, UsageError
+from lance_prep.layouts import LAYOUTS, unread_options
 from lance_prep.recipe.model import Recipe
 
+#: Options that decide which others have an effect.
+_DECIDING = ("layout", "packing", "shuffle")
 _ADVICE = "`lance-prep build --help` lists the fields and their values"
 #: What can be built: a built-in recipe, a recipe file, a path, glob, Hub id or URL, several paths, or a `Recipe`.
 Source = str | Path | Recipe | Sequence[str | Path]
@@ -138,7 +141,7 @@ def _parse(text: str, where: str) -> dict[str, Any]:
 
 def _validated(fields: dict[str, Any], overrides: dict[str, Any], where: str) -> Recipe:
     try:
-        return Recipe(**{**fields, **overrides})
+        return Recipe(**{**_still_read(fields, overrides), **overrides})
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]) if problem["loc"] else ""
@@ -150,9 +153,25 @@ def _validated(fields: dict[str, Any], overrides: dict[str, Any], where: str) ->
             what = f"{what} (given: {problem['input']!r})"
         if name in Recipe.model_fields and name in overrides:
             raise UsageError(f"{name}: {what}", _ADVICE) from error
+        if problem["type"] == "no_effect":
+            unread = problem["ctx"]["name"]
+            kind = UsageError if unread in overrides else RecipeError
+            raise kind(what if kind is UsageError else f"{where}: {what}", f"leave {unread} out") from error
         if not name and overrides:
             raise UsageError(what, _ADVICE) from error
         raise RecipeError(f"{where}: {f'{name}: ' if name else ''}{what}", f"fields: {_known()}") from error
+
+
+def _still_read(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's own fields without those that an override leaves without effect, such as layout='raw'."""
+    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
+    asked = {**defaults, **fields, **overrides}
+    if asked["layout"] not in LAYOUTS:
+        return fields  # the recipe refuses it
+    before = unread_options({**asked, **{name: fields.get(name, defaults[name]) for name in _DECIDING}})
+    dropped = unread_options(asked).keys() - before.keys()
+    # Columns to keep are asked for by name: to lose them has to be said.
+    return {name: value for name, value in fields.items() if name not in dropped - {"keep_columns"}}
 
 
 def _known() -> str:

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from lance_prep.layouts import LAYOUTS, unread_options
 
 Layout = Literal["lines", "documents", "blocks", "raw"]
 Packing = Literal["concat", "best-fit"]
@@ -148,13 +151,12 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.keep_columns and self.layout == "blocks":
-            raise ValueError("columns cannot be kept in layout 'blocks', where a row is no single document")
+        for name, why in unread_options(self.__dict__).items():
+            if getattr(self, name) not in (None, type(self).model_fields[name].default):
+                raise PydanticCustomError("no_effect", "{name} has no effect with {why}", {"name": name, "why": why})
         if self.template is not None and self.text_column is not None:
             raise ValueError("give either text_column or template: each says where the text comes from")
-        if self.template is not None and self.layout == "raw":
-            raise ValueError("layout 'raw' keeps records as they are: it takes no template")
-        if self.tokenizer is None and self.layout != "raw":
+        if self.tokenizer is None and LAYOUTS[self.layout].tokens:
             raise ValueError(f"layout {self.layout!r} needs a tokenizer")
         return self
 

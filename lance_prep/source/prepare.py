@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.errors import BadFile
+from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Rejected
 from lance_prep.plan import Plan
 from lance_prep.plan.template import TemplatePrints, compile_template
@@ -38,7 +39,7 @@ def prepare(chunk: Chunk, job: PartJob, render: Render | None) -> Chunk:
 
 def _conform(columns: pa.RecordBatch, job: PartJob) -> pa.RecordBatch:
     """The columns that are read, in their planned types; the text column in whatever text type it has."""
-    text = None if job.plan.recipe.layout == "raw" else job.plan.schema.names[0]
+    text = job.plan.schema.names[0] if LAYOUTS[job.plan.recipe.layout].tokens else None
     arrays, fields = [], []
     for want in job.plan.read_schema:
         array = columns.column(want.name)

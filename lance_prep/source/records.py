@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lance_prep.layouts import LAYOUTS
 from lance_prep.plan import Plan
 
 # The largest number of different keys named in reasons. Each reason is counted by itself, and keys may be as many as
@@ -53,7 +54,7 @@ class Planned:
 
     def __init__(self, plan: Plan) -> None:
         recipe = plan.recipe
-        raw = recipe.layout == "raw"
+        raw = not LAYOUTS[recipe.layout].tokens
         self.schema = plan.read_schema
         self.all_keys = raw and not recipe.keep_columns
         kept = plan.schema if raw else list(plan.schema)[1:]

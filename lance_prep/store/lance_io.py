@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import DatasetError, OutputLocked
+from lance_prep.layouts import LAYOUTS
 from lance_prep.store.files import LocalFiles, is_local
 from lance_prep.store.seal import manifest_path
 
@@ -23,7 +24,7 @@ def file_version(layout: str, schema: pa.Schema) -> str:
     fast in both; their document boundaries are scanned 5 times faster in 2.0 and take up to 12 % more disk. 2.0 loses
     the nulls of structs, so a kept column with a struct needs 2.1.
     """
-    if layout != "raw" and not any(_has_struct(field.type) for field in schema):
+    if LAYOUTS[layout].tokens and not any(_has_struct(field.type) for field in schema):
         return "2.0"
     return "2.1"
 

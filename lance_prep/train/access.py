@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lance_prep.errors import DatasetError
+from lance_prep.layouts import LAYOUTS
 from lance_prep.store.cache import Cache, Stat
 from lance_prep.train.index import Index, filtered_rows, load_index, token_pages
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions
@@ -87,7 +88,7 @@ def open_reader(options: ReadOptions, facts: Facts, lance: Lance, verdict: Verdi
     if options.filter is not None:
         sql = options.filter
         chosen = filtered_rows(lambda: lance.filtered(facts, sql), cache, sql)
-    if facts.layout == "raw":
+    if not LAYOUTS[facts.layout].tokens:
         rows = lance.count(facts.version) if chosen is None else len(chosen)
         return Reader(None, rows, chosen, None, Verdict(Access("take", "raw rows hold no token column"), cache.checked))
     index = load_index(cache)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
+from lance_prep.layouts import LAYOUTS
 from lance_prep.train.access import Access, Reader, Verdict, open_reader
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
 from lance_prep.train.order import PAD_ROW
@@ -141,7 +142,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
     @property
     def block_size(self) -> int | None:
         """Tokens a sample; None where they differ or where there are none."""
-        return self._facts.block_size if self._facts.layout == "blocks" else self._block_size
+        return self._facts.block_size if LAYOUTS[self._facts.layout].packed else self._block_size
 
     @property
     def access(self) -> Access:
@@ -249,8 +250,8 @@ class LanceDataset(Dataset[dict[str, Any]]):
         indices = indices[indices != PAD_ROW]
         rows = self._open().row_of(indices)
         documents: list[tuple[int, ...]] = [()] * len(rows)
-        if self._facts.layout != "raw" and len(rows):
-            name = "doc_ids" if self._facts.layout == "blocks" else "doc_id"
+        if LAYOUTS[self._facts.layout].tokens and len(rows):
+            name = "doc_ids" if LAYOUTS[self._facts.layout].packed else "doc_id"
             found = read_columns(self._take_columns, rows, [name])[name]
             documents = [tuple(ids) if isinstance(ids, list) else (ids,) for ids in found]
         return [Origin(self.uri, row, docs) for row, docs in zip(rows.tolist(), documents, strict=True)]
@@ -326,10 +327,10 @@ class LanceDataset(Dataset[dict[str, Any]]):
         options = SampleOptions(
             a.labels, a.attention_mask, a.position_ids, a.document_ids, a.mask_boundaries, facts.eos_id, pad or 0
         )
-        if facts.layout == "raw" or reader.tokens is None:
+        if not LAYOUTS[facts.layout].tokens or reader.tokens is None:
             self._check_raw()
             return RecordView(reader, self._take_columns, options, list(self._columns or facts.columns))
-        if facts.layout == "blocks":
+        if LAYOUTS[facts.layout].packed:
             if self._block_size not in (None, facts.block_size):
                 raise UsageError(
                     f"block_size={self._block_size}, and the dataset's blocks hold {facts.block_size} tokens",
