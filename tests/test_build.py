@@ -318,11 +318,11 @@ def test_rejected_rows_are_set_aside(tmp_path: Path, tokenizer: str) -> None:
         tmp_path / "a.jsonl", output=tmp_path / "o.lance", tokenizer=tokenizer, layout="documents"
     )
     assert report.rows == 2
-    assert (report.ledger.rejected, report.ledger.empty) == (2, 1)
-    assert set(report.ledger.reasons) == {"invalid JSON", "invalid UTF-8"}
+    assert (report.ledger.rejected, report.ledger.empty) == (3, 0)
+    assert set(report.ledger.reasons) == {"invalid JSON", "invalid UTF-8", "no column text"}
     assert report.rejected_file == str(tmp_path / "o.rejected.jsonl")
     rejected = [json.loads(line) for line in Path(report.rejected_file).read_text().splitlines()]
-    assert [record["reason"] for record in rejected] == ["invalid JSON", "invalid UTF-8"]
+    assert [record["reason"] for record in rejected] == ["invalid JSON", "invalid UTF-8", "no column text"]
     assert rejected[0]["text"] == "not json"
     assert rejected[0]["file"] == str(tmp_path / "a.jsonl")
     with pytest.raises(RowRejected, match="invalid JSON"):
