@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from lance_prep.ledger import Ledger
 from lance_prep.plan import Plan, Shard
 from lance_prep.store.content_hash import combine
 from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, Metadata
-from lance_prep.store.receipt import COMMITTED, Journal, Receipt, read_committed
+from lance_prep.store.receipt import COMMITTED, Journal, Receipt, build_key, plan_from_json, read_committed
 from lance_prep.store.seal import hash_bytes
 from lance_prep.store.version import DatasetVersion
 
@@ -95,14 +94,13 @@ def _read_plan(opened: DatasetVersion, key: str, folder: str) -> Plan:
     # The key is the hash of the plan and the tokenizer: a plan that was changed has another.
     tokenizer = opened.metadata.tokenizer
     try:
-        parts = {**json.loads(data), "tokenizer_sha256": tokenizer.sha256 if tokenizer else None}
+        plan = dict(json.loads(data))
     except (ValueError, TypeError) as error:
         raise ValueError(f"it is damaged ({error})") from error
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    if digest != key:
-        raise ValueError(f"it is not the plan of this build: its key is {digest}")
-    del parts["tokenizer_sha256"]
-    return Plan.from_json(parts)
+    actual = build_key(plan, tokenizer.sha256 if tokenizer else None)
+    if actual != key:
+        raise ValueError(f"it is not the plan of this build: its key is {actual}")
+    return plan_from_json(plan, opened.uri)
 
 
 def check_ledgers(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> None:

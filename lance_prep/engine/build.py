@@ -29,7 +29,7 @@ from lance_prep.recipe import Recipe, RecipeFields, Source, default_output, load
 from lance_prep.store.files import files_of, is_local
 from lance_prep.store.leftovers import remove_leftovers, tidy, with_data
 from lance_prep.store.lock import OutputLock, output_lock
-from lance_prep.store.receipt import Journal, build_key, unfinished_builds
+from lance_prep.store.receipt import Journal, build_key, plan_as_json, unfinished_builds
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
 
 READ_AHEAD_BATCHES = 2
@@ -175,7 +175,7 @@ def check_storage_options(recipe: Recipe, uri: str, options: Mapping[str, str] |
 
 def _job(plan: Plan, uri: str, options: RunOptions) -> BuildJob:
     spec = load_spec(plan.recipe)
-    key = build_key(plan, spec.sha256 if spec else None)
+    key = build_key(plan_as_json(plan, uri), spec.sha256 if spec else None)
     return BuildJob(plan=plan, spec=spec, uri=uri, key=key, storage_options=options.storage_options)
 
 
@@ -191,7 +191,7 @@ def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLoc
             )
             other.discard()
     journal = Journal(files, job.key)
-    journal.begin(job.plan)
+    journal.begin(job.plan, job.uri)
     receipts = with_data(files, journal.receipts().values())
     there = decision.existing.number > 0
     # Now too, not only before the commit: on a full disk what a killed build has left would be in the way.

@@ -27,8 +27,9 @@ from lance_prep.store.metadata import (
     versions_in_use,
     with_metadata,
 )
-from lance_prep.store.receipt import Journal, Receipt, receipts_of
-from lance_prep.store.version import DatasetVersion, tokenizer_path, write_by_hash, write_list
+from lance_prep.store.receipt import Journal, Receipt, asked, receipts_of, recipe_as_json
+from lance_prep.store.version import DatasetVersion, portable_url, tokenizer_path, write_by_hash, write_list
+from lance_prep.tokenizer import TokenizerSpec
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def _gather(decision: Decision, job: BuildJob, receipts: list[Receipt]) -> _Fini
     """Record the build and its source files, and bring together all builds of the new version."""
     existing, files = decision.existing, job.files()
     before = existing.ours if decision.appends else None
-    sources = record_files(job.plan, job.storage_options)
+    found = record_files(job.plan, decision.digests, job.storage_options)
+    sources = [replace(file, url=portable_url(file.url, job.uri)) for file in found]
     build = BuildRecord(
         key=job.key,
         how="append" if before else "overwrite" if existing.number else "build",
@@ -164,14 +166,14 @@ def _lengths(receipts: Iterable[Receipt]) -> Lengths | None:
 def _metadata(finished: _Finished) -> Metadata:
     job, builds, receipts = finished.job, finished.builds, finished.receipts
     recipe, spec = job.plan.recipe, job.spec
+    recorded = recipe_as_json(job.plan, job.uri)
     ledger = Ledger()
     for receipt in receipts:
         ledger.add(receipt.ledger)
-    backends = tuple(sorted({receipt.backend for receipt in receipts if receipt.backend}))
     return Metadata(
-        recipe=recipe.as_json(),
-        source=SourceRecord(**asdict(job.plan.source)),
-        tokenizer=TokenizerRecord(**spec.as_json(), backends=backends) if spec else None,
+        recipe=recorded,
+        source=SourceRecord(**{**asdict(job.plan.source), "asked": asked(recorded)}),
+        tokenizer=_tokenizer(spec, recorded["tokenizer"], receipts) if spec else None,
         layout=recipe.layout,
         block_size=recipe.block_size if LAYOUTS[recipe.layout].packed else None,
         dtype=spec.dtype.name if spec else None,  # type: ignore[arg-type]
@@ -187,3 +189,8 @@ def _metadata(finished: _Finished) -> Metadata:
         lengths=_lengths(receipts),
         versions=versions_in_use(),
     )
+
+
+def _tokenizer(spec: TokenizerSpec, name: str, receipts: Iterable[Receipt]) -> TokenizerRecord:
+    backends = tuple(sorted({receipt.backend for receipt in receipts if receipt.backend}))
+    return TokenizerRecord(**{**spec.as_json(), "name": name}, backends=backends)

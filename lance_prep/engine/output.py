@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lance_prep.engine.changes import compare
+from lance_prep.engine.changes import Digests, compare
 from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import OutputExists, SourceChanged
 from lance_prep.plan import restrict
 from lance_prep.store.files import is_local
 from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.metadata import FOLDER, KEY, Metadata
-from lance_prep.store.receipt import Journal, build_key, unfinished_builds
-from lance_prep.store.version import DatasetVersion, opened
+from lance_prep.store.receipt import Journal, build_key, plan_as_json, recipe_as_json, unfinished_builds
+from lance_prep.store.version import DatasetVersion, opened, resolved_recipe
 
 OVERWRITE = "make a new version with the new content: overwrite=True; or choose another output"
 APPEND = "add what is new as a new version: append=True; or make a new version with the new content: overwrite=True"
@@ -43,12 +43,14 @@ class Decision:
         existing: what is there.
         appends: the job's rows come after those that are there.
         first_shard: number of the job's first shard.
+        digests: hashes of source files that were computed on the way.
     """
 
     job: BuildJob | None
     existing: Existing
     appends: bool = False
     first_shard: int = 0
+    digests: Digests = field(default_factory=Digests)
 
 
 def decide(job: BuildJob, *, append: bool, overwrite: bool, settle: bool = True) -> Decision:
@@ -69,7 +71,8 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, settle: bool = True)
         _refuse_unfinished(job)
         return Decision(job, existing)
     there = existing.ours
-    changes = compare(there.source_files, job.plan)
+    digests = Digests()
+    changes = compare(there.source_files, job.plan, digests)
     # A folder, a glob and the list of files that a shell makes of it may name the same files.
     ignore = set() if changes.gone or changes.changed else {"source"}
     _refuse_other_recipe(job, there.metadata, ignore | ({"revision"} if append else set()))
@@ -83,11 +86,11 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, settle: bool = True)
     _refuse_unfinished(job)
     first = max(build.first_shard + build.shards for build in there.builds)
     # The new rows come in the types of those that are there, whatever the new files would give by themselves.
-    then = Journal(job.files(), there.metadata.build.key).plan()
+    then = Journal(job.files(), there.metadata.build.key).plan(job.uri)
     plan = replace(job.plan, schema=then.schema, read_schema=then.read_schema)
     plan = restrict(plan, changes.new, first_shard=first, storage_options=job.storage_options)
-    key = build_key(plan, job.spec.sha256 if job.spec else None)
-    return Decision(replace(job, plan=plan, key=key), existing, appends=True, first_shard=first)
+    key = build_key(plan_as_json(plan, job.uri), job.spec.sha256 if job.spec else None)
+    return Decision(replace(job, plan=plan, key=key), existing, appends=True, first_shard=first, digests=digests)
 
 
 def check_folder(uri: str, *, overwrite: bool) -> None:
@@ -133,13 +136,13 @@ def _look(job: BuildJob, *, overwrite: bool, settle: bool) -> Existing:
 def _refuse_unfinished(job: BuildJob) -> None:
     """A build of something else was begun here and never committed: its work is not thrown away in silence."""
     for key, recipe in unfinished_builds(job.files()).items():
-        differences = _differences(recipe, job.plan.recipe.as_json(), set())
+        differences = _differences(job, recipe, set())
         if key != job.key and differences:
             raise OutputExists(f"{job.uri} holds an unfinished build by another recipe: {differences}", OVERWRITE)
 
 
 def _refuse_other_recipe(job: BuildJob, metadata: Metadata, ignore: set[str]) -> None:
-    differences = _differences(metadata.recipe, job.plan.recipe.as_json(), ignore)
+    differences = _differences(job, metadata.recipe, ignore)
     if differences:
         raise OutputExists(f"{job.uri} was built by another recipe: {differences}", OVERWRITE)
     was, now = metadata.tokenizer, job.spec
@@ -150,6 +153,10 @@ def _refuse_other_recipe(job: BuildJob, metadata: Metadata, ignore: set[str]) ->
         )
 
 
-def _differences(then: dict[str, Any], now: dict[str, Any], ignore: set[str]) -> str:
+def _differences(job: BuildJob, recorded: dict[str, Any], ignore: set[str]) -> str:
+    """Say how a recorded recipe differs from the job's."""
+    # Paths are compared as they are now: the dataset may have been moved away from its source.
+    then = resolved_recipe(recorded, job.uri)
+    now = resolved_recipe(recipe_as_json(job.plan, job.uri), job.uri)
     names = [name for name in now if then.get(name) != now[name] and name not in ignore]
     return "; ".join(f"{name} was {then.get(name)!r}, now {now[name]!r}" for name in names)

@@ -290,7 +290,7 @@ def decode(kind: type[T], value: Any, where: str = "") -> T:
     """
     hints, required = _fields_of(kind)  # type: ignore[arg-type]
     if not isinstance(value, dict):
-        raise ValueError(f"{where or kind.__name__} is {_short(value)}, not an object")
+        raise ValueError(f"{where.rstrip('.') or kind.__name__} is {_short(value)}, not an object")
     if unknown := value.keys() - hints.keys():
         raise ValueError(f"unknown field {_short(where + min(unknown))}")
     if missing := required - value.keys():

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lance_prep.errors import DatasetError
@@ -25,6 +26,7 @@ from lance_prep.plan import Plan
 from lance_prep.store.files import Files
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import checked, hash_files, seal, with_checksum
+from lance_prep.store.version import portable_path, portable_url, resolved_path, resolved_recipe
 
 COMMITTED = "committed.json"
 QUARANTINE_NOTE = f"{FOLDER}/quarantine.json"
@@ -93,14 +95,16 @@ class Receipt:
     def _check_names(self) -> None:
         try:
             names = [*self.data_files(), *self.file_hashes]
-            deletions = self.fragment is not None and self.fragment.get("deletion_file")
-        except (KeyError, TypeError) as error:
+            fragment = self.fragment or {"files": []}
+            # Lance can also read files of other places: a build never writes that.
+            other = [fragment.get("deletion_file"), *(file.get("base_id") for file in fragment["files"])]
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"its fragment is invalid ({type(error).__name__}: {error})") from error
         for name in names:
             if not isinstance(name, str) or not _DATA_FILE.fullmatch(name):
                 raise ValueError(f"{ascii(name)[:80]} is not a valid name of a data file")
-        if deletions:
-            raise ValueError("its fragment has a deletion file, which no build writes")
+        if any(value is not None for value in other) or fragment.get("overlays"):
+            raise ValueError("its fragment names files that no build writes")
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,50 @@ def _receipt_name(shard: int) -> str:
     return f"shard-{shard:06d}.json"
 
 
-def build_key(plan: Plan, tokenizer_sha256: str | None) -> str:
-    """16 hex digits that name what decides the rows."""
-    parts = {**plan.as_json(), "tokenizer_sha256": tokenizer_sha256}
+def recipe_as_json(plan: Plan, uri: str) -> dict[str, Any]:
+    """Return the plan's recipe as it is written into the dataset at `uri`, with paths that can be moved with it."""
+    recipe = plan.recipe.as_json()
+    source, tokenizer = recipe["source"], recipe["tokenizer"]
+    if any(file.url.startswith("/") for file in plan.files):  # not a Hub id, and not the sample's text
+        recipe["source"] = (
+            _portable_name(source, uri) if isinstance(source, str) else [_portable_name(name, uri) for name in source]
+        )
+    if tokenizer is not None and Path(tokenizer).exists():
+        recipe["tokenizer"] = portable_path(tokenizer, uri)
+    return recipe
+
+
+def _portable_name(name: str, uri: str) -> str:
+    return name if "://" in name else portable_path(str(Path(name).expanduser()), uri)
+
+
+def plan_as_json(plan: Plan, uri: str) -> dict[str, Any]:
+    """Return the plan as it is written into the dataset at `uri`; see `recipe_as_json`."""
+    data, recipe = plan.as_json(), recipe_as_json(plan, uri)
+    for file in data["files"]:
+        file["url"] = portable_url(file["url"], uri)
+    return {**data, "recipe": recipe, "source": {**data["source"], "asked": asked(recipe)}}
+
+
+def asked(recipe: dict[str, Any]) -> str:
+    """Return the source of a recipe as one line."""
+    source = recipe["source"]
+    return source if isinstance(source, str) else ", ".join(source)
+
+
+def plan_from_json(data: dict[str, Any], uri: str) -> Plan:
+    """Return the plan that `plan_as_json` wrote, for the place where the dataset is now."""
+    files = [{**file, "url": resolved_path(file["url"], uri)} for file in data["files"]]
+    return Plan.from_json({**data, "files": files, "recipe": resolved_recipe(data["recipe"], uri)})
+
+
+def build_key(plan: dict[str, Any], tokenizer_sha256: str | None) -> str:
+    """Return 16 hex digits that name what decides the rows.
+
+    Args:
+        plan: as `plan_as_json` returns it, so that the key does not depend on where dataset and source are.
+    """
+    parts = {**plan, "tokenizer_sha256": tokenizer_sha256}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -209,21 +254,21 @@ class Journal:
         self._files = files
         self._folder = f"{BUILDS_FOLDER}/{key}"
 
-    def begin(self, plan: Plan) -> None:
-        """Write the plan, if it is not there."""
+    def begin(self, plan: Plan, uri: str) -> None:
+        """Write the plan of a build into the dataset at `uri`, if it is not there."""
         if self._files.read(f"{self._folder}/plan.json") is None:
-            self._files.write(f"{self._folder}/plan.json", json.dumps(plan.as_json()).encode())
+            self._files.write(f"{self._folder}/plan.json", json.dumps(plan_as_json(plan, uri)).encode())
 
-    def plan(self) -> Plan:
-        """Return the plan.
+    def plan(self, uri: str) -> Plan:
+        """Return the plan of a build into the dataset at `uri`.
 
         Raises:
             DatasetError: it is missing or damaged.
         """
-        return self._read_plan(Plan.from_json)
+        return self._read_plan(lambda data: plan_from_json(data, uri))
 
     def recipe(self) -> dict[str, Any]:
-        """Return the plan's recipe as JSON. Raises as `plan` does."""
+        """Return the plan's recipe as `recipe_as_json` made it. Raises as `plan` does."""
         return self._read_plan(lambda data: dict(data["recipe"]))
 
     def _read_plan(self, convert: Callable[[dict[str, Any]], T]) -> T:

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +63,11 @@ class DatasetVersion:
         """The small files beside the data."""
         return files_of(self.uri, self.storage_options)
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as JSON, with absolute paths: a build with it gives the same rows."""
+        return resolved_recipe(self.metadata.recipe, self.uri)
+
     @cached_property
     def builds(self) -> tuple[BuildRecord, ...]:
         """The builds whose rows are in this version, in order.
@@ -81,8 +87,9 @@ class DatasetVersion:
         return tuple(file for build in self.builds for file in self.files_of_build(build))
 
     def files_of_build(self, build: BuildRecord) -> list[FileRecord]:
-        """Return the source files of one build. Raises as `source_files` does."""
-        return read_list(self.files, build.sources, FileRecord)
+        """Return the source files of one build, with absolute paths. Raises as `source_files` does."""
+        files = read_list(self.files, build.sources, FileRecord)
+        return [replace(file, url=resolved_path(file.url, self.uri)) for file in files]
 
     def fragments(self) -> list[dict[str, Any]]:
         """Return the Lance fragments as JSON, in order."""
@@ -103,6 +110,52 @@ def dataset_uri(path: str | Path) -> str:
     """Return a dataset's absolute path, or its URI without a slash at the end."""
     text = str(path).removeprefix("file://")
     return str(Path(text).absolute()) if is_local(text) else text.rstrip("/")
+
+
+def portable_path(path: str, uri: str) -> str:
+    """Return a local path as it is written into the dataset at `uri`, so that both can be moved together.
+
+    A path inside the parent of the folder that contains the dataset becomes relative to that folder, and starts with
+    `./` or `../`. For `/data/sets/x.lance`, `/data/raw/a.txt` becomes `../raw/a.txt`, and `/other/a.txt` stays as it
+    is. If that parent is the root folder, only paths in the folder itself become relative.
+    """
+    path = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow symbolic links)
+    for folder, prefix in _shared_folders(uri):
+        if path.startswith(folder):
+            return prefix + path[len(folder) :]
+    return path
+
+
+@lru_cache
+def _shared_folders(uri: str) -> list[tuple[str, str]]:
+    if not is_local(uri):
+        return []
+    folder = Path(uri).parent
+    folders = [(folder, "./"), (folder.parent, "../")]
+    return [(f"{path}/", prefix) for path, prefix in folders if path != path.parent]
+
+
+def portable_url(url: str, uri: str) -> str:
+    """Return `portable_path` of an absolute path; a URL or another name as it is."""
+    return portable_path(url, uri) if url.startswith("/") else url
+
+
+def resolved_path(path: str, uri: str) -> str:
+    """Return what `portable_path` was given, for the place where the dataset is now; URLs and names as they are."""
+    if is_local(uri) and path.startswith(("./", "../")):
+        return os.path.normpath(f"{Path(uri).parent}/{path}")
+    return path
+
+
+def resolved_recipe(recipe: Mapping[str, Any], uri: str) -> dict[str, Any]:
+    """Return a recipe as it was recorded, with the paths in it resolved."""
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolve(item) for item in value]
+        return resolved_path(value, uri) if isinstance(value, str) else value
+
+    return {name: resolve(value) if name in ("source", "tokenizer") else value for name, value in recipe.items()}
 
 
 def open_version(
