@@ -386,6 +386,18 @@ def test_a_dataset_moved_away_from_its_source(home: Path, tmp_path_factory: pyte
     assert lance_prep.build(home / "source", output=moved, **fields).status == "unchanged"
 
 
+def test_a_dataset_moved_alone_is_the_same_by_content(home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    build(home)
+    moved = tmp_path_factory.mktemp("alone") / "o.lance"
+    (home / "o.lance").rename(moved)
+    fields = {"tokenizer": str(home / "tokenizer"), "layout": "documents", "shard_size": 1000}
+    assert lance_prep.build(home / "source", output=moved, **fields).status == "unchanged"
+    assert verify(moved).problems == []
+    problems = verify(moved, against=SourceCheck(rows=5)).problems
+    assert all("no such file" in problem for problem in problems)
+    assert problems
+
+
 def test_an_interrupted_build_continues_where_it_was_moved(home: Path, tmp_path: Path) -> None:
     write(home / "source" / "z.jsonl", "z", rows=200)
     (home / "source" / "z.jsonl").open("a").write("not json\n")

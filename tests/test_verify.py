@@ -78,7 +78,8 @@ def build(home: Path, name: str, **fields: Any) -> str:
 
 @pytest.fixture
 def whole(home: Path, tmp_path: Path) -> Path:
-    """A copy of the whole dataset, to be damaged."""
+    """A copy of the whole dataset, to be damaged, and of its source."""
+    shutil.copy2(home / "a.parquet", tmp_path / "a.parquet")
     return Path(shutil.copytree(home / "whole.lance", tmp_path / "whole.lance"))
 
 

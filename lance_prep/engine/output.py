@@ -142,6 +142,8 @@ def _refuse_unfinished(job: BuildJob) -> None:
 
 
 def _refuse_other_recipe(job: BuildJob, metadata: Metadata, ignore: set[str]) -> None:
+    if metadata.tokenizer and job.spec and metadata.tokenizer.sha256 == job.spec.sha256:
+        ignore = ignore | {"tokenizer"}  # the same tokenizer under another name, or moved
     differences = _differences(job, metadata.recipe, ignore)
     if differences:
         raise OutputExists(f"{job.uri} was built by another recipe: {differences}", OVERWRITE)
