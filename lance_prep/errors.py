@@ -228,6 +228,35 @@ def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
     return OutputError(f"writing {uri}: {_line(error)}", f"{advice}; the same command continues the build")
 
 
+@contextmanager
+def reading_dataset(uri: str) -> Iterator[None]:
+    """Raise what Lance and Arrow raise while the block reads a dataset as a `DatasetError`.
+
+    A damaged file makes Lance raise almost anything, and panic, which arrives as a `BaseException`.
+
+    Raises:
+        DamagedDataset: a local dataset cannot be read.
+        DatasetError: a remote one cannot be read; connection errors are a SourceError, as `translate` says.
+        DiskFull, AccessDenied: from the system.
+    """
+    try:
+        yield
+    except BaseException as error:
+        panic = type(error).__name__ == "PanicException"
+        if isinstance(error, LancePrepError) or not (panic or isinstance(error, OSError | RuntimeError | ValueError)):
+            raise
+        doing, remote = f"reading {uri}", "://" in uri
+        ours = _system(error, doing)
+        if ours is None and isinstance(error, PermissionError):
+            ours = AccessDenied(_named(error, f"{doing}: permission denied"), _PERMISSION)
+        if ours is None and remote:
+            ours = _of_store(error, doing) or DatasetError(f"{doing}: {_line(error)}", "run `lance-prep verify` on it")
+        raise ours or DamagedDataset(
+            f"{uri} cannot be read: {_line(error)}",
+            "`lance-prep verify` names the damaged files; restore them from a backup, or build the dataset again",
+        ) from error
+
+
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:(?P<user>[^/\s?#]*)@)?(?P<rest>[^\s?#]*)(?P<query>\?[^\s#]*)?"
 )

@@ -368,3 +368,39 @@ def test_verify_on_the_command_line(whole: Path, capsys: Any) -> None:
     assert run(["verify", str(whole), "--against-source", "--sample-rows", "0"]) == 2
     assert run(["verify", str(whole), "--version", "3"]) == 1
     assert "has no version 3" in capsys.readouterr().err
+
+
+#: Commands that read or change a dataset; "W" is the dataset.
+READERS = [
+    ["show", "W", "--limit", "900"],
+    ["info", "W"],
+    ["diff", "W", "1", "1"],
+    ["compact", "W"],
+    ["restore", "W", "1"],
+    ["prune", "W", "--older-than", "0d"],
+    ["tag", "W", "gold"],
+]
+
+
+@pytest.mark.parametrize("kind", ["data", "manifest", "list", "tokenizer"])
+def test_a_damaged_dataset_is_a_dataset_error(
+    home: Path, whole: Path, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is damaged and whatever is done: it works, or it says so in a line. Nothing is copied that is damaged."""
+    source = ["build", str(home / "a.parquet"), "--tokenizer", str(home / "tokenizer"), "--layout", "lines", "-o", "W"]
+    path = sorted(whole.glob(KINDS[kind]))[0]
+    good = path.read_bytes()
+    kept = whole.with_name("kept")
+    whole.rename(kept)
+    for at in [0, len(good) * 5 // 8, len(good) - 1, None]:
+        for arguments in [*READERS, source]:
+            shutil.rmtree(whole, ignore_errors=True)
+            shutil.copytree(kept, whole)
+            path.write_bytes(good[:-5]) if at is None else flip(path, at)
+            code = run([str(whole) if argument == "W" else argument for argument in arguments])
+            said = capfd.readouterr().err
+            assert "Traceback" not in said, (arguments, at)
+            assert "defect of lance-prep" not in said, (arguments, at)
+            assert "error: writing" not in said, (arguments, at)
+            assert code == 0 or "  try: " in said, (arguments, at)
+            assert (kind, arguments[0], code) != ("data", "compact", 0), at

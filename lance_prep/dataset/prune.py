@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.dataset.versions import tags_by_version, version_entries
-from lance_prep.errors import OutputError
+from lance_prep.errors import OutputError, reading_dataset
 from lance_prep.store.files import Files, is_local
 from lance_prep.store.leftovers import forget, open_locked, tidy
 from lance_prep.store.receipt import unfinished_builds
@@ -84,7 +84,8 @@ def _remove_versions(files: Files, versions: list[int]) -> None:
 
 def _freed(latest: Any, removed: set[int]) -> tuple[int, int]:
     """Files that only the removed versions have, and their bytes."""
-    tracked = latest.tracked_files().read_all().to_pylist()
+    with reading_dataset(latest.uri):
+        tracked = latest.tracked_files().read_all().to_pylist()
     needed = {entry["path"] for entry in tracked if entry["version"] not in removed}
     only = {entry["path"] for entry in tracked if entry["version"] in removed} - needed
     sizes = {entry["path"]: entry["size_bytes"] for entry in latest.all_files().read_all().to_pylist()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lance_prep.errors import UsageError
+from lance_prep.errors import UsageError, reading_dataset
 from lance_prep.layout import ROW_BITS
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe
@@ -52,12 +52,14 @@ def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
     Raises:
         UsageError: the dataset has no such row.
     """
-    total = opened.dataset.count_rows()
+    with reading_dataset(opened.uri):
+        total = opened.dataset.count_rows()
     for row in rows:
         if not -total <= row < total:
             raise UsageError(f"there is no row {row}: the dataset has {total:,} rows", "use a smaller number")
     wanted = [row % total for row in rows]
-    records = opened.dataset.take(wanted).to_pylist() if wanted else []
+    with reading_dataset(opened.uri):
+        records = opened.dataset.take(wanted).to_pylist() if wanted else []
     if not LAYOUTS[opened.metadata.layout].tokens:
         return [ShownRow(i, None, (), None, [], record) for i, record in zip(wanted, records, strict=True)]
     tokenizer = load_reference(opened.tokenizer_file())

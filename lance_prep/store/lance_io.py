@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.errors import DatasetError, OutputLocked
+from lance_prep.errors import DatasetError, OutputLocked, reading_dataset
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store.files import LocalFiles, is_local
 from lance_prep.store.seal import manifest_path
@@ -87,17 +88,22 @@ def write_fragment(
 def open_dataset(
     uri: str, version: int | str | None = None, storage_options: Mapping[str, str] | None = None
 ) -> Any | None:
-    """The Lance dataset at `uri`, or None where there is none (a folder with only a journal is none)."""
+    """Return the Lance dataset at `uri`, or None if there is none, as in a folder with only a journal.
+
+    Raises:
+        DamagedDataset: a local dataset cannot be opened.
+    """
     if is_local(uri) and not (Path(uri) / "_versions").exists():
         return None  # without the 0.4 s that importing lance takes: the first shard is read meanwhile
     import lance
 
-    try:
-        return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
-    except ValueError as error:
-        if "not found" in str(error).lower():
-            return None
-        raise
+    with reading_dataset(uri) if is_local(uri) else nullcontext():
+        try:
+            return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
+        except ValueError as error:
+            if "not found" in str(error).lower():
+                return None
+            raise
 
 
 def commit(

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lance_prep.errors import DatasetError
+from lance_prep.errors import DatasetError, reading_dataset
 from lance_prep.store.files import TEMPORARY, Files, LocalFiles, is_local
 from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.lock import output_lock
@@ -152,10 +152,8 @@ def _tracked(dataset: Any) -> set[str]:
     Raises:
         DatasetError: a version cannot be read.
     """
-    try:
+    with reading_dataset(dataset.uri):
         return set(dataset.tracked_files().read_all()["path"].to_pylist())
-    except (RuntimeError, OSError, ValueError) as error:
-        raise DatasetError(f"a version is damaged: {error}", "`lance-prep versions` says which") from error
 
 
 def _complete(latest: DatasetVersion) -> None:
@@ -163,7 +161,8 @@ def _complete(latest: DatasetVersion) -> None:
     files, number = latest.files, latest.number
     for build in latest.builds:
         Journal(files, build.key).close(build.version)
-    transaction = latest.dataset.read_transaction(number)
+    with reading_dataset(latest.uri):
+        transaction = latest.dataset.read_transaction(number)
     properties = (transaction.transaction_properties if transaction is not None else None) or {}
     if is_sealed(files, number) or not any(name.startswith("lance_prep.") for name in properties):
         return

@@ -186,14 +186,12 @@ def open_any(uri: str, version: int | str | None = None, storage_options: Mappin
     wanted = int(version) if version is not None and str(version).isdigit() else version
     try:
         dataset = open_dataset(uri, wanted, storage_options)
-    except BaseException as error:
-        # Lance panics on some damaged manifests.
-        if not isinstance(error, ValueError | OSError | RuntimeError) and type(error).__name__ != "PanicException":
-            raise
-        at = "" if version is None else f" at version {version}"
+    except (ValueError, OSError, RuntimeError) as error:  # of an object store
         said = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        kind = DamagedDataset if is_local(uri) else DatasetError
-        raise kind(f"{uri}{at} cannot be opened: {said}", "`lance-prep versions` lists those that can") from error
+        at = "" if version is None else f" at version {version}"
+        raise DatasetError(
+            f"{uri}{at} cannot be opened: {said}", "`lance-prep versions` lists those that can"
+        ) from error
     if dataset is None:
         raise _not_there(uri, wanted, storage_options)
     return dataset
