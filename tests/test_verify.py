@@ -386,7 +386,7 @@ READERS = [
 def test_a_damaged_dataset_is_a_dataset_error(
     home: Path, whole: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever is damaged and whatever is done: it works, or it says so in a line. Nothing is copied that is damaged."""
+    """Whatever is damaged and whatever is done: it works, or it says so in a line. Damaged rows are not copied."""
     source = ["build", str(home / "a.parquet"), "--tokenizer", str(home / "tokenizer"), "--layout", "lines", "-o", "W"]
     path = sorted(whole.glob(KINDS[kind]))[0]
     good = path.read_bytes()
