@@ -226,15 +226,42 @@ def test_a_row_beyond_the_dataset(tmp_path: Path, source: str, tokenizer: str, c
     assert "version 1" in advice
 
 
-def test_no_permission_to_write(tmp_path: Path, source: str, tokenizer: str) -> None:
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o500)
-    if os.access(locked, os.W_OK):
-        locked = Path("/proc/lance-prep")  # root may write anywhere but here
-    done = command("build", source, "--tokenizer", tokenizer, "-o", locked / "o.lance", cwd=tmp_path)
-    assert done.returncode == 1
+@pytest.mark.parametrize("part", ["", "o.lance/data", "o.lance/.lance_prep/builds", "o.lance/.lance_prep/lock"])
+def test_no_permission_to_write(tmp_path: Path, source: str, tokenizer: str, part: str) -> None:
+    """In the folder of a new output, or in a part of one that is there. Root is bound by permissions here too."""
+    home = tmp_path / "home"
+    home.mkdir()
+    build = ["build", source, "--tokenizer", tokenizer, "-o", str(home / "o.lance")]
+    if part:
+        assert run(build) == 0
+    locked = home / part
+    before = sorted(home.rglob("*"))
+    mode = locked.stat().st_mode
+    locked.chmod(0o400 if locked.is_file() else 0o500)
+    try:
+        program = [str(Path(sys.executable).with_name("lance-prep")), *build, "--overwrite", "--seed", "7"]
+        done = subprocess.run([*without_privileges(), *program], capture_output=True, text=True)
+    finally:
+        locked.chmod(mode)
+    assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("  try: ")
+    what, advice = done.stderr.splitlines()[-2:]
+    assert "ermission denied" in what
+    assert str(locked) in what
+    assert advice.startswith("  try: ")
+    left = {path for path in home.rglob("*") if path.is_file() and "builds" not in path.parts} - set(before)
+    assert not left, left
+    if part:
+        assert lance.dataset(str(home / "o.lance")).version == 1
+
+
+def without_privileges() -> list[str]:
+    """What to put before a command so that file permissions hold for it."""
+    if os.geteuid() != 0:
+        return []
+    assert shutil.which("setpriv"), "the tests run as root, so this one needs setpriv of util-linux"
+    drop = "-dac_override,-dac_read_search"
+    return ["setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}"]
 
 
 def test_the_hub_is_not_there(tmp_path: Path) -> None:
