@@ -574,3 +574,27 @@ def test_a_type_checker_finds_misspelt_fields_and_values(tmp_path: Path) -> None
     )
     lines = re.findall(r"snippet.py:(\d+): error: .*\[(.*)\]", done.stdout)
     assert lines == [("2", "arg-type"), ("3", "call-arg"), ("4", "arg-type")], done.stdout + done.stderr
+
+
+def test_names_from_a_source_do_not_reach_the_terminal_raw(tmp_path: Path, tokenizer: str, capsys: Any) -> None:
+    """File and column names, in results, warnings and errors of every command."""
+    evil = "\x1b]0;t\x07\x9b31m\u202e"
+    folder, output = tmp_path / "in", str(tmp_path / "x.lance")
+    folder.mkdir()
+    (folder / f"a{evil}.jsonl").write_text(json.dumps({"text": f"one {evil}", f"k{evil}": f"v{evil}"}) + "\nnot JSON\n")
+    build = ["build", str(folder), "-o", output, "--tokenizer", tokenizer, "--layout", "documents"]
+    assert run([*build, "--keep-columns", f"k{evil}"]) == 0
+    (folder / f"b{evil}.jsonl").write_text(json.dumps({"text": "two", f"k{evil}": ""}) + "\n")
+    build += ["--keep-columns", f"k{evil}"]
+    assert run([*build, "--dry-run"]) == 1
+    assert run([*build, "--append"]) == 0
+    for command in (["info"], ["versions", "--files"], ["diff", "1", "2"], ["show"], ["verify"]):
+        assert run([command[0], output, *command[1:]]) == 0
+    assert run(["build", str(folder), "-o", str(tmp_path / "y.lance"), "--text-column", f"no{evil}"]) == 1
+    (folder / f"c{evil}.parquet").write_bytes(b"PAR1")
+    assert run(["build", str(folder / f"c{evil}.parquet"), "-o", str(tmp_path / "y.lance")]) == 1
+    assert run(["show", output, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert not set(evil) & set("\x1b\x07\x9b\u202e") & set(captured.out + captured.err)
+    shown = json.loads(captured.out.splitlines()[-2])
+    assert (shown["text"], shown["columns"]) == (f"one {evil}", {f"k{evil}": f"v{evil}"})

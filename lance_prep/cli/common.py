@@ -121,8 +121,17 @@ def printable(text: str) -> str:
     return re.sub(r"[^\n\t\x20-\x7e]", lambda match: _escaped(match[0]), text)
 
 
+def printable_json(text: str) -> str:
+    """Return the same JSON, with control characters in its strings escaped as JSON does."""
+    return re.sub(r"[^\n\x20-\x7e]", lambda at: json.dumps(at[0])[1:-1] if _is_control(at[0]) else at[0], text)
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI
+
+
 def _escaped(character: str) -> str:
-    if unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI:
+    if _is_control(character):
         return character.encode("unicode_escape", "surrogatepass").decode()
     return character
 

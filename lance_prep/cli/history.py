@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.common import command, dataset_argument, json_option, print_json
+from lance_prep.cli.common import command, dataset_argument, json_option, print_json, printable
 
 if TYPE_CHECKING:
     from lance_prep.dataset import Difference, Version
@@ -61,7 +61,7 @@ def versions(uri: str, all_files: bool, storage_options: dict[str, str] | None, 
         print_json([version.as_json() for version in found])
         return
     for version in found:
-        click.echo(_version_text(version, all_files))
+        click.echo(printable(_version_text(version, all_files)))
 
 
 @command(DIFF_EXAMPLES)
@@ -76,7 +76,7 @@ def diff(uri: str, old: str, new: str, storage_options: dict[str, str] | None, a
     if as_json:
         print_json(found.as_json())
     else:
-        click.echo(_diff_text(found))
+        click.echo(printable(_diff_text(found)))
 
 
 @command(TAG_EXAMPLES)

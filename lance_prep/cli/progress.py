@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lance_prep.cli.common import count, size, span
+from lance_prep.cli.common import count, printable, size, span
 from lance_prep.engine.progress import Progress
 from lance_prep.plan import Plan
 from lance_prep.store.receipt import Receipt
@@ -87,7 +87,7 @@ class LineProgress:
         self._counts.finish(receipt)
 
     def warned(self, message: str) -> None:
-        self._print(f"warning: {message}")
+        self._print(f"warning: {printable(message)}")
 
     def _print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -125,7 +125,7 @@ class BarProgress:
         self._bar.update(self._task, advance=1, description=self._counts.line())
 
     def warned(self, message: str) -> None:
-        self._bar.console.print(f"warning: {message}", markup=False, highlight=False)
+        self._bar.console.print(f"warning: {printable(message)}", markup=False, highlight=False)
 
 
 @contextmanager

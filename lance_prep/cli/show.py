@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.common import command, dataset_options, json_option, printable
+from lance_prep.cli.common import command, dataset_options, json_option, printable, printable_json
 
 if TYPE_CHECKING:
     from lance_prep.dataset import ShownDocument, ShownRow
@@ -55,7 +55,7 @@ def show(
     first = min(LIMIT if limit is None else limit, opened.dataset.count_rows())
     for shown in show_rows(opened, rows or range(first)):
         if as_json:
-            click.echo(json.dumps(asdict(shown), default=str, ensure_ascii=False))
+            click.echo(printable_json(json.dumps(asdict(shown), default=str, ensure_ascii=False)))
         else:
             click.echo(_text(shown, ids, width or WIDTH))
 
