@@ -31,10 +31,16 @@ Indices = npt.NDArray[np.int64]
 
 _SPARSE_BYTES = 64 << 10
 _CHECKED_BYTES = 256 << 10
+# Shares of the records with a value of another type: up to the first, they go through Python one by one. Up to the
+# second, they are worth being told from the others by their text alone.
+_FEW = 0.02
+_HALF = 0.6
 # pyarrow 26.0.1 crashes on a null between two objects.
 _BARE_NULL = re.compile(rb"\}[ \t\r\n]*null")
 _TWO = re.compile(rb"\}[ \t\r]*\{[ \t\r]*\"")
-_ERROR = re.compile(r"(?:Column\(/(.+?)\) changed from string to (?:number|boolean).*)?in row (\d+)$", re.DOTALL)
+_ERROR = re.compile(r"(?:Column\(/(.+?)\) changed from \w+ to (\w+) )?in row (\d+)$", re.DOTALL)
+# How values begin, by the names that Arrow's parser gives their kinds.
+_BEGINNINGS = {"array": rb"\[", "object": rb"\{", "string": rb'"', "number": b"[-0-9]", "boolean": b"[tf]"}
 
 
 def read_jsonl(job: PartJob) -> Iterator[Chunk]:
@@ -78,8 +84,11 @@ class Records:
         """The text of these records, in ascending order."""
         if len(indices) == indices[-1] - indices[0] + 1:
             return self.data[self.starts[indices[0]] : self.ends[indices[-1]]]
-        starts, ends = self.starts[indices].tolist(), self.ends[indices].tolist()
-        return b"\n".join([self.data[start:end] for start, end in zip(starts, ends, strict=True)])
+        return b"\n".join(self.lines(indices))
+
+    def lines(self, indices: Indices) -> list[bytes]:
+        starts, ends, data = self.starts[indices].tolist(), self.ends[indices].tolist(), self.data
+        return [data[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def quoted(self, key: str) -> Records:
         """The same with quotes around the numbers and booleans under a key."""
@@ -108,11 +117,12 @@ class _Failed:
 
     Attributes:
         record: at this one; None if it did not say.
-        column: because this string column holds a number or a boolean; else None.
+        column, kind: because this column holds a value of this kind there; None if it is another reason.
     """
 
     record: int | None = None
     column: str | None = None
+    kind: str | None = None
 
 
 class RecordReader:
@@ -142,14 +152,14 @@ class RecordReader:
         rows: list[Row] = []
         taken: list[int] = []
         rejects: list[tuple[int, Rejected]] = []
-        for index in sorted(odd):
-            line = records.line(index)
+        others = np.array(sorted(odd), np.int64)
+        places = records.positions[others].tolist()
+        for index, position, line in zip(others.tolist(), places, records.lines(others), strict=True):
             row = self._planned.row(line)
             if isinstance(row, Row):
                 rows.append(row)
                 taken.append(index)
             else:
-                position = int(records.positions[index])
                 rejects.append((first + index, self._job.rejected(position, self._unit, row, line)))
         if rows or not batches:
             batches.append((np.array(taken, np.int64), self._planned.batch(rows)))
@@ -179,7 +189,7 @@ class RecordReader:
         odd = self._unparsable(records)
         left = np.flatnonzero(odd).tolist()
         batches: list[tuple[Indices, pa.RecordBatch]] = []
-        quoted: frozenset[str] = frozenset()
+        tried: set[tuple[str | None, str | None]] = {(None, None)}
         waiting = [np.flatnonzero(~odd)]
         while waiting:
             rest = waiting.pop()
@@ -194,25 +204,34 @@ class RecordReader:
                 batches += self._halved(records, rest[~made], left, "ignore")
                 continue
             starts, at = records.starts[rest], made.record
-            if at is not None and at < len(rest) and starts[at] - starts[0] >= _SPARSE_BYTES:
+            sparse = at is not None and at < len(rest) and starts[at] - starts[0] >= _SPARSE_BYTES
+            alike = self._alike(records, rest, made) if (made.column, made.kind) not in tried else None
+            tried.add((made.column, made.kind))
+            scalar = made.kind in ("number", "boolean") and made.column in self._quotable
+            if alike is not None and scalar and (not sparse or alike.mean() > _FEW):
+                records, alike = records.quoted(str(made.column)), alike & False
+            if alike is not None and alike.mean() <= _HALF:
+                left += rest[alike].tolist()
+                waiting.append(rest[~alike])
+            elif at is not None and sparse:
                 batches += self._halved(records, rest[:at], left, self._unknown)
                 left.append(int(rest[at]))
                 waiting.append(rest[at + 1 :])
-            elif made.column is not None and made.column in self._quotable - quoted:
-                quoted |= {made.column}
-                records = records.quoted(made.column)
-                waiting.append(rest)
-            elif made.record is None and starts[-1] - starts[0] > _CHECKED_BYTES:
+            elif starts[-1] - starts[0] > _CHECKED_BYTES:
                 pieces = np.searchsorted(starts, np.arange(starts[0], starts[-1], _CHECKED_BYTES)[1:])
                 waiting += np.split(rest, pieces)[::-1]
             else:
-                stop = max(int(np.searchsorted(starts, starts[0] + _CHECKED_BYTES)), 1)
-                some = rest[:stop]
-                waiting.append(rest[stop:])
-                fit = np.array([self._fits(records.line(i)) for i in some.tolist()], bool)
-                left += some[~fit].tolist()
-                batches += self._halved(records, some[fit], left, "ignore")
+                fit = np.array([self._fits(line) for line in records.lines(rest)], bool)
+                left += rest[~fit].tolist()
+                batches += self._halved(records, rest[fit], left, "ignore")
         return batches, left
+
+    def _alike(self, records: Records, indices: Indices, failed: _Failed) -> npt.NDArray[np.bool_]:
+        """Which records seem to hold a value of the kind that the parser stopped at, in the same column."""
+        key = re.escape(json.dumps(failed.column, ensure_ascii=False).encode())
+        pattern = re.compile(key + rb"[ \t\r\n]*:[ \t\r\n]*" + _BEGINNINGS.get(str(failed.kind), rb"\Z\A"))
+        found = np.fromiter((match.start() for match in pattern.finditer(records.data)), np.int64)
+        return np.isin(indices, np.searchsorted(records.starts, found, "right") - 1)
 
     def _unparsable(self, records: Records) -> npt.NDArray[np.bool_]:
         """Which records must not reach Arrow's parser: it would crash, or take several for one."""
@@ -279,7 +298,7 @@ class RecordReader:
             table = pj.read_json(pa.BufferReader(data), read, parse)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
             found = _ERROR.search(str(error))
-            return _Failed(int(found[2]), found[1]) if found else _Failed()
+            return _Failed(int(found[3]), found[1], found[2]) if found else _Failed()
         if len(table) != len(indices):
             several = np.isin(indices, [records.at(match.start()) for match in _TWO.finditer(records.data)])
             return several if several.any() else _Failed()
