@@ -285,6 +285,17 @@ def test_rejected_rows_say_where_they_are(tmp_path: Path, kind: str, compression
     assert rows == [i for i in range(1006) if i not in places]
 
 
+def test_an_odd_line_does_not_hide_what_another_would_lose(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "n": 1, "s": {"k": 1}}'] * 30_000  # longer than what is sampled
+    lines += ['{"text": "b"} {"text": "c"}', '{"text": "d", "new": 1}', '{"text": "e", "s": {"z": 1}}', '{"n": 1.5}']
+    (tmp_path / "x.jsonl").write_text("\n".join([*lines, *lines[:100]]))
+    batches, _, rejected = read_plan(plan_of(tmp_path / "x.jsonl", layout="raw"))
+    assert sum(len(batch.columns) for batch in batches) == 30_100
+    reasons = ["invalid JSON", "key 'new' is not among the planned columns"]
+    reasons += ["column s has a key that is not among its planned fields", "column n is not int64"]
+    assert [r.reason for r in rejected] == reasons
+
+
 @pytest.mark.parametrize("ending", ["\n", "\n\n", "\n  \n\n"])
 def test_two_objects_on_a_line_are_no_row(tmp_path: Path, ending: str) -> None:
     (tmp_path / "x.jsonl").write_text('{"text": "a"}\n{"text": "b"} {"text": "c"}' + ending + '{"text": "d"}\n')

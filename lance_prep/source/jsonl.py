@@ -24,7 +24,7 @@ from lance_prep.ledger import Rejected
 from lance_prep.process import read_ahead
 from lance_prep.source.chunk import Chunk, PartJob
 from lance_prep.source.lines import line_blocks
-from lance_prep.source.records import LONGEST, Planned, Row, nested_names, null_key, scalars
+from lance_prep.source.records import LONGEST, Planned, Row, fractions, nested_names, null_key, scalars
 from lance_prep.source.text import is_utf8
 
 Indices = npt.NDArray[np.int64]
@@ -98,6 +98,11 @@ class Records:
         starts = self.starts + np.searchsorted(places, self.starts)
         return replace(self, data=data, starts=starts, ends=self.ends + np.searchsorted(places, self.ends))
 
+    def found(self, pattern: re.Pattern[bytes], indices: Indices) -> npt.NDArray[np.bool_]:
+        """Which of some records a pattern is found in."""
+        places = np.fromiter((match.start() for match in pattern.finditer(self.data)), np.int64)
+        return np.isin(indices, np.searchsorted(self.starts, places, "right") - 1)
+
     def at(self, byte: int) -> int:
         """The record that a byte of `data` belongs to."""
         return int(np.searchsorted(self.starts, byte, "right")) - 1
@@ -118,11 +123,13 @@ class _Failed:
     Attributes:
         record: at this one; None if it did not say.
         column, kind: because this column holds a value of this kind there; None if it is another reason.
+        suspects: which records are to be blamed, by their text; None if that does not show.
     """
 
     record: int | None = None
     column: str | None = None
     kind: str | None = None
+    suspects: npt.NDArray[np.bool_] | None = None
 
 
 class RecordReader:
@@ -140,6 +147,8 @@ class RecordReader:
         # With "infer", keys that the schema lacks become columns and fields, so that none is lost if a whole record,
         # or a whole struct, is kept.
         self._unknown = "infer" if self._planned.all_keys or self._planned.structs else "ignore"
+        whole = [f.name for f in self._schema if pa.types.is_integer(f.type)]
+        self._fractions = fractions(whole) if whole else None
         nested = nested_names(list(self._schema.types))
         self._quotable = frozenset(self._planned.texts - nested)
         self._null_text = None if self._planned.text is None else null_key(self._planned.text)
@@ -203,6 +212,10 @@ class RecordReader:
                 left += rest[made].tolist()
                 batches += self._halved(records, rest[~made], left, "ignore")
                 continue
+            if made.suspects is not None and made.suspects.any():
+                left += rest[made.suspects].tolist()
+                waiting.append(rest[~made.suspects])
+                continue
             starts, at = records.starts[rest], made.record
             sparse = at is not None and at < len(rest) and starts[at] - starts[0] >= _SPARSE_BYTES
             alike = self._alike(records, rest, made) if (made.column, made.kind) not in tried else None
@@ -230,8 +243,7 @@ class RecordReader:
         """Which records seem to hold a value of the kind that the parser stopped at, in the same column."""
         key = re.escape(json.dumps(failed.column, ensure_ascii=False).encode())
         pattern = re.compile(key + rb"[ \t\r\n]*:[ \t\r\n]*" + _BEGINNINGS.get(str(failed.kind), rb"\Z\A"))
-        found = np.fromiter((match.start() for match in pattern.finditer(records.data)), np.int64)
-        return np.isin(indices, np.searchsorted(records.starts, found, "right") - 1)
+        return records.found(pattern, indices)
 
     def _unparsable(self, records: Records) -> npt.NDArray[np.bool_]:
         """Which records must not reach Arrow's parser: it would crash, or take several for one."""
@@ -297,11 +309,12 @@ class RecordReader:
         try:
             table = pj.read_json(pa.BufferReader(data), read, parse)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
+            if self._fractions is not None and "couldn't parse" in str(error):
+                return _Failed(suspects=records.found(self._fractions, indices))
             found = _ERROR.search(str(error))
             return _Failed(int(found[3]), found[1], found[2]) if found else _Failed()
         if len(table) != len(indices):
-            several = np.isin(indices, [records.at(match.start()) for match in _TWO.finditer(records.data)])
-            return several if several.any() else _Failed()
+            return _Failed(suspects=records.found(_TWO, indices))
         if unknown == "infer":
             try:
                 extra = self._extra(table)

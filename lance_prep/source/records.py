@@ -195,6 +195,12 @@ def scalars(key: str) -> re.Pattern[bytes]:
     return re.compile(name + rb"[ \t\r\n]*:[ \t\r\n]*(" + number + rb"|true|false)(?=[ \t\r\n]*[,}])")
 
 
+def fractions(keys: list[str]) -> re.Pattern[bytes]:
+    """A pattern for numbers under these keys that may not be integers of 64 bits."""
+    names = b"|".join(re.escape(json.dumps(key, ensure_ascii=False).encode()) for key in keys)
+    return re.compile(rb"(?:" + names + rb")[ \t\r\n]*:[ \t\r\n]*-?[0-9]+(?:[.eE]|(?<=[0-9]{19}))")
+
+
 def null_key(name: str) -> re.Pattern[bytes]:
     """A pattern for a key, however it is escaped, with null as its value."""
     return re.compile(rb'"' + b"".join(map(_spellings, name)) + rb'"[ \t\r\n]*:[ \t\r\n]*null')
