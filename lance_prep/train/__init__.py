@@ -1,17 +1,17 @@
-"""Train stage: a dataset at a version in, int64 tensors out.
+"""Train stage: reads a version of a dataset as int64 tensors.
 
-    permutation, order which sample comes when: O(1) memory, any position at once
-    pages, tokens      where tokens lie flat in Lance's files; reading them by memory map or by `take`
-    index, lance_reads what is known of a version before random access; what is asked of Lance itself
-    access             opening a version, and choosing the way to its tokens
-    samples, views     what a sample is, and which tokens it holds
-    dataset            `LanceDataset`: samples by index
-    collate            ragged samples as batches
-    sampler            `TakeSampler`, for torch's DataLoader
-    reading, loader    `TokenLoader`: the same with a state, reading ahead
-    shares, mixture    several datasets by weight
+    permutation, order  the order of samples, in O(1) memory and at any position at once; ranks
+    pages, tokens       find flat tokens in Lance's files; read them by memory map or by `take`
+    index, lance_reads  the index of a version; reading through Lance, in a helper process after a fork
+    access              opens a version, and chooses how its tokens are read
+    samples, views      what a sample is, and which tokens it has
+    dataset             `LanceDataset`: samples by index
+    collate             batches of ragged samples
+    sampler             `TakeSampler`, for torch's DataLoader
+    reading, loader     `TokenLoader`: the same with a state, reading ahead
+    shares, mixture     `Mixture`: several datasets by weight
 
-Each imports only from lines above it, and of the rest of the package `errors` and `store.metadata`.
+Each module imports only from lines above it, and from the rest of the package only `errors` and `store`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: the helper process of a forked worker (`lance_reads`) needs no torch, an import of 2 to 5 s.
+    # Deferred: the helper process of a forked worker (`lance_reads`) needs no torch, whose import takes 2 to 5 s.
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

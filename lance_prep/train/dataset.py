@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
 from lance_prep.layouts import LAYOUTS
+from lance_prep.store.version import dataset_uri
 from lance_prep.train.access import Access, Reader, Verdict, open_reader
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
 from lance_prep.train.order import PAD_ROW
@@ -30,9 +31,9 @@ class Origin(NamedTuple):
 
     Attributes:
         source: the dataset.
-        row: its row in which the sample begins.
-        documents: the `doc_ids` of that row, shard << 40 | row of the source: for `blocks` one per document in the
-            block; for `lines` and `documents` one; for `raw` none.
+        row: the row of the dataset in which the sample begins.
+        documents: the `doc_ids` of that row, shard << 40 | row of the source: one per document in a block, one for
+            `lines` and `documents`, none for `raw`.
     """
 
     source: str
@@ -41,34 +42,37 @@ class Origin(NamedTuple):
 
 
 class LanceDataset(Dataset[dict[str, Any]]):
-    """A dataset of lance-prep at a version, for `torch.utils.data.DataLoader` and for this package's samplers.
+    """A version of a dataset, for `torch.utils.data.DataLoader` and for this package's sampler and loader.
 
     Args:
         path: a local `.lance` directory, or a URL that Lance reads.
-        block_size: tokens a sample. For `blocks` it is the dataset's own and may be left out. For `lines` and
-            `documents` the rows, each followed by EOS, are one stream that is cut into samples of that size, the last
-            one padded; without it a sample is a row, of its own length.
-        version: a version's number or a tag; the latest by default, resolved at first use and kept.
-        filter: rows to keep, in SQL over the dataset's columns; resolved once.
-        columns: more columns for each sample; for `raw`, the columns (all by default). Not with a stream.
-        labels, attention_mask, position_ids, document_ids, mask_boundaries: see `SampleOptions`.
-        access: "auto" maps the files into memory where their pages are flat and else reads through Lance's `take`;
-            "mmap" refuses to do that; "take" always does. `ds.access` says which and why. The tensors are the same.
-        cache_dir: where the index is kept; by default `.lance_prep/cache` in a local dataset that can be written,
+        block_size: tokens per sample. `blocks` have one already, so it can be left out. `lines` and `documents` are
+            read as one stream of rows, each followed by EOS, that is cut into samples of this size, the last one
+            padded. Without it each row is a sample, of its own length.
+        version: number or tag of a version. By default the latest one at first use.
+        filter: rows to keep, in SQL over the dataset's columns. Evaluated once.
+        columns: additional columns of each sample. For `raw`, the columns to read, all by default. Not possible with
+            a stream.
+        labels, attention_mask, position_ids, document_ids, mask_boundaries: see `SampleOptions`. Not for `raw`.
+        access: "auto" maps files into memory if their pages are flat, and otherwise reads through Lance's `take`.
+            "mmap" raises an error instead of using `take`. "take" always uses it. The tensors are the same.
+            `ds.access` says which is in use, and why.
+        cache_dir: where the index is kept. By default `.lance_prep/cache` in a local dataset that can be written,
             else `~/.cache/lance-prep`.
         cache_bytes: the largest flat copy of the tokens that may be made there, for ragged rows that cannot be
             memory-mapped; by default 4 GiB for a local dataset and none for another.
         storage_options: for Lance.
 
-    Samples are dicts of int64 tensors: `input_ids` `[block_size]`, `labels` `[block_size]` (-100 where nothing is to be
-    learned), and what else was asked for. `raw` gives dicts of Python values, and batches are dicts of lists.
+    Samples are dicts of int64 tensors `[block_size]`: `input_ids`, `labels` (-100 where nothing is learned), and what
+    else was asked for. Samples of `raw` are dicts of Python values, and their batches dicts of lists.
 
-    Nothing is opened before it is used, in the process that uses it: an instance pickles in under 10 KB and goes to
-    forked, forkserver and spawned workers alike. Threads may share one.
+    Nothing is opened before it is used, and then in the process that uses it. An instance pickles in under 10 KB and
+    can be sent to forked, forkserver and spawned workers alike. Threads may share one.
 
     Raises:
-        UsageError: options that contradict each other or the dataset's layout.
-        DatasetError: at first use: no such dataset or version, or not one of lance-prep's.
+        UsageError: options contradict each other or, at first use, the dataset's layout.
+        DatasetError: at first use: there is no such dataset or version, lance-prep did not build it, or it is damaged.
+            Later: it cannot be read, or another dataset was built at its path.
     """
 
     def __init__(
@@ -89,15 +93,18 @@ class LanceDataset(Dataset[dict[str, Any]]):
         cache_bytes: int | None = None,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
-        uri = str(path).removeprefix("file://")
-        if "://" not in uri:
-            uri = str(Path(uri).resolve())
         self._read = ReadOptions(
-            uri, version, filter, access, str(cache_dir) if cache_dir else None, cache_bytes, storage_options
+            dataset_uri(path),
+            version,
+            filter,
+            access,
+            str(cache_dir) if cache_dir else None,
+            cache_bytes,
+            storage_options,
         )
         self._asked = SampleOptions(labels, attention_mask, position_ids, document_ids, mask_boundaries)
         if block_size is not None and block_size < 1:
-            raise UsageError(f"block_size={block_size}", "it is 1 or more")
+            raise UsageError(f"block_size must be at least 1, got {block_size}")
         self._block_size = block_size
         self._columns = None if columns is None else tuple(columns)
         self._known: Facts | None = None
@@ -136,24 +143,24 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
     @property
     def version(self) -> int:
-        """The version in use."""
+        """The number of the version in use."""
         return self._facts.version
 
     @property
     def block_size(self) -> int | None:
-        """Tokens a sample; None where they differ or where there are none."""
+        """Tokens per sample, or None if samples vary in length or have no tokens."""
         return self._facts.block_size if LAYOUTS[self._facts.layout].packed else self._block_size
 
     @property
     def access(self) -> Access:
-        """The way in which tokens are read, and why that one."""
+        """How tokens are read, and why so."""
         self._open()
         assert self._reader is not None
         return self._reader.access
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """Absolute path or URL of the dataset."""
         return self._read.uri
 
     @property
@@ -164,12 +171,12 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
     @property
     def _slow(self) -> bool:
-        """Whether rows are read through `take`, for which reading ahead pays in any case."""
+        """Whether rows are read through `take`, for which reading ahead always pays."""
         return self.access.way == "take"
 
     @property
     def _mean_tokens(self) -> float:
-        """Tokens a sample, padding aside, on average; 1.0 for `raw`."""
+        """Mean tokens per sample without padding; 1.0 for `raw`."""
         view = self._open()
         index = self._reader.index if self._reader else None
         if index is None or not len(view):
@@ -182,7 +189,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         return index.tokens / max(index.rows, 1)
 
     def _identity(self, position: int = 0) -> dict[str, Any]:
-        """What must be equal for a checkpoint to go on with this dataset (at any position)."""
+        """Return what must be equal for a checkpoint, made at any position, to be resumed on this dataset."""
         return {
             "content_hash": self._facts.content_hash,
             "layout": self._facts.layout,
@@ -204,20 +211,29 @@ class LanceDataset(Dataset[dict[str, Any]]):
     @overload
     def __getitem__(self, index: slice) -> Batch: ...
     def __getitem__(self, index: int | slice) -> Sample | Batch:
-        """A sample, or a batch of those in a slice.
+        """Return a sample, or a batch of the samples in a slice. Negative indices count from the end.
 
         Raises:
-            IndexError: out of range.
+            IndexError: the index is out of range.
+            DatasetError: the dataset cannot be read.
         """
         if isinstance(index, slice):
             return self.take(np.arange(*index.indices(len(self)), dtype=np.int64))
         return self.take([index])[0]
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor) -> Batch:
-        """The samples at indices, in their order, read at once. Negative ones count from the end.
+        """Return the samples at indices, in their order. All are read at once.
+
+        Args:
+            indices: `[samples]`. Negative ones count from the end.
+
+        Returns:
+            A sequence of samples (dicts). `batch["input_ids"]` is the int64 tensor of all, `[samples, block_size]`, or
+            flat `[tokens]` if samples vary in length. Kept columns are lists of `samples` values.
 
         Raises:
-            IndexError: one is out of range.
+            IndexError: an index is out of range.
+            DatasetError: the dataset cannot be read.
         """
         view = self._open()
         array = np.asarray(indices, dtype=np.int64).reshape(-1)
@@ -349,14 +365,14 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
 
 def _normalised(indices: IndexArray, size: int) -> tuple[IndexArray, Mask | None]:
-    """Indices as 0..size-1, and which of them mean a sample that is all padding (those are 0), None for none.
+    """Return indices as 0..size-1, and which of them are padding samples (index 0 then), or None if none is.
 
     Raises:
-        IndexError: one is out of range.
+        IndexError: an index is out of range.
     """
     padding = indices == PAD_ROW
     bad = ((indices < -size) & ~padding) | (indices >= size)
     if bad.any():
-        raise IndexError(f"index {indices[bad][0]} of a dataset of {size} samples")
+        raise IndexError(f"index {indices[bad][0]} is out of range for {size} samples")
     indices = np.where(padding, 0, np.where(indices < 0, indices + size, indices))
     return indices, padding if padding.any() else None

@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ class ReadOptions:
     access: Way
     cache_dir: str | None
     cache_bytes: int | None
-    storage_options: Mapping[str, str] | None
+    storage_options: Mapping[str, str] | None = field(repr=False)
 
     def __post_init__(self) -> None:
         if self.access not in ("auto", "mmap", "take"):
