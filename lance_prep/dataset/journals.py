@@ -12,7 +12,7 @@ from lance_prep.store.content_hash import combine
 from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, Metadata
 from lance_prep.store.receipt import COMMITTED, Journal, Receipt, build_key, plan_from_json, read_committed
 from lance_prep.store.seal import hash_bytes
-from lance_prep.store.version import DatasetVersion
+from lance_prep.store.version import LOADER, LOADER_FILE, DatasetVersion
 
 
 @dataclass
@@ -163,6 +163,9 @@ def check_lists(opened: DatasetVersion, found: Verification) -> None:
     if opened.metadata.tokenizer is not None:
         with found.reading("the tokenizer"):
             opened.tokenizer_file()
+    with found.reading(LOADER_FILE):
+        if opened.files.read(LOADER_FILE) not in (None, LOADER):
+            raise ValueError("it is not what was written, so `datasets` may load other files")
     with found.reading("the list of source files"):
         files, stated = len(opened.source_files), opened.metadata.files
         found.count("source files in the lists", files)

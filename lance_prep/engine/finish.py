@@ -28,7 +28,15 @@ from lance_prep.store.metadata import (
     with_metadata,
 )
 from lance_prep.store.receipt import Journal, Receipt, asked, receipts_of, recipe_as_json
-from lance_prep.store.version import DatasetVersion, portable_url, tokenizer_path, write_by_hash, write_list
+from lance_prep.store.version import (
+    LOADER,
+    LOADER_FILE,
+    DatasetVersion,
+    portable_url,
+    tokenizer_path,
+    write_by_hash,
+    write_list,
+)
 from lance_prep.tokenizer import TokenizerSpec
 
 
@@ -64,6 +72,8 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
     metadata = _metadata(finished)
     if job.spec is not None:
         write_by_hash(job.files(), tokenizer_path(job.spec.sha256), job.spec.file)
+    if job.files().read(LOADER_FILE) is None:
+        job.files().write(LOADER_FILE, LOADER)
     old = finished.before.fragments() if finished.before is not None else []
     new = [receipt.fragment for receipt in receipts if receipt.fragment is not None]
     journal = Journal(job.files(), job.key)

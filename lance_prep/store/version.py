@@ -35,6 +35,20 @@ from lance_prep.store.metadata import (
 )
 from lance_prep.store.seal import manifest_versions
 
+#: `datasets` infers a folder's format from the most frequent extension, and Lance writes each tag as a `.json` file.
+#: This file tells it which files to load, in a folder and in the root of a Hub repository.
+LOADER_FILE = ".huggingface.yaml"
+LOADER = b"""\
+# How `datasets.load_dataset` finds the data of this Lance dataset. Written by lance-prep.
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path:
+    - _versions/*.manifest
+    - data/*.lance
+"""
+
 _LONGEST_LIST = 1 << 30  # bytes of JSON: about five million source files
 
 R = TypeVar("R", BuildRecord, FileRecord)
