@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format torture bench-build bench-read clean
+.PHONY: demo test lint format notebooks torture bench-build bench-read clean
 
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
@@ -24,6 +24,9 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m tests.test_notebooks
 
 # Long runs, which `make test` leaves out.
 torture: $(VENV)/.dev
