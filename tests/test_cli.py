@@ -317,6 +317,28 @@ def test_several_sources_are_one_source_in_order(tmp_path: Path, tokenizer: str,
     assert lance.dataset(output).count_rows() == 9
 
 
+def test_a_thousand_sources_leave_the_metadata_small(tmp_path: Path, tokenizer: str, capsys: Any) -> None:
+    files = [tmp_path / f"a-file-with-a-long-name-{i:04}.jsonl" for i in range(1000)]
+    for i, file in enumerate(files):
+        file.write_text(f'{{"text": "a {i}"}}\n')
+    output = str(tmp_path / "o.lance")
+    build = ["build", *map(str, files), "--tokenizer", tokenizer, "--layout", "documents", "-o", output, "--json"]
+    assert run(build) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert len(lance.dataset(output).schema.metadata[b"lance_prep"]) < 10_000
+    assert run(build) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "unchanged"
+    assert run(["info", output]) == 0
+    assert "and 980 more, 1,000 files" in capsys.readouterr().out
+    assert run(["info", output, "--recipe"]) == 0
+    (tmp_path / "r.yaml").write_text(capsys.readouterr().out)
+    assert run(["build", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "again.lance"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["content_hash"] == report["content_hash"]
+    files[0].unlink()
+    assert run([*build[:1], *build[2:]]) == 1
+    assert len(capsys.readouterr().err) < 2000
+
+
 @pytest.mark.parametrize(
     ("names", "what"),
     [
@@ -528,6 +550,11 @@ def test_the_recipe_that_info_prints_builds_the_same(
         monkeypatch.chdir(tmp_path / "elsewhere")
         assert run(["build", str(recipe), "-o", "again.lance", "--overwrite", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["content_hash"] == report["content_hash"], source
+    shutil.rmtree(tmp_path / "work" / "tok")  # the dataset's own copy will do
+    assert run(["info", str(tmp_path / "work" / "3.lance"), "--recipe"]) == 0
+    Path("own.yaml").write_text(capsys.readouterr().out)
+    assert run(["build", "own.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["content_hash"] == report["content_hash"]
 
 
 def test_the_recipe_that_info_prints_names_the_commits(tmp_path: Path, hub: LoopbackHub, capsys: Any) -> None:

@@ -12,6 +12,7 @@ from lance_prep.errors import UsageError, reading_dataset
 from lance_prep.layout import ROW_BITS
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe
+from lance_prep.store.metadata import TokenizerRecord
 from lance_prep.store.version import DatasetVersion, tokenizer_path
 from lance_prep.tokenizer import load_reference
 
@@ -82,16 +83,16 @@ def _document(doc_id: int, num_tokens: int) -> ShownDocument:
 def pinned_recipe(opened: DatasetVersion) -> dict[str, Any]:
     """Return the fields of the recipe that differ from the defaults, with everything pinned that was resolved.
 
-    Local paths become absolute, so that the recipe can be built from any folder. A dataset that was built in one go and
-    its recipe have the same content hash; one that was appended to may be cut into shards differently.
+    A dataset that was built in one go and its recipe have the same content hash. One that was appended to may be cut
+    into shards differently.
     """
-    stored, source, tokenizer = opened.metadata.recipe, opened.metadata.source, opened.metadata.tokenizer
+    stored, source, tokenizer = opened.recipe, opened.metadata.source, opened.metadata.tokenizer
     always = {"source", "layout"} | ({"tokenizer"} if tokenizer else set())
     defaults = Recipe.model_validate({"source": "any"}).as_json()
     fields = {name: value for name, value in stored.items() if name in always or value != defaults.get(name)}
-    if source.repo is None:
-        fields["source"] = _absolute_source(opened, fields["source"])
-    elif source.commit is not None:
+    if fields["source"] == []:  # too many names for the metadata
+        fields["source"] = [file.url for file in opened.source_files]
+    if source.repo is not None and source.commit is not None:
         fields.update({name: value for name in ("config", "split") if (value := getattr(source, name)) is not None})
         pinned, found = re.subn(r"^(hf://[^@]+)@[^/]+", rf"\1@{source.commit}", str(fields["source"]))
         fields["source"] = pinned
@@ -99,43 +100,14 @@ def pinned_recipe(opened: DatasetVersion) -> dict[str, Any]:
             fields["revision"] = source.commit
     if tokenizer is not None and tokenizer.commit is not None:
         fields["tokenizer_revision"] = tokenizer.commit
-    elif tokenizer is not None and ":" not in tokenizer.name:
-        fields.update(_local_tokenizer(opened, tokenizer.name, tokenizer.eos_id))
+    elif tokenizer is not None and ":" not in tokenizer.name and not Path(str(fields["tokenizer"])).exists():
+        fields.update(_own_tokenizer(opened, tokenizer))
     return fields
 
 
-def _absolute_source(opened: DatasetVersion, source: str | list[str]) -> str | list[str]:
-    names = [source] if isinstance(source, str) else source
-    if all("://" in name or name.startswith(("/", "pydoc:")) for name in names):
-        return source
-    files = [file.url for file in opened.source_files]
-    found = [_absolute(name, files) for name in names]
-    known = [name for name in found if name is not None]
-    if len(known) < len(found):  # such as `../data`: name the files themselves
-        known = files
-    return known[0] if len(known) == 1 else known
-
-
-def _absolute(name: str, files: list[str]) -> str | None:
-    """Return a relative path, folder or glob as an absolute one, from the absolute paths of the files it named."""
-    if "://" in name or name.startswith("/"):
-        return name
-    fixed = re.split(r"[*?\[]", name)[0]
-    tail = Path(name if fixed == name else fixed.rpartition("/")[0]).parts
-    if not tail and "/" not in name and files:
-        return str(Path(files[0]).parent / name)
-    for file in map(Path, files):
-        for folder in (file, *file.parents):
-            if tail and folder.parts[-len(tail) :] == tail:
-                return str(folder.parents[len(tail) - 1] / name)
-    return None
-
-
-def _local_tokenizer(opened: DatasetVersion, name: str, eos_id: int | None) -> dict[str, str]:
-    assert opened.metadata.tokenizer is not None
-    if Path(name).exists():
-        return {"tokenizer": str(Path(name).absolute())}
-    # The dataset's own copy has the same ids. The name of the end-of-text token was in a file beside the original.
-    eos = load_reference(opened.tokenizer_file()).id_to_token(eos_id) if eos_id is not None else None
-    copy = f"{opened.uri}/{tokenizer_path(opened.metadata.tokenizer.sha256)}"
-    return {"tokenizer": copy, **({"eos_token": eos} if eos is not None else {})}
+def _own_tokenizer(opened: DatasetVersion, tokenizer: TokenizerRecord) -> dict[str, str]:
+    # The dataset's copy has the same ids. The name of the end-of-text token was in a file beside the original.
+    found = {"tokenizer": f"{opened.uri}/{tokenizer_path(tokenizer.sha256)}"}
+    if tokenizer.eos_id is not None:
+        found["eos_token"] = str(load_reference(opened.tokenizer_file()).id_to_token(tokenizer.eos_id))
+    return found

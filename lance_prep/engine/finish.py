@@ -27,7 +27,7 @@ from lance_prep.store.metadata import (
     versions_in_use,
     with_metadata,
 )
-from lance_prep.store.receipt import Journal, Receipt, asked, receipts_of, recipe_as_json
+from lance_prep.store.receipt import MOST_NAMES, Journal, Receipt, asked, receipts_of, recipe_as_json
 from lance_prep.store.version import (
     LOADER,
     LOADER_FILE,
@@ -177,12 +177,15 @@ def _metadata(finished: _Finished) -> Metadata:
     job, builds, receipts = finished.job, finished.builds, finished.receipts
     recipe, spec = job.plan.recipe, job.spec
     recorded = recipe_as_json(job.plan, job.uri)
+    source = SourceRecord(**{**asdict(job.plan.source), "asked": asked(recorded)})
+    if len(recorded["source"]) > MOST_NAMES and not isinstance(recorded["source"], str):
+        recorded["source"] = []  # a shell may expand a glob to thousands of names: the list of source files has them
     ledger = Ledger()
     for receipt in receipts:
         ledger.add(receipt.ledger)
     return Metadata(
         recipe=recorded,
-        source=SourceRecord(**{**asdict(job.plan.source), "asked": asked(recorded)}),
+        source=source,
         tokenizer=_tokenizer(spec, recorded["tokenizer"], receipts) if spec else None,
         layout=recipe.layout,
         block_size=recipe.block_size if LAYOUTS[recipe.layout].packed else None,

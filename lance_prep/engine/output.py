@@ -161,4 +161,9 @@ def _differences(job: BuildJob, recorded: dict[str, Any], ignore: set[str]) -> s
     then = resolved_recipe(recorded, job.uri)
     now = resolved_recipe(recipe_as_json(job.plan, job.uri), job.uri)
     names = [name for name in now if then.get(name) != now[name] and name not in ignore]
-    return "; ".join(f"{name} was {then.get(name)!r}, now {now[name]!r}" for name in names)
+    return "; ".join(f"{name} was {_short(then.get(name))}, now {_short(now[name])}" for name in names)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -163,7 +163,9 @@ class Recipe(BaseModel):
     @property
     def asked(self) -> str:
         """The source in one line, for messages."""
-        return self.source if isinstance(self.source, str) else ", ".join(self.source)
+        if isinstance(self.source, str):
+            return self.source
+        return ", ".join(self.source[:3]) + (f" and {len(self.source) - 3:,} more" if len(self.source) > 3 else "")
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON, in the order of the model."""

@@ -29,6 +29,9 @@ from lance_prep.store.seal import checked, hash_files, seal, with_checksum
 from lance_prep.store.version import portable_path, portable_url, resolved_path, resolved_recipe
 
 COMMITTED = "committed.json"
+
+#: Names of sources that metadata and messages list.
+MOST_NAMES = 20
 QUARANTINE_NOTE = f"{FOLDER}/quarantine.json"
 
 T = TypeVar("T")
@@ -172,7 +175,10 @@ def plan_as_json(plan: Plan, uri: str) -> dict[str, Any]:
 def asked(recipe: dict[str, Any]) -> str:
     """Return the source of a recipe as one line."""
     source = recipe["source"]
-    return source if isinstance(source, str) else ", ".join(source)
+    if isinstance(source, str):
+        return source
+    more = f" and {len(source) - MOST_NAMES:,} more" if len(source) > MOST_NAMES else ""
+    return ", ".join(source[:MOST_NAMES]) + more
 
 
 def plan_from_json(data: dict[str, Any], uri: str) -> Plan:
