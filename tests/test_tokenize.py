@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -131,3 +132,52 @@ def test_a_local_tokenizer_has_no_revision(tmp_path: Path) -> None:
 def test_an_eos_token_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="has no token '<nope>'"):
         load_tokenizer(Recipe(source="x", tokenizer=made.save(tmp_path, made.byte_level()), eos_token="<nope>"))
+
+
+def slow(folder: Path, **config: object) -> Path:
+    """The byte-level tokenizer as `vocab.json` and `merges.txt`."""
+    folder.mkdir()
+    model = json.loads(made.byte_level())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    if config:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"add_prefix_space": True, "tokenizer_class": "GPT2Tokenizer"},
+        {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"},
+    ],
+)
+def test_a_slow_tokenizer_gives_the_ids_of_transformers(tmp_path: Path, config: dict[str, object]) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = slow(tmp_path / "t", **config)
+    theirs = transformers.GPT2Tokenizer.from_pretrained(str(folder))
+    spec = load_tokenizer(Recipe(source="x", tokenizer=str(folder)))
+    texts = [text for text in made.TEXTS if text and "<" not in text]
+    assert as_lists(encode(spec.file, texts, special_tokens="parse")) == [theirs.encode(text) for text in texts]
+    assert spec.eos_id == theirs.convert_tokens_to_ids(theirs.eos_token)
+    with_special = f"a{theirs.eos_token}b"
+    assert as_lists(encode(spec.file, [with_special], special_tokens="parse")) == [theirs.encode(with_special)]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("vocab.json", "{}", "lacks 256 of the 256 bytes|are invalid"),
+        ("merges.txt", "#version: 0.2\nnot three words", "are invalid"),
+        ("tokenizer_config.json", '{"tokenizer_class": "Qwen2Tokenizer"}', "holds a Qwen2Tokenizer without"),
+        ("added_tokens.json", '{"<new>": 9999}', "has id 9999"),
+    ],
+)
+def test_slow_tokenizers_that_would_give_other_ids(tmp_path: Path, file: str, content: str, message: str) -> None:
+    folder = slow(tmp_path / "t")
+    (folder / file).write_text(content)
+    with pytest.raises(TokenizerError, match=message) as caught:
+        load_tokenizer(Recipe(source="x", tokenizer=str(folder)))
+    assert "save_pretrained" in caught.value.advice

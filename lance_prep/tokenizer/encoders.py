@@ -116,12 +116,12 @@ class GigatokenEncoder:
         self._renew()
 
     def _renew(self) -> None:
-        import gigatoken
-
-        self._tokenizer: Any = None  # the old one goes before the new one comes
+        self._tokenizer: Any = None  # frees the old one before the new one is made
         try:
+            import gigatoken
+
             self._tokenizer = gigatoken.Tokenizer.from_json(self._file)
-        except Exception as error:  # gigatoken raises ValueError and others; its message says which part it lacks
+        except Exception as error:  # not installed, or a part of the tokenizer is not supported
             raise TokenizerError(
                 f"gigatoken cannot load {self._name}: {error}", "use --tokenizer-backend tokenizers"
             ) from error
@@ -189,11 +189,18 @@ def make_encoder(
         if recipe.tokenizer_backend == "gigatoken":
             raise
         return reference
-    if recipe.tokenizer_backend == "auto":
-        probes = pa.array(PROBES, pa.large_string())
-        if not fast.encode(probes).equals(reference.encode(probes)):
-            return reference
+    if recipe.tokenizer_backend == "auto" and not _behaves(fast, reference):
+        return reference
     return ExactEncoder(fast, reference, spec.file)
+
+
+def _behaves(fast: Encoder, reference: Encoder) -> bool:
+    """Whether the installed gigatoken, of whatever version, gives the reference's ids of a few texts."""
+    probes = pa.array(PROBES, pa.large_string())
+    try:
+        return fast.encode(probes).equals(reference.encode(probes))
+    except Exception:  # another version may be called in another way
+        return False
 
 
 @cache

@@ -16,6 +16,7 @@ from lance_prep.fetch import Retries, hub_api
 from lance_prep.fetch.hub import LIBRARY, guard_session
 from lance_prep.fetch.retry import FIRST_ATTEMPTS
 from lance_prep.recipe import Recipe
+from lance_prep.tokenizer.slow import convert_slow, is_slow
 
 #: Names that tokenizers in common use give their end of text, in the order in which they are tried.
 KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]", "<end_of_text>")
@@ -62,6 +63,8 @@ class TokenizerSpec:
 def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
     """Find and pin the recipe's tokenizer: a `tokenizer.json`, a folder that holds one, or a Hub id.
 
+    A folder may also hold `vocab.json` and `merges.txt` of a GPT-2 tokenizer.
+
     Raises:
         TokenizerError: there is none, or the file is no tokenizer, or `eos_token` is not in it.
         UsageError: a revision is given for a tokenizer that is not on the Hub.
@@ -87,14 +90,21 @@ def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
 
 def _read_local(path: Path) -> tuple[bytes, dict[str, Any]]:
     file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.exists():
-        raise TokenizerError(f"there is no tokenizer.json in {path}", "give a tokenizer.json, its folder, or a Hub id")
     side: dict[str, Any] = {}
     for name in reversed(SIDE_FILES):
-        beside = file.parent / name
-        if beside.exists():
-            side.update(_parse(beside.read_bytes(), str(beside)))
+        side.update(_read_beside(file.parent / name))
+    if not file.exists() and is_slow(path):
+        return convert_slow(path, side, _read_beside(path / "added_tokens.json")), side
+    if not file.exists():
+        raise TokenizerError(
+            f"there is no tokenizer.json in {path}, nor vocab.json and merges.txt",
+            "give a tokenizer.json, its folder, or a Hub id",
+        )
     return file.read_bytes(), side
+
+
+def _read_beside(path: Path) -> dict[str, Any]:
+    return _parse(path.read_bytes(), str(path)) if path.exists() else {}
 
 
 def _read_hub(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], str | None]:
