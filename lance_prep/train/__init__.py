@@ -4,14 +4,14 @@
     pages, tokens       find flat tokens in Lance's files; read them by memory map or by `take`
     index, lance_reads  the index of a version; reading through Lance, in a helper process after a fork
     access              opens a version, and chooses how its tokens are read
-    samples, views      what a sample is, and which tokens it has
+    samples, views      what a sample is, and which tokens and documents it has
     dataset             `LanceDataset`: samples by index
     collate             batches of ragged samples
     sampler             `TakeSampler`, for torch's DataLoader
     reading, loader     `TokenLoader`: the same with a state, reading ahead
     shares, mixture     `Mixture`: several datasets by weight
 
-Each module imports only from lines above it, and from the rest of the package only `errors` and `store`.
+Each module imports only from lines above it, and from the rest of the package only `errors`, `layouts` and `store`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from lance_prep.errors import DatasetError
 from lance_prep.layouts import LAYOUTS
@@ -14,7 +15,7 @@ from lance_prep.train.index import Index, filtered_rows, load_index, token_pages
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions
 from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.train.permutation import IndexArray
-from lance_prep.train.tokens import MappedTokens, TakeTokens, TokenSource
+from lance_prep.train.tokens import MappedTokens, TakeTokens, TokenSource, list_values
 
 #: The largest flat copy of a local dataset's tokens that is made unasked.
 CACHE_BYTES = 4 << 30
@@ -38,10 +39,12 @@ class Verdict:
     Attributes:
         access: the way that it chose, after comparing rows read from the files with those that Lance reads.
         checked: the files of the cache that it has checked.
+        doc_ids: whether doc_ids are read from the files.
     """
 
     access: Access
     checked: dict[str, Stat] = field(default_factory=dict)
+    doc_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Reader:
         rows: how many rows there are after the filter.
         chosen: int64 `[rows]`, which live rows those are; None for all.
         tokens: None for raw rows.
+        doc_ids: for blocks in files that are mapped, the doc_ids of the pieces; else None.
         verdict: the way in use and why, and what was checked.
     """
 
@@ -61,10 +65,21 @@ class Reader:
     chosen: IndexArray | None
     tokens: TokenSource | None
     verdict: Verdict
+    doc_ids: TokenSource | None = None
 
     @property
     def access(self) -> Access:
         return self.verdict.access
+
+    def documents(self, rows: IndexArray) -> pa.LargeListArray | None:
+        """Return the doc_ids of live rows from the mapped files, or None if they have to be read through Lance."""
+        if self.doc_ids is None or self.index is None or self.index.pieces is None:
+            return None
+        offsets = self.index.pieces.offsets
+        counts = offsets[rows + 1] - offsets[rows]
+        ids = self.doc_ids.pieces(rows, np.zeros(len(rows), np.int64), counts)
+        bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        return pa.LargeListArray.from_arrays(bounds, ids)
 
     def live(self, rows: IndexArray) -> IndexArray:
         """Which live rows of the dataset these rows after the filter are."""
@@ -101,7 +116,45 @@ def open_reader(options: ReadOptions, facts: Facts, lance: Lance, verdict: Verdi
             f"filter {options.filter!r} names rows beyond the {index.rows} of {options.uri}", f"remove {cache.folder}"
         )
     tokens, access = _choose(options, facts, lance, cache, index, verdict)
-    return Reader(index, rows, chosen, tokens, Verdict(access, cache.checked))
+    docs = None
+    if access.way == "mmap" and (verdict is None or verdict.doc_ids):
+        docs = _map_doc_ids(options, facts, index, tokens, lance if verdict is None else None)
+    return Reader(index, rows, chosen, tokens, Verdict(access, cache.checked, docs is not None), docs)
+
+
+def _map_doc_ids(
+    options: ReadOptions, facts: Facts, index: Index, tokens: TokenSource, lance: Lance | None
+) -> TokenSource | None:
+    """Map the doc_ids of blocks, if they lie flat; `lance`: compare some with those that it reads."""
+    if index.pieces is None or index.docs is None or options.root is None:
+        return None
+    offsets = index.pieces.offsets
+    try:
+        docs = MappedTokens(
+            options.root / "data",
+            index.docs,
+            itemsize=8,
+            row_start=lambda rows: offsets[rows],
+            beside=tokens if isinstance(tokens, MappedTokens) else None,
+        )
+    except NotFlat:
+        return None
+    if len(docs) != len(index.pieces.lengths):
+        return None
+    if lance is not None and index.rows:
+        rows = _some_rows(index)
+        read, bounds = list_values(lance.take(facts.version, rows, ["doc_ids"])["doc_ids"], "doc_ids")
+        counts = offsets[rows + 1] - offsets[rows]
+        if not np.array_equal(counts, np.diff(bounds)):
+            return None
+        if not np.array_equal(docs.pieces(rows, np.zeros(len(rows), np.int64), counts), read):
+            return None
+    return docs
+
+
+def _some_rows(index: Index) -> IndexArray:
+    """Rows to compare with those that Lance reads: others each time."""
+    return np.unique(np.random.default_rng().integers(0, index.rows, 16))
 
 
 def _choose(
@@ -174,7 +227,7 @@ def _compare(mapped: MappedTokens, take: TakeTokens, facts: Facts, index: Index)
     """
     if not index.rows:
         return
-    rows = np.unique(np.random.default_rng().integers(0, index.rows, 16))  # others each time
+    rows = _some_rows(index)
     if index.offsets is None:
         lengths = np.full(len(rows), facts.block_size, np.int64)
     else:

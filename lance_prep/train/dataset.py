@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
@@ -309,6 +310,9 @@ class LanceDataset(Dataset[dict[str, Any]]):
     # Opening.
 
     def _take_columns(self, rows: IndexArray, columns: list[str]) -> Any:
+        documents = self._reader.documents(rows) if self._reader and columns == ["doc_ids"] else None
+        if documents is not None:
+            return pa.table({"doc_ids": documents})
         return self._lance.take(self._facts.version, rows, columns)
 
     def _open(self) -> View:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class Index:
         short: int64 `[k]`, blocks that are padded, in order.
         short_tokens: int64 `[k]`, the real tokens of each.
         pages: where the tokens lie flat, or None.
+        docs: where the doc_ids of blocks lie flat, one for each piece, or None.
         why: the reason that `pages` is what it is.
     """
 
@@ -67,6 +69,7 @@ class Index:
     short: IndexArray
     short_tokens: IndexArray
     pages: FlatPages | None
+    docs: FlatPages | None
     why: str
 
     @property
@@ -103,14 +106,15 @@ def load_index(cache: Cache) -> Index | None:
     try:
         with np.load(path, allow_pickle=False) as z:
             facts = json.loads(z["facts"].tobytes())
-            offsets = pieces = pages = None
+            offsets = pieces = None
             if facts["ragged"]:
                 offsets = _mapped(cache, "offsets.npy")
             else:
                 pieces = Pieces(_mapped(cache, "piece_offsets.npy"), _mapped(cache, "piece_lengths.npy"))
-            if facts["flat"]:
-                pages = FlatPages(facts["files"], z["file_of"], z["position"], z["count"])
-            return Index(facts["rows"], offsets, pieces, z["short"], z["short_tokens"], pages, facts["why"])
+            pages, docs = (
+                FlatPages(facts[name], *z[name]) if facts[name] is not None else None for name in ("pages", "docs")
+            )
+            return Index(facts["rows"], offsets, pieces, z["short"], z["short_tokens"], pages, docs, facts["why"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None  # one of the other files is missing or damaged
 
@@ -155,9 +159,13 @@ def build_index(dataset: Any, cache: Cache, *, root: Path | None, itemsize: int,
         short = np.flatnonzero(counts < block_size)
         short_tokens = counts[short]
     pages, why = _pages(dataset, root, itemsize, block_size)
+    docs = None
+    if root is not None and pieces is not None:
+        with suppress(NotFlat):
+            docs = find_flat_pages(dataset, root, itemsize=8, block_size=None, column="doc_ids")
     if pages is not None and offsets is not None and int(pages.count.sum()) != int(offsets[-1]) - rows:
         pages, why = None, "the values of input_ids are not as many as num_tokens says"
-    index = Index(rows, offsets, pieces, short, short_tokens, pages, why)
+    index = Index(rows, offsets, pieces, short, short_tokens, pages, docs, why)
     _store(cache, index)
     return index
 
@@ -205,23 +213,13 @@ def _read_pieces(dataset: Any) -> tuple[IndexArray, Pieces]:
 
 
 def _store(cache: Cache, index: Index) -> None:
-    pages = index.pages
-    empty = np.empty(0, np.int64)
-    facts = {
-        "rows": index.rows,
-        "ragged": index.offsets is not None,
-        "flat": pages is not None,
-        "files": [] if pages is None else pages.files,
-        "why": index.why,
-    }
-    arrays: dict[str, Any] = {
-        "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
-        "file_of": empty if pages is None else pages.file,
-        "position": empty if pages is None else pages.position,
-        "count": empty if pages is None else pages.count,
-        "short": index.short,
-        "short_tokens": index.short_tokens,
-    }
+    facts: dict[str, Any] = {"rows": index.rows, "ragged": index.offsets is not None, "why": index.why}
+    arrays: dict[str, Any] = {"short": index.short, "short_tokens": index.short_tokens}
+    for name, pages in (("pages", index.pages), ("docs", index.docs)):
+        facts[name] = None if pages is None else pages.files
+        if pages is not None:
+            arrays[name] = np.stack([pages.file, pages.position, pages.count]).astype(np.int64)
+    arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     cache.write("index.npz", lambda file: np.savez(file, **arrays))
 
 
@@ -236,7 +234,7 @@ def token_pages(cache: Cache, tokens: int, itemsize: int) -> FlatPages | None:
     path = cache.find("tokens.bin")
     if path is None or path.stat().st_size != (tokens + 1) * itemsize:
         return None
-    return FlatPages([path.name], np.zeros(1, np.int32), np.zeros(1, np.int64), np.array([tokens], np.int64))
+    return FlatPages([path.name], np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([tokens], np.int64))
 
 
 def copy_tokens(dataset: Any, cache: Cache, tokens: int, itemsize: int) -> FlatPages:

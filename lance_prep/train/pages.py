@@ -35,13 +35,13 @@ class FlatPages:
 
     Attributes:
         files: paths below the dataset's `data/`.
-        file: int32 `[pages]`, which of `files` a page is in.
+        file: int64 `[pages]`, which of `files` a page is in.
         position: int64 `[pages]`, bytes from the start of the file.
         count: int64 `[pages]`, tokens.
     """
 
     files: list[str]
-    file: npt.NDArray[np.int32]
+    file: npt.NDArray[np.int64]
     position: npt.NDArray[np.int64]
     count: npt.NDArray[np.int64]
 
@@ -77,19 +77,22 @@ _NOTHING = _pattern(
 )
 
 
-def find_flat_pages(dataset: Any, root: Path, *, itemsize: int, block_size: int | None) -> FlatPages:
-    """The flat pages of `input_ids` of an open `lance.LanceDataset` on the local disk.
+def find_flat_pages(
+    dataset: Any, root: Path, *, itemsize: int, block_size: int | None, column: str = "input_ids"
+) -> FlatPages:
+    """Return the flat pages of a column of an open `lance.LanceDataset` on the local disk.
 
     Args:
         dataset: the open dataset.
         root: its directory.
-        itemsize: bytes a token, 2 or 4.
-        block_size: tokens a row for `fixed_size_list`; None for `list`.
+        itemsize: bytes a value: 2, 4 or 8.
+        block_size: values a row for `fixed_size_list`; None for `list`.
+        column: its name.
 
     Raises:
         NotFlat: a fragment has deletions, several files hold the column, or a page is not flat; says which.
     """
-    field = dataset.lance_schema.field("input_ids")
+    field = dataset.lance_schema.field(column)
     wanted = field.id() if block_size is not None else field.children()[0].id()
     files: list[str] = []
     columns: list[int] = []
@@ -99,19 +102,23 @@ def find_flat_pages(dataset: Any, root: Path, *, itemsize: int, block_size: int 
             raise NotFlat(f"fragment {fragment.fragment_id} has deleted rows")
         holders = [file for file in fragment.data_files() if wanted in file.fields]
         if len(holders) != 1 or getattr(holders[0], "base_id", None) is not None:
-            raise NotFlat(f"fragment {fragment.fragment_id} does not hold input_ids in one file of its own")
+            raise NotFlat(f"fragment {fragment.fragment_id} does not hold {column} in one file of its own")
         files.append(holders[0].path)
         columns.append(holders[0].column_indices[list(holders[0].fields).index(wanted)])
         rows.append(fragment.physical_rows)
 
     def read(i: int) -> list[Page]:
-        return _pages_of_file(root / "data" / files[i], columns[i], rows[i], itemsize, block_size)
+        path = root / "data" / files[i]
+        try:
+            return _pages_of_file(path, columns[i], rows[i], itemsize, block_size)
+        except NotFlat as error:
+            raise NotFlat(f"{path.name}: a page of {column} {error}") from None
 
     with ThreadPoolExecutor(4) as pool:  # 0.2 ms a file
         found = list(pool.map(read, range(len(files))))
     pages = [(i, page.position, page.count) for i, some in enumerate(found) for page in some]
     table = np.array(pages, np.int64).reshape(-1, 3)
-    return FlatPages(files, table[:, 0].astype(np.int32), table[:, 1].copy(), table[:, 2].copy())
+    return FlatPages(files, table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy())
 
 
 def _pages_of_file(path: Path, column: int, rows: int, itemsize: int, block_size: int | None) -> list[Page]:
@@ -119,27 +126,27 @@ def _pages_of_file(path: Path, column: int, rows: int, itemsize: int, block_size
 
     metadata = LanceFileReader(str(path)).metadata()
     size = path.stat().st_size
-    pages = [_flat_page(page, itemsize, block_size, path.name) for page in metadata.columns[column].pages]
+    pages = [_flat_page(page, itemsize, block_size) for page in metadata.columns[column].pages]
     for page in pages:
         # The file's footer follows its pages, so one token may be read beyond the last (windows of block_size + 1).
         if page.position % itemsize or page.position + page.count * itemsize + itemsize > size:
-            raise NotFlat(f"{path.name}: a page of input_ids lies outside the file or off its alignment")
+            raise NotFlat("is outside the file or not aligned")
     if block_size is not None and sum(page.count for page in pages) != rows * block_size:
-        raise NotFlat(f"{path.name}: the pages of input_ids do not hold {rows} rows of {block_size}")
+        raise NotFlat(f"is missing: they do not hold {rows} rows of {block_size}")
     return [page for page in pages if page.count]
 
 
-def _flat_page(page: Any, itemsize: int, block_size: int | None, name: str) -> Page:
+def _flat_page(page: Any, itemsize: int, block_size: int | None) -> Page:
     text = re.sub(r"\s", "", str(page.encoding))
     if block_size is None and not page.buffers and _NOTHING.fullmatch(text):
         return Page(0, 0)
     match = (_BLOCKS if block_size is not None else _VALUES).fullmatch(text)
     bits = 8 * itemsize
     if match is None or int(match["bits"]) != bits or len(page.buffers) != 1:
-        raise NotFlat(f"{name}: a page of input_ids is encoded otherwise than flat")
+        raise NotFlat("is encoded otherwise than flat")
     position, size = page.buffers[0].position, page.buffers[0].size
     if block_size is not None and int(match["block"]) != block_size:
-        raise NotFlat(f"{name}: a page of input_ids holds rows of another size than {block_size}")
+        raise NotFlat(f"has rows of another size than {block_size}")
     if size % ((block_size or 1) * itemsize):
-        raise NotFlat(f"{name}: a page of {size} bytes does not hold whole rows or tokens")
+        raise NotFlat(f"has {size} bytes, which are not whole rows or tokens")
     return Page(position, size // itemsize)

@@ -18,7 +18,7 @@ from lance_prep.errors import DatasetError
 from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.train.permutation import IndexArray
 
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 
 #: Rows of blocks gathered before they are converted.
 _AT_ONCE = 64
@@ -77,6 +77,7 @@ class MappedTokens:
         pages: where the tokens lie.
         itemsize: bytes a token.
         row_start: where rows begin in the flat column.
+        beside: another column of the same files, whose maps are used too.
 
     Raises:
         NotFlat: the files cannot be mapped (too many for the system), or a page is not inside its file.
@@ -88,12 +89,22 @@ class MappedTokens:
     contiguous = True
 
     def __init__(
-        self, root: Path, pages: FlatPages, *, itemsize: int, row_start: Callable[[IndexArray], IndexArray]
+        self,
+        root: Path,
+        pages: FlatPages,
+        *,
+        itemsize: int,
+        row_start: Callable[[IndexArray], IndexArray],
+        beside: MappedTokens | None = None,
     ) -> None:
-        self._maps = [_map_file(root, name) for name in pages.files]
+        shared = beside is not None and beside.files == pages.files
+        self.files: list[str] = pages.files
+        self._maps: list[Any] = (
+            beside._maps if beside is not None and shared else [_map_file(root, name) for name in self.files]
+        )
         _check_pages(pages, [m.numel() for m in self._maps], itemsize)
         self._row_start = row_start
-        self._dtype = np.dtype("<u2" if itemsize == 2 else "<u4")
+        self._dtype = np.dtype(f"<u{itemsize}")
         self._first = np.concatenate([[0], np.cumsum(pages.count)]).astype(np.int64)
         bases = np.array([m.data_ptr() for m in self._maps], np.int64)
         address = bases[pages.file] + pages.position if len(pages.file) else np.empty(0, np.int64)
@@ -197,7 +208,7 @@ def _check_pages(pages: FlatPages, sizes: list[int], itemsize: int) -> None:
     if not good.all():
         file = int(pages.file[np.argmin(good)])
         name = pages.files[file] if 0 <= file < len(sizes) else f"file {file}"
-        raise NotFlat(f"a page of input_ids is not inside {name}")
+        raise NotFlat(f"a page of the index is not inside {name}")
 
 
 def _map_file(root: Path, name: str) -> Any:

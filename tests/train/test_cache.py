@@ -53,6 +53,7 @@ def read(made: Made, ds: LanceDataset | None = None) -> list[Any]:
     if made.layout == "blocks":
         lengths = [sample.documents.lengths.tolist() for sample in batch]
         assert lengths == made.pieces
+        assert [list(origin.documents) for origin in ds.origins(np.arange(len(ds)))] == made.columns["doc_ids"]
     return ids
 
 
@@ -102,7 +103,7 @@ def test_a_cache_that_came_with_the_dataset_is_not_believed(
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(range(256)) * 100)
     made = make_cached(make, "flat")
-    change_index(made, lambda facts, arrays: facts.update(files=[f"../../{secret.name}"] * 2))
+    change_index(made, lambda facts, arrays: facts.update(pages=[f"../../{secret.name}"] * 2))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     read(made)
     assert open_again(made).access.way == "mmap"
@@ -110,17 +111,30 @@ def test_a_cache_that_came_with_the_dataset_is_not_believed(
 
 FORGED: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], object]] = {
     "rows": lambda facts, arrays: facts.update(rows=facts["rows"] - 7),
-    "a file outside": lambda facts, arrays: facts.update(files=["../../../../etc/passwd"] * 2),
-    "a file of the sidecar": lambda facts, arrays: facts.update(files=["../.lance_prep/tokenizer.json"] * 2),
-    "a negative position": lambda facts, arrays: arrays["position"].__isub__(50_000_000),
-    "a position beyond the file": lambda facts, arrays: arrays["position"].__iadd__(50_000_000),
-    "an odd position": lambda facts, arrays: arrays["position"].__iadd__(1),
-    "a shifted position": lambda facts, arrays: arrays["position"].__iadd__(2),
-    "an unknown file": lambda facts, arrays: arrays["file_of"].__iadd__(100),
-    "a negative file": lambda facts, arrays: arrays["file_of"].__isub__(100),
-    "more tokens": lambda facts, arrays: arrays["count"].__iadd__(1 << 40),
-    "a negative count": lambda facts, arrays: arrays["count"].__isub__(1 << 40),
+    "a file outside": lambda facts, arrays: facts.update(pages=["../../../../etc/passwd"] * 2),
+    "a file of the sidecar": lambda facts, arrays: facts.update(pages=["../.lance_prep/tokenizer.json"] * 2),
+    "a negative position": lambda facts, arrays: arrays["pages"][1].__isub__(50_000_000),
+    "a position beyond the file": lambda facts, arrays: arrays["pages"][1].__iadd__(50_000_000),
+    "an odd position": lambda facts, arrays: arrays["pages"][1].__iadd__(1),
+    "a shifted position": lambda facts, arrays: arrays["pages"][1].__iadd__(2),
+    "an unknown file": lambda facts, arrays: arrays["pages"][0].__iadd__(100),
+    "a negative file": lambda facts, arrays: arrays["pages"][0].__isub__(100),
+    "more tokens": lambda facts, arrays: arrays["pages"][2].__iadd__(1 << 40),
+    "a negative count": lambda facts, arrays: arrays["pages"][2].__isub__(1 << 40),
 }
+
+
+FORGED["shifted documents"] = lambda facts, arrays: arrays["docs"][1].__iadd__(8) if "docs" in arrays else None
+for _name in (
+    "a negative position",
+    "a position beyond the file",
+    "more tokens",
+    "a negative count",
+    "an unknown file",
+):
+    FORGED[f"{_name}, of the documents"] = lambda facts, arrays, change=FORGED[_name]: (
+        change(facts, {"pages": arrays["docs"]}) if "docs" in arrays else None
+    )
 
 
 @pytest.mark.parametrize("layout", ["flat", "blocks"])
