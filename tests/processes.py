@@ -91,5 +91,6 @@ def leftovers(uri: str | Path) -> list[str]:
 
 def check_whole(uri: str | Path) -> None:
     """`verify` finds nothing wrong, and nothing is left over."""
-    assert verify(str(uri)).problems == []
-    assert leftovers(uri) == []
+    problems = verify(str(uri)).problems
+    assert problems == [], problems
+    assert leftovers(uri) == [], leftovers(uri)

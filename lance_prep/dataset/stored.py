@@ -14,6 +14,7 @@ from lance_prep.dataset.journals import BuildJournal
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store.cache import damaged_files
 from lance_prep.store.files import Files, LocalFiles, is_local
+from lance_prep.store.lance_io import VERSION_HINT
 from lance_prep.store.metadata import FOLDER, KEY
 from lance_prep.store.receipt import QUARANTINE_NOTE, read_quarantine_note
 from lance_prep.store.seal import (
@@ -100,12 +101,11 @@ def _check_schema(opened: DatasetVersion, found: Verification) -> None:
 def check_small_files(opened: DatasetVersion, found: Verification) -> None:
     """Check what Lance and lance-prep keep beside a version: version hint, tags, quarantine note, cached indexes."""
     files, versions = opened.files, manifest_versions(opened.files)
-    for path in files.list("_versions"):
-        if path.endswith("/latest_version_hint.json"):
-            with found.reading(path):
-                hint = _object(files, path, {"version"})
-                if hint["version"] not in versions:
-                    raise ValueError(f"it names version {hint['version']!r}, which does not exist")
+    if files.read(VERSION_HINT) is not None:
+        with found.reading(VERSION_HINT):
+            hint = _object(files, VERSION_HINT, {"version"})
+            if hint["version"] not in versions:
+                raise ValueError(f"it names version {hint['version']!r}, which does not exist")
     for path in files.list("_refs/tags"):
         if path.endswith(".json"):
             with found.reading(path):

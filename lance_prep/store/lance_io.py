@@ -16,6 +16,8 @@ from lance_prep.layouts import LAYOUTS
 from lance_prep.store.files import LocalFiles, is_local
 from lance_prep.store.seal import manifest_path
 
+VERSION_HINT = "_versions/latest_version_hint.json"
+
 
 def file_version(layout: str, schema: pa.Schema) -> str:
     """Return the Lance file format for a layout.
@@ -180,5 +182,9 @@ def _sync(files: LocalFiles, version: int, transaction: str) -> None:
     """Make a commit durable: Lance leaves it to the system when its files go to the disk."""
     written = [path for path in files.list("_transactions") if transaction in path]
     manifest = manifest_path(files, version)
+    # Lance ignores a failure to write its hint, and lists the versions if there is none.
+    hint = files.read(VERSION_HINT)
+    if hint is not None and hint != json.dumps({"version": version}, separators=(",", ":")).encode():
+        files.delete(VERSION_HINT)
     for path in [*written, *([manifest] if manifest else [])]:
         files.sync(path)

@@ -83,10 +83,11 @@ def _held(uri: str) -> Iterator[OutputLock]:
         _lock(file, uri)
         file.seek(0)
         interrupted = bool(file.read(1))
+        # In place, and cut to its length afterwards: on a full disk the text of an interrupted command stays.
         file.seek(0)
-        file.truncate(0)
         file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}))
         file.flush()
+        file.truncate()
         make_durable(file.fileno())  # a command after a power cut also learns of this one
         yield OutputLock(uri, file, interrupted=interrupted)
         file.truncate(0)  # only after success: text in the file tells the next command to look for leftovers
