@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import BLOCK, PAD, Made
+from torch.utils.data import DataLoader
 
 from lance_prep.errors import UsageError
-from lance_prep.train import LanceDataset, pad_collate, varlen_collate
+from lance_prep.train import LanceDataset, Mixture, TokenLoader, pad_collate, varlen_collate
 from lance_prep.train.order import PAD_ROW
 
 
@@ -124,6 +125,40 @@ def test_packed_documents_have_the_logits_of_each_alone(blocks: Made, llama: Any
     with torch.no_grad():
         mixed = llama(ds.take(indices)["input_ids"]).logits[0]
     assert not torch.allclose(mixed, alone[: len(mixed)], atol=1e-3), "without positions documents are not isolated"
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) if isinstance(value, torch.Tensor) else value == other[name]
+        for name, value in one.items()
+    )
+
+
+@pytest.mark.parametrize("layout", ["blocks", "lines"])
+def test_varlen_in_loaders_and_worker_processes(request: Any, layout: str) -> None:
+    made: Made = request.getfixturevalue(layout)
+    ds = LanceDataset(made.path, block_size=BLOCK, position_ids=True)
+    want = [varlen_collate(ds.take(range(at, min(at + 8, len(ds))))) for at in range(0, len(ds), 8)]
+    loader = DataLoader(
+        ds, batch_size=8, num_workers=2, multiprocessing_context="forkserver", collate_fn=varlen_collate
+    )
+    assert all(same(one, other) for one, other in zip(loader, want, strict=True))
+    ours = TokenLoader(ds, 8, shuffle=False, tail="drop", collate_fn=varlen_collate)
+    assert all(same(one, other) for one, other in zip(ours, want, strict=False))
+
+
+def test_varlen_of_a_mixture(blocks: Made, documents: Made) -> None:
+    sources = [LanceDataset(made.path, block_size=BLOCK) for made in (blocks, documents)]
+    names = [str(source.uri) for source in sources]
+    mix = Mixture(dict.fromkeys(names, 0.5), by="rows", block_size=BLOCK)
+    indices = list(range(12))
+    source, sample = mix.locate(np.array(indices))
+    alone = [varlen_collate(sources[s].take([i])) for s, i in zip(source.tolist(), sample.tolist(), strict=True)]
+    got = varlen_collate(mix.take(indices))
+    assert len({*source.tolist()}) == 2
+    for name in ("input_ids", "labels", "position_ids"):
+        assert torch.equal(got[name], torch.cat([batch[name] for batch in alone]))
+    assert torch.equal(got["cu_seqlens"].diff(), torch.cat([batch["cu_seqlens"].diff() for batch in alone]))
 
 
 def test_varlen_leaves_padding_out(blocks: Made) -> None:
