@@ -81,7 +81,7 @@ def leftovers(uri: str | Path) -> list[str]:
         name, parts = path.relative_to(root).as_posix(), path.relative_to(root).parts
         if path.is_dir():
             continue
-        temporary = path.name.startswith(".") or ".tmp" in path.name or "#" in path.name
+        temporary = ".tmp" in path.name or path.name.endswith(".part") or "#" in path.name
         unnamed = parts[0] in ("data", "_transactions") and name not in named
         sidecar = parts[0] == ".lance_prep" and parts[1] in ("builds", "lists", "tokenizers")
         if temporary or unnamed or (sidecar and parts[2] not in needed):
