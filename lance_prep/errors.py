@@ -323,9 +323,9 @@ def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
     unreachable |= {("aiohttp", "ClientError"), ("botocore", "HTTPClientError"), ("botocore", "ConnectionError")}
     busy = isinstance(error, OSError) and error.errno in (errno.EBUSY, errno.EREMOTEIO)
     if busy or isinstance(error, ConnectionError | TimeoutError) or names & unreachable:
-        return StoreUnreachable(
-            f"{doing}: the object store does not answer as it should ({_line(error)})", _STORE_ADVICE
-        )
+        web = "http://" in doing or "https://" in doing
+        store, advice = ("server", "check the URL and the network") if web else ("object store", _STORE_ADVICE)
+        return StoreUnreachable(f"{doing}: the {store} does not answer as it should ({_line(error)})", advice)
     if names & {("botocore", "BotoCoreError"), ("botocore", "ClientError")} or isinstance(error, OSError):
         return SourceError(f"{doing}: the object store reports an error ({_line(error)})", _STORE_ADVICE)
     return None

@@ -148,6 +148,6 @@ class _Decompressed(io.RawIOBase):
     def _damaged(self, error: Exception) -> BadFile:
         where = f"after {self._bytes:,} decompressed bytes"
         if self._streams:
-            where += f" and {self._streams:,} whole streams"
+            where += f", in stream {self._streams + 1:,}"
         said = f"{self._url}: damaged {self._compression} data {where} ({error})"
         return BadFile(said, "get the file again; if something else was appended to it, remove that")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -131,6 +131,8 @@ def _printed(value: Any) -> Any:
         raise TemplatePrints(f"the template prints a {kind}; write {{{{ x | join(', ') }}}} or {{{{ x | tojson }}}}")
     if callable(value):
         raise TemplatePrints("the template prints a method, not its result; write {{ text.upper() }}")
+    if isinstance(value, Iterator):
+        raise TemplatePrints(f"the template prints a {kind}; write {{{{ x | ... | join(', ') }}}}")
     raise TemplatePrints(f"the template prints a {kind}; it may print text, numbers, dates, true, false and null")
 
 
