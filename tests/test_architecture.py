@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "layouts": set(),
     "ledger": set(),
     "keyed": set(),
-    "process": set(),
+    "process": {"errors"},
     "fetch": BASE,
     "recipe": BASE,
     "plan": BASE | {"fetch", "recipe"},

@@ -6,6 +6,7 @@ from typing import Any
 
 from lance_prep.errors import AccessDenied, BadFile, SourceChanged, SourceError, SourceNotFound
 from lance_prep.fetch.retry import Retries
+from lance_prep.process import with_credentials
 
 # A server without byte ranges sends the whole file for each request, which is bearable for a small file only.
 WHOLE_BYTES = 8 << 20
@@ -120,7 +121,7 @@ def _get(url: str, headers: dict[str, str]) -> Any:
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    return get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True)
+    return get_session().stream("GET", with_credentials(url), headers=headers, timeout=timeout, follow_redirects=True)
 
 
 def _identity(response: Any) -> str:

@@ -11,6 +11,7 @@ from lance_prep.errors import BadFile
 from lance_prep.fetch.http import HttpRanges, http_state
 from lance_prep.fetch.hub import HubRanges
 from lance_prep.fetch.retry import Retries
+from lance_prep.process import with_credentials
 
 
 class Ranges(Protocol):
@@ -72,7 +73,7 @@ def fsspec_of(url: str, options: Mapping[str, str] | None) -> tuple[Any, str]:
 
     options = dict(options or {})
     if not url.startswith(("s3://", "s3a://")):
-        fs, path = fsspec.core.url_to_fs(url, **options)
+        fs, path = fsspec.core.url_to_fs(with_credentials(url), **options)
         return fs, path
     lowered = {key.lower().removeprefix("aws_"): value for key, value in options.items()}
     names = {"access_key_id": "key", "secret_access_key": "secret", "session_token": "token"}

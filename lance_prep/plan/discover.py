@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate, translating, without_credentials
+from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate, translating
 from lance_prep.fetch import Retries, fsspec_of, http_state, identity_of
 from lance_prep.fetch.retry import FIRST_ATTEMPTS
 from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
@@ -279,19 +279,19 @@ def find_http(source: str) -> Found:
     """Return one file on a web server, pinned by its size and ETag.
 
     Raises:
-        UsageError: a glob, a Lance dataset, or a URL with a password or query, which the dataset would keep.
+        UsageError: a glob or a Lance dataset.
         SourceError: unknown extension, or the server cannot be read.
     """
     at = urlsplit(source)
-    if at.username or at.password or at.query:
-        said = f"{without_credentials(source)} has a user, password or query, which would be stored in the dataset"
-        raise UsageError(said, "download the file, and build from the copy")
     if is_glob(at.path) or source.rstrip("/").endswith(".lance"):
         said = f"{source} names several files, and a web server does not list them"
         raise UsageError(said, "name files one by one, or download them")
     known, compression = require_format(PurePosixPath(at.path).name)
     size, identity = http_state(source, Retries(attempts=FIRST_ATTEMPTS))
     return Found(PinnedSource(asked=source), (SourceFile(source, known, size, identity, compression),))
+
+
+_SERVERS = ("ftp", "sftp", "ssh", "smb")
 
 
 def find_remote(source: str, options: Mapping[str, str] | None) -> Found:
@@ -311,7 +311,10 @@ def find_remote(source: str, options: Mapping[str, str] | None) -> Found:
     if not infos:
         raise SourceNotFound(f"{source}: no data file there", _ADVICE)
     check_one_family([name for name, _ in infos], source)
-    files = tuple(_remote_file(source, name, info) for name, info in infos)
+    # fsspec names the files of a server by their path alone, and those of an object store by bucket and path.
+    at = urlsplit(source)
+    base = f"{at.scheme}://{at.netloc if at.scheme in _SERVERS else ''}"
+    files = tuple(_remote_file(base, name, info) for name, info in infos)
     return Found(PinnedSource(asked=source), files, skipped=skipped)
 
 
@@ -339,10 +342,11 @@ def left_out(names: Iterable[str], kept: set[str]) -> tuple[Skipped, ...]:
     )
 
 
-def _remote_file(source: str, name: str, info: Any) -> SourceFile:
+def _remote_file(base: str, name: str, info: Any) -> SourceFile:
     kind, compression = require_format(name)
-    url = f"{source.split('://')[0]}://{name.lstrip('/')}"
-    return SourceFile(url, kind, int(info["size"]), identity_of(info), compression)
+    return SourceFile(
+        base + (name if base[-1] != "/" else name.lstrip("/")), kind, int(info["size"]), identity_of(info), compression
+    )
 
 
 def check_no_hub_options(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lance_prep.errors import RecipeError, UsageError
+from lance_prep.errors import RecipeError, UsageError, without_credentials
 from lance_prep.layouts import LAYOUTS, unread_options
 from lance_prep.recipe.model import Recipe
 
@@ -69,6 +69,7 @@ def default_output(source: Source) -> str:
     Several sources are named by the folder that they share.
     """
     names = _names(source)
+    names = tuple(without_credentials(name) for name in names)
     text = names[0] if len(names) == 1 else f"{_shared_folder(names)}/*".lstrip("/")
     stem = re.split(r"[@*?\[]", text.rstrip("/"))[0].rstrip("/").rpartition("/")[2]
     if stem in ("", ".", ".."):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from lance_prep.layouts import LAYOUTS, unread_options
+from lance_prep.process import hold_credentials
 
 Layout = Literal["lines", "documents", "blocks", "raw"]
 Packing = Literal["concat", "best-fit"]
@@ -147,6 +148,7 @@ class Recipe(BaseModel):
         names = (source,) if isinstance(source, str) else source
         if not names or not all(names):
             raise ValueError("empty; name a recipe, a Hub id, a file, a folder or a glob")
+        names = tuple(hold_credentials(name) for name in names)
         return names[0] if len(names) == 1 else names
 
     @model_validator(mode="after")
