@@ -30,6 +30,7 @@ from lance_prep.store.files import files_of, is_local
 from lance_prep.store.leftovers import remove_leftovers, tidy, with_data
 from lance_prep.store.lock import OutputLock, output_lock
 from lance_prep.store.receipt import Journal, build_key, plan_as_json, unfinished_builds
+from lance_prep.store.version import dataset_uri
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
 
 READ_AHEAD_BATCHES = 2
@@ -67,7 +68,7 @@ class RunOptions:
     def uri(self, source: Source) -> str:
         """Absolute path, or URI, of the output."""
         output = str(self.output) if self.output is not None else default_output(source)
-        return str(Path(output).absolute()) if is_local(output) else output.rstrip("/")
+        return dataset_uri(output)
 
 
 def build(
