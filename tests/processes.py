@@ -15,6 +15,7 @@ from typing import Any
 import lance
 
 from lance_prep.dataset import open_version, verify
+from lance_prep.store.version import LOADER_FILE
 
 PROGRAM = str(Path(sys.executable).with_name("lance-prep"))
 
@@ -79,7 +80,7 @@ def leftovers(uri: str | Path) -> list[str]:
     found = set()
     for path in root.rglob("*"):
         name, parts = path.relative_to(root).as_posix(), path.relative_to(root).parts
-        if path.is_dir():
+        if path.is_dir() or name == LOADER_FILE:
             continue
         temporary = ".tmp" in path.name or path.name.endswith(".part") or "#" in path.name
         unnamed = parts[0] in ("data", "_transactions") and name not in named

@@ -24,7 +24,15 @@ from lance_prep.store.lock import output_lock
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
 from lance_prep.store.receipt import Journal, Receipt, unfinished_builds
 from lance_prep.store.seal import SEALS, hash_files, is_sealed, manifest_versions, read_seal, seal
-from lance_prep.store.version import DatasetVersion, list_path, open_any, open_version, opened, tokenizer_path
+from lance_prep.store.version import (
+    LOADER_FILE,
+    DatasetVersion,
+    list_path,
+    open_any,
+    open_version,
+    opened,
+    tokenizer_path,
+)
 
 DATA = "data"
 
@@ -103,7 +111,7 @@ def tidy(uri: str) -> None:
     files = LocalFiles(Path(uri))
     for folder, pattern in _UNNAMED.items():
         _remove(uri, folder, pattern, set())
-    for path in files.list(FOLDER):
+    for path in [*files.list(FOLDER), f".{LOADER_FILE}{TEMPORARY}"]:
         name = path.rpartition("/")[2]
         if name.startswith(".") and name.endswith(TEMPORARY):
             files.delete(path)
