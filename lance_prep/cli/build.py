@@ -17,7 +17,7 @@ from lance_prep.recipe import Recipe, builtin_recipes, default_output, load_reci
 
 EXAMPLES = f"""\b
 SOURCE is a built-in recipe ({", ".join(builtin_recipes())}), a recipe .yaml, a Hub id
-owner/name, an hf:// or s3:// URL, or local files, folders and globs
+owner/name, an hf://, s3:// or https:// URL, or local files, folders and globs
 (.parquet .jsonl .json .csv .txt .arrow .lance; .gz and .zst of line formats).
 Several files, folders and globs are read in order, as one source.
 
@@ -25,7 +25,7 @@ Several files, folders and globs are read in order, as one source.
 Examples:
   lance-prep build sample
   lance-prep build wikitext                     (the first 500,000 lines)
-  lance-prep build wikitext --max-rows all      (all of it)
+  lance-prep build wikitext --max-rows all -o wikitext-all.lance
   lance-prep build HuggingFaceFW/fineweb --config sample-10BT --layout blocks --block-size 2048
   lance-prep build logs/*.jsonl.zst --text-column message --keep-columns id,time --layout documents
   lance-prep build data.parquet --filter "lang = 'en'" --tokenizer ./tokenizer.json -o en.lance
@@ -43,11 +43,11 @@ def _recipe_options(function: Any) -> Any:
 
 
 def _option(name: str, field: FieldInfo) -> Any:
-    flag, default, description = "--" + name.replace("_", "-"), field.default, field.description or ""
+    flag, default, description = "--" + name.replace("_", "-"), field.default, _sentence(field.description or "")
     kinds = [kind for kind in _flat(field.annotation) if kind is not type(None)]
     shown = "" if default in (None, ()) or "[default" in description else f"  [default: {_plain(default)}]"
     if name == "template":
-        description += r" (in this option \n, \t and \\ are newline, tab and backslash)"
+        description += r" In this option \n, \t and \\ are newline, tab and backslash."
         return click.option(flag, callback=_unescape, default=None, help=description)
     if name == "keep_columns":
         return click.option(flag, metavar="A,B,...", callback=_split, default=None, help=description)
@@ -59,6 +59,12 @@ def _option(name: str, field: FieldInfo) -> Any:
     # A field that parses text itself ("128MiB", "all") is handed the text.
     number = int in kinds and not any(isinstance(each, BeforeValidator) for each in field.metadata)
     return click.option(flag, type=int if number else str, default=None, help=description + shown)
+
+
+def _sentence(description: str) -> str:
+    """Write a field's description as the other options' help is written: `Seed of the shuffle.`"""
+    said, default, rest = description.partition(" [default")
+    return f"{said[:1].upper()}{said[1:]}.{' ' if default else ''}{default}{rest}"
 
 
 def _flat(annotation: Any) -> list[Any]:
@@ -90,7 +96,7 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     "-o", "--output", metavar="PATH", help="Path or s3:// URI of the dataset.  [default: SOURCE's name.lance]"
 )
 @_recipe_options
-@click.option("--workers", type=click.IntRange(min=1), help="Shards built at once.  [default: the cores]")
+@click.option("--workers", type=click.IntRange(min=1), help="Shards built at once.  [default: number of cores]")
 @click.option("--append", is_flag=True, help="Add what is new in the source as a new version.")
 @click.option("--overwrite", "--force", is_flag=True, help="Make a new version with the new content; old ones stay.")
 @click.option("--skip-existing", is_flag=True, help="Leave a dataset that exists alone, whatever it was built from.")

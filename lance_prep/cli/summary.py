@@ -59,6 +59,8 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("text unit", f"a row is a {given['text_unit']}"))
     if given.get("delimiter", ",") != ",":
         rows.append(("delimiter", repr(given["delimiter"])))
+    if "delimiter" in given:
+        rows.append(("delimiter", repr(given["delimiter"])))
     if "filter" in given:
         rows.append(("filter", given["filter"]))
     if "keep_columns" in given:

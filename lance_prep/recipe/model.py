@@ -1,7 +1,7 @@
 """The recipe: what to build, and nothing else.
 
-Everything that decides the rows of a dataset is a field here, and nothing that does not (workers, output, progress)
-is. So the hash of a recipe, with the pinned source and the tokenizer, names the result.
+Everything that decides the rows of a dataset is a field here, and nothing else: not workers, output or progress. So the
+hash of a recipe, with the pinned source and the tokenizer, identifies the result.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Recipe(BaseModel):
     )
     text_unit: TextUnit | None = Field(
         None,
-        description="what a row of a .txt or .md file is; paragraphs are separated by blank lines [default: file; line "
+        description="unit that is a row of a .txt or .md file; paragraphs are separated by blank lines [default: file; line "
         "with layout lines or raw]",
     )
     delimiter: Annotated[
@@ -107,20 +107,20 @@ class Recipe(BaseModel):
         DEFAULT_TOKENIZER, description="Hub id of a tokenizer, a tokenizer.json, or a folder with one"
     )
     tokenizer_revision: str | None = Field(None, description="branch, tag or commit of the tokenizer")
-    tokenizer_backend: Backend = Field("auto", description="auto: gigatoken where it can load the tokenizer")
+    tokenizer_backend: Backend = Field("auto", description="encoder; auto uses gigatoken if it can load the tokenizer")
     special_tokens: SpecialTokens = Field(
-        "text", description="special tokens written inside a text: plain text, parsed, or an error"
+        "text", description="special tokens written inside a text are plain text, parsed, or an error"
     )
     add_special_tokens: bool = Field(
         True, description="add the special tokens that the tokenizer's post-processor adds"
     )
     eos_token: str | None = Field(None, description="token that ends a document [default: the tokenizer's own]")
 
-    layout: Layout = Field(
-        "blocks", description="what a row is: a line, a document, a packed block, or the record itself"
-    )
+    layout: Layout = Field("blocks", description="a row is a line, a document, a packed block, or the record itself")
     block_size: Annotated[int, Field(ge=2, le=1 << 24, description="tokens in a block")] = 1024
-    packing: Packing = Field("concat", description="concat cuts the stream; best-fit keeps documents whole")
+    packing: Packing = Field(
+        "concat", description="concat cuts the stream; best-fit never splits a document that fits in a block"
+    )
 
     shuffle_batch_size: Annotated[
         int, Field(ge=1, le=1 << 20, description="source rows that are shuffled together")
