@@ -93,8 +93,8 @@ class Recipe(BaseModel):
     )
     text_unit: TextUnit | None = Field(
         None,
-        description="unit that is a row of a .txt or .md file; paragraphs are separated by blank lines [default: file; line "
-        "with layout lines or raw]",
+        description="unit that is a row of a .txt or .md file; paragraphs are separated by blank lines [default: file; "
+        "line with layout lines or raw]",
     )
     delimiter: Annotated[
         str | None,
