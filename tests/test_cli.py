@@ -86,11 +86,11 @@ def test_flags_override_a_recipe_file(tmp_path: Path, source: str, tokenizer: st
     (tmp_path / "r.yaml").write_text(
         f"source: a.parquet\ntokenizer: {tokenizer}\nlayout: lines\nseed: 1\nkeep_columns: [n]\n"
     )
-    assert run(["build", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "o.lance"), "--seed", "2", "--no-shuffle"]) == 0
+    assert run(["build", str(tmp_path / "r.yaml"), "-o", str(tmp_path / "o.lance"), "--seed", "2"]) == 0
     dataset = lance.dataset(str(tmp_path / "o.lance"))
-    assert dataset.to_table()["n"].to_pylist() == list(range(500))
+    assert sorted(dataset.to_table()["n"].to_pylist()) == list(range(500))
     recipe = json.loads(dataset.schema.metadata[b"lance_prep"])["recipe"]
-    assert (recipe["seed"], recipe["shuffle"], recipe["layout"]) == (2, False, "lines")
+    assert (recipe["seed"], recipe["shuffle"], recipe["layout"]) == (2, True, "lines")
 
 
 def test_every_field_of_the_recipe_has_a_flag() -> None:
