@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lance_prep.ledger import Rejected, Tally
-from lance_prep.plan import Plan, make_plan
+from lance_prep.model import Plan
+from lance_prep.plan import make_plan
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch, read_shard
 

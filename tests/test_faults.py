@@ -25,7 +25,7 @@ from lance_prep.errors import (
     SourceChanged,
 )
 from lance_prep.fetch import retry
-from lance_prep.plan import Plan
+from lance_prep.model import Plan
 from lance_prep.store.receipt import Receipt
 from tests import tokenizers_made as made
 from tests.loopback_hub import LoopbackHub

@@ -27,7 +27,8 @@ from lance_prep.errors import (
     UsageError,
     translate,
 )
-from lance_prep.plan import SHARD_BYTES, Plan
+from lance_prep.model import Plan
+from lance_prep.plan import SHARD_BYTES
 from lance_prep.plan.cut import cut_shards
 from lance_prep.recipe import Recipe
 from tests.sources import parquet_bytes, plan_of, read

@@ -30,7 +30,7 @@ from lance_prep import source
 from lance_prep.errors import BadFile, LancePrepError, RowRejected, SourceChanged, UsageError
 from lance_prep.fetch import Retries
 from lance_prep.ledger import Rejected, Tally
-from lance_prep.plan import Part, Plan, Shard
+from lance_prep.model import Part, Plan, Shard
 from lance_prep.plan.peek import peek_schema
 from lance_prep.recipe import Recipe
 from lance_prep.source import read_shard

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from lance_prep.cli.common import count, printable, size, span
 from lance_prep.engine.progress import Progress
-from lance_prep.plan import Plan
+from lance_prep.model import Plan
 from lance_prep.store.receipt import Receipt
 
 LINE_EVERY = 10.0

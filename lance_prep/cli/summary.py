@@ -9,7 +9,7 @@ from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_wor
 from lance_prep.layout import ROW_BITS
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger
-from lance_prep.plan import Plan
+from lance_prep.model import Plan
 from lance_prep.store.metadata import Lengths
 
 #: A dataset that loses more than this share of its source rows was probably read the wrong way.

@@ -29,7 +29,8 @@ from lance_prep.dataset.scan import ShardRows
 from lance_prep.errors import LancePrepError, SourceChanged
 from lance_prep.layout import ROW_BITS, LayoutJob, document_affixes, lay_out, row_schema
 from lance_prep.ledger import Tally
-from lance_prep.plan import Plan, Shard, SourceFile, make_plan
+from lance_prep.model import Plan, Shard, SourceFile
+from lance_prep.plan import make_plan
 from lance_prep.source import SourceBatch, check_unchanged, read_shard
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.files import is_local

@@ -23,7 +23,8 @@ from lance_prep.errors import OutputError, OutputExists, RowRejected, SourceChan
 from lance_prep.layout import check_tokenizer
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Rejected, Tally
-from lance_prep.plan import Plan, make_plan
+from lance_prep.model import Plan
+from lance_prep.plan import make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Recipe, RecipeFields, Source, default_output, load_recipe
 from lance_prep.store.files import files_of, is_local

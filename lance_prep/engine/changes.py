@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lance_prep.plan import Plan, SourceFile
+from lance_prep.model import Plan, SourceFile
 from lance_prep.source import check_unchanged
 from lance_prep.store.files import is_local
 from lance_prep.store.metadata import FileRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from lance_prep.plan import Plan
+from lance_prep.model import Plan
 from lance_prep.store.receipt import Receipt
 
 

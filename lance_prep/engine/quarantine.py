@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lance_prep.errors import DatasetError, RowRejected, UsageError
 from lance_prep.ledger import Rejected
-from lance_prep.plan import SourceFile
+from lance_prep.model import SourceFile
 from lance_prep.store.files import Files, files_of, is_local
 from lance_prep.store.metadata import BuildRecord
 from lance_prep.store.receipt import Journal, QuarantineNote, read_quarantine_note, receipts_of, write_quarantine_note

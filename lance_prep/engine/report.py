@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lance_prep.errors import LancePrepError
 from lance_prep.ledger import Ledger
-from lance_prep.plan import Plan
+from lance_prep.model import Plan
 from lance_prep.store.metadata import Lengths
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lance_prep.plan import Plan, Shard
+from lance_prep.model import Plan, Shard
 from lance_prep.store.receipt import Receipt
 
 

@@ -14,7 +14,7 @@ from lance_prep.engine.quarantine import Quarantine
 from lance_prep.errors import Interrupted
 from lance_prep.layout import LayoutJob, lay_out, row_schema
 from lance_prep.ledger import Tally
-from lance_prep.plan import Plan, Shard
+from lance_prep.model import Plan, Shard
 from lance_prep.process import read_ahead, trim
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store.content_hash import ShardHash

@@ -7,7 +7,7 @@ import pyarrow as pa
 from lance_prep.layout.base import ROW_BITS, LayoutJob
 from lance_prep.layout.blocks import BLOCKS, document_affixes
 from lance_prep.layout.rows import RAW, TEXTS
-from lance_prep.plan import Plan
+from lance_prep.model import Plan
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import TokenizerSpec

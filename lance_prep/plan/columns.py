@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from lance_prep.errors import ColumnNotFound, UsageError
+from lance_prep.filter import compile_where, describe
 from lance_prep.layouts import LAYOUTS
 from lance_prep.plan.template import template_columns
-from lance_prep.plan.where import compile_where, describe
 from lance_prep.recipe import Recipe
 
 #: Columns that are written for every row, by all layouts but `raw`.

@@ -12,14 +12,18 @@ import pyarrow as pa
 
 from lance_prep.errors import ColumnNotFound, UsageError
 from lance_prep.fetch import read_footer
-from lance_prep.plan.model import LEAST_SHARD_BYTES, SHARD_BYTES, SHARDS_AT_LEAST, Part, Shard, SourceFile
+from lance_prep.filter import describe
+from lance_prep.model import Part, Shard, SourceFile
 from lance_prep.plan.peek import open_lance, plain_type
-from lance_prep.plan.where import describe
 from lance_prep.recipe import TextUnit
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
+SHARD_BYTES = 128 << 20
+# A small source is cut finer, so that it keeps more than one core busy; below this, starting a shard costs more.
+LEAST_SHARD_BYTES = 16 << 20
+SHARDS_AT_LEAST = 8
 # Footers are small and the Hub is far: their time is all waiting.
 _THREADS = 16
 

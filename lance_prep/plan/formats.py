@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from lance_prep.errors import SourceError, UsageError
-from lance_prep.plan.model import Compression, Format
+from lance_prep.model import Compression, Format
 
 _FORMATS: dict[str, Format] = {
     ".parquet": "parquet",

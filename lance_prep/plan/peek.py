@@ -15,7 +15,7 @@ from lance_prep.errors import BadFile, SourceChanged, translating
 from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, open_stream, read_footer
 from lance_prep.fetch.retry import Retries
 from lance_prep.fetch.values import holds_lines, iter_values
-from lance_prep.plan.model import SourceFile
+from lance_prep.model import SourceFile
 
 SAMPLE_BYTES = 1 << 20
 _DELIMITERS = (",", ";", "\t", "|")

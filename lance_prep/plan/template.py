@@ -64,7 +64,7 @@ def template_columns(template: str, schema: pa.Schema) -> list[str]:
     """
     from jinja2 import TemplateSyntaxError, meta, nodes
 
-    from lance_prep.plan.where import describe
+    from lance_prep.filter import describe
 
     environment = _environment()
     functions = set(environment.globals)

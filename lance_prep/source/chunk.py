@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.fetch import Retries
+from lance_prep.filter import Where
 from lance_prep.ledger import Rejected
-from lance_prep.plan import Part, Plan, SourceFile
-from lance_prep.plan.where import Where
+from lance_prep.model import Part, Plan, SourceFile
 
 # A quarantine file holds the beginning of a row; this is all of it that is kept waiting.
 DATA_BYTES = 4096

@@ -11,8 +11,8 @@ import pyarrow as pa
 from lance_prep.errors import SourceChanged
 from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, read_footer, with_tail
 from lance_prep.fetch.prefetch import PIECE_BYTES, Piece, cut
+from lance_prep.filter import Statistics, Where
 from lance_prep.plan.cut import leaf_indices
-from lance_prep.plan.where import Statistics, Where
 from lance_prep.source.chunk import Chunk, PartJob, empty_chunk, row_chunk
 
 if TYPE_CHECKING:

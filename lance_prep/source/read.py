@@ -7,9 +7,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 
 from lance_prep.errors import SourceChanged, translating
 from lance_prep.fetch import Retries, state_of
+from lance_prep.filter import compile_where
 from lance_prep.ledger import Tally
-from lance_prep.plan import Plan, Shard, SourceFile
-from lance_prep.plan.where import compile_where
+from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.source.ahead import read_ahead
 from lance_prep.source.chunk import Chunk, PartJob
 from lance_prep.source.csv import read_csv

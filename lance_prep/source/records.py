@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.layouts import LAYOUTS
-from lance_prep.plan import Plan
+from lance_prep.model import Plan
 
 # The largest number of different keys named in reasons. Each reason is counted by itself, and keys may be as many as
 # rows.

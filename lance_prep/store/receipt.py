@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from lance_prep.errors import DatasetError
 from lance_prep.ledger import Ledger, LengthRecord
-from lance_prep.plan import Plan
+from lance_prep.model import Plan
 from lance_prep.store.files import Files
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import checked, hash_files, seal, with_checksum

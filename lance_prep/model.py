@@ -13,11 +13,6 @@ from lance_prep.recipe import Recipe
 Format = Literal["parquet", "jsonl", "json", "csv", "text", "arrow", "lance", "topics", "streaming"]
 Compression = Literal["gzip", "zstd", "bz2", "xz"]
 
-SHARD_BYTES = 128 << 20
-# A small source is cut finer, so that it keeps more than one core busy; below this, starting a shard costs more.
-LEAST_SHARD_BYTES = 16 << 20
-SHARDS_AT_LEAST = 8
-
 
 @dataclass(frozen=True)
 class SourceFile:
