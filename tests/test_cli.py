@@ -422,6 +422,8 @@ def test_debug_as_a_value_is_a_value(tmp_path: Path, source: str, capsys: Any) -
         ("text_column and template: keep one", "--text-column and template: keep one"),
         ("filter 'n > text_column' is invalid", "--filter 'n > text_column' is invalid"),
         ("block_size: must be at least 2", "--block-size: must be at least 2"),
+        ("seed has no effect with shuffle=False", "--seed has no effect with --no-shuffle"),
+        ("leave seed out", "leave --seed out"),
         ("use layout='raw' or shuffle=False", "use --layout 'raw' or --no-shuffle"),
         ("choose another output=PATH", "choose another -o PATH"),
         ("the source's filter, the dataset's seed", "the source's filter, the dataset's seed"),

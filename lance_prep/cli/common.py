@@ -97,8 +97,10 @@ def as_options(message: str) -> str:
 
     def option(match: re.Match[str]) -> str:
         name, value = match["name"], match["value"]
-        starts = match.start() == 0 and re.match(r":| '", message[match.end() :])
-        if name is None or (value is None and "_" not in name and not starts):
+        before, after = message[: match.start()], message[match.end() :]
+        # A name of one word may be an ordinary word elsewhere.
+        named = (not before and re.match(r":| '| has no effect", after)) or (before == "leave " and after == " out")
+        if name is None or (value is None and "_" not in name and not named):
             return match[0]
         flag = {"output": "-o", "storage_options": "--storage-option"}.get(name, "--" + name.replace("_", "-"))
         if value == "=False":
