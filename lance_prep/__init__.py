@@ -13,7 +13,9 @@ Names are imported on first use, so that importing the package costs nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
     from lance_prep.dataset import DatasetVersion, Verification, Version, verify
@@ -24,22 +26,6 @@ if TYPE_CHECKING:
     from lance_prep.recipe import Recipe, load_recipe
 
 __version__ = "0.1.0"
-
-#: name -> (package, name there)
-_HOMES = {
-    "BuildReport": ("engine", "BuildReport"),
-    "DatasetVersion": ("dataset", "DatasetVersion"),
-    "LancePrepError": ("errors", "LancePrepError"),
-    "Recipe": ("recipe", "Recipe"),
-    "Verification": ("dataset", "Verification"),
-    "Version": ("dataset", "Version"),
-    "build": ("engine", "build"),
-    "info": ("dataset", "open_version"),
-    "load_recipe": ("recipe", "load_recipe"),
-    "stream": ("engine", "stream"),
-    "verify": ("dataset", "verify"),
-    "versions": ("dataset", "list_versions"),
-}
 
 __all__ = [
     "BuildReport",
@@ -56,15 +42,4 @@ __all__ = [
     "versions",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        from importlib import import_module
-
-        package, there = _HOMES[name]
-        return getattr(import_module(f"lance_prep.{package}"), there)
-    raise AttributeError(f"module 'lance_prep' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+__getattr__, __dir__ = lazy_exports(__name__)

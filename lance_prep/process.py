@@ -1,75 +1,170 @@
-"""This process: an iterator run ahead on a thread, the memory in use, and the passwords that it was given."""
+"""This process: packages loaded on first use, an iterator run ahead on a thread, memory, and passwords in URLs."""
 
 from __future__ import annotations
 
-import ctypes
-import queue
+import ast
 import sys
 import threading
-from collections.abc import Generator, Iterator
-from typing import TypeVar
-
-import psutil
-
-from lance_prep.errors import without_credentials
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class _End:
-    def __init__(self, error: BaseException | None) -> None:
-        self.error = error
+class _LazyPackage(ModuleType):
+    """A package whose exports load on first use."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing a module sets its name on the package. An export of the same name, as `verify`, takes precedence.
+        if not (isinstance(value, ModuleType) and name in self.__dict__.get("__all__", ())):
+            super().__setattr__(name, value)
 
 
-def read_ahead(items: Iterator[T], *, max_items: int) -> Generator[T, None, None]:
-    """The same items, made up to `max_items` ahead on a background thread.
+def lazy_exports(package: str, *, extra: str = "") -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` for a package that imports its exports on first use.
 
-    An error of `items` is raised here, in its turn. Closing the generator stops the thread, closes `items` on it and
-    waits for that. The thread starts with the first `next`.
+    The exports are read from the `if TYPE_CHECKING:` block of the package's `__init__.py`, as `lazy_loader` reads them
+    from a stub. So type checkers and this function have one list.
+
+    Args:
+        package: `__name__` of the package.
+        extra: the extra of lance-prep that installs what the package needs, for the message if something is missing.
+
+    Raises (on use):
+        ModuleNotFoundError: a library is not installed; says how to install it.
     """
-    ready: queue.Queue[T | _End] = queue.Queue(max_items)
-    stop = threading.Event()
+    module = sys.modules[package]
+    module.__class__ = _LazyPackage
+    homes = _type_checking_imports(package)
 
-    def put(item: T | _End) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home, there = homes[name]
+        try:
+            value = getattr(import_module(home), there)
+        except ModuleNotFoundError as error:
+            if not extra or (error.name or "").startswith("lance_prep"):
+                raise
+            said = f"{name} needs {error.name}, which is not installed; install it with: pip install "
+            more = f"'lance-prep[{extra}]' (from a checkout: pip install '.[{extra}]')"
+            raise ModuleNotFoundError(said + more, name=error.name) from error
+        module.__dict__[name] = value
+        return value
+
+    return get, lambda: sorted({*vars(module), *homes})
+
+
+def _type_checking_imports(package: str) -> dict[str, tuple[str, str]]:
+    """Return name -> (module, name there) of what a package imports under `if TYPE_CHECKING:`."""
+    spec = sys.modules[package].__spec__
+    source = spec.loader.get_source(package) if spec else ""  # type: ignore[union-attr]
+    return {
+        alias.asname or alias.name: (node.module or "", alias.name)
+        for block in ast.parse(source or "").body
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+class _Queue(Iterator[T]):
+    def __init__(self, budget: int, cost: Callable[[T], int]) -> None:
+        self._items: deque[tuple[T, int]] = deque()
+        self._held = 0
+        self._budget = budget
+        self._cost = cost
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._ended = False
+        self.stopped = False
+
+    def put(self, item: T) -> None:
+        cost = self._cost(item)
+        with self._changed:
+            self._changed.wait_for(lambda: self.stopped or not self._items or self._held + cost <= self._budget)
+            self._items.append((item, cost))
+            self._held += cost
+            self._changed.notify_all()
+
+    def end(self, error: BaseException | None) -> None:
+        with self._changed:
+            self._error, self._ended = error, True
+            self._changed.notify_all()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        """Return the next item. After the last one, raise the producer's error, or `StopIteration`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._ended)
+            if not self._items:
+                raise self._error or StopIteration
+            item, cost = self._items.popleft()
+            self._held -= cost
+            self._changed.notify_all()
+            return item
+
+    def stop(self) -> None:
+        with self._changed:
+            self.stopped = True
+            self._changed.notify_all()
+
+
+def read_ahead(
+    items: Iterator[T],
+    budget: int,
+    *,
+    cost: Callable[[T], int] = lambda _: 1,
+    on_stop: Callable[[], None] = lambda: None,
+) -> Generator[T, None, None]:
+    """Yield the same items, made on a background thread while the caller works on earlier ones.
+
+    An error of `items` is raised here, after the items before it. Closing the generator stops the thread, closes
+    `items` on it and waits for that. The thread starts with the first `next`.
+
+    Args:
+        items: runs in the thread.
+        budget: largest total cost of items that wait for the caller. One item always may.
+        cost: of an item; by default, `budget` is a number of items.
+        on_stop: called when the generator ends, to interrupt what `items` waits for.
+    """
+    queue: _Queue[T] = _Queue(budget, cost)
 
     def work() -> None:
         error: BaseException | None = None
         try:
             for item in items:
-                if not put(item):
+                queue.put(item)
+                if queue.stopped:
                     break
-        except BaseException as caught:  # whatever it is, it belongs to the consumer
+        except BaseException as caught:  # of any kind: it is the consumer's
             error = caught
         finally:
             close = getattr(items, "close", None)
             if close is not None:
                 close()
-        put(_End(error))
+            queue.end(error)
 
-    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread = threading.Thread(target=work, name="lance-prep-read-ahead", daemon=True)
     thread.start()
     try:
-        while True:
-            item = ready.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield item
+        yield from queue
     finally:
-        stop.set()
+        queue.stop()
+        on_stop()
         thread.join()
 
 
 def rss() -> int:
     """Bytes of this process that are in memory."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
@@ -80,6 +175,8 @@ def trim() -> None:
     """
     if sys.platform != "linux":
         return
+    import ctypes
+
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):  # another C library, which has no such call
@@ -94,6 +191,8 @@ def hold_credentials(url: str) -> str:
 
     This process alone remembers them, for `with_credentials`. Another process must be given the URL again.
     """
+    from lance_prep.errors import without_credentials
+
     clean = without_credentials(url)
     if clean != url:
         _urls[clean] = url

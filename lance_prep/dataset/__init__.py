@@ -1,16 +1,21 @@
 """What you do with a dataset: look at it, verify it, and manage its versions. Commands that write take its lock."""
 
-from lance_prep.dataset.against import SAMPLE_ROWS, SourceCheck
-from lance_prep.dataset.compact import Compaction, compact
-from lance_prep.dataset.diff import Difference, diff_versions
-from lance_prep.dataset.found import Verification
-from lance_prep.dataset.prune import Pruning, prune
-from lance_prep.dataset.restore import Restored, restore
-from lance_prep.dataset.rows import ShownDocument, ShownRow, pinned_recipe, show_rows
-from lance_prep.dataset.tags import Tagged, delete_tag, tag
-from lance_prep.dataset.verify import Listener, verify
-from lance_prep.dataset.versions import Version, list_versions
-from lance_prep.store.version import DatasetVersion, open_version
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.dataset.against import SAMPLE_ROWS, SourceCheck
+    from lance_prep.dataset.compact import Compaction, compact
+    from lance_prep.dataset.diff import Difference, diff_versions
+    from lance_prep.dataset.found import Verification
+    from lance_prep.dataset.prune import Pruning, prune
+    from lance_prep.dataset.restore import Restored, restore
+    from lance_prep.dataset.rows import ShownDocument, ShownRow, pinned_recipe, show_rows
+    from lance_prep.dataset.tags import Tagged, delete_tag, tag
+    from lance_prep.dataset.verify import Listener, verify
+    from lance_prep.dataset.versions import Version, list_versions
+    from lance_prep.store.version import DatasetVersion, open_version
 
 __all__ = [
     "SAMPLE_ROWS",
@@ -38,3 +43,5 @@ __all__ = [
     "tag",
     "verify",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

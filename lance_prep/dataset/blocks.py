@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_prep.layout.texts import drop_blank, without_nulls
+from lance_prep.arrow_text import drop_blank, without_nulls
 from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import TokenLists
 

@@ -1,9 +1,14 @@
 """Engine: runs shards and commits them."""
 
-from lance_prep.engine.build import RunOptions, build, preview_build, run_build, stream
-from lance_prep.engine.local import default_workers
-from lance_prep.engine.progress import Progress, Silent
-from lance_prep.engine.report import BuildPreview, BuildReport
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.engine.build import RunOptions, build, preview_build, run_build, stream
+    from lance_prep.engine.local import default_workers
+    from lance_prep.engine.progress import Progress, Silent
+    from lance_prep.engine.report import BuildPreview, BuildReport
 
 __all__ = [
     "BuildPreview",
@@ -17,3 +22,5 @@ __all__ = [
     "run_build",
     "stream",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

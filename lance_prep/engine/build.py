@@ -256,7 +256,7 @@ def stream(
     check_storage_options(recipe, "", storage_options)
     made = make_plan(recipe, storage_options=storage_options)
     job = BuildJob(made, load_spec(made.recipe), uri="", key="", storage_options=storage_options)
-    return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), max_items=READ_AHEAD_BATCHES))
+    return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), READ_AHEAD_BATCHES))
 
 
 def _stream(job: BuildJob) -> Iterator[pa.RecordBatch]:

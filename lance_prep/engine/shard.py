@@ -156,7 +156,7 @@ class Worker:
                 rows += len(batch)
                 yield batch
 
-        batches = read_ahead(hashed(self.rows(shard, limit, tally, points=points)), max_items=WRITE_AHEAD_BATCHES)
+        batches = read_ahead(hashed(self.rows(shard, limit, tally, points=points)), WRITE_AHEAD_BATCHES)
         with closing(batches):
             fragment = write_fragment(
                 job.uri,

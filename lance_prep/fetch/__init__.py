@@ -3,13 +3,18 @@
 Imports `errors` alone; `plan` reads footers and samples through it, `source` reads rows.
 """
 
-from lance_prep.fetch.footer import read_footer, with_tail
-from lance_prep.fetch.http import http_state
-from lance_prep.fetch.hub import HubPath, hub_api, hub_url_of, parse_hub_url
-from lance_prep.fetch.prefetch import Prefetch, RangeFile
-from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, is_http, is_local, open_ranges, state_of
-from lance_prep.fetch.retry import Retries
-from lance_prep.fetch.stream import open_stream
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.fetch.footer import read_footer, with_tail
+    from lance_prep.fetch.http import http_state
+    from lance_prep.fetch.hub import HubPath, hub_api, hub_url_of, parse_hub_url
+    from lance_prep.fetch.prefetch import Prefetch, RangeFile
+    from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, is_http, is_local, open_ranges, state_of
+    from lance_prep.fetch.retry import Retries
+    from lance_prep.fetch.stream import open_stream
 
 __all__ = [
     "HubPath",
@@ -31,3 +36,5 @@ __all__ = [
     "state_of",
     "with_tail",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

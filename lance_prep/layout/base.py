@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lance_prep.arrow_text import Indices
 from lance_prep.keyed import key, permutation
 from lance_prep.ledger import Tally
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import Encoder, SpecialTokenGuard, TokenizerSpec, TokenLists
 
-Indices = npt.NDArray[np.int64]
 DocIds = npt.NDArray[np.uint64]
 
 T = TypeVar("T")
@@ -133,7 +133,6 @@ def _encode(job: LayoutJob, group: list[tuple[T, pa.LargeStringArray]]) -> Itera
 __all__ = [
     "ROW_BITS",
     "DocIds",
-    "Indices",
     "LayoutJob",
     "RowMaker",
     "SourceBatch",

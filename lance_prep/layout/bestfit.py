@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lance_prep.layout.base import DocIds, Indices
+from lance_prep.arrow_text import Indices
+from lance_prep.layout.base import DocIds
 from lance_prep.layout.blocks import Blocks, Pieces
 from lance_prep.tokenizer import TokenLists
 

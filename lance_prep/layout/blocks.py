@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lance_prep.arrow_text import Indices, drop_blank, without_nulls
 from lance_prep.errors import TokenizerError
-from lance_prep.layout.base import DocIds, Indices, LayoutJob, RowMaker, SourceBatch, encode_together
-from lance_prep.layout.texts import drop_blank, without_nulls
+from lance_prep.layout.base import DocIds, LayoutJob, RowMaker, SourceBatch, encode_together
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer import TokenizerSpec, TokenLists
 

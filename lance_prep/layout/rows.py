@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.layout.base import Indices, LayoutJob, RowMaker, SourceBatch, encode_together
-from lance_prep.layout.texts import count_ended, drop_blank, split_lines, without_nulls
+from lance_prep.arrow_text import Indices, count_ended, drop_blank, split_lines, without_nulls
+from lance_prep.layout.base import LayoutJob, RowMaker, SourceBatch, encode_together
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer import TokenLists

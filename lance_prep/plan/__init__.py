@@ -1,6 +1,13 @@
 """Plan stage: a `Recipe` in, a `Plan` of pinned files and ordered shards out. Touches metadata only."""
 
-from lance_prep.plan.cut import SHARD_BYTES
-from lance_prep.plan.make import TOPICS, make_plan, restrict
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.plan.cut import SHARD_BYTES
+    from lance_prep.plan.make import TOPICS, make_plan, restrict
 
 __all__ = ["SHARD_BYTES", "TOPICS", "make_plan", "restrict"]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -1,7 +1,12 @@
 """Recipe stage: a name, a YAML file and overrides in, a `Recipe` out."""
 
-from lance_prep.recipe.load import Source, builtin_recipes, default_output, load_recipe
-from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.recipe.load import Source, builtin_recipes, default_output, load_recipe
+    from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit
 
 __all__ = [
     "DEFAULT_TOKENIZER",
@@ -13,3 +18,5 @@ __all__ = [
     "default_output",
     "load_recipe",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -1,6 +1,13 @@
 """Source stage: a `Plan` and one of its `Shard`s in, `SourceBatch`es out, always in source order."""
 
-from lance_prep.source.model import SourceBatch
-from lance_prep.source.read import check_unchanged, read_shard
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.source.model import SourceBatch
+    from lance_prep.source.read import check_unchanged, read_shard
 
 __all__ = ["SourceBatch", "check_unchanged", "read_shard"]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lance_prep.arrow_text import byte_ends
 from lance_prep.ledger import Rejected
 from lance_prep.source.chunk import Chunk
 from lance_prep.source.model import SourceBatch
-from lance_prep.source.text import byte_ends
 
 BATCH_BYTES = 64 << 20
 # Rejected rows that wait for the batch around them, at most (each holds up to 4 KiB).

@@ -20,14 +20,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic_core import from_json
 
+from lance_prep.arrow_text import Indices, is_utf8
 from lance_prep.ledger import Rejected
 from lance_prep.process import read_ahead
 from lance_prep.source.chunk import Chunk, PartJob
 from lance_prep.source.lines import line_blocks
 from lance_prep.source.records import LONGEST, Planned, Row, fractions, nested_names, null_key, scalars
-from lance_prep.source.text import is_utf8
-
-Indices = npt.NDArray[np.int64]
 
 _SPARSE_BYTES = 64 << 10
 _CHECKED_BYTES = 256 << 10
@@ -49,7 +47,7 @@ def read_jsonl(job: PartJob) -> Iterator[Chunk]:
     first = job.first
     blocks = line_blocks(job)
     if job.file.compression is not None:
-        blocks = read_ahead(blocks, max_items=2)  # decompression leaves the interpreter's lock, and so does Arrow
+        blocks = read_ahead(blocks, 2)  # decompression leaves the interpreter's lock, and so does Arrow
     with closing(blocks):
         for offset, block in blocks:
             chunk = reader.read(_records_of(offset, block), first)

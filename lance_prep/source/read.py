@@ -10,7 +10,7 @@ from lance_prep.fetch import Retries, state_of
 from lance_prep.filter import compile_where
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
-from lance_prep.source.ahead import read_ahead
+from lance_prep.process import read_ahead
 from lance_prep.source.chunk import Chunk, PartJob
 from lance_prep.source.csv import read_csv
 from lance_prep.source.cutter import Cutter, Delivery
@@ -63,7 +63,8 @@ def read_shard(
         RowRejected: from `tally.on_reject`.
     """
     retries = Retries(stop)
-    deliveries = read_ahead(_deliveries(plan, shard, storage_options, retries), AHEAD_BYTES, retries.stop)
+    made = _deliveries(plan, shard, storage_options, retries)
+    deliveries = read_ahead(made, AHEAD_BYTES, cost=lambda delivery: delivery.nbytes, on_stop=retries.stop)
     try:
         for delivery in deliveries:
             for rejected in delivery.rejects:
@@ -73,7 +74,7 @@ def read_shard(
             if delivery.batch is not None:
                 yield delivery.batch
     finally:
-        deliveries.close()  # type: ignore[attr-defined]
+        deliveries.close()
         tally.retries += retries.count
 
 

@@ -1,9 +1,14 @@
 """Tokenize stage: Arrow string array in, `TokenLists` out. Ids equal those of `tokenizers`."""
 
-from lance_prep.tokenizer.check import BackendDisagrees, CheckedEncoder
-from lance_prep.tokenizer.encoders import Encoder, ExactEncoder, ReferenceEncoder, SpecialTokenGuard, make_encoder
-from lance_prep.tokenizer.lists import TokenLists
-from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, load_tokenizer
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.tokenizer.check import BackendDisagrees, CheckedEncoder
+    from lance_prep.tokenizer.encoders import Encoder, ExactEncoder, ReferenceEncoder, SpecialTokenGuard, make_encoder
+    from lance_prep.tokenizer.lists import TokenLists
+    from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, load_tokenizer
 
 __all__ = [
     "BackendDisagrees",
@@ -18,3 +23,5 @@ __all__ = [
     "load_tokenizer",
     "make_encoder",
 ]
+
+__getattr__, __dir__ = lazy_exports(__name__)

@@ -11,13 +11,14 @@
     reading, loader     `TokenLoader`: the same with a state, reading ahead
     shares, mixture     `Mixture`: several datasets by weight
 
-Each module imports only from lines above it, and from the rest of the package only `errors`, `layouts` and `store`.
+Each module imports only from lines above it, and from the rest of lance-prep only ground modules and `store`.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
     from lance_prep.train.collate import pad_collate, varlen_collate
@@ -38,31 +39,5 @@ __all__ = [
     "varlen_collate",
 ]
 
-_WHERE = {
-    "KeyedPermutation": "permutation",
-    "LanceDataset": "dataset",
-    "Mixture": "mixture",
-    "Phase": "mixture",
-    "TakeSampler": "sampler",
-    "TokenLoader": "loader",
-    "pad_collate": "collate",
-    "varlen_collate": "collate",
-}
-
-
-def __getattr__(name: str) -> Any:
-    # Deferred: the helper process of a forked worker (`lance_reads`) needs no torch, whose import takes 2 to 5 s.
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise ModuleNotFoundError(
-            f"{name} needs torch, which is not installed; install it with: pip install 'lance-prep[train]' "
-            "(from a checkout: pip install '.[train]')",
-            name="torch",
-        ) from error
-    globals()[name] = value
-    return value
+# Deferred: the helper process of a forked worker (`lance_reads`) needs no torch, whose import takes 2 to 5 s.
+__getattr__, __dir__ = lazy_exports(__name__, extra="train")
