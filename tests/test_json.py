@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.errors import BadFile, ColumnNotFound
+from lance_prep.formats import jsonl
+from lance_prep.formats.records import Planned, Row
 from lance_prep.model import Plan
-from lance_prep.source import jsonl
-from lance_prep.source.records import Planned, Row
 from tests import tokenizers_made as made
 from tests.sources import plan_of, read, read_plan
 

@@ -29,12 +29,12 @@ from hypothesis import strategies as st
 from lance_prep import source
 from lance_prep.errors import BadFile, LancePrepError, RowRejected, SourceChanged, UsageError
 from lance_prep.fetch import Retries
+from lance_prep.formats.base import row_chunk
+from lance_prep.formats.peek import peek_schema
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.model import Part, Plan, Shard
-from lance_prep.plan.peek import peek_schema
 from lance_prep.recipe import Recipe
 from lance_prep.source import read_shard
-from lance_prep.source.chunk import row_chunk
 from lance_prep.source.cutter import Cutter
 from tests.sources import parquet_bytes, plan_of, read, read_plan
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.fetch.footer import read_footer, with_tail
     from lance_prep.fetch.http import http_state
     from lance_prep.fetch.hub import HubPath, hub_api, hub_url_of, parse_hub_url
     from lance_prep.fetch.prefetch import Prefetch, RangeFile
@@ -32,9 +31,7 @@ __all__ = [
     "open_ranges",
     "open_stream",
     "parse_hub_url",
-    "read_footer",
     "state_of",
-    "with_tail",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__)

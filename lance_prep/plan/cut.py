@@ -6,19 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from lance_prep.errors import ColumnNotFound, UsageError
-from lance_prep.fetch import read_footer
 from lance_prep.filter import describe
+from lance_prep.formats.footer import read_footer
+from lance_prep.formats.parquet import leaf_indices
+from lance_prep.formats.peek import open_lance, plain_type
 from lance_prep.model import Part, Shard, SourceFile
-from lance_prep.plan.peek import open_lance, plain_type
 from lance_prep.recipe import TextUnit
-
-if TYPE_CHECKING:
-    import pyarrow.parquet as pq
 
 SHARD_BYTES = 128 << 20
 # A small source is cut finer, so that it keeps more than one core busy; below this, starting a shard costs more.
@@ -172,11 +169,3 @@ def check_columns(file: SourceFile, schema: pa.Schema, read: pa.Schema) -> None:
         if have != want.type and pa.types.is_nested(have) != pa.types.is_nested(want.type):
             said = f"{file.url}: column {want.name!r} is {have}, but {want.type} in the first file"
             raise ColumnNotFound(said, "build the files one by one, or name those that agree")
-
-
-def leaf_indices(footer: pq.FileMetaData, names: Sequence[str]) -> list[int]:
-    """Indices of the leaf columns that lie under the top-level columns `names`."""
-    wanted = set(names)
-    columns = [footer.schema.column(i).path.split(".") for i in range(footer.num_columns)]
-    # A top-level name may hold dots itself, so any prefix of the path may be it.
-    return [i for i, path in enumerate(columns) if any(".".join(path[:n]) in wanted for n in range(1, len(path) + 1))]

@@ -18,9 +18,9 @@ import pyarrow as pa
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate, translating
 from lance_prep.fetch import Retries, fsspec_of, http_state, identity_of
 from lance_prep.fetch.retry import FIRST_ATTEMPTS
+from lance_prep.formats.peek import lance_identity
+from lance_prep.formats.registry import check_one_family, format_of, is_data, require_format
 from lance_prep.model import PinnedSource, Skipped, SourceFile
-from lance_prep.plan.formats import check_one_family, format_of, is_data, require_format
-from lance_prep.plan.peek import lance_identity
 from lance_prep.recipe import Recipe
 
 _ADVICE = "name a local file, folder or glob, a Hub id owner/name, an hf:// or s3:// URL, a recipe, or `sample`"

@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from lance_prep.errors import BadFile, UsageError, translating
 from lance_prep.fetch import HubPath, hub_url_of, is_http, parse_hub_url
+from lance_prep.formats.peek import find_delimiter, peek_schema
+from lance_prep.formats.registry import check_one_family
 from lance_prep.layouts import LAYOUTS
 from lance_prep.model import PinnedSource, Plan, Skipped, SourceFile
 from lance_prep.plan.columns import resolve_columns
@@ -23,8 +25,6 @@ from lance_prep.plan.discover import (
     looks_like_hub_id,
     not_found,
 )
-from lance_prep.plan.formats import check_one_family
-from lance_prep.plan.peek import find_delimiter, peek_schema
 from lance_prep.recipe import Recipe, TextUnit
 
 TOPICS = "pydoc:topics"

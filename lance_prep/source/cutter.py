@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.arrow_text import byte_ends
+from lance_prep.formats.base import Chunk
 from lance_prep.ledger import Rejected
-from lance_prep.source.chunk import Chunk
 from lance_prep.source.model import SourceBatch
 
 BATCH_BYTES = 64 << 20

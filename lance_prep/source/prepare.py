@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from lance_prep.arrow_text import bad_rows, raw_bytes, to_large_string
 from lance_prep.errors import BadFile
+from lance_prep.formats.base import Chunk, PartJob
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Rejected
 from lance_prep.model import Plan
 from lance_prep.plan.template import TemplatePrints, compile_template
-from lance_prep.source.chunk import Chunk, PartJob
 
 _ROW = "\0row"
 

@@ -8,19 +8,19 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from lance_prep.errors import SourceChanged, translating
 from lance_prep.fetch import Retries, state_of
 from lance_prep.filter import compile_where
+from lance_prep.formats.base import Chunk, PartJob
+from lance_prep.formats.delimited import read_csv
+from lance_prep.formats.json_values import read_json
+from lance_prep.formats.jsonl import read_jsonl
+from lance_prep.formats.parquet import read_parquet
+from lance_prep.formats.tables import read_arrow, read_lance, read_streaming, read_topics
+from lance_prep.formats.text import read_text
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.process import read_ahead
-from lance_prep.source.chunk import Chunk, PartJob
-from lance_prep.source.csv import read_csv
 from lance_prep.source.cutter import Cutter, Delivery
-from lance_prep.source.jsonl import read_jsonl
 from lance_prep.source.model import SourceBatch
-from lance_prep.source.parquet import read_parquet
 from lance_prep.source.prepare import prepare, renderer
-from lance_prep.source.tables import read_arrow, read_lance, read_streaming, read_topics
-from lance_prep.source.text_files import read_text
-from lance_prep.source.values import read_json
 
 # Batches that wait for the caller: enough to bridge a row group's decompression, for each shard in work.
 AHEAD_BYTES = 32 << 20

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lance_prep.fetch import open_stream
-from lance_prep.fetch.values import holds_lines, iter_values
-from lance_prep.source.chunk import Chunk, PartJob
-from lance_prep.source.jsonl import RecordReader, Records, read_jsonl
+from lance_prep.formats.base import Chunk, PartJob
+from lance_prep.formats.jsonl import RecordReader, Records, read_jsonl
+from lance_prep.formats.values import holds_lines, iter_values
 
 _CHUNK_BYTES = 1 << 20
 

@@ -1,6 +1,6 @@
 """JSON records against the planned columns, one by one in Python: the reference for what a record becomes.
 
-`source.jsonl` reads whole blocks with Arrow's parser. What that parser does not take, and what it takes but must not
+`formats.jsonl` reads whole blocks with Arrow's parser. What that parser does not take, and what it takes but must not
 be trusted with, comes here.
 """
 

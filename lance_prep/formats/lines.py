@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.fetch import open_stream
-from lance_prep.source.chunk import PartJob
+from lance_prep.formats.base import PartJob
 
 # Large enough that the work for each block is nothing, small enough that the first rows come soon.
 BLOCK_BYTES = 4 << 20

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.fetch import parse_hub_url
-from lance_prep.plan.peek import open_arrow, open_lance
-from lance_prep.source.chunk import Chunk, PartJob, row_chunk
+from lance_prep.formats.base import Chunk, PartJob, row_chunk
+from lance_prep.formats.peek import open_arrow, open_lance
 
 _ROWS = 8192
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.fetch import open_stream
-from lance_prep.source.chunk import Chunk, PartJob
-from lance_prep.source.lines import line_blocks, split_lines
+from lance_prep.formats.base import Chunk, PartJob
+from lance_prep.formats.lines import line_blocks, split_lines
 
 _BOM = b"\xef\xbb\xbf"
 # Read at a time behind the end of a range, for the rest of its last paragraph.

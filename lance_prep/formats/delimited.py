@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.fetch import open_stream
+from lance_prep.formats.base import Chunk, PartJob, empty_chunk
 from lance_prep.ledger import Rejected
-from lance_prep.source.chunk import Chunk, PartJob, empty_chunk
 
 # A row must fit into a block. The larger sizes are for files where one does not.
 _BLOCKS = (8 << 20, 128 << 20, 1 << 30)

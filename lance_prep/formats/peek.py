@@ -12,9 +12,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from lance_prep.errors import BadFile, SourceChanged, translating
-from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, open_stream, read_footer
+from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, open_stream
 from lance_prep.fetch.retry import Retries
-from lance_prep.fetch.values import holds_lines, iter_values
+from lance_prep.formats.footer import read_footer
+from lance_prep.formats.values import holds_lines, iter_values
 from lance_prep.model import SourceFile
 
 SAMPLE_BYTES = 1 << 20

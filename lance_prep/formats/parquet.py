@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lance_prep.errors import SourceChanged
-from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, read_footer, with_tail
+from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges
 from lance_prep.fetch.prefetch import PIECE_BYTES, Piece, cut
 from lance_prep.filter import Statistics, Where
-from lance_prep.plan.cut import leaf_indices
-from lance_prep.source.chunk import Chunk, PartJob, empty_chunk, row_chunk
+from lance_prep.formats.base import Chunk, PartJob, empty_chunk, row_chunk
+from lance_prep.formats.footer import read_footer, with_tail
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -138,3 +138,11 @@ def _statistics(column: pq.ColumnChunkMetaData, rows: int) -> Statistics | None:
     except (UnicodeDecodeError, ValueError, OverflowError):
         low = high = None
     return Statistics(rows, nulls, low, high)
+
+
+def leaf_indices(footer: pq.FileMetaData, names: Sequence[str]) -> list[int]:
+    """Indices of the leaf columns that lie under the top-level columns `names`."""
+    wanted = set(names)
+    columns = [footer.schema.column(i).path.split(".") for i in range(footer.num_columns)]
+    # A top-level name may hold dots itself, so any prefix of the path may be it.
+    return [i for i, path in enumerate(columns) if any(".".join(path[:n]) in wanted for n in range(1, len(path) + 1))]

@@ -21,11 +21,11 @@ import pyarrow as pa
 from pydantic_core import from_json
 
 from lance_prep.arrow_text import Indices, is_utf8
+from lance_prep.formats.base import Chunk, PartJob
+from lance_prep.formats.lines import line_blocks
+from lance_prep.formats.records import LONGEST, Planned, Row, fractions, nested_names, null_key, scalars
 from lance_prep.ledger import Rejected
 from lance_prep.process import read_ahead
-from lance_prep.source.chunk import Chunk, PartJob
-from lance_prep.source.lines import line_blocks
-from lance_prep.source.records import LONGEST, Planned, Row, fractions, nested_names, null_key, scalars
 
 _SPARSE_BYTES = 64 << 10
 _CHECKED_BYTES = 256 << 10
