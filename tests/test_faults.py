@@ -26,7 +26,7 @@ from lance_prep.errors import (
 )
 from lance_prep.fetch import retry
 from lance_prep.model import Plan
-from lance_prep.store.receipt import Receipt
+from lance_prep.store.journal import Receipt
 from tests import tokenizers_made as made
 from tests.loopback_hub import LoopbackHub
 from tests.processes import check_whole, finish, report_of, start, write_texts

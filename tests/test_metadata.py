@@ -33,9 +33,9 @@ from lance_prep.dataset import (
     verify,
 )
 from lance_prep.errors import DamagedDataset, DatasetError, StateMismatch
-from lance_prep.store.lance_io import commit
+from lance_prep.store.journal import Receipt
 from lance_prep.store.metadata import FileRecord, Metadata, with_metadata
-from lance_prep.store.receipt import Receipt
+from lance_prep.store.output import commit
 from lance_prep.store.version import portable_path, resolved_path, write_list
 from lance_prep.train import LanceDataset, TokenLoader
 from tests import tokenizers_made as made
@@ -139,7 +139,7 @@ def test_a_reader_needs_no_list(home: Path) -> None:
 
 def test_a_worker_loads_neither_pydantic_nor_the_journal() -> None:
     code = "import sys, lance_prep.store.version as v; print([m for m in sys.modules if m in %r])"
-    ours = ("lance_prep.store.receipt", "lance_prep.model", "lance_prep.plan", "lance_prep.recipe")
+    ours = ("lance_prep.store.journal", "lance_prep.model", "lance_prep.plan", "lance_prep.recipe")
     heavy = ("pydantic", "pydantic_core", "lance", *ours)
     said = subprocess.run([sys.executable, "-c", code % (heavy,)], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"

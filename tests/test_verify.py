@@ -21,8 +21,8 @@ import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.dataset import SourceCheck, Verification, open_version, verify
 from lance_prep.layouts import LAYOUTS
-from lance_prep.store.lance_io import commit, file_version, write_fragment
-from lance_prep.store.receipt import Receipt
+from lance_prep.store.journal import Receipt
+from lance_prep.store.output import commit, file_version, write_fragment
 from tests import tokenizers_made as made
 
 #: The kinds of files of a dataset, and where they lie.

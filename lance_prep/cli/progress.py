@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from lance_prep.cli.common import count, printable, size, span
-from lance_prep.engine.progress import Progress
+from lance_prep.engine.report import Progress
 from lance_prep.model import Plan
-from lance_prep.store.receipt import Receipt
+from lance_prep.store.journal import Receipt
 
 LINE_EVERY = 10.0
 

@@ -33,8 +33,8 @@ from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import make_plan
 from lance_prep.source import SourceBatch, check_unchanged, read_shard
 from lance_prep.store.content_hash import ShardHash
-from lance_prep.store.files import is_local
 from lance_prep.store.seal import hash_file
+from lance_prep.store.sidecar import is_local
 from lance_prep.store.version import DatasetVersion
 from lance_prep.tokenizer import ReferenceEncoder, TokenizerSpec, TokenLists
 

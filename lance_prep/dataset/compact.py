@@ -2,7 +2,7 @@
 
 Neighbours are merged until a file would exceed the target. Rows and their order stay, and with them the content hash:
 receipts hold the hash of each shard's rows, whatever file they are in. Our own writer is used and not Lance's
-`compact_files`, so that the pages stay flat as a build leaves them (see `store.lance_io.file_version`), in one commit
+`compact_files`, so that the pages stay flat as a build leaves them (see `store.output.file_version`), in one commit
 that is refused if another version came in between.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset, reading_dataset
-from lance_prep.store.lance_io import commit, file_version, write_fragment
+from lance_prep.store.journal import Journal
 from lance_prep.store.leftovers import open_locked
-from lance_prep.store.receipt import Journal
+from lance_prep.store.output import commit, file_version, write_fragment
 from lance_prep.store.seal import data_hashes, hash_files, seal
 from lance_prep.store.version import DatasetVersion
 

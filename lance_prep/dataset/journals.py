@@ -9,8 +9,8 @@ from lance_prep.dataset.found import Verification
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan, Shard
 from lance_prep.store.content_hash import combine
+from lance_prep.store.journal import COMMITTED, Journal, Receipt, build_key, plan_from_json, read_committed
 from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, Metadata
-from lance_prep.store.receipt import COMMITTED, Journal, Receipt, build_key, plan_from_json, read_committed
 from lance_prep.store.seal import hash_bytes
 from lance_prep.store.version import LOADER, LOADER_FILE, DatasetVersion
 

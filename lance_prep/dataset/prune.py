@@ -14,10 +14,10 @@ from typing import Any
 
 from lance_prep.dataset.versions import tags_by_version, version_entries
 from lance_prep.errors import OutputError, reading_dataset
-from lance_prep.store.files import Files, is_local
+from lance_prep.store.journal import unfinished_builds
 from lance_prep.store.leftovers import forget, open_locked, tidy
-from lance_prep.store.receipt import unfinished_builds
 from lance_prep.store.seal import manifest_path, manifest_versions
+from lance_prep.store.sidecar import Files, is_local
 
 
 @dataclass(frozen=True)

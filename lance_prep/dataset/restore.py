@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lance_prep.store.lance_io import commit_restore
 from lance_prep.store.leftovers import open_locked
+from lance_prep.store.output import commit_restore
 from lance_prep.store.seal import seal
 from lance_prep.store.version import DatasetVersion, open_version
 

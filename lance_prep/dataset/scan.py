@@ -17,7 +17,7 @@ from lance_prep.dataset.stored import StoredFragment
 from lance_prep.layout import ROW_BITS
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store.content_hash import ShardHash
-from lance_prep.store.receipt import Receipt
+from lance_prep.store.journal import Receipt
 from lance_prep.store.version import DatasetVersion
 
 SCAN_ROWS = 8192

@@ -13,10 +13,9 @@ from lance_prep.dataset.found import Verification
 from lance_prep.dataset.journals import BuildJournal
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store.cache import damaged_files
-from lance_prep.store.files import Files, LocalFiles, is_local
-from lance_prep.store.lance_io import VERSION_HINT
+from lance_prep.store.journal import QUARANTINE_NOTE, read_quarantine_note
 from lance_prep.store.metadata import FOLDER, KEY
-from lance_prep.store.receipt import QUARANTINE_NOTE, read_quarantine_note
+from lance_prep.store.output import VERSION_HINT
 from lance_prep.store.seal import (
     data_hashes,
     hash_bytes,
@@ -26,6 +25,7 @@ from lance_prep.store.seal import (
     read_seal,
     transactions_in,
 )
+from lance_prep.store.sidecar import Files, LocalFiles, is_local
 from lance_prep.store.version import DatasetVersion
 
 

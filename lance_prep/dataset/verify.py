@@ -12,8 +12,8 @@ from lance_prep.dataset.journals import check_ledgers, check_lists, read_journal
 from lance_prep.dataset.scan import check_rows, shards_of
 from lance_prep.dataset.stored import check_data_files, check_manifest, check_sealed, check_small_files
 from lance_prep.errors import DamagedDataset, DatasetError
-from lance_prep.store.files import files_of
 from lance_prep.store.seal import manifest_versions
+from lance_prep.store.sidecar import files_of
 from lance_prep.store.version import DatasetVersion, dataset_uri, open_version
 
 

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.engine.build import RunOptions, build, preview_build, run_build, stream
     from lance_prep.engine.local import default_workers
-    from lance_prep.engine.progress import Progress, Silent
-    from lance_prep.engine.report import BuildPreview, BuildReport
+    from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
+    from lance_prep.engine.run import RunOptions, build, preview_build, run_build, stream
 
 __all__ = [
     "BuildPreview",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lance_prep.model import Plan, SourceFile
 from lance_prep.source import check_unchanged
-from lance_prep.store.files import is_local
 from lance_prep.store.metadata import FileRecord
 from lance_prep.store.seal import hash_file
+from lance_prep.store.sidecar import is_local
 
 _HASH_THREADS = 4
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from lance_prep.engine.progress import Progress, Silent
 from lance_prep.engine.quarantine import Quarantine
+from lance_prep.engine.report import Progress, Silent
 from lance_prep.errors import Interrupted
 from lance_prep.layout import LayoutJob, lay_out, row_schema
 from lance_prep.ledger import Tally
@@ -18,10 +18,10 @@ from lance_prep.model import Plan, Shard
 from lance_prep.process import read_ahead, trim
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store.content_hash import ShardHash
-from lance_prep.store.files import Files, files_of
-from lance_prep.store.lance_io import file_version, write_fragment
-from lance_prep.store.receipt import Journal, Receipt
+from lance_prep.store.journal import Journal, Receipt
+from lance_prep.store.output import file_version, write_fragment
 from lance_prep.store.seal import hash_bytes
+from lance_prep.store.sidecar import Files, files_of
 from lance_prep.tokenizer import (
     BackendDisagrees,
     CheckedEncoder,
@@ -45,7 +45,7 @@ class BuildJob:
         plan: what to build.
         spec: the tokenizer; None for layout `raw`.
         uri: of the dataset.
-        key: of the build, see `store.receipt`.
+        key: of the build, see `store.journal`.
         at_once: shards built at once in one process.
         parallel_encode: let one shard's tokenizer use all cores: for when shards are fewer than workers.
         storage_options: for object stores.

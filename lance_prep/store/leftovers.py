@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import DatasetError, reading_dataset
-from lance_prep.store.files import TEMPORARY, Files, LocalFiles, is_local
-from lance_prep.store.lance_io import open_dataset
+from lance_prep.store.journal import Journal, Receipt, unfinished_builds
 from lance_prep.store.lock import output_lock
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
-from lance_prep.store.receipt import Journal, Receipt, unfinished_builds
+from lance_prep.store.output import open_dataset
 from lance_prep.store.seal import SEALS, hash_files, is_sealed, manifest_versions, read_seal, seal
+from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, is_local
 from lance_prep.store.version import (
     LOADER_FILE,
     DatasetVersion,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import IO
 
 from lance_prep.errors import UNSUPPORTED, DatasetError, OutputError, OutputLocked, translate_output, translating
-from lance_prep.store.files import is_local, make_durable, refuse_links
 from lance_prep.store.metadata import FOLDER
+from lance_prep.store.sidecar import is_local, make_durable, refuse_links
 
 
 class OutputLock:

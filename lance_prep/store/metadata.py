@@ -109,7 +109,7 @@ class BuildRecord:
     """One build whose rows are in a version.
 
     Attributes:
-        key: names its journal; see `store.receipt.build_key`.
+        key: names its journal; see `store.journal.build_key`.
         how: what the command did to the dataset.
         version: the version that it became.
         created: time of the commit, ISO 8601, UTC.

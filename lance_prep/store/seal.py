@@ -17,8 +17,8 @@ from typing import Any
 
 import xxhash
 
-from lance_prep.store.files import Files, LocalFiles
 from lance_prep.store.metadata import FOLDER
+from lance_prep.store.sidecar import Files, LocalFiles
 
 SEALS = f"{FOLDER}/seals"
 _CHUNK = 256 << 10  # stays in the second-level cache: twice as fast as 8 MiB with a new buffer each

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lance_prep.errors import DamagedDataset, DatasetError
-from lance_prep.store.files import Files, files_of, is_local, refuse_links
-from lance_prep.store.lance_io import open_dataset
 from lance_prep.store.metadata import (
     LISTS_FOLDER,
     TOKENIZERS_FOLDER,
@@ -33,7 +31,9 @@ from lance_prep.store.metadata import (
     decode,
     read_metadata,
 )
+from lance_prep.store.output import open_dataset
 from lance_prep.store.seal import manifest_versions
+from lance_prep.store.sidecar import Files, files_of, is_local, refuse_links
 
 #: `datasets` infers a folder's format from the most frequent extension, and Lance writes each tag as a `.json` file.
 #: This file tells it which files to load, in a folder and in the root of a Hub repository.

@@ -16,8 +16,8 @@ import pytest
 from lance.fragment import write_fragments
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lance_prep.store.files import LocalFiles
 from lance_prep.store.metadata import TokenizerRecord
+from lance_prep.store.sidecar import LocalFiles
 from lance_prep.store.version import tokenizer_path, write_by_hash
 from tests.metadata import metadata_of
 

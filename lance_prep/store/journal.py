@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 from lance_prep.errors import DatasetError
 from lance_prep.ledger import Ledger, LengthRecord
 from lance_prep.model import Plan
-from lance_prep.store.files import Files
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import checked, hash_files, seal, with_checksum
+from lance_prep.store.sidecar import Files
 from lance_prep.store.version import portable_path, portable_url, resolved_path, resolved_recipe
 
 COMMITTED = "committed.json"

@@ -11,12 +11,11 @@ from typing import Unpack
 
 import pyarrow as pa
 
-from lance_prep.engine.finish import commit_build, existing_report
+from lance_prep.engine.commit import commit_build, existing_report
+from lance_prep.engine.decide import Decision, check_folder, committed, decide
 from lance_prep.engine.local import default_workers, run_local
-from lance_prep.engine.output import Decision, check_folder, committed, decide
-from lance_prep.engine.progress import Progress, Silent
 from lance_prep.engine.quarantine import refuse_own_source
-from lance_prep.engine.report import BuildPreview, BuildReport
+from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
 from lance_prep.engine.schedule import Schedule
 from lance_prep.engine.shard import BuildJob, Worker
 from lance_prep.errors import OutputError, OutputExists, RowRejected, SourceChanged, TokenizerError, UsageError
@@ -27,10 +26,10 @@ from lance_prep.model import Plan
 from lance_prep.plan import make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Recipe, RecipeFields, Source, default_output, load_recipe
-from lance_prep.store.files import files_of, is_local
+from lance_prep.store.journal import Journal, build_key, plan_as_json, unfinished_builds
 from lance_prep.store.leftovers import remove_leftovers, tidy, with_data
 from lance_prep.store.lock import OutputLock, output_lock
-from lance_prep.store.receipt import Journal, build_key, plan_as_json, unfinished_builds
+from lance_prep.store.sidecar import files_of, is_local
 from lance_prep.store.version import dataset_uri
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
 

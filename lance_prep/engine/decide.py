@@ -11,10 +11,10 @@ from lance_prep.engine.changes import Digests, compare
 from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import OutputExists, SourceChanged
 from lance_prep.plan import restrict
-from lance_prep.store.files import is_local
-from lance_prep.store.lance_io import open_dataset
+from lance_prep.store.journal import Journal, build_key, plan_as_json, recipe_as_json, unfinished_builds
 from lance_prep.store.metadata import FOLDER, KEY, Metadata
-from lance_prep.store.receipt import Journal, build_key, plan_as_json, recipe_as_json, unfinished_builds
+from lance_prep.store.output import open_dataset
+from lance_prep.store.sidecar import is_local
 from lance_prep.store.version import DatasetVersion, opened, resolved_recipe
 
 OVERWRITE = "make a new version with the new content: overwrite=True; or choose another output"

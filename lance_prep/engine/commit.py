@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from lance_prep.engine.changes import record_files
-from lance_prep.engine.output import Decision, Existing
+from lance_prep.engine.decide import Decision, Existing
 from lance_prep.engine.quarantine import publish, published
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import DocumentLengths, Ledger
 from lance_prep.store.content_hash import combine
-from lance_prep.store.lance_io import commit
+from lance_prep.store.journal import MOST_NAMES, Journal, Receipt, asked, receipts_of, recipe_as_json
 from lance_prep.store.leftovers import remove_leftovers
 from lance_prep.store.metadata import (
     BuildRecord,
@@ -27,7 +27,7 @@ from lance_prep.store.metadata import (
     versions_in_use,
     with_metadata,
 )
-from lance_prep.store.receipt import MOST_NAMES, Journal, Receipt, asked, receipts_of, recipe_as_json
+from lance_prep.store.output import commit
 from lance_prep.store.version import (
     LOADER,
     LOADER_FILE,
