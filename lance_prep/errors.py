@@ -225,7 +225,7 @@ def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
     if isinstance(error, FileNotFoundError) or "Not found" in text:
         return OutputError(f"{uri} was removed while it was being built", "run the same command again")
     advice = _STORE_ADVICE if _names_store(uri) else "check the disk"
-    return OutputError(f"writing {uri}: {_line(error)}", f"{advice}; the same command continues the build")
+    return OutputError(f"writing {uri}: {one_line(error)}", f"{advice}; the same command continues the build")
 
 
 @contextmanager
@@ -250,9 +250,11 @@ def reading_dataset(uri: str) -> Iterator[None]:
         if ours is None and isinstance(error, PermissionError):
             ours = AccessDenied(_named(error, f"{doing}: permission denied"), _PERMISSION)
         if ours is None and remote:
-            ours = _of_store(error, doing) or DatasetError(f"{doing}: {_line(error)}", "run `lance-prep verify` on it")
+            ours = _of_store(error, doing) or DatasetError(
+                f"{doing}: {one_line(error)}", "run `lance-prep verify` on it"
+            )
         raise ours or DamagedDataset(
-            f"{uri} cannot be read: {_line(error)}",
+            f"{uri} cannot be read: {one_line(error)}",
             "`lance-prep verify` names the damaged files; restore them from a backup, or build the dataset again",
         ) from error
 
@@ -284,14 +286,14 @@ def _names_store(doing: str) -> bool:
     return scheme is not None and scheme[1] not in ("hf", "file", "memory")
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of an error's own message that is not blank."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return without_credentials(lines[0][:300]) if lines else type(error).__name__
 
 
 def _named(error: OSError, doing: str) -> str:
-    return f"{doing}: {error.filename}" if error.filename else f"{doing}: {_line(error)}"
+    return f"{doing}: {error.filename}" if error.filename else f"{doing}: {one_line(error)}"
 
 
 def _system(error: BaseException, doing: str) -> LancePrepError | None:
@@ -305,7 +307,7 @@ def _system(error: BaseException, doing: str) -> LancePrepError | None:
         return OutputError(f"{doing}: read-only file system", _PERMISSION)
     damaged = ("Couldn't deserialize thrift", "Unexpected end of stream", "Corrupt", "could not verify page integrity")
     if any(said in text for said in damaged):
-        return BadFile(f"{doing}: cut short or damaged ({_line(error)})", _DAMAGED)
+        return BadFile(f"{doing}: cut short or damaged ({one_line(error)})", _DAMAGED)
     return None
 
 
@@ -316,7 +318,7 @@ def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
     """
     names = _names(error)
     if isinstance(error, PermissionError) or ("botocore", "NoCredentialsError") in names:
-        return AccessDenied(f"{doing}: the object store refuses access ({_line(error)})", _STORE_LOGIN)
+        return AccessDenied(f"{doing}: the object store refuses access ({one_line(error)})", _STORE_LOGIN)
     if isinstance(error, FileNotFoundError):
         return SourceNotFound(f"{doing}: no such bucket or object", "check the spelling, and " + _STORE_ADVICE)
     unreachable = {(module, "HTTPError") for module in ("httpx", "httpx2")}
@@ -325,9 +327,9 @@ def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
     if busy or isinstance(error, ConnectionError | TimeoutError) or names & unreachable:
         web = "http://" in doing or "https://" in doing
         store, advice = ("server", "check the URL and the network") if web else ("object store", _STORE_ADVICE)
-        return StoreUnreachable(f"{doing}: the {store} does not answer as it should ({_line(error)})", advice)
+        return StoreUnreachable(f"{doing}: the {store} does not answer as it should ({one_line(error)})", advice)
     if names & {("botocore", "BotoCoreError"), ("botocore", "ClientError")} or isinstance(error, OSError):
-        return SourceError(f"{doing}: the object store reports an error ({_line(error)})", _STORE_ADVICE)
+        return SourceError(f"{doing}: the object store reports an error ({one_line(error)})", _STORE_ADVICE)
     return None
 
 
@@ -345,7 +347,7 @@ def _from_table(error: BaseException, doing: str) -> LancePrepError | None:
 
 
 def _row(kind: type[LancePrepError], text: str, advice: str) -> _Maker:
-    return lambda error, doing: kind(text.format(doing=doing, error=_line(error)), advice)
+    return lambda error, doing: kind(text.format(doing=doing, error=one_line(error)), advice)
 
 
 def _http(error: Any, doing: str) -> LancePrepError:
@@ -354,7 +356,7 @@ def _http(error: Any, doing: str) -> LancePrepError:
         return AccessDenied(f"{doing}: the Hub refuses access (HTTP {status})", _LOGIN)
     if status == 404:
         return SourceNotFound(f"{doing}: not found on the Hub", "check the name and the revision")
-    return HubUnreachable(f"{doing}: the Hub does not answer as it should ({_line(error)})", _HUB_ADVICE)
+    return HubUnreachable(f"{doing}: the Hub does not answer as it should ({one_line(error)})", _HUB_ADVICE)
 
 
 def _recipe(error: Any, doing: str) -> LancePrepError:

@@ -5,16 +5,13 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.dataset.against import SAMPLE_ROWS, SourceCheck
-    from lance_prep.dataset.compact import Compaction, compact
-    from lance_prep.dataset.diff import Difference, diff_versions
-    from lance_prep.dataset.found import Verification
-    from lance_prep.dataset.prune import Pruning, prune
-    from lance_prep.dataset.restore import Restored, restore
-    from lance_prep.dataset.rows import ShownDocument, ShownRow, pinned_recipe, show_rows
-    from lance_prep.dataset.tags import Tagged, delete_tag, tag
+    from lance_prep.dataset.check_builds import Verification
+    from lance_prep.dataset.check_source import SAMPLE_ROWS, SourceCheck
+    from lance_prep.dataset.history import Restored, Tagged, delete_tag, restore, tag
+    from lance_prep.dataset.maintain import Compaction, Pruning, compact, prune
+    from lance_prep.dataset.show import ShownDocument, ShownRow, pinned_recipe, show_rows
     from lance_prep.dataset.verify import Listener, verify
-    from lance_prep.dataset.versions import Version, list_versions
+    from lance_prep.dataset.versions import Difference, Version, diff_versions, list_versions
     from lance_prep.store.version import DatasetVersion, open_version
 
 __all__ = [

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lance_prep.dataset.against import SourceCheck, check_against_source
-from lance_prep.dataset.found import Verification
-from lance_prep.dataset.journals import check_ledgers, check_lists, read_journals
-from lance_prep.dataset.scan import check_rows, shards_of
-from lance_prep.dataset.stored import check_data_files, check_manifest, check_sealed, check_small_files
+from lance_prep.dataset.check_builds import Verification, check_ledgers, check_lists, read_journals
+from lance_prep.dataset.check_rows import check_rows, shards_of
+from lance_prep.dataset.check_source import SourceCheck, check_against_source
+from lance_prep.dataset.check_stored import check_data_files, check_manifest, check_sealed, check_small_files
 from lance_prep.errors import DamagedDataset, DatasetError
 from lance_prep.store.seal import manifest_versions
 from lance_prep.store.sidecar import files_of

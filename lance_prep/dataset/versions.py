@@ -1,4 +1,4 @@
-"""The versions of a dataset: when, how large, what made each, and which source files came with it."""
+"""The versions of a dataset: what made each of them, and what differs between two. No row is read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
-from lance_prep.dataset.found import describe
-from lance_prep.errors import DatasetError
-from lance_prep.store.metadata import KEY
-from lance_prep.store.version import DatasetVersion, dataset_uri, open_any, opened, version_numbers
+from lance_prep.errors import DatasetError, one_line
+from lance_prep.store.metadata import KEY, Metadata
+from lance_prep.store.version import DatasetVersion, dataset_uri, open_any, open_version, opened, version_numbers
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,12 @@ class Version:
     Attributes:
         number: Lance's.
         time: of its commit, ISO 8601, UTC.
-        rows, tokens: None where it cannot be read, or is not ours.
+        rows, tokens: None if it cannot be read, or another program made it.
         made: `build`, `append`, `overwrite`, `restore`, `compact`, or what another program did.
-        of: the build's key, the version restored, fragments merged; or why it cannot be read.
+        of: the build's key, the version restored, or the fragments merged; or why it cannot be read.
         content_hash: of its rows.
         tags: names that point to it, sorted.
-        files_new, files_gone: URLs of source files that it has and the version before has not, and the reverse.
+        files_new, files_gone: URLs of the source files added and removed since the version before.
     """
 
     number: int
@@ -45,10 +44,10 @@ class Version:
 
 
 def list_versions(uri: str | Path, storage_options: Mapping[str, str] | None = None) -> list[Version]:
-    """All versions that are there, the first one first. One that cannot be read is listed as such.
+    """Return all versions, the oldest first. One that cannot be read is listed as such.
 
     Raises:
-        DatasetError: there is no dataset.
+        DatasetError: not a dataset.
     """
     where = dataset_uri(uri)
     latest = open_any(where, storage_options=storage_options)
@@ -65,7 +64,7 @@ def list_versions(uri: str | Path, storage_options: Mapping[str, str] | None = N
 
 
 def version_entries(dataset: Any) -> list[dict[str, Any]]:
-    """Lance's list of versions: `version`, `timestamp` (local time, naive).
+    """Return Lance's list of versions: `version`, `timestamp` (local time, without a time zone).
 
     Raises:
         DatasetError: a manifest is damaged.
@@ -74,7 +73,7 @@ def version_entries(dataset: Any) -> list[dict[str, Any]]:
         return list(dataset.versions())
     except (RuntimeError, OSError, ValueError) as error:
         raise DatasetError(
-            f"a version is damaged: {describe(error)}",
+            f"a version is damaged: {one_line(error)}",
             "`lance-prep versions` says which; others stay readable with --version",
         ) from error
 
@@ -84,7 +83,7 @@ def _utc(entry: dict[str, Any]) -> str:
 
 
 def tags_by_version(dataset: Any) -> dict[int, tuple[str, ...]]:
-    """Names of tags, sorted, by the version that they point to."""
+    """Return the names of tags, sorted, by the version that they point to."""
     found: dict[int, tuple[str, ...]] = {}
     for name, tag in sorted(dataset.tags.list().items()):
         found[int(tag["version"])] = (*found.get(int(tag["version"]), ()), name)
@@ -108,7 +107,7 @@ class _Lister:
         except BaseException as error:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            return Version(number, "", None, None, "cannot be read", describe(error), None, ())
+            return Version(number, "", None, None, "cannot be read", one_line(error), None, ())
 
     def _describe(self, number: int) -> Version:
         dataset = self._latest.checkout_version(number)
@@ -139,3 +138,76 @@ def _made(transaction: Any, version: DatasetVersion) -> tuple[str, str]:
     if (merged := properties.get("lance_prep.compact")) is not None:
         return "compact", str(merged)
     return type(transaction.operation).__name__.lower(), "another program"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs between version `old` and version `new`.
+
+    Attributes:
+        old, new: their numbers.
+        rows, tokens: `(old, new)`.
+        same_content: the content hashes are equal, so the rows and their order are the same.
+        files_added, files_gone, files_changed: URLs of source files; a changed one kept its name and not its content.
+        recipe: fields of the recipe that differ, with `(old, new)`.
+        other: commit, tokenizer and library versions that differ, with `(old, new)`.
+    """
+
+    old: int
+    new: int
+    rows: tuple[int, int]
+    tokens: tuple[int, int]
+    same_content: bool
+    files_added: tuple[str, ...]
+    files_gone: tuple[str, ...]
+    files_changed: tuple[str, ...]
+    recipe: dict[str, tuple[Any, Any]]
+    other: dict[str, tuple[Any, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def diff_versions(
+    uri: str | Path, old: int | str, new: int | str, storage_options: Mapping[str, str] | None = None
+) -> Difference:
+    """Compare two versions, named by number or tag.
+
+    Raises:
+        DatasetError: no such dataset or version, or another program made it.
+    """
+    a, b = open_version(uri, old, storage_options), open_version(uri, new, storage_options)
+    was, now = a.metadata, b.metadata
+    files_was, files_now = _files(a), _files(b)
+    return Difference(
+        old=a.number,
+        new=b.number,
+        rows=(was.rows, now.rows),
+        tokens=(was.tokens, now.tokens),
+        same_content=was.content_hash == now.content_hash,
+        files_added=tuple(sorted(files_now.keys() - files_was.keys())),
+        files_gone=tuple(sorted(files_was.keys() - files_now.keys())),
+        files_changed=tuple(sorted(u for u in files_was.keys() & files_now.keys() if files_was[u] != files_now[u])),
+        recipe=_differences(was.recipe, now.recipe),
+        other=_differences(_other(was), _other(now)),
+    )
+
+
+def _files(version: DatasetVersion) -> dict[str, tuple[int, str]]:
+    # Prefer the hash of the content: the time of the last change may differ for the same content.
+    return {file.url: (file.size, file.hash or file.identity) for file in version.source_files}
+
+
+def _other(data: Metadata) -> dict[str, Any]:
+    return {
+        "commit": data.source.commit,
+        "tokenizer sha256": data.tokenizer.sha256 if data.tokenizer else None,
+        "dtype": data.dtype,
+        "shards": data.shards,
+        **data.versions,
+    }
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    names = [*now, *(name for name in was if name not in now)]
+    return {name: (was.get(name), now.get(name)) for name in names if was.get(name) != now.get(name)}

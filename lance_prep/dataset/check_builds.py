@@ -1,11 +1,16 @@
-"""The journals of a version's builds, read with suspicion: plans, receipts, ledgers, tokenizer files."""
+"""Check what the builds of a version left: plans, receipts, ledgers, lists and the tokenizer's file.
+
+What any check finds is collected in a `Verification`.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from lance_prep.dataset.found import Verification
+from lance_prep.errors import one_line
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan, Shard
 from lance_prep.store.content_hash import combine
@@ -14,16 +19,62 @@ from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, Metadata
 from lance_prep.store.seal import hash_bytes
 from lance_prep.store.version import LOADER, LOADER_FILE, DatasetVersion
 
+MOST_PROBLEMS = 100
+
+
+@dataclass
+class Verification:
+    """The result of checking a dataset.
+
+    Attributes:
+        problems: one sentence each, which names the file, or the shard and the row; at most 100. Empty if the dataset
+            is whole.
+        more: number of further problems.
+        checks: number of things checked, by kind.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    more: int = 0
+    checks: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def wrong(self, problem: str) -> None:
+        """Add a problem."""
+        if len(self.problems) < MOST_PROBLEMS:
+            self.problems.append(problem)
+        else:
+            self.more += 1
+
+    def count(self, what: str, number: int = 1) -> None:
+        """Count what was checked."""
+        self.checks[what] = self.checks.get(what, 0) + number
+
+    @contextmanager
+    def reading(self, what: str) -> Iterator[None]:
+        """Record any exception of the block as a problem of `what`: a damaged file may make a library fail in any way.
+
+        Lance and tokenizers panic on some of them, which arrives as a `BaseException`.
+        """
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+            raise
+        except BaseException as error:
+            self.wrong(f"{what}: {one_line(error)}")
+
 
 @dataclass
 class BuildJournal:
-    """One build of a version, as its journal tells.
+    """The journal of one build of a version.
 
     Attributes:
         key: of the build.
-        plan: None where it is gone or damaged.
-        receipts: by shard, those that can be read; without those of shards that the version does not use.
-        missing: shards whose receipt is gone or damaged.
+        plan: None if it is missing or damaged.
+        receipts: the readable receipts of the version's shards, by shard.
+        missing: shards whose receipt is missing or damaged.
     """
 
     key: str
@@ -32,12 +83,12 @@ class BuildJournal:
     missing: list[int] = field(default_factory=list)
 
     def shard(self, index: int) -> Shard | None:
-        """A shard of the plan, or None where that is not known."""
+        """Return a shard of the plan, or None if the plan is unknown."""
         return next((s for s in self.plan.shards if s.index == index), None) if self.plan else None
 
 
 def read_journals(opened: DatasetVersion, found: Verification) -> list[BuildJournal]:
-    """The journals of all builds in the version, in order; what is wrong with them goes to `found`."""
+    """Return the journals of all builds in the version, in order, and record what is wrong with them."""
     journals = []
     for build in opened.builds:
         shards = range(build.first_shard, build.first_shard + build.shards)
@@ -104,7 +155,7 @@ def _read_plan(opened: DatasetVersion, key: str, folder: str) -> Plan:
 
 
 def check_ledgers(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> None:
-    """Each shard's ledger adds up and agrees with its receipt and its plan; all add up to the version's."""
+    """Check that each shard's ledger balances and agrees with its receipt and plan; check their sum."""
     metadata, total = opened.metadata, Ledger()
     for journal in journals:
         for receipt in journal.receipts.values():

@@ -9,8 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lance_prep.dataset.found import Verification
-from lance_prep.dataset.journals import BuildJournal
+from lance_prep.dataset.check_builds import BuildJournal, Verification
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store.cache import damaged_files
 from lance_prep.store.journal import QUARANTINE_NOTE, read_quarantine_note

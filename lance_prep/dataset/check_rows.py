@@ -11,9 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_prep.dataset.found import Verification
-from lance_prep.dataset.journals import BuildJournal
-from lance_prep.dataset.stored import StoredFragment
+from lance_prep.dataset.check_builds import BuildJournal, Verification
+from lance_prep.dataset.check_stored import StoredFragment
 from lance_prep.layout import ROW_BITS
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store.content_hash import ShardHash

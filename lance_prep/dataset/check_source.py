@@ -23,9 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.dataset.blocks import LONGEST_TEXT, BlockSearch
-from lance_prep.dataset.found import Verification
-from lance_prep.dataset.journals import BuildJournal
-from lance_prep.dataset.scan import ShardRows
+from lance_prep.dataset.check_builds import BuildJournal, Verification
+from lance_prep.dataset.check_rows import ShardRows
 from lance_prep.errors import LancePrepError, SourceChanged
 from lance_prep.layout import ROW_BITS, LayoutJob, document_affixes, lay_out, row_schema
 from lance_prep.ledger import Tally

@@ -1,0 +1,234 @@
+"""Tidies a dataset up: `compact` merges small fragments, `prune` removes old versions.
+
+Compacting. A dataset of many small shards has many small files, each of which costs an open and a seek. Neighbours are
+merged until a file would exceed the target. Rows and their order stay, and with them the content hash: receipts hold
+the hash of each shard's rows, whatever file they are in. Our own writer is used and not Lance's `compact_files`, so
+that the pages stay flat as a build leaves them (see `store.output.file_version`). The result is one commit, which is
+refused if another version was committed meanwhile.
+
+Pruning keeps the latest version and tagged ones. On a local disk the manifests are removed first, and then what nothing
+names any more: a killed run leaves fewer versions, each of them whole, and files that the next command removes. In an
+object store Lance's own cleanup does both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lance_prep.dataset.versions import tags_by_version, version_entries
+from lance_prep.errors import DamagedDataset, OutputError, reading_dataset
+from lance_prep.store.journal import Journal, unfinished_builds
+from lance_prep.store.leftovers import forget, open_locked, tidy
+from lance_prep.store.output import commit, file_version, write_fragment
+from lance_prep.store.seal import data_hashes, hash_files, manifest_path, manifest_versions, seal
+from lance_prep.store.sidecar import Files, is_local
+from lance_prep.store.version import DatasetVersion
+
+TARGET_BYTES = 1 << 30
+SCAN_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """The result of a compaction.
+
+    Attributes:
+        version: the new version, or the latest if there was nothing to merge.
+        fragments_before, fragments_after: number of fragments.
+        rows_rewritten: number of rows that were copied.
+    """
+
+    version: int
+    fragments_before: int
+    fragments_after: int
+    rows_rewritten: int
+
+
+def compact(
+    uri: str | Path,
+    *,
+    target_bytes: int = TARGET_BYTES,
+    storage_options: Mapping[str, str] | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Compaction:
+    """Merge neighbouring fragments of the latest version into a new version with the same rows in the same order.
+
+    Args:
+        target_bytes: maximum size of a merged file; larger files stay as they are.
+        on_rows: called with the number of rows copied since the last call.
+
+    Raises:
+        DatasetError: not a dataset that lance-prep made, or a file to merge is damaged (`DamagedDataset`).
+        OutputLocked: a build or another command works on the dataset.
+        DiskFull: there is no room for the copies.
+    """
+    with open_locked(uri, None, storage_options) as opened:
+        before = opened.fragments()
+        groups = _groups(before, target_bytes)
+        if all(len(group) == 1 for group in groups):
+            return Compaction(opened.number, len(before), len(before), 0)
+        _check_files(opened, [fragment for group in groups if len(group) > 1 for fragment in group])
+        merged = [_merge(opened, group, storage_options, on_rows) if len(group) > 1 else group[0] for group in groups]
+        new = [fragment for fragment, group in zip(merged, groups, strict=True) if len(group) > 1]
+        for fragment in new:
+            for file in fragment["files"]:
+                opened.files.sync(f"data/{file['path']}")
+        hashes = hash_files(opened.files, new)
+        version = commit(
+            opened.uri,
+            opened.dataset.schema,
+            merged,
+            read_version=opened.number,
+            properties={"lance_prep.compact": f"{len(before)} fragments into {len(merged)}"},
+            storage_options=storage_options,
+        )
+        seal(opened.files, version, hashes)
+    return Compaction(version, len(before), len(merged), sum(int(f["physical_rows"]) for f in new))
+
+
+def _check_files(opened: DatasetVersion, fragments: list[dict[str, Any]]) -> None:
+    """Refuse to copy files that are not what was written: the copy would hide the damage. 5 GB/s; local files only.
+
+    Raises:
+        DamagedDataset: names the file.
+    """
+    with reading_dataset(opened.uri):
+        actual = hash_files(opened.files, fragments)
+    stated = data_hashes(opened.files)
+    for build in opened.builds:
+        for receipt in Journal(opened.files, build.key).receipts().values():
+            stated.update(receipt.file_hashes)
+    for name, digest in actual.items():
+        if stated.get(name, digest) != digest:
+            raise DamagedDataset(
+                f"{opened.uri}/data/{name} is not what was written: its xxh3 is {digest}, not {stated[name]}",
+                "restore the file from a backup, or build the dataset again",
+            )
+
+
+def _groups(fragments: list[dict[str, Any]], target: int) -> list[list[dict[str, Any]]]:
+    """Group neighbours with at most `target` bytes together. A fragment with deleted rows stays alone."""
+    groups: list[list[dict[str, Any]]] = []
+    held = target + 1
+    for fragment in fragments:
+        size = sum(int(file["file_size_bytes"] or 0) for file in fragment["files"])
+        size = target + 1 if fragment["deletion_file"] else size
+        if held + size > target:
+            groups.append([])
+            held = 0
+        groups[-1].append(fragment)
+        held += size
+    return groups
+
+
+def _merge(
+    opened: DatasetVersion,
+    group: list[dict[str, Any]],
+    storage_options: Mapping[str, str] | None,
+    on_rows: Callable[[int], None],
+) -> dict[str, Any]:
+    fragments = [opened.dataset.get_fragment(fragment["id"]) for fragment in group]
+    scanner = opened.dataset.scanner(fragments=fragments, batch_size=SCAN_ROWS, scan_in_order=True)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        reader = iter(scanner.to_reader())
+        while True:
+            with reading_dataset(opened.uri):
+                batch = next(reader, None)
+            if batch is None:
+                return
+            on_rows(len(batch))
+            yield batch
+
+    schema = opened.dataset.schema.remove_metadata()
+    version = file_version(opened.metadata.layout, schema)
+    made = write_fragment(opened.uri, schema, batches(), version=version, storage_options=storage_options)
+    assert made is not None
+    return made
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """The result of pruning.
+
+    Attributes:
+        removed: versions that were removed, or would be.
+        kept: versions that stay.
+        kept_for_tag: versions that are old enough, but tagged.
+        files, bytes: number and size of the files removed with them.
+        dry_run: nothing was removed.
+    """
+
+    removed: tuple[int, ...]
+    kept: tuple[int, ...]
+    kept_for_tag: tuple[int, ...]
+    files: int
+    bytes: int
+    dry_run: bool
+
+
+def prune(
+    uri: str | Path,
+    older_than: timedelta,
+    *,
+    dry_run: bool = False,
+    storage_options: Mapping[str, str] | None = None,
+) -> Pruning:
+    """Remove versions that were made longer ago than `older_than`.
+
+    Raises:
+        DatasetError: not a dataset that lance-prep made.
+        OutputLocked: a build or another command works on the dataset.
+        OutputError: the dataset is in an object store and has an unfinished build.
+    """
+    with open_locked(uri, None, storage_options) as opened:
+        latest, where = opened.dataset, opened.uri
+        tags = tags_by_version(latest)
+        entries = version_entries(latest)
+        old = [int(v["version"]) for v in entries if datetime.now() - v["timestamp"] >= older_than]
+        removed = [number for number in old if number != latest.version and number not in tags]
+        kept = [int(v["version"]) for v in entries if int(v["version"]) not in removed]
+        count, size = _freed(latest, set(removed))
+        if not dry_run and is_local(where):
+            _remove_versions(opened.files, removed)
+            tidy(where)
+        elif removed and not dry_run:
+            _refuse_unfinished(where, opened.files)
+            latest.cleanup_old_versions(versions=removed, error_if_tagged_old_versions=True)
+            forget(opened.files, where, storage_options)
+        for_tag = tuple(number for number in old if number in tags and number != latest.version)
+        return Pruning(tuple(removed), tuple(kept), for_tag, count, size, dry_run)
+
+
+def _remove_versions(files: Files, versions: list[int]) -> None:
+    """Remove the manifests of versions. This comes first: a version without its files must not be listed."""
+    for number in versions:
+        if path := manifest_path(files, number):
+            files.delete(path)
+    if versions:
+        files.sync(str(manifest_path(files, manifest_versions(files)[-1])))  # with its folder
+
+
+def _freed(latest: Any, removed: set[int]) -> tuple[int, int]:
+    """Return the number of files that only the removed versions have, and their size."""
+    with reading_dataset(latest.uri):
+        tracked = latest.tracked_files().read_all().to_pylist()
+    needed = {entry["path"] for entry in tracked if entry["version"] not in removed}
+    only = {entry["path"] for entry in tracked if entry["version"] in removed} - needed
+    sizes = {entry["path"]: entry["size_bytes"] for entry in latest.all_files().read_all().to_pylist()}
+    return len(only), sum(int(sizes.get(path, 0)) for path in only)
+
+
+def _refuse_unfinished(where: str, files: Files) -> None:
+    """Refuse to prune while a build is unfinished: Lance's cleanup takes its files for leftovers after seven days."""
+    for key in unfinished_builds(files):
+        raise OutputError(
+            f"build {key} in {where} is not finished, and pruning may remove its files",
+            "finish it first: run its command again",
+        )
