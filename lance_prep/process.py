@@ -181,35 +181,3 @@ def trim() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):  # another C library, which has no such call
         return
-
-
-_urls: dict[str, str] = {}  # without credentials -> as given
-
-
-def hold_credentials(url: str) -> str:
-    """Return a URL without user, password and query, so that it can be stored and shown.
-
-    This process alone remembers them, for `with_credentials`. Another process must be given the URL again.
-    """
-    from lance_prep.errors import without_credentials
-
-    clean = without_credentials(url)
-    if clean != url:
-        _urls[clean] = url
-    return clean
-
-
-def with_credentials(url: str) -> str:
-    """Return a URL with the credentials that it, or a folder or pattern on the same host, was given with."""
-    if url in _urls:
-        return _urls[url]
-    start = _origin(url)
-    for clean, given in _urls.items():
-        if start and _origin(clean) == start and "@" in _origin(given):
-            return _origin(given) + url.removeprefix(start)
-    return url
-
-
-def _origin(url: str) -> str:
-    scheme, found, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}" if found else ""

@@ -14,18 +14,19 @@ import lance_prep
 ROOT = Path(lance_prep.__file__).parent
 
 #: package -> packages and modules of ours that it may import, at the top of a module or inside a function
-BASE = {"layouts", "errors", "ledger", "keyed", "process", "arrow_text"}
+BASE = {"layouts", "errors", "ledger", "keyed", "process", "arrow_text", "transport"}
 MAY_IMPORT = {
     "errors": set(),
     "layouts": set(),
     "ledger": set(),
     "keyed": set(),
     "process": {"errors"},
+    "transport": {"errors"},
     "arrow_text": set(),
     "filter": {"errors"},
     "recipe": BASE,
     "model": {"recipe"},
-    "fetch": BASE,
+    "fetch": BASE | {"recipe", "model"},
     "formats": BASE | {"recipe", "filter", "model", "fetch"},
     "plan": BASE | {"recipe", "filter", "model", "fetch", "formats"},
     "source": BASE | {"recipe", "filter", "model", "fetch", "formats", "plan"},
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "store": BASE | {"recipe", "model"},
     "engine": BASE | {"recipe", "model", "plan", "source", "tokenizer", "layout", "store"},
     "dataset": BASE | {"recipe", "model", "plan", "source", "tokenizer", "layout", "store"},
-    "train": {"layouts", "errors", "process", "keyed", "arrow_text", "store"},
+    "train": {"layouts", "errors", "process", "keyed", "arrow_text", "transport", "store"},
     "cli": BASE | {"recipe", "model", "plan", "layout", "engine", "dataset", "store"},
 }
 BUILD_SIDE = set(MAY_IMPORT) - {"train"}

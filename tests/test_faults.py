@@ -14,6 +14,7 @@ import lance
 import pytest
 
 import lance_prep
+from lance_prep import transport
 from lance_prep.engine import BuildReport, Silent
 from lance_prep.errors import (
     AccessDenied,
@@ -24,7 +25,6 @@ from lance_prep.errors import (
     OutputError,
     SourceChanged,
 )
-from lance_prep.fetch import retry
 from lance_prep.model import Plan
 from lance_prep.store.journal import Receipt
 from tests import tokenizers_made as made
@@ -70,7 +70,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries that do not wait, and a stall that is noticed at once."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(retry, "BASE_SECONDS", 0.001)
+    monkeypatch.setattr(transport, "BASE_SECONDS", 0.001)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
 
 
@@ -157,7 +157,7 @@ def test_a_fault_that_passes(hub: LoopbackHub, hub_builder: Builder, fault: dict
 def test_a_fault_that_stays_until_the_next_run(
     hub: LoopbackHub, hub_builder: Builder, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "ATTEMPTS", 3)
+    monkeypatch.setattr(transport, "ATTEMPTS", 3)
     fault = {**fault, "cut_after": 0} if "cut_after" in fault else fault
     act = lambda: hub.fault(LFS, times=10_000, **fault)  # noqa: E731
     meddler = Meddler(act, after=1)

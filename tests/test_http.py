@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from lance_prep import transport
 from lance_prep.errors import AccessDenied, SourceChanged, SourceError, SourceNotFound, StoreUnreachable, UsageError
-from lance_prep.fetch import retry
 from lance_prep.recipe import Recipe
 from tests import tokenizers_made as made
 from tests.loopback_hub import LoopbackHub
@@ -88,7 +88,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(retry, "BASE_SECONDS", 0.001)
+    monkeypatch.setattr(transport, "BASE_SECONDS", 0.001)
     server = Server()
     yield server
     server.close()

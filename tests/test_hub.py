@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lance_prep import transport
 from lance_prep.errors import AccessDenied, BadFile, HubUnreachable, LancePrepError, SourceNotFound, UsageError
-from lance_prep.fetch import retry
 from lance_prep.ledger import Tally
 from lance_prep.recipe import Recipe
 from lance_prep.source import read_shard
@@ -262,7 +262,7 @@ def test_faults_while_planning(hub: LoopbackHub) -> None:
 
 
 def test_a_fault_that_stays(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "BASE_SECONDS", 0.001)
+    monkeypatch.setattr(transport, "BASE_SECONDS", 0.001)
     hub.add_dataset(REPO, {"train.parquet": parquet_bytes({"text": [noise(100, i).hex() for i in range(1000)]})})
     plan = plan_of(REPO)
     hub.fault(LFS, times=1000, status=503)
@@ -297,7 +297,7 @@ def in_another_process(code: str, **environment: str) -> str:
 
 def test_no_hub_at_all() -> None:
     said = in_another_process(
-        "import lance_prep.fetch.retry as r; r.BASE_SECONDS = 0.001; plan_of('owner/name')",
+        "import lance_prep.transport as r; r.BASE_SECONDS = 0.001; plan_of('owner/name')",
         HF_ENDPOINT="http://127.0.0.1:9",
     )
     assert said.startswith("HubUnreachable")

@@ -31,6 +31,7 @@ from lance_prep.model import Plan
 from lance_prep.plan import SHARD_BYTES
 from lance_prep.plan.cut import cut_shards
 from lance_prep.recipe import Recipe
+from lance_prep.transport import Transport
 from tests.sources import parquet_bytes, plan_of, read
 
 TEXTS = [f"text {i}" for i in range(1000)]
@@ -198,7 +199,7 @@ def test_row_groups_are_cut_once_each(tmp_path: Path, target: int) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(parquet_bytes({"text": TEXTS, "other": ["x" * 100] * 1000}))
     plan = plan_of(path)
-    shards = cut_shards(plan.files, plan.read_schema, target=target)
+    shards = cut_shards(plan.files, plan.read_schema, Transport(), target)
     groups = [g for shard in shards for part in shard.parts for g in range(part.start, part.stop)]
     assert groups == list(range(10))
     assert sum(shard.rows or 0 for shard in shards) == 1000
@@ -209,7 +210,7 @@ def test_lines_are_cut_by_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a"}\n' * 100)
     plan = plan_of(path)
-    shards = cut_shards(plan.files, plan.read_schema, target=300)
+    shards = cut_shards(plan.files, plan.read_schema, Transport(), 300)
     edges = [(part.start, part.stop) for shard in shards for part in shard.parts]
     assert edges[0][0] == 0
     assert edges[-1][1] == 1400

@@ -33,9 +33,9 @@ from lance_prep.plan import make_plan
 from lance_prep.source import SourceBatch, check_unchanged, read_shard
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.seal import hash_file
-from lance_prep.store.sidecar import is_local
 from lance_prep.store.version import DatasetVersion
 from lance_prep.tokenizer import ReferenceEncoder, TokenizerSpec, TokenLists
+from lance_prep.transport import Transport, is_local
 
 MOST_SHARDS = 16
 SAMPLE_ROWS = 200
@@ -102,7 +102,7 @@ def _where_it_is_now(plan: Plan, shard: Shard, hashes: Mapping[str, str | None])
         if digest is None or not is_local(file.url):
             continue
         try:
-            check_unchanged(file)
+            check_unchanged(file, Transport())
         except SourceChanged:
             files[number] = _same_content(plan, file, digest)
     return replace(plan, files=tuple(files))
@@ -184,7 +184,7 @@ class _Job:
             self._compare_texts(batch)
 
     def _source(self, tally: Tally) -> Iterator[SourceBatch]:
-        return read_shard(self.plan, self.shard, tally, storage_options=self.storage_options)
+        return read_shard(self.plan, self.shard, tally, Transport.of(self.storage_options))
 
     def _differs(self, row: int, what: str) -> None:
         self.found.wrong(f"shard {self.shard.index}, row {row:,}: {what}")

@@ -24,8 +24,9 @@ from lance_prep.store.seal import (
     read_seal,
     transactions_in,
 )
-from lance_prep.store.sidecar import Files, LocalFiles, is_local
+from lance_prep.store.sidecar import Files, LocalFiles
 from lance_prep.store.version import DatasetVersion
+from lance_prep.transport import is_local
 
 
 @dataclass(frozen=True)

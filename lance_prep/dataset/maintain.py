@@ -27,8 +27,9 @@ from lance_prep.store.journal import Journal, unfinished_builds
 from lance_prep.store.leftovers import forget, open_locked, tidy
 from lance_prep.store.output import commit, file_version, write_fragment
 from lance_prep.store.seal import data_hashes, hash_files, manifest_path, manifest_versions, seal
-from lance_prep.store.sidecar import Files, is_local
+from lance_prep.store.sidecar import Files
 from lance_prep.store.version import DatasetVersion
+from lance_prep.transport import is_local
 
 TARGET_BYTES = 1 << 30
 SCAN_ROWS = 8192

@@ -10,7 +10,8 @@ from typing import Any
 
 from lance_prep.errors import DatasetError, one_line
 from lance_prep.store.metadata import KEY, Metadata
-from lance_prep.store.version import DatasetVersion, dataset_uri, open_any, open_version, opened, version_numbers
+from lance_prep.store.version import DatasetVersion, open_any, open_version, opened, version_numbers
+from lance_prep.transport import absolute_uri
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def list_versions(uri: str | Path, storage_options: Mapping[str, str] | None = N
     Raises:
         DatasetError: not a dataset.
     """
-    where = dataset_uri(uri)
+    where = absolute_uri(uri)
     latest = open_any(where, storage_options=storage_options)
     tags = tags_by_version(latest)
     try:

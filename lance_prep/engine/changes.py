@@ -12,7 +12,7 @@ from lance_prep.model import Plan, SourceFile
 from lance_prep.source import check_unchanged
 from lance_prep.store.metadata import FileRecord
 from lance_prep.store.seal import hash_file
-from lance_prep.store.sidecar import is_local
+from lance_prep.transport import Transport, is_local
 
 _HASH_THREADS = 4
 
@@ -77,7 +77,7 @@ def record_files(plan: Plan, digests: Digests, storage_options: Mapping[str, str
     """
     hashes = digests.of_all(plan.files)
     for file in plan.files:
-        check_unchanged(file, storage_options)  # what was hashed is what was read
+        check_unchanged(file, Transport.of(storage_options))  # what was hashed is what was read
     return [FileRecord(**asdict(file), hash=digest) for file, digest in zip(plan.files, hashes, strict=True)]
 
 

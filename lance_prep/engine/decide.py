@@ -14,8 +14,8 @@ from lance_prep.plan import restrict
 from lance_prep.store.journal import Journal, build_key, plan_as_json, recipe_as_json, unfinished_builds
 from lance_prep.store.metadata import FOLDER, KEY, Metadata
 from lance_prep.store.output import open_dataset
-from lance_prep.store.sidecar import is_local
 from lance_prep.store.version import DatasetVersion, opened, resolved_recipe
+from lance_prep.transport import Transport, is_local
 
 OVERWRITE = "make a new version with the new content: overwrite=True; or choose another output"
 APPEND = "add what is new as a new version: append=True; or make a new version with the new content: overwrite=True"
@@ -88,7 +88,7 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, settle: bool = True)
     # The new rows come in the types of those that are there, whatever the new files would give by themselves.
     then = Journal(job.files(), there.metadata.build.key).plan(job.uri)
     plan = replace(job.plan, schema=then.schema, read_schema=then.read_schema)
-    plan = restrict(plan, changes.new, first_shard=first, storage_options=job.storage_options)
+    plan = restrict(plan, changes.new, Transport.of(job.storage_options), first_shard=first)
     key = build_key(plan_as_json(plan, job.uri), job.spec.sha256 if job.spec else None)
     return Decision(replace(job, plan=plan, key=key), existing, appends=True, first_shard=first, digests=digests)
 

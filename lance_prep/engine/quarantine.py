@@ -22,7 +22,8 @@ from lance_prep.model import SourceFile
 from lance_prep.store.journal import Journal, QuarantineNote, read_quarantine_note, receipts_of, write_quarantine_note
 from lance_prep.store.metadata import BuildRecord
 from lance_prep.store.seal import hash_bytes
-from lance_prep.store.sidecar import Files, files_of, is_local
+from lance_prep.store.sidecar import Files, files_of
+from lance_prep.transport import is_local
 
 QUARANTINE_BYTES = 4 << 10
 

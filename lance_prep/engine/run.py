@@ -29,9 +29,9 @@ from lance_prep.recipe import Recipe, RecipeFields, Source, default_output, load
 from lance_prep.store.journal import Journal, build_key, plan_as_json, unfinished_builds
 from lance_prep.store.leftovers import remove_leftovers, tidy, with_data
 from lance_prep.store.lock import OutputLock, output_lock
-from lance_prep.store.sidecar import files_of, is_local
-from lance_prep.store.version import dataset_uri
+from lance_prep.store.sidecar import files_of
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
+from lance_prep.transport import Transport, absolute_uri, is_local
 
 READ_AHEAD_BATCHES = 2
 
@@ -68,7 +68,7 @@ class RunOptions:
     def uri(self, source: Source) -> str:
         """Absolute path, or URI, of the output."""
         output = str(self.output) if self.output is not None else default_output(source)
-        return dataset_uri(output)
+        return absolute_uri(output)
 
 
 def build(
@@ -155,7 +155,7 @@ def _preview(decision: Decision, asked: BuildJob) -> BuildPreview:
 
 def _plan(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
     check_storage_options(recipe, uri, options.storage_options)
-    plan = make_plan(recipe, storage_options=options.storage_options)
+    plan = make_plan(recipe, Transport.of(options.storage_options))
     refuse_own_source(uri, plan.files)
     return plan
 
@@ -253,7 +253,7 @@ def stream(
     """
     recipe = load_recipe(source, overrides)
     check_storage_options(recipe, "", storage_options)
-    made = make_plan(recipe, storage_options=storage_options)
+    made = make_plan(recipe, Transport.of(storage_options))
     job = BuildJob(made, load_spec(made.recipe), uri="", key="", storage_options=storage_options)
     return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), READ_AHEAD_BATCHES))
 

@@ -32,6 +32,7 @@ from lance_prep.tokenizer import (
     TokenizerSpec,
     make_encoder,
 )
+from lance_prep.transport import Transport
 
 #: Rows that wait for the writer while the next batch is tokenized. Two batches are enough to keep both busy.
 WRITE_AHEAD_BATCHES = 2
@@ -133,7 +134,7 @@ class Worker:
                 if not isinstance(layout.encoder, ReferenceEncoder):
                     checked = CheckedEncoder(layout.encoder, self.reference, seed=recipe.seed, shard=shard.index)
                     layout.encoder = stack.enter_context(checked)
-            source = read_shard(job.plan, shard, tally, storage_options=job.storage_options, stop=self.stop)
+            source = read_shard(job.plan, shard, tally, Transport.of(job.storage_options), stop=self.stop)
             stack.enter_context(closing(source))  # type: ignore[type-var]
             yield from lay_out(self._watched(source, shard, tally), layout)
             if checked is not None:

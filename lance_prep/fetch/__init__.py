@@ -1,6 +1,6 @@
-"""Files where they lie: local, on the Hub, in an object store. Exact byte ranges, fetched once, retried when cut.
+"""Read files where they are: on this machine, the Hub, a web server or in an object store.
 
-Imports `errors` alone; `plan` reads footers and samples through it, `source` reads rows.
+Byte ranges are exact, fetched once, and continued where a connection was cut.
 """
 
 from typing import TYPE_CHECKING
@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from lance_prep.fetch.http import http_state
     from lance_prep.fetch.hub import HubPath, hub_api, hub_url_of, parse_hub_url
     from lance_prep.fetch.prefetch import Prefetch, RangeFile
-    from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, is_http, is_local, open_ranges, state_of
-    from lance_prep.fetch.retry import Retries
+    from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, open_ranges, state_of
     from lance_prep.fetch.stream import open_stream
 
 __all__ = [
@@ -20,14 +19,11 @@ __all__ = [
     "Prefetch",
     "RangeFile",
     "Ranges",
-    "Retries",
     "fsspec_of",
     "http_state",
     "hub_api",
     "hub_url_of",
     "identity_of",
-    "is_http",
-    "is_local",
     "open_ranges",
     "open_stream",
     "parse_hub_url",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lance_prep.errors import AccessDenied, BadFile, SourceChanged, SourceError, SourceNotFound
-from lance_prep.fetch.retry import Retries
-from lance_prep.process import with_credentials
+from lance_prep.model import SourceFile
+from lance_prep.transport import Transport, with_credentials
 
 # A server without byte ranges sends the whole file for each request, which is bearable for a small file only.
 WHOLE_BYTES = 8 << 20
@@ -18,17 +18,15 @@ class HttpRanges:
     A range that is cut in the middle goes on where it was.
 
     Args:
-        url: of the file.
-        name: for messages.
-        size, identity: as in `SourceFile`.
+        address: where to ask for it; by default, its URL.
     """
 
-    def __init__(self, url: str, name: str, size: int, retries: Retries, identity: str = "") -> None:
-        self.size = size
-        self._url = url
-        self._name = name
-        self._identity = identity
-        self._retries = retries
+    def __init__(self, file: SourceFile, transport: Transport, address: str = "") -> None:
+        self.size = file.size
+        self._address = address or file.url
+        self._name = file.url
+        self._identity = file.identity
+        self._retries = transport.retries
 
     def fetch(self, start: int, stop: int) -> bytes:
         """Return bytes `start` to `stop`.
@@ -55,7 +53,7 @@ class HttpRanges:
         return bytes(got)
 
     def _read(self, start: int, stop: int, into: bytearray) -> None:
-        with _get(self._url, {**self._headers(), "Range": f"bytes={start}-{stop - 1}"}) as response:
+        with _get(self._address, {**self._headers(), "Range": f"bytes={start}-{stop - 1}"}) as response:
             if response.status_code == 416:
                 raise self._too_short(stop)
             self._check(response)
@@ -89,7 +87,7 @@ class HttpRanges:
         return BadFile(f"{self._name}: ends before byte {stop}", "run the same command again: the file has changed")
 
 
-def http_state(url: str, retries: Retries) -> tuple[int, str]:
+def http_state(url: str, transport: Transport) -> tuple[int, str]:
     """Return the size and the identity (ETag, or else the time) of a file on a web server.
 
     Raises:
@@ -112,7 +110,7 @@ def http_state(url: str, retries: Retries) -> tuple[int, str]:
         said = f"{url}: the server gives no byte ranges of this file"
         raise SourceError(said, "download it, and build from the copy")
 
-    return retries.call(ask, doing=f"reading {url}")
+    return transport.retries.call(ask, doing=f"reading {url}")
 
 
 def _get(url: str, headers: dict[str, str]) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 
 from lance_prep.errors import BadFile, SourceChanged, SourceNotFound
 from lance_prep.fetch.http import HttpRanges
-from lance_prep.fetch.retry import Retries
+from lance_prep.model import SourceFile
+from lance_prep.transport import Transport
 
 LIBRARY = "lance-prep"
 _CACHE_NAME = re.compile(r"[0-9A-Za-z._:+=-]{1,200}")
@@ -128,13 +129,13 @@ def _check_names(response: Any) -> None:
 class HubRanges(HttpRanges):
     """Byte ranges of one file on the Hub. Threads may share it."""
 
-    def __init__(self, url: str, size: int, retries: Retries, identity: str = "") -> None:
+    def __init__(self, file: SourceFile, transport: Transport) -> None:
         from huggingface_hub import hf_hub_url
 
         guard_session()
-        at = parse_hub_url(url)
+        at = parse_hub_url(file.url)
         address = hf_hub_url(at.repo, at.path, repo_type="dataset", revision=at.revision)
-        super().__init__(address, url, size, retries, identity)
+        super().__init__(file, transport, address)
 
     def _headers(self) -> dict[str, str]:
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]

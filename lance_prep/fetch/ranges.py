@@ -1,4 +1,4 @@
-"""One way to read byte ranges, whatever the file lies in."""
+"""Byte ranges of a file, wherever it is: on this machine, on the Hub, on a web server or in an object store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from lance_prep.errors import BadFile
 from lance_prep.fetch.http import HttpRanges, http_state
 from lance_prep.fetch.hub import HubRanges
-from lance_prep.fetch.retry import Retries
-from lance_prep.process import with_credentials
+from lance_prep.model import SourceFile
+from lance_prep.transport import Transport, is_http, is_local, with_credentials
 
 
 class Ranges(Protocol):
@@ -20,58 +20,48 @@ class Ranges(Protocol):
     size: int
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`, all of them, or an error."""
+        """Return bytes `start` to `stop`, all of them, or raise."""
 
 
-def is_local(url: str) -> bool:
-    """True for a path of this machine, False for a URL."""
-    return "://" not in url
-
-
-def is_http(url: str) -> bool:
-    """True for a file on a web server."""
-    return url.startswith(("http://", "https://"))
-
-
-class LocalRanges:
-    def __init__(self, path: str, size: int) -> None:
-        self.size = size
-        self._path = path
+class _LocalRanges:
+    def __init__(self, file: SourceFile) -> None:
+        self.size = file.size
+        self._path = file.url
 
     def fetch(self, start: int, stop: int) -> bytes:
         with Path(self._path).open("rb") as file:
             file.seek(start)
-            data = file.read(stop - start)
-        if len(data) < stop - start:
-            raise BadFile(f"{self._path}: ends at byte {start + len(data)}, before byte {stop}", "get the file again")
-        return data
+            return _whole(file.read(stop - start), start, stop, self._path)
 
 
-class FsspecRanges:
-    def __init__(self, url: str, size: int, options: Mapping[str, str] | None, retries: Retries) -> None:
-        self.size = size
-        self._url = url
-        self._retries = retries
-        self._fs, self._path = fsspec_of(url, options)
+class _FsspecRanges:
+    def __init__(self, file: SourceFile, transport: Transport) -> None:
+        self.size = file.size
+        self._url = file.url
+        self._retries = transport.retries
+        self._fs, self._path = fsspec_of(file.url, transport)
 
     def fetch(self, start: int, stop: int) -> bytes:
         doing = f"reading {self._url}"
         data = self._retries.call(lambda: self._fs.cat_file(self._path, start=start, end=stop), doing=doing)
-        if len(data) < stop - start:
-            raise BadFile(f"{self._url}: ends at byte {start + len(data)}, before byte {stop}", "get the file again")
-        return bytes(data)
+        return _whole(bytes(data), start, stop, self._url)
 
 
-def fsspec_of(url: str, options: Mapping[str, str] | None) -> tuple[Any, str]:
+def _whole(data: bytes, start: int, stop: int, name: str) -> bytes:
+    if len(data) < stop - start:
+        raise BadFile(f"{name}: ends at byte {start + len(data)}, before byte {stop}", "get the file again")
+    return data
+
+
+def fsspec_of(url: str, transport: Transport) -> tuple[Any, str]:
     """Return the fsspec file system of a URL, and the path in it.
 
-    Args:
-        options: storage options under the names that object_store and Lance use (`aws_access_key_id`, `aws_endpoint`,
-            `region`, ...). They are translated for s3fs, and passed on unchanged to other file systems.
+    The storage options (`aws_access_key_id`, `aws_endpoint`, `region`, ...) are translated for s3fs, and passed on
+    unchanged to other file systems.
     """
     import fsspec
 
-    options = dict(options or {})
+    options = dict(transport.storage_options)
     if not url.startswith(("s3://", "s3a://")):
         fs, path = fsspec.core.url_to_fs(with_credentials(url), **options)
         return fs, path
@@ -96,43 +86,37 @@ def fsspec_of(url: str, options: Mapping[str, str] | None) -> tuple[Any, str]:
 
 
 def identity_of(info: Mapping[str, Any]) -> str:
-    """What changes when an object does, from what fsspec says of it: its ETag, else its time."""
+    """Return what changes when an object does, from its fsspec info: the ETag, else its time."""
     names = ("ETag", "etag", "LastModified", "mtime", "created")
     return str(next((info[name] for name in names if info.get(name)), "")).strip('"')
 
 
-def state_of(url: str, options: Mapping[str, str] | None) -> tuple[int, str | None]:
-    """Size and identity of a file as it is now, as in `SourceFile`. Not for `hf://`.
+def state_of(file: SourceFile, transport: Transport) -> tuple[int, str | None]:
+    """Return the size and identity of a file as it is now. Not for `hf://`.
 
     The identity is None for an object without an ETag: file systems give its times in more than one form.
 
     Raises:
         FileNotFoundError: it is gone.
     """
-    if is_local(url):
-        stat = Path(url).stat()
+    if is_local(file.url):
+        stat = Path(file.url).stat()
         return stat.st_size, str(stat.st_mtime_ns)
-    if is_http(url):
-        size, identity = http_state(url, Retries())
+    if is_http(file.url):
+        size, identity = http_state(file.url, transport)
         return size, identity or None
-    fs, path = fsspec_of(url, options)
+    fs, path = fsspec_of(file.url, transport)
     fs.invalidate_cache(fs._parent(path))
-    info = Retries().call(lambda: fs.info(path), doing=f"looking up {url}")
+    info = transport.retries.call(lambda: fs.info(path), doing=f"looking up {file.url}")
     return int(info["size"]), identity_of(info) if info.get("ETag") or info.get("etag") else None
 
 
-def open_ranges(
-    url: str, size: int, options: Mapping[str, str] | None, retries: Retries, *, identity: str = ""
-) -> Ranges:
-    """Byte ranges of a file at a local path, an `hf://` URL, or any URL that fsspec knows.
-
-    Args:
-        url, size, identity: as in `SourceFile`.
-    """
-    if is_local(url):
-        return LocalRanges(url, size)
-    if url.startswith("hf://"):
-        return HubRanges(url, size, retries, identity)
-    if is_http(url):
-        return HttpRanges(url, url, size, retries, identity)
-    return FsspecRanges(url, size, options, retries)
+def open_ranges(file: SourceFile, transport: Transport) -> Ranges:
+    """Open a file at a local path, an `hf://` URL, or any URL that fsspec knows."""
+    if is_local(file.url):
+        return _LocalRanges(file)
+    if file.url.startswith("hf://"):
+        return HubRanges(file, transport)
+    if is_http(file.url):
+        return HttpRanges(file, transport)
+    return _FsspecRanges(file, transport)

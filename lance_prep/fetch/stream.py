@@ -6,15 +6,16 @@ import bz2
 import io
 import lzma
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lance_prep.errors import BadFile
 from lance_prep.fetch.prefetch import Prefetch, RangeFile, cut
-from lance_prep.fetch.ranges import is_local, open_ranges
-from lance_prep.fetch.retry import Retries
+from lance_prep.fetch.ranges import open_ranges
+from lance_prep.model import SourceFile
+from lance_prep.transport import Transport, is_local
 
 # Compressed pieces are small, so that the first rows come soon; 4 MiB keeps a request's overhead below 5% at 50 MB/s.
 PIECE_BYTES = 4 << 20
@@ -22,40 +23,29 @@ PIECE_BYTES = 4 << 20
 
 @contextmanager
 def open_stream(
-    url: str,
-    size: int,
-    *,
-    compression: str | None = None,
-    start: int = 0,
-    stop: int | None = None,
-    options: Mapping[str, str] | None = None,
-    retries: Retries | None = None,
-    identity: str = "",
-    ahead: bool = True,
+    file: SourceFile, transport: Transport, *, start: int = 0, stop: int | None = None, ahead: bool = True
 ) -> Iterator[BinaryIO]:
-    """A file as a binary stream.
+    """Open a file as a binary stream of its decompressed bytes.
 
     Args:
-        url, size, identity: as in `SourceFile`.
         start, stop: byte range of the stored file, for uncompressed files; `read` goes no further than `stop`.
         ahead: fetch what comes next while the caller works; False for a look at the beginning.
     """
-    if is_local(url):
-        with Path(url).open("rb") as file:
-            file.seek(start)
-            yield _decompress(file, compression, url)
+    if is_local(file.url):
+        with Path(file.url).open("rb") as raw:
+            raw.seek(start)
+            yield _decompress(raw, file)
         return
-    end = size if stop is None else min(size, stop)
-    ranges = open_ranges(url, size, options, retries or Retries(), identity=identity)
-    with Prefetch(ranges, cut(start, end, PIECE_BYTES) if ahead else []) as prefetch:
-        raw = RangeFile(prefetch, start, size)
-        yield _decompress(cast(BinaryIO, io.BufferedReader(raw, 256 << 10)), compression, url)
+    end = file.size if stop is None else min(file.size, stop)
+    with Prefetch(open_ranges(file, transport), cut(start, end, PIECE_BYTES) if ahead else []) as prefetch:
+        ranges = RangeFile(prefetch, start, file.size)
+        yield _decompress(cast(BinaryIO, io.BufferedReader(ranges, 256 << 10)), file)
 
 
-def _decompress(file: BinaryIO, compression: str | None, url: str) -> BinaryIO:
-    if compression is None:
-        return file
-    return cast(BinaryIO, io.BufferedReader(_Decompressed(file, compression, url), 1 << 20))
+def _decompress(stream: BinaryIO, file: SourceFile) -> BinaryIO:
+    if file.compression is None:
+        return stream
+    return cast(BinaryIO, io.BufferedReader(_Decompressed(stream, file.compression, file.url), 1 << 20))
 
 
 def _decoder(compression: str) -> Any:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lance_prep.fetch import Retries
 from lance_prep.filter import Where
 from lance_prep.ledger import Rejected
 from lance_prep.model import Part, Plan, SourceFile
+from lance_prep.transport import Transport
 
 # A quarantine file holds the beginning of a row; this is all of it that is kept waiting.
 DATA_BYTES = 4096
@@ -31,8 +31,7 @@ class PartJob:
     part: Part
     first: int
     where: Where | None
-    options: Mapping[str, str] | None
-    retries: Retries
+    transport: Transport
 
     @property
     def file(self) -> SourceFile:

@@ -47,14 +47,7 @@ def _read(job: PartJob, block: int, done: int) -> Iterator[Chunk]:
     types = {field.name: field.type for field in schema}
     convert = pc.ConvertOptions(check_utf8=False, include_columns=schema.names, column_types=types)
     read = pc.ReadOptions(use_threads=False, block_size=block)
-    opened = open_stream(
-        file.url,
-        file.size,
-        compression=file.compression,
-        options=job.options,
-        retries=job.retries,
-        identity=file.identity,
-    )
+    opened = open_stream(file, job.transport)
     with opened as stream:
         if file.size == 0:
             return

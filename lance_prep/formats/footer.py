@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lance_prep.errors import BadFile, translating
-from lance_prep.fetch.ranges import Ranges, is_local, open_ranges
-from lance_prep.fetch.retry import Retries
+from lance_prep.fetch.ranges import Ranges, open_ranges
+from lance_prep.model import SourceFile
+from lance_prep.transport import Transport, is_local
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -41,32 +41,27 @@ class _WithTail:
         return known if start >= self._at else self._ranges.fetch(start, self._at) + known
 
 
-def with_tail(ranges: Ranges, url: str, identity: str) -> Ranges:
+def with_tail(ranges: Ranges, file: SourceFile) -> Ranges:
     """The same ranges, without a request for what was fetched along with the footer."""
     with _lock:
-        kept = _cache.get((url, identity))
+        kept = _cache.get((file.url, file.identity))
     return _WithTail(ranges, kept[1], kept[2]) if kept and kept[1] else ranges
 
 
-def read_footer(
-    url: str, size: int, identity: str, options: Mapping[str, str] | None = None, retries: Retries | None = None
-) -> pq.FileMetaData:
-    """The metadata of a Parquet file.
-
-    Args:
-        url: as in `SourceFile`; with `size` and `identity` from there.
+def read_footer(file: SourceFile, transport: Transport) -> pq.FileMetaData:
+    """Return the metadata of a Parquet file.
 
     Raises:
         BadFile: it is cut short or no Parquet file.
         HubUnreachable, AccessDenied, SourceNotFound: it cannot be read.
     """
-    key = (url, identity)
+    key = (file.url, file.identity)
     with _lock:
         if key in _cache:
             _cache.move_to_end(key)
             return _cache[key][0]
-    with translating(f"reading {url}"):
-        kept = _read(url, size, identity, options, retries or Retries())
+    with translating(f"reading {file.url}"):
+        kept = _read(file, transport)
     with _lock:
         _cache[key] = kept
         while len(_cache) > _KEPT:
@@ -74,18 +69,17 @@ def read_footer(
     return kept[0]
 
 
-def _read(
-    url: str, size: int, identity: str, options: Mapping[str, str] | None, retries: Retries
-) -> tuple[pq.FileMetaData, bytes, int]:
+def _read(file: SourceFile, transport: Transport) -> tuple[pq.FileMetaData, bytes, int]:
     """The footer, the bytes before it that came along, and where they begin."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    url, size = file.url, file.size
     if size < 12:
         raise BadFile(f"{url}: {size} bytes, which is too short for a Parquet file", _ADVICE)
     if is_local(url):
         return pq.read_metadata(url), b"", size
-    ranges = open_ranges(url, size, options, retries, identity=identity)
+    ranges = open_ranges(file, transport)
     tail = ranges.fetch(max(0, size - TAIL_BYTES), size)
     length = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != b"PAR1" or length > size:

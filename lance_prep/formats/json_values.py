@@ -15,21 +15,12 @@ _CHUNK_BYTES = 1 << 20
 def read_json(job: PartJob) -> Iterator[Chunk]:
     """Yield the records of a `.json` file. See `Chunk`."""
     file = job.file
-    with open_stream(
-        file.url, file.size, compression=file.compression, options=job.options, identity=file.identity, ahead=False
-    ) as stream:
+    with open_stream(file, job.transport, ahead=False) as stream:
         lines = holds_lines(stream)
     if lines:
         yield from read_jsonl(job)
         return
-    opened = open_stream(
-        file.url,
-        file.size,
-        compression=file.compression,
-        options=job.options,
-        retries=job.retries,
-        identity=file.identity,
-    )
+    opened = open_stream(file, job.transport)
     reader = RecordReader(job, "row")
     waiting: list[bytes] = []
     held = first = 0

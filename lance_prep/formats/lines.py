@@ -24,16 +24,7 @@ def line_blocks(job: PartJob) -> Generator[tuple[int, bytes], None, None]:
     file, part = job.file, job.part
     start, stop = part.start, part.stop or None
     # From the byte before: if it ends a line, the part begins with a line of its own.
-    opened = open_stream(
-        file.url,
-        file.size,
-        compression=file.compression,
-        start=max(0, start - 1),
-        stop=stop,
-        options=job.options,
-        retries=job.retries,
-        identity=file.identity,
-    )
+    opened = open_stream(file, job.transport, start=max(0, start - 1), stop=stop)
     with opened as stream:
         at, skip = max(0, start - 1), start > 0
         waiting: list[bytes] = []

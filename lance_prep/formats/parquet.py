@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lance_prep.errors import SourceChanged
-from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges
+from lance_prep.fetch import Prefetch, RangeFile, open_ranges
 from lance_prep.fetch.prefetch import PIECE_BYTES, Piece, cut
 from lance_prep.filter import Statistics, Where
 from lance_prep.formats.base import Chunk, PartJob, empty_chunk, row_chunk
 from lance_prep.formats.footer import read_footer, with_tail
+from lance_prep.transport import is_local
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ _ROWS = 8192
 def read_parquet(job: PartJob) -> Iterator[Chunk]:
     """Rows of a run of row groups. See `Chunk`."""
     file, part = job.file, job.part
-    footer = read_footer(file.url, file.size, file.identity, job.options, job.retries)
+    footer = read_footer(file, job.transport)
     if part.stop > footer.num_row_groups:
         said = f"{file.url}: {footer.num_row_groups} row groups, and {part.stop} when it was planned"
         raise SourceChanged(said, "start anew with --overwrite")
@@ -81,8 +82,7 @@ def _open(job: PartJob, footer: pq.FileMetaData, groups: Sequence[int]) -> Itera
         with pq.ParquetFile(file.url, **options) as reader:
             yield reader
         return
-    ranges = open_ranges(file.url, file.size, job.options, job.retries, identity=file.identity)
-    ranges = with_tail(ranges, file.url, file.identity)
+    ranges = with_tail(open_ranges(file, job.transport), file)
     pieces = plan_pieces(footer, groups, leaf_indices(footer, job.plan.read_schema.names))
     with Prefetch(ranges, pieces) as prefetch:
         yield pq.ParquetFile(pa.PythonFile(RangeFile(prefetch), mode="r"), **options)

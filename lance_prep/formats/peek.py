@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from typing import Any, BinaryIO
@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from lance_prep.errors import BadFile, SourceChanged, translating
-from lance_prep.fetch import Prefetch, RangeFile, is_local, open_ranges, open_stream
-from lance_prep.fetch.retry import Retries
+from lance_prep.fetch import Prefetch, RangeFile, open_ranges, open_stream
 from lance_prep.formats.footer import read_footer
 from lance_prep.formats.values import holds_lines, iter_values
 from lance_prep.model import SourceFile
+from lance_prep.transport import Transport, is_local
 
 SAMPLE_BYTES = 1 << 20
 _DELIMITERS = (",", ";", "\t", "|")
@@ -28,9 +28,7 @@ _JSON = ("jsonl", "json")
 _ADVICE = "get the file again, or leave it out; its extension must say what it is"
 
 
-def peek_schema(
-    files: Sequence[SourceFile], options: Mapping[str, str] | None = None, *, delimiter: str = ","
-) -> pa.Schema:
+def peek_schema(files: Sequence[SourceFile], transport: Transport, *, delimiter: str = ",") -> pa.Schema:
     """Return the schema of all columns of a source, as `source` will read them before anything is dropped.
 
     The first file decides, unless it is JSON. JSON says nothing of its columns, so those come from samples: the first
@@ -47,9 +45,9 @@ def peek_schema(
     """
     first = files[0]
     if first.format in _JSON:
-        return _json([file for file in files if file.format in _JSON], options)
+        return _json([file for file in files if file.format in _JSON], transport)
     with translating(f"reading {first.url}"):
-        return pa.schema([pa.field(f.name, plain_type(f.type)) for f in _peek(first, options, delimiter)])
+        return pa.schema([pa.field(f.name, plain_type(f.type)) for f in _peek(first, transport, delimiter)])
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -61,25 +59,23 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
-def _peek(file: SourceFile, options: Mapping[str, str] | None, delimiter: str) -> pa.Schema:
+def _peek(file: SourceFile, transport: Transport, delimiter: str) -> pa.Schema:
     if file.format == "parquet":
-        return read_footer(file.url, file.size, file.identity, options).schema.to_arrow_schema()
+        return read_footer(file, transport).schema.to_arrow_schema()
     if file.format == "text":
         return pa.schema([("text", pa.string())])
     if file.format == "topics":
         return pa.schema([("text", pa.string()), ("topic", pa.string())])
     if file.format == "lance":
-        return open_lance(file, options).schema
+        return open_lance(file, transport).schema
     if file.format == "arrow":
-        with open_arrow(file, options, ahead=False) as reader:
+        with open_arrow(file, transport, ahead=False) as reader:
             return reader.schema
-    return _csv(file, options, delimiter)
+    return _csv(file, transport, delimiter)
 
 
-def _open(file: SourceFile, options: Mapping[str, str] | None) -> AbstractContextManager[BinaryIO]:
-    return open_stream(
-        file.url, file.size, compression=file.compression, options=options, identity=file.identity, ahead=False
-    )
+def _open(file: SourceFile, transport: Transport) -> AbstractContextManager[BinaryIO]:
+    return open_stream(file, transport, ahead=False)
 
 
 def lance_identity(dataset: Any) -> str:
@@ -92,7 +88,7 @@ def lance_identity(dataset: Any) -> str:
     return f"version {dataset.version}"
 
 
-def open_lance(file: SourceFile, options: Mapping[str, str] | None) -> Any:
+def open_lance(file: SourceFile, transport: Transport) -> Any:
     """Return a Lance dataset at the planned version.
 
     Raises:
@@ -103,7 +99,7 @@ def open_lance(file: SourceFile, options: Mapping[str, str] | None) -> Any:
     version = int(file.identity.split()[1])
     advice = "run the same command again; to build from another version, use --overwrite"
     try:
-        dataset = lance.dataset(file.url, version=version, storage_options=dict(options) if options else None)
+        dataset = lance.dataset(file.url, version=version, storage_options=transport.for_lance)
     except ValueError as error:
         raise SourceChanged(f"{file.url}: version {version}, which was planned, is gone ({error})", advice) from error
     if lance_identity(dataset) != file.identity:
@@ -114,14 +110,12 @@ def open_lance(file: SourceFile, options: Mapping[str, str] | None) -> Any:
 class open_arrow:  # noqa: N801  (used as a function: `with open_arrow(file) as reader`)
     """An Arrow IPC file or stream, whichever it is, as a reader with `schema`. Streams are what `datasets` writes."""
 
-    def __init__(
-        self, file: SourceFile, options: Mapping[str, str] | None, *, ahead: bool, retries: Retries | None = None
-    ) -> None:
+    def __init__(self, file: SourceFile, transport: Transport, *, ahead: bool) -> None:
         self._close: list[Any] = []
         if is_local(file.url):
             self._source = pa.memory_map(file.url)
         else:
-            ranges = open_ranges(file.url, file.size, options, retries or Retries(), identity=file.identity)
+            ranges = open_ranges(file, transport)
             pieces = [(at, min(at + (4 << 20), file.size)) for at in range(0, file.size, 4 << 20)] if ahead else []
             prefetch = Prefetch(ranges, pieces)
             self._close.append(prefetch)
@@ -138,7 +132,7 @@ class open_arrow:  # noqa: N801  (used as a function: `with open_arrow(file) as 
             each.close()
 
 
-def find_delimiter(file: SourceFile, options: Mapping[str, str] | None) -> str:
+def find_delimiter(file: SourceFile, transport: Transport) -> str:
     """Return the delimiter of a CSV file: of comma, semicolon, tab and bar, the one that its header has most often.
 
     Quoted names do not count. Equal counts, such as none, give a comma, or a tab for `.tsv`.
@@ -146,7 +140,7 @@ def find_delimiter(file: SourceFile, options: Mapping[str, str] | None) -> str:
     Raises:
         BadFile: the file is UTF-16.
     """
-    with translating(f"reading {file.url}"), _open(file, options) as stream:
+    with translating(f"reading {file.url}"), _open(file, transport) as stream:
         head = stream.read(SAMPLE_BYTES).lstrip(b"\r\n")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         said = f"{file.url} is UTF-16, and CSV files are read as UTF-8"
@@ -165,10 +159,10 @@ def _header(head: bytes) -> bytes:
     return head
 
 
-def _csv(file: SourceFile, options: Mapping[str, str] | None, delimiter: str) -> pa.Schema:
+def _csv(file: SourceFile, transport: Transport, delimiter: str) -> pa.Schema:
     import pyarrow.csv as pc
 
-    with _open(file, options) as stream:
+    with _open(file, transport) as stream:
         sample = stream.read(SAMPLE_BYTES)
         if len(sample) == SAMPLE_BYTES:  # end at a line, so that the sample's last row is whole
             sample = sample[: sample.rfind(b"\n") + 1] or sample + stream.readline()
@@ -180,18 +174,18 @@ def _csv(file: SourceFile, options: Mapping[str, str] | None, delimiter: str) ->
     return pc.read_csv(pa.BufferReader(sample), read, parse, convert).schema
 
 
-def _json(files: Sequence[SourceFile], options: Mapping[str, str] | None) -> pa.Schema:
+def _json(files: Sequence[SourceFile], transport: Transport) -> pa.Schema:
     """The columns in the first records of all files; of many files, of some that are evenly spread."""
     step = max(1, -(-len(files) // _SAMPLED_FILES))
     chosen = files[::step]
 
     def sample(at: int) -> list[dict[str, Any]]:
         with translating(f"reading {chosen[at].url}"):
-            return _sample(chosen[at], options, SAMPLE_BYTES if at == 0 else _SAMPLE_BYTES_MORE)
+            return _sample(chosen[at], transport, SAMPLE_BYTES if at == 0 else _SAMPLE_BYTES_MORE)
 
     with ThreadPoolExecutor(min(len(chosen), _THREADS)) as pool:
         records = [record for some in pool.map(sample, range(len(chosen))) for record in some]
-    if not records and any(_holds_something(file, options) for file in chosen):
+    if not records and any(_holds_something(file, transport) for file in chosen):
         raise BadFile(f"{files[0].url}: no JSON object in its first lines", _ADVICE)
     if not records and files[0].format == "json":
         raise BadFile(f"{files[0].url}: holds no record", "name a source with something in it")
@@ -202,13 +196,13 @@ def _json(files: Sequence[SourceFile], options: Mapping[str, str] | None) -> pa.
     return pa.schema([(name, _infer(values)) for name, values in columns.items() if _is_unicode(name)])
 
 
-def _sample(file: SourceFile, options: Mapping[str, str] | None, size: int) -> list[dict[str, Any]]:
+def _sample(file: SourceFile, transport: Transport, size: int) -> list[dict[str, Any]]:
     """The first records of a file."""
     lines = file.format == "jsonl"
     if not lines:
-        with _open(file, options) as stream:
+        with _open(file, transport) as stream:
             lines = holds_lines(stream)
-    with _open(file, options) as stream:  # opened anew, since compressed streams do not go back
+    with _open(file, transport) as stream:  # opened anew, since compressed streams do not go back
         found = _lines(stream, size) if lines else _values(stream, file.url, size)
         return [record for record in found if isinstance(record, dict)]
 
@@ -236,9 +230,9 @@ def _values(stream: BinaryIO, name: str, size: int) -> Iterator[Any]:
             return
 
 
-def _holds_something(file: SourceFile, options: Mapping[str, str] | None) -> bool:
+def _holds_something(file: SourceFile, transport: Transport) -> bool:
     """True unless a file is blank, or an array without elements."""
-    with _open(file, options) as stream:
+    with _open(file, transport) as stream:
         if file.format == "json":
             return next(iter_values(stream, file.url), None) is not None
         return bool(stream.read(1))

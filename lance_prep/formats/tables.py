@@ -32,14 +32,14 @@ def read_arrow(job: PartJob) -> Iterator[Chunk]:
             return (reader.get_batch(i) for i in range(reader.num_record_batches))
         return iter(reader)
 
-    with open_arrow(job.file, job.options, ahead=True, retries=job.retries) as reader:
+    with open_arrow(job.file, job.transport, ahead=True) as reader:
         yield from _chunks(batches(reader), job, 0)
 
 
 def read_lance(job: PartJob) -> Iterator[Chunk]:
     """Rows of a Lance dataset at the planned version, in its order; only the columns that are needed."""
     part = job.part
-    scanner = open_lance(job.file, job.options).scanner(
+    scanner = open_lance(job.file, job.transport).scanner(
         columns=job.plan.read_schema.names,
         offset=part.start,
         limit=part.stop - part.start,

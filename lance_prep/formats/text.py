@@ -40,14 +40,7 @@ def _lines(job: PartJob) -> Iterator[Chunk]:
 def _file(job: PartJob) -> Iterator[Chunk]:
     """Read the whole file as one row, as it is."""
     file = job.file
-    opened = open_stream(
-        file.url,
-        file.size,
-        compression=file.compression,
-        options=job.options,
-        retries=job.retries,
-        identity=file.identity,
-    )
+    opened = open_stream(file, job.transport)
     with opened as stream:
         text = stream.read().removeprefix(_BOM)
     yield _chunk(_strings([len(text)], text), np.zeros(1, np.int64), job.first)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +16,7 @@ from lance_prep.formats.parquet import leaf_indices
 from lance_prep.formats.peek import open_lance, plain_type
 from lance_prep.model import Part, Shard, SourceFile
 from lance_prep.recipe import TextUnit
+from lance_prep.transport import Transport
 
 SHARD_BYTES = 128 << 20
 # A small source is cut finer, so that it keeps more than one core busy; below this, starting a shard costs more.
@@ -42,7 +43,7 @@ class Piece:
 def cut_shards(
     files: Sequence[SourceFile],
     read: pa.Schema,
-    options: Mapping[str, str] | None = None,
+    transport: Transport,
     target: int | None = None,
     *,
     text_unit: TextUnit | None = None,
@@ -63,7 +64,7 @@ def cut_shards(
     with ThreadPoolExecutor(min(_THREADS, len(files)) or 1) as pool:
         least = min(target or LEAST_SHARD_BYTES, LEAST_SHARD_BYTES)
         lists = list(
-            pool.map(lambda at: list(_pieces(at, files[at], read, options, least, text_unit)), range(len(files)))
+            pool.map(lambda at: list(_pieces(at, files[at], read, transport, least, text_unit)), range(len(files)))
         )
     total = sum(piece.weight for pieces in lists for piece in pieces)
     return _join(lists, target or min(max(total // SHARDS_AT_LEAST, LEAST_SHARD_BYTES), SHARD_BYTES))
@@ -112,12 +113,12 @@ def _pieces(
     index: int,
     file: SourceFile,
     read: pa.Schema,
-    options: Mapping[str, str] | None,
+    transport: Transport,
     least: int,
     text_unit: TextUnit | None,
 ) -> Iterator[Piece]:
     if file.format == "parquet":
-        footer = read_footer(file.url, file.size, file.identity, options)
+        footer = read_footer(file, transport)
         check_columns(file, footer.schema.to_arrow_schema(), read)
         leaves = leaf_indices(footer, read.names)
         for group in range(footer.num_row_groups):
@@ -134,13 +135,13 @@ def _pieces(
         for start, stop in pairwise(edges):
             yield Piece(Part(index, start, stop), stop - start, stop - start)
     elif file.format == "lance":
-        yield from _lance(index, file, options, least)
+        yield from _lance(index, file, transport, least)
     else:
         yield Piece(Part(index), file.size, file.size)
 
 
-def _lance(index: int, file: SourceFile, options: Mapping[str, str] | None, least: int) -> Iterator[Piece]:
-    rows = open_lance(file, options).count_rows()
+def _lance(index: int, file: SourceFile, transport: Transport, least: int) -> Iterator[Piece]:
+    rows = open_lance(file, transport).count_rows()
     count = max(1, -(-file.size // least)) if file.size else max(1, -(-rows // 1_000_000))
     edges = [rows * i // count for i in range(count + 1)]
     for start, stop in pairwise(edges):

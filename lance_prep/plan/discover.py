@@ -7,7 +7,7 @@ import fnmatch
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate, translating
-from lance_prep.fetch import Retries, fsspec_of, http_state, identity_of
-from lance_prep.fetch.retry import FIRST_ATTEMPTS
+from lance_prep.fetch import fsspec_of, http_state, identity_of
 from lance_prep.formats.peek import lance_identity
 from lance_prep.formats.registry import check_one_family, format_of, is_data, require_format
 from lance_prep.model import PinnedSource, Skipped, SourceFile
 from lance_prep.recipe import Recipe
+from lance_prep.transport import FIRST_ATTEMPTS, Transport
 
 _ADVICE = "name a local file, folder or glob, a Hub id owner/name, an hf:// or s3:// URL, a recipe, or `sample`"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -251,7 +251,7 @@ def is_lance(path: Path) -> bool:
 def _local_file(path: Path) -> SourceFile:
     url = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow symlinks and lose the file's name)
     if is_lance(path):
-        return lance_file(url, None)
+        return lance_file(url, Transport())
     known, compression = require_format(path.name)
     if (kind := _kind(path)) != "file":
         said = f"{path} is {kind if kind.startswith('a ') else f'a {kind}'}, not a file"
@@ -260,12 +260,12 @@ def _local_file(path: Path) -> SourceFile:
     return SourceFile(url, known, status.st_size, str(status.st_mtime_ns), compression)
 
 
-def lance_file(url: str, options: Mapping[str, str] | None) -> SourceFile:
+def lance_file(url: str, transport: Transport) -> SourceFile:
     """A Lance dataset, pinned to its latest version; `size` counts its data files where Lance knows them."""
     import lance
 
     try:
-        dataset = lance.dataset(url, storage_options=dict(options) if options else None)
+        dataset = lance.dataset(url, storage_options=transport.for_lance)
     except (OSError, ValueError) as error:
         raise translate(error, f"opening {url}") or SourceNotFound(
             f"{url}: not a Lance dataset", "name the folder that holds `_versions`"
@@ -275,7 +275,7 @@ def lance_file(url: str, options: Mapping[str, str] | None) -> SourceFile:
     return SourceFile(url, "lance", size, lance_identity(dataset))
 
 
-def find_http(source: str) -> Found:
+def find_http(source: str, transport: Transport) -> Found:
     """Return one file on a web server, pinned by its size and ETag.
 
     Raises:
@@ -287,25 +287,25 @@ def find_http(source: str) -> Found:
         said = f"{source} names several files, and a web server does not list them"
         raise UsageError(said, "name files one by one, or download them")
     known, compression = require_format(PurePosixPath(at.path).name)
-    size, identity = http_state(source, Retries(attempts=FIRST_ATTEMPTS))
+    size, identity = http_state(source, transport.retrying(attempts=FIRST_ATTEMPTS))
     return Found(PinnedSource(asked=source), (SourceFile(source, known, size, identity, compression),))
 
 
 _SERVERS = ("ftp", "sftp", "ssh", "smb")
 
 
-def find_remote(source: str, options: Mapping[str, str] | None) -> Found:
+def find_remote(source: str, transport: Transport) -> Found:
     """Files under an object-store URL: a file, a folder, a glob or a Lance dataset.
 
     Raises:
         SourceNotFound, AccessDenied, SourceError: it cannot be listed, or holds no data.
     """
     if source.rstrip("/").endswith(".lance"):
-        return Found(PinnedSource(asked=source), (lance_file(source.rstrip("/"), options),))
+        return Found(PinnedSource(asked=source), (lance_file(source.rstrip("/"), transport),))
     with translating(f"listing {source}"):
         try:
-            retries = Retries(attempts=FIRST_ATTEMPTS)
-            infos, skipped = retries.call(lambda: _list(source, options), doing=f"listing {source}")
+            retries = transport.retrying(attempts=FIRST_ATTEMPTS).retries
+            infos, skipped = retries.call(lambda: _list(source, transport), doing=f"listing {source}")
         except (ValueError, ImportError) as error:
             raise UsageError(f"{source}: {error}", _ADVICE) from error
     if not infos:
@@ -318,9 +318,9 @@ def find_remote(source: str, options: Mapping[str, str] | None) -> Found:
     return Found(PinnedSource(asked=source), files, skipped=skipped)
 
 
-def _list(source: str, options: Mapping[str, str] | None) -> tuple[list[tuple[str, Any]], tuple[Skipped, ...]]:
+def _list(source: str, transport: Transport) -> tuple[list[tuple[str, Any]], tuple[Skipped, ...]]:
     """Return the names of the data files under a URL with what fsspec says of them, and what is left out."""
-    fs, path = fsspec_of(source, options)
+    fs, path = fsspec_of(source, transport)
     if is_glob(path):
         found, base = fs.glob(path, detail=True), ""
     else:

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
-from lance_prep.fetch import HubPath, Retries, hub_api, parse_hub_url
-from lance_prep.fetch.retry import FIRST_ATTEMPTS
+from lance_prep.fetch import HubPath, hub_api, parse_hub_url
 from lance_prep.formats.peek import plain_type
 from lance_prep.formats.registry import check_one_family, format_of, is_data, require_format
 from lance_prep.model import PinnedSource, SourceFile
 from lance_prep.plan.discover import Found, is_glob, left_out
 from lance_prep.recipe import Recipe
+from lance_prep.transport import FIRST_ATTEMPTS, Retries
 
 CONVERTED = "refs/convert/parquet"
 _CHUNK = 500  # paths in one `paths-info` request

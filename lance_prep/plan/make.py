@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 
 import pyarrow as pa
 
 from lance_prep.errors import BadFile, UsageError, translating
-from lance_prep.fetch import HubPath, hub_url_of, is_http, parse_hub_url
+from lance_prep.fetch import HubPath, hub_url_of, parse_hub_url
 from lance_prep.formats.peek import find_delimiter, peek_schema
 from lance_prep.formats.registry import check_one_family
 from lance_prep.layouts import LAYOUTS
@@ -26,6 +25,7 @@ from lance_prep.plan.discover import (
     not_found,
 )
 from lance_prep.recipe import Recipe, TextUnit
+from lance_prep.transport import Transport, is_http
 
 TOPICS = "pydoc:topics"
 # A larger text file is more likely a dump of many documents than one, so the user has to say what its rows are.
@@ -33,41 +33,39 @@ FILE_ROW_BYTES = 64 << 20
 TEXT_COMPRESSES = 4
 
 
-def make_plan(recipe: Recipe, *, storage_options: Mapping[str, str] | None = None) -> Plan:
+def make_plan(recipe: Recipe, transport: Transport | None = None) -> Plan:
     """Resolve a recipe's source to pinned files, its columns to names, and cut the files into shards.
 
     Reads metadata and, of files that have none, the first MiB. A path that exists wins over a Hub id of that name.
 
     Args:
-        storage_options: for object stores, under the names that Lance takes; else the environment's credentials.
+        transport: how to reach the source; by default, with the credentials of the environment.
 
     Raises:
         SourceError: the source cannot be found or read; which of its subclasses says why.
         UsageError: options that contradict the source, or a filter or template that is none.
     """
     with translating(recipe.asked):
-        return _make_plan(recipe, storage_options)
+        return _make_plan(recipe, transport or Transport())
 
 
-def restrict(
-    plan: Plan, files: tuple[SourceFile, ...], *, first_shard: int, storage_options: Mapping[str, str] | None = None
-) -> Plan:
+def restrict(plan: Plan, files: tuple[SourceFile, ...], transport: Transport, *, first_shard: int) -> Plan:
     """The plan for some of its files alone, its shards numbered from `first_shard`: what an append reads."""
     recipe = plan.recipe
-    shards = cut_shards(files, plan.read_schema, storage_options, recipe.shard_size, text_unit=recipe.text_unit)
+    shards = cut_shards(files, plan.read_schema, transport, recipe.shard_size, text_unit=recipe.text_unit)
     numbered = tuple(replace(shard, index=first_shard + shard.index) for shard in shards)
     return replace(plan, files=files, shards=numbered)
 
 
-def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
-    found = _find(recipe, options)
+def _make_plan(recipe: Recipe, transport: Transport) -> Plan:
+    found = _find(recipe, transport)
     schema = found.schema
-    delimiter = _delimiter(recipe, found, options)
+    delimiter = _delimiter(recipe, found, transport)
     if schema is None:
         filled = [file for file in found.files if file.size]
         if not filled:
             raise BadFile(f"{recipe.asked}: empty", "name a source with something in it")
-        schema = peek_schema(filled, options, delimiter=delimiter or ",")
+        schema = peek_schema(filled, transport, delimiter=delimiter or ",")
         if filled[0].format == "csv":  # whatever the first rows look like: a column that is asked for as text is text
             text = pa.field(recipe.text_column or "text", pa.string())
             schema = pa.schema([text if field.name == text.name else field for field in schema])
@@ -75,24 +73,24 @@ def _make_plan(recipe: Recipe, options: Mapping[str, str] | None) -> Plan:
     unit = _text_unit(recipe, found)
     settled = {"split": found.source.split, "text_unit": unit, "delimiter": delimiter}
     resolved = columns.recipe.model_copy(update=settled)
-    shards = cut_shards(found.files, columns.read, options, recipe.shard_size, text_unit=unit)
+    shards = cut_shards(found.files, columns.read, transport, recipe.shard_size, text_unit=unit)
     return Plan(resolved, found.source, found.files, shards, columns.out, columns.read, found.skipped)
 
 
-def _find(recipe: Recipe, options: Mapping[str, str] | None) -> Found:
+def _find(recipe: Recipe, transport: Transport) -> Found:
     if isinstance(recipe.source, str):
-        return _find_one(recipe, recipe.source, options)
-    return _find_several(recipe, recipe.source, options)
+        return _find_one(recipe, recipe.source, transport)
+    return _find_several(recipe, recipe.source, transport)
 
 
-def _find_several(recipe: Recipe, names: tuple[str, ...], options: Mapping[str, str] | None) -> Found:
+def _find_several(recipe: Recipe, names: tuple[str, ...], transport: Transport) -> Found:
     """Files, folders and globs, one after the other, as one source."""
     files: dict[str, SourceFile] = {}
     skipped: tuple[Skipped, ...] = ()
     for name in names:
         if name == TOPICS or name.startswith("hf://"):
             raise UsageError(f"{name} cannot be combined with other sources", "build it by itself")
-        found = _find_one(recipe, name, options)
+        found = _find_one(recipe, name, transport)
         if found.source.repo is not None:
             raise UsageError(f"{name} is a Hub dataset and cannot be combined with other sources", "build it by itself")
         for file in found.files:
@@ -104,7 +102,7 @@ def _find_several(recipe: Recipe, names: tuple[str, ...], options: Mapping[str, 
     return Found(PinnedSource(asked=recipe.asked), tuple(files.values()), skipped=skipped)
 
 
-def _find_one(recipe: Recipe, source: str, options: Mapping[str, str] | None) -> Found:
+def _find_one(recipe: Recipe, source: str, transport: Transport) -> Found:
     if source == TOPICS:
         check_no_hub_options(recipe)
         return _topics(source)
@@ -113,10 +111,10 @@ def _find_one(recipe: Recipe, source: str, options: Mapping[str, str] | None) ->
 
         return find_hub(recipe, parse_hub_url(source))
     if is_http(source) and (on_hub := hub_url_of(source)) is not None:
-        return _find_one(recipe, on_hub, options)
+        return _find_one(recipe, on_hub, transport)
     if "://" in source:
         check_no_hub_options(recipe)
-        return find_http(source) if is_http(source) else find_remote(source, options)
+        return find_http(source, transport) if is_http(source) else find_remote(source, transport)
     found = find_local(source)
     if found is not None:
         check_no_hub_options(recipe)
@@ -128,7 +126,7 @@ def _find_one(recipe: Recipe, source: str, options: Mapping[str, str] | None) ->
     raise not_found(source)
 
 
-def _delimiter(recipe: Recipe, found: Found, options: Mapping[str, str] | None) -> str | None:
+def _delimiter(recipe: Recipe, found: Found, transport: Transport) -> str | None:
     """Return the delimiter of the source's CSV files, found in the first that is not empty; None without CSV files.
 
     Raises:
@@ -136,7 +134,7 @@ def _delimiter(recipe: Recipe, found: Found, options: Mapping[str, str] | None) 
     """
     first = next((file for file in found.files if file.format == "csv" and file.size), None)
     if first is not None:
-        return recipe.delimiter or find_delimiter(first, options)
+        return recipe.delimiter or find_delimiter(first, transport)
     if recipe.delimiter is not None:
         said = f"delimiter {recipe.delimiter!r} is given, and {recipe.asked} has no CSV files"
         raise UsageError(said, "remove delimiter")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 
 from lance_prep.errors import SourceChanged, translating
-from lance_prep.fetch import Retries, state_of
+from lance_prep.fetch import state_of
 from lance_prep.filter import compile_where
 from lance_prep.formats.base import Chunk, PartJob
 from lance_prep.formats.delimited import read_csv
@@ -21,6 +21,7 @@ from lance_prep.process import read_ahead
 from lance_prep.source.cutter import Cutter, Delivery
 from lance_prep.source.model import SourceBatch
 from lance_prep.source.prepare import prepare, renderer
+from lance_prep.transport import Transport
 
 # Batches that wait for the caller: enough to bridge a row group's decompression, for each shard in work.
 AHEAD_BYTES = 32 << 20
@@ -42,8 +43,8 @@ def read_shard(
     plan: Plan,
     shard: Shard,
     tally: Tally,
+    transport: Transport | None = None,
     *,
-    storage_options: Mapping[str, str] | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[SourceBatch]:
     """The rows of a shard in the source's order, read ahead in a thread while the caller works.
@@ -62,9 +63,9 @@ def read_shard(
         BadFile, HubUnreachable, AccessDenied, SourceNotFound: it cannot be read.
         RowRejected: from `tally.on_reject`.
     """
-    retries = Retries(stop)
-    made = _deliveries(plan, shard, storage_options, retries)
-    deliveries = read_ahead(made, AHEAD_BYTES, cost=lambda delivery: delivery.nbytes, on_stop=retries.stop)
+    transport = (transport or Transport()).retrying(stop)
+    made = _deliveries(plan, shard, transport)
+    deliveries = read_ahead(made, AHEAD_BYTES, cost=lambda delivery: delivery.nbytes, on_stop=transport.retries.stop)
     try:
         for delivery in deliveries:
             for rejected in delivery.rejects:
@@ -75,28 +76,26 @@ def read_shard(
                 yield delivery.batch
     finally:
         deliveries.close()
-        tally.retries += retries.count
+        tally.retries += transport.retries.count
 
 
-def _deliveries(
-    plan: Plan, shard: Shard, options: Mapping[str, str] | None, retries: Retries
-) -> Generator[Delivery, None, None]:
+def _deliveries(plan: Plan, shard: Shard, transport: Transport) -> Generator[Delivery, None, None]:
     where = compile_where(plan.recipe.filter, plan.read_schema) if plan.recipe.filter else None
     render = renderer(plan)
     cutter = Cutter(plan.recipe.shuffle_batch_size)
     first = 0
     for part in shard.parts:
-        job = PartJob(plan, part, first, where, options, retries)
+        job = PartJob(plan, part, first, where, transport)
         with translating(f"reading {job.file.url}"):
-            check_unchanged(job.file, options)
+            check_unchanged(job.file, transport)
             for chunk in _READERS[job.file.format](job):
                 first = chunk.end
                 yield from cutter.add(prepare(chunk, job, render))
-            check_unchanged(job.file, options)
+            check_unchanged(job.file, transport)
     yield from cutter.finish()
 
 
-def check_unchanged(file: SourceFile, options: Mapping[str, str] | None = None) -> None:
+def check_unchanged(file: SourceFile, transport: Transport) -> None:
     """Refuse a file that is not what it was when it was planned: size and time of a local one, ETag of an object.
 
     Files of the Hub are pinned by their commit, and their blob ids are checked by each request; a Lance dataset is
@@ -108,7 +107,7 @@ def check_unchanged(file: SourceFile, options: Mapping[str, str] | None = None) 
     if file.format in ("lance", "topics", "streaming") or file.url.startswith("hf://"):
         return
     try:
-        size, identity = state_of(file.url, options)
+        size, identity = state_of(file, transport)
     except FileNotFoundError as error:
         raise SourceChanged(f"{file.url}: gone since it was planned", "bring it back, or use --overwrite") from error
     if size != file.size or identity not in (None, file.identity):

@@ -23,7 +23,7 @@ from lance_prep.store.lock import output_lock
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
 from lance_prep.store.output import open_dataset
 from lance_prep.store.seal import SEALS, hash_files, is_sealed, manifest_versions, read_seal, seal
-from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, is_local
+from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles
 from lance_prep.store.version import (
     LOADER_FILE,
     DatasetVersion,
@@ -33,6 +33,7 @@ from lance_prep.store.version import (
     opened,
     tokenizer_path,
 )
+from lance_prep.transport import is_local
 
 DATA = "data"
 

@@ -15,7 +15,8 @@ from typing import IO
 
 from lance_prep.errors import UNSUPPORTED, DatasetError, OutputError, OutputLocked, translate_output, translating
 from lance_prep.store.metadata import FOLDER
-from lance_prep.store.sidecar import is_local, make_durable, refuse_links
+from lance_prep.store.sidecar import make_durable, refuse_links
+from lance_prep.transport import is_local
 
 
 class OutputLock:

@@ -14,7 +14,8 @@ import pyarrow as pa
 from lance_prep.errors import DatasetError, OutputLocked, reading_dataset
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store.seal import manifest_path
-from lance_prep.store.sidecar import LocalFiles, is_local
+from lance_prep.store.sidecar import LocalFiles
+from lance_prep.transport import is_local
 
 VERSION_HINT = "_versions/latest_version_hint.json"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lance_prep.errors import DatasetError
+from lance_prep.transport import is_local
 
 #: Ending of the temporary file that `LocalFiles.write` renames; the name begins with a dot.
 TEMPORARY = ".part"
@@ -216,11 +217,6 @@ class ObjectFiles:
 
     def sync(self, path: str) -> None:
         """Do nothing: an object is durable once it exists."""
-
-
-def is_local(uri: str) -> bool:
-    """Return whether a dataset's URI is a path on this machine."""
-    return "://" not in uri
 
 
 def files_of(uri: str, storage_options: Mapping[str, str] | None = None) -> Files:

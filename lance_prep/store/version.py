@@ -33,7 +33,8 @@ from lance_prep.store.metadata import (
 )
 from lance_prep.store.output import open_dataset
 from lance_prep.store.seal import manifest_versions
-from lance_prep.store.sidecar import Files, files_of, is_local, refuse_links
+from lance_prep.store.sidecar import Files, files_of, refuse_links
+from lance_prep.transport import absolute_uri, is_local
 
 #: `datasets` infers a folder's format from the most frequent extension, and Lance writes each tag as a `.json` file.
 #: This file tells it which files to load, in a folder and in the root of a Hub repository.
@@ -120,12 +121,6 @@ class DatasetVersion:
         return read_by_hash(self.files, tokenizer_path(self.metadata.tokenizer.sha256))
 
 
-def dataset_uri(path: str | Path) -> str:
-    """Return a dataset's absolute path, or its URI without a slash at the end."""
-    text = str(path).removeprefix("file://")
-    return str(Path(text).absolute()) if is_local(text) else text.rstrip("/")
-
-
 def portable_path(path: str, uri: str) -> str:
     """Return a local path as it is written into the dataset at `uri`, so that both can be moved together.
 
@@ -186,7 +181,7 @@ def open_version(
         DatasetError: there is no dataset, it has no such version, lance-prep did not build it, one of its folders is a
             symbolic link, or it is damaged (`DamagedDataset`).
     """
-    uri = dataset_uri(path)
+    uri = absolute_uri(path)
     refuse_links(uri)
     return opened(uri, open_any(uri, version, storage_options), storage_options)
 

@@ -12,11 +12,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, UsageError, translating
-from lance_prep.fetch import Retries, hub_api
+from lance_prep.fetch import hub_api
 from lance_prep.fetch.hub import LIBRARY, guard_session
-from lance_prep.fetch.retry import FIRST_ATTEMPTS
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer.slow import convert_slow, is_slow
+from lance_prep.transport import FIRST_ATTEMPTS, Retries
 
 #: Names that tokenizers in common use give their end of text, in the order in which they are tried.
 KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]", "<end_of_text>")

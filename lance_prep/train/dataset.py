@@ -15,13 +15,13 @@ from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
 from lance_prep.layouts import LAYOUTS
-from lance_prep.store.version import dataset_uri
 from lance_prep.train.access import Access, Reader, Verdict, open_reader
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.permutation import IndexArray
 from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
 from lance_prep.train.views import BlockView, Mask, RecordView, RowView, StreamView, View, read_columns
+from lance_prep.transport import absolute_uri
 
 #: Columns that are numbers of ours and not kept values: given as tensors.
 _NUMBERS = ("num_tokens", "doc_id")
@@ -95,7 +95,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
         self._read = ReadOptions(
-            dataset_uri(path),
+            absolute_uri(path),
             version,
             filter,
             access,

@@ -1,4 +1,4 @@
-"""What is tried again, how often, and after how long.
+"""How a store is reached: its URLs, their passwords, its options, and which failed requests are retried.
 
 429 and 5xx in long streams are what users of streaming readers report most. A rate limit of the Hub resets within
 five minutes, so a `Retry-After` is waited for in full up to that; everything else backs off exponentially.
@@ -9,15 +9,17 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from lance_prep.errors import HubUnreachable, StoreUnreachable, translate
+from lance_prep.errors import HubUnreachable, StoreUnreachable, translate, without_credentials
 
 T = TypeVar("T")
 
 ATTEMPTS = 7
-# The first contact is soon given up: who has no network wants to know it now, not after 16 seconds.
+# Give the first contact up soon: without a network, say so at once, not after 16 seconds.
 FIRST_ATTEMPTS = 3
 BASE_SECONDS = 0.25
 CAP_SECONDS = 20.0
@@ -38,6 +40,52 @@ _TRANSPORT = (
 )
 # s3fs raises OSErrors for the answers of a store: EBUSY for "slow down", EREMOTEIO for an internal error.
 _STORE_ERRNO = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
+
+
+def is_local(url: str) -> bool:
+    """Return whether this is a path of this machine, not a URL."""
+    return "://" not in url
+
+
+def is_http(url: str) -> bool:
+    """Return whether this is a file on a web server."""
+    return url.startswith(("http://", "https://"))
+
+
+def absolute_uri(path: str | Path) -> str:
+    """Return an absolute path, or a URI without a slash at the end. Symbolic links stay."""
+    text = str(path).removeprefix("file://")
+    return str(Path(text).absolute()) if is_local(text) else text.rstrip("/")
+
+
+_urls: dict[str, str] = {}  # without credentials -> as given
+
+
+def hold_credentials(url: str) -> str:
+    """Return a URL without user, password and query, so that it can be stored and shown.
+
+    This process alone remembers them, for `with_credentials`. Another process must be given the URL again.
+    """
+    clean = without_credentials(url)
+    if clean != url:
+        _urls[clean] = url
+    return clean
+
+
+def with_credentials(url: str) -> str:
+    """Return a URL with the credentials that it, or a folder or pattern on the same host, was given with."""
+    if url in _urls:
+        return _urls[url]
+    start = _origin(url)
+    for clean, given in _urls.items():
+        if start and _origin(clean) == start and "@" in _origin(given):
+            return _origin(given) + url.removeprefix(start)
+    return url
+
+
+def _origin(url: str) -> str:
+    scheme, found, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}" if found else ""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -96,7 +144,7 @@ class Retries:
         self._stop.set()
 
     def is_last(self, failed: int) -> bool:
-        """Whether nothing is tried again after so many failures in a row."""
+        """Return whether nothing is tried again after this number of failures in a row."""
         return failed >= self._attempts
 
     def wait(self, error: BaseException, failed: int, *, doing: str) -> None:
@@ -109,7 +157,7 @@ class Retries:
 
         Raises:
             HubUnreachable: it failed as often as it may.
-            Exception: `error` itself, where it is not one that goes away.
+            Exception: `error` itself, if it is not transient.
         """
         if self.stopped or not is_transient(error):
             raise error
@@ -131,7 +179,7 @@ class Retries:
             self._outer.wait(min(left, 0.1))
 
     def call(self, function: Callable[[], T], *, doing: str) -> T:
-        """The function's answer, tried again while it fails for a reason that goes away."""
+        """Return the function's answer, calling it again after transient errors."""
         failed = 0
         while True:
             try:
@@ -139,3 +187,34 @@ class Retries:
             except Exception as error:
                 failed += 1
                 self.wait(error, failed, doing=doing)
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How to reach a store. A build has one for the source and one for the output. Pickles start with no retries.
+
+    Attributes:
+        storage_options: of the object store, under the names that Lance and object_store take. An option that is not
+            given is taken from the environment.
+        retries: counts retries, and interrupts them.
+    """
+
+    storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    retries: Retries = field(default_factory=Retries, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, storage_options: Mapping[str, str] | None) -> Transport:
+        """Return the transport for the `storage_options` of a public function, which may be None."""
+        return cls(dict(storage_options or {}))
+
+    @property
+    def for_lance(self) -> dict[str, str] | None:
+        """The storage options as Lance takes them."""
+        return dict(self.storage_options) or None
+
+    def retrying(self, stop: threading.Event | None = None, *, attempts: int | None = None) -> Transport:
+        """Return the same transport with a count of its own. Arguments: see `Retries`."""
+        return replace(self, retries=Retries(stop, attempts=attempts))
+
+    def __reduce__(self) -> tuple[type[Transport], tuple[dict[str, str]]]:
+        return Transport, (dict(self.storage_options),)
