@@ -6,9 +6,9 @@
     access              opens a version, and chooses how its tokens are read
     samples, views      what a sample is, and which tokens and documents it has
     dataset             `LanceDataset`: samples by index
-    collate             batches of ragged samples
+    collate             batches of ragged samples; moving batches to a device
     sampler             `TakeSampler`, for torch's DataLoader
-    reading, loader     `TokenLoader`: the same with a state, reading ahead
+    loader              `TokenLoader`: the same with a state, reading ahead
     shares, mixture     `Mixture`: several datasets by weight
 
 Each module imports only from lines above it, and from the rest of lance-prep only ground modules and `store`.

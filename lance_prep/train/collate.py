@@ -1,8 +1,12 @@
-"""Batches of samples whose lengths differ: padded to the longest, or laid end to end for variable-length attention."""
+"""Makes batches of samples whose lengths differ, and moves batches to a device.
+
+Samples are padded to the longest one, or laid end to end for variable-length attention.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -149,3 +153,53 @@ def _without_padding(flat: dict[str, torch.Tensor], starts: IndexArray, valid: I
         return dict(flat)
     keep = torch.from_numpy(ragged_arange(lengths) < np.repeat(valid, lengths))
     return {name: values[keep] for name, values in flat.items()}
+
+
+def each_tensor(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return a batch with every tensor in it changed: in mappings, lists, tuples and named tuples, nested."""
+    if isinstance(batch, torch.Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        changed = {key: each_tensor(value, change) for key, value in batch.items()}
+        if type(batch) is dict or not isinstance(batch, MutableMapping):
+            return changed
+        # Keep the class, which may carry more than its items, as transformers' BatchEncoding does.
+        twin = copy(batch)
+        twin.update(changed)
+        return twin
+    if isinstance(batch, list | tuple):
+        parts = [each_tensor(value, change) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """Return a batch with its tensors on a device."""
+    return each_tensor(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def on_gpu(batches: Iterator[Any], device: torch.device) -> Iterator[Any]:
+    """Yield batches on a GPU. Each is copied on a stream of its own while the one before is in use."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    none = object()
+    ahead: Any = none
+    for batch in batches:
+        pinned = each_tensor(batch, torch.Tensor.pin_memory)
+        with torch.cuda.stream(stream):
+            copied = moved(pinned, device)
+        if ahead is not none:
+            yield _ready(ahead, stream, device)
+        ahead = copied
+    if ahead is not none:
+        yield _ready(ahead, stream, device)
+
+
+def _ready(batch: Any, stream: Any, device: torch.device) -> Any:
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(stream)
+
+    def in_use(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.record_stream(current)  # its memory must not be reused before the training step is done with it
+        return tensor
+
+    return each_tensor(batch, in_use)

@@ -10,32 +10,51 @@ import atexit
 import os
 import time
 import weakref
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, Unpack
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lance_prep.errors import StateMismatch, UsageError
+from lance_prep.train.collate import moved, on_gpu
 from lance_prep.train.dataset import Origin
-from lance_prep.train.order import Order, Place, Share, Tail
-from lance_prep.train.reading import (
-    Collate,
-    RunReader,
-    Runs,
-    Samples,
-    Turn,
-    as_it_is,
-    in_step,
-    moved,
-    on_gpu,
-    read_ahead,
-)
-from lance_prep.train.sampler import find_place, given_place, make_order
+from lance_prep.train.order import Place, Share
+from lance_prep.train.permutation import IndexArray
+from lance_prep.train.sampler import OrderArguments, find_place, order_and_place, runs_of_steps
+from lance_prep.train.samples import Batch, CompactBatch
 
 STATE_FORMAT = 1
+
+
+Collate = Callable[[Any], Any]
+
+
+class Samples(Protocol):
+    """What a loader reads from: a `LanceDataset` or a `Mixture`. Threads may share one; workers get a pickle."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: IndexArray, /) -> Batch: ...
+
+    def origins(self, indices: IndexArray, /) -> list[Origin]:
+        """Return where samples come from."""
+
+    def _identity(self, position: int = 0) -> dict[str, Any]:
+        """Return what must be equal for a checkpoint made at a position to be resumed from."""
+
+    @property
+    def _read_rows(self) -> int:
+        """How many samples are best read at once."""
+
+    @property
+    def _slow(self) -> bool:
+        """Whether reading waits for more than memory, so that reading ahead always pays."""
 
 
 @dataclass(frozen=True)
@@ -95,35 +114,16 @@ class TokenLoader:
         data: Samples,
         global_batch_size: int,
         *,
-        seed: int | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
-        tail: Tail | None = None,
-        drop_last: bool | None = None,
-        shuffle: bool | None = None,
-        locality: int | None = None,
-        window: int | None = None,
         num_workers: int = 0,
         multiprocessing_context: str | None = None,
         collate_fn: Collate | None = None,
         prefetch: int = 2,
         device: str | torch.device | None = None,
+        **order: Unpack[OrderArguments],
     ) -> None:
         _check_reading(num_workers, multiprocessing_context, prefetch)
         self.data = data
-        self.order: Order = make_order(
-            data,
-            global_batch_size,
-            seed=seed,
-            tail=tail,
-            drop_last=drop_last,
-            shuffle=shuffle,
-            locality=locality,
-            window=window,
-        )
-        self._given = given_place(rank, world_size)
-        if self._given is not None:
-            self._given.share(global_batch_size)  # refuse too many ranks here rather than at the first batch
+        self.order, self._given = order_and_place(data, global_batch_size, **order)
         self.epoch = 0
         self.step = 0
         self._collate = collate_fn
@@ -258,17 +258,17 @@ class TokenLoader:
 
     def _batches(self, epoch: int, step: int) -> Iterator[Any]:
         share = self.place.share(self.order.global_batch_size)
-        runs = Runs(self.order, share, epoch, step, max(1, self.data._read_rows // len(share)))
+        runs = runs_of_steps(self.order, share, epoch, step, max(1, self.data._read_rows // len(share)))
         if self._num_workers:
-            return in_step(self._from_workers(runs, share))
-        read = RunReader(self.data, len(share), self._collate)
+            return chain.from_iterable(self._from_workers(runs, share))
+        read = _RunReader(self.data, len(share), self._collate)
         if self._prefetch:
-            return in_step(read_ahead(runs, read, self._prefetch, at_once=self.data._slow))
-        return in_step(read[indices] for indices in runs)
+            return chain.from_iterable(_read_ahead(runs, read, self._prefetch, at_once=self.data._slow))
+        return chain.from_iterable(read[indices] for indices in runs)
 
-    def _from_workers(self, runs: Runs, share: Share) -> Iterator[list[Any]]:
+    def _from_workers(self, runs: Iterator[IndexArray], share: Share) -> Iterator[list[Any]]:
         if self._workers is None or not self._workers.serve(len(share)):
-            read = RunReader(self.data, len(share), self._collate)
+            read = _RunReader(self.data, len(share), self._collate)
             self._workers = _Workers(read, len(share), self._num_workers, self._context, self._prefetch)
         yield from self._workers.read(runs)
 
@@ -300,47 +300,6 @@ class TokenLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Workers:
-    """Worker processes that read runs of steps, and stay for the next pass.
-
-    Args:
-        read: reads a run.
-        share: samples per step of this rank, which `read` was made for.
-        count: processes.
-        context: how they are started.
-        prefetch: runs that each reads ahead.
-    """
-
-    def __init__(self, read: RunReader, share: int, count: int, context: str | None, prefetch: int) -> None:
-        self._share, self._owner = share, os.getpid()
-        self._turn = Turn()
-        self._loader: DataLoader[Any] = DataLoader(
-            read,
-            batch_size=None,
-            sampler=self._turn,
-            num_workers=count,
-            multiprocessing_context=context,
-            prefetch_factor=prefetch,
-            persistent_workers=True,
-            collate_fn=as_it_is,
-        )
-
-    def serve(self, share: int) -> bool:
-        """Whether these can be used: in the process that started them, for the same number of samples per step."""
-        return (share, os.getpid()) == (self._share, self._owner)
-
-    def read(self, runs: Runs) -> Iterator[list[Any]]:
-        """Yield the batches of each run, in order."""
-        self._turn.runs = runs
-        yield from self._loader
-
-    def close(self) -> None:
-        """End the processes. A forked child does nothing: they are its parent's."""
-        iterator = getattr(self._loader, "_iterator", None)
-        if iterator is not None and os.getpid() == self._owner:
-            iterator._shutdown_workers()
 
 
 _END = object()
@@ -418,3 +377,119 @@ def compare_states(there: dict[str, Any], here: dict[str, Any]) -> None:
 def _tokens(batch: Any) -> int:
     ids = batch.get("input_ids") if isinstance(batch, dict) else None
     return int(ids.numel()) if ids is not None else 0
+
+
+# Reading.
+
+
+class _RunReader(Dataset[list[Any]]):
+    """A run of steps by its indices: the batch of each, made where it is read."""
+
+    def __init__(self, data: Samples, share: int, collate: Collate | None) -> None:
+        self._data, self._share, self._collate = data, share, collate
+
+    def lazily(self, indices: IndexArray) -> Iterable[Any]:
+        """The same, but a compact batch is made int64 step by step when those are asked for."""
+        batch = self._data.__getitems__(indices)
+        if self._collate is None and isinstance(batch, CompactBatch):
+            return (batch[i : i + self._share].collated() for i in range(0, len(batch), self._share))
+        return self._steps(batch)
+
+    def __getitem__(self, indices: IndexArray) -> list[Any]:
+        return self._steps(self._data.__getitems__(indices))
+
+    def _steps(self, batch: Batch) -> list[Any]:
+        share = self._share
+        if self._collate is not None:
+            return [self._collate(batch[i : i + share]) for i in range(0, len(batch), share)]
+        whole = batch.collated()
+        if len(batch) == share:
+            return [whole]
+        if batch.lists:
+            return [batch[i : i + share].collated() for i in range(0, len(batch), share)]
+        parts = [torch.split(values, share) for values in whole.values()]
+        return [dict(zip(whole, step, strict=True)) for step in zip(*parts, strict=True)]
+
+
+def _read_ahead(runs: Iterator[IndexArray], read: _RunReader, depth: int, *, at_once: bool) -> Iterator[Iterable[Any]]:
+    """Yield runs in order, reading up to `depth` of them ahead on a thread.
+
+    Args:
+        runs: the indices of each.
+        read: reads one.
+        depth: how many runs to read ahead.
+        at_once: read ahead from the start, not only once the training loop has turned out slower than reading.
+    """
+    pending: deque[Future[Iterable[Any]]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="lance-prep-read-ahead")
+    ahead = at_once
+    try:
+        for indices in runs:
+            if ahead:
+                pending.append(pool.submit(read.lazily, indices))
+                if len(pending) > depth:
+                    yield pending.popleft().result()
+                continue
+            started = time.perf_counter()
+            run = read.lazily(indices)
+            given = time.perf_counter()
+            yield run
+            ahead = time.perf_counter() - given > 2 * (given - started)
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Turn:
+    """The sampler of the worker processes' DataLoader: the runs of the current pass."""
+
+    runs: Iterator[IndexArray] = iter(())
+
+    def __iter__(self) -> Iterator[IndexArray]:
+        return self.runs
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+class _Workers:
+    """Worker processes that read runs of steps, and stay for the next pass.
+
+    Args:
+        read: reads a run.
+        share: samples per step of this rank, which `read` was made for.
+        count: processes.
+        context: how they are started.
+        prefetch: runs that each reads ahead.
+    """
+
+    def __init__(self, read: _RunReader, share: int, count: int, context: str | None, prefetch: int) -> None:
+        self._share, self._owner = share, os.getpid()
+        self._turn = _Turn()
+        self._loader: DataLoader[Any] = DataLoader(
+            read,
+            batch_size=None,
+            sampler=self._turn,
+            num_workers=count,
+            multiprocessing_context=context,
+            prefetch_factor=prefetch,
+            persistent_workers=True,
+            collate_fn=_unchanged,
+        )
+
+    def serve(self, share: int) -> bool:
+        """Whether these can be used: in the process that started them, for the same number of samples per step."""
+        return (share, os.getpid()) == (self._share, self._owner)
+
+    def read(self, runs: Iterator[IndexArray]) -> Iterator[list[Any]]:
+        """Yield the batches of each run, in order."""
+        self._turn.runs = runs
+        yield from self._loader
+
+    def close(self) -> None:
+        """End the processes. A forked child does nothing: they are its parent's."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None and os.getpid() == self._owner:
+            iterator._shutdown_workers()

@@ -6,6 +6,7 @@ Each rank takes its contiguous part. Elasticity follows from that: the rows of a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -184,6 +185,11 @@ class Order:
         if some_over and self.options.tail == "pad":
             found[over] = PAD_ROW
         return found
+
+    def index_blocks(self, epoch: int, first: int, share: Share, at_once: int) -> Iterator[IndexArray]:
+        """Yield the sample indices from step `first` to the end of an epoch: int64 `[at_once or fewer, len(share)]`."""
+        for step in range(first, self.steps, at_once):
+            yield self.indices(epoch, step, min(at_once, self.steps - step), share)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must record for the same rows to follow."""

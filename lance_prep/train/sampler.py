@@ -1,31 +1,23 @@
-"""`TakeSampler`: a batch sampler whose rows depend only on the step, for every number of ranks and workers."""
+"""Sample indices for torch: `TakeSampler` yields them step by step, `runs_of_steps` several steps at once.
+
+The rows of a step depend only on the step, for every number of ranks and workers.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sized
+from typing import TypedDict, Unpack
 
 import torch
 from torch.utils.data import Sampler
 
 from lance_prep.errors import UsageError
-from lance_prep.train.order import DEFAULT_SEED, DEFAULT_WINDOW, Order, OrderOptions, Place, Tail
+from lance_prep.train.order import DEFAULT_SEED, DEFAULT_WINDOW, Order, OrderOptions, Place, Share, Tail
+from lance_prep.train.permutation import IndexArray
 
 #: Positions computed per call. A position costs 50 ns at this size, and 1,000 ns when 64 are computed at a time.
 AT_ONCE = 4096
-
-
-def given_place(rank: int | None, world_size: int | None) -> Place | None:
-    """Return the place that the caller chose, or None if it has to be found.
-
-    Raises:
-        UsageError: only one of the two is given, or the rank is out of range.
-    """
-    if rank is None and world_size is None:
-        return None
-    if rank is None or world_size is None:
-        raise UsageError(f"got rank={rank} and world_size={world_size}", "pass both, or neither")
-    return Place(rank, world_size)
 
 
 def find_place() -> Place:
@@ -66,21 +58,36 @@ def _environment() -> dict[str, int]:
     return found
 
 
-def make_order(
+class OrderArguments(TypedDict, total=False):
+    """Keyword arguments of `TakeSampler` and `TokenLoader`, described at `TakeSampler`."""
+
+    seed: int | None
+    rank: int | None
+    world_size: int | None
+    tail: Tail | None
+    drop_last: bool | None
+    shuffle: bool | None
+    locality: int | None
+    window: int | None
+
+
+def order_and_place(
     data: Sized | int,
     global_batch_size: int,
     *,
-    seed: int | None,
-    tail: Tail | None,
-    drop_last: bool | None,
-    shuffle: bool | None,
-    locality: int | None,
-    window: int | None,
-) -> Order:
-    """Return the order of a dataset, from the arguments of `TakeSampler` and `TokenLoader`.
+    seed: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    tail: Tail | None = None,
+    drop_last: bool | None = None,
+    shuffle: bool | None = None,
+    locality: int | None = None,
+    window: int | None = None,
+) -> tuple[Order, Place | None]:
+    """Return the order of a dataset and, if the caller chose it, this process's place among the ranks.
 
     Raises:
-        UsageError: options contradict each other, would have no effect, or are invalid.
+        UsageError: arguments contradict each other, would have no effect, or are invalid.
     """
     if drop_last is not None:
         if tail is not None and (tail == "drop") != drop_last:
@@ -104,7 +111,14 @@ def make_order(
         locality=locality,
         window=DEFAULT_WINDOW if window is None else window,
     )
-    return Order(data if isinstance(data, int) else len(data), options, endless)
+    order = Order(data if isinstance(data, int) else len(data), options, endless)
+    if rank is None and world_size is None:
+        return order, None
+    if rank is None or world_size is None:
+        raise UsageError(f"got rank={rank} and world_size={world_size}", "pass both, or neither")
+    place = Place(rank, world_size)
+    place.share(global_batch_size)  # refuse too many ranks here rather than at the first batch
+    return order, place
 
 
 class TakeSampler(Sampler[list[int]]):
@@ -144,30 +158,11 @@ class TakeSampler(Sampler[list[int]]):
         data: Sized | int,
         global_batch_size: int,
         *,
-        seed: int | None = None,
-        rank: int | None = None,
-        world_size: int | None = None,
-        tail: Tail | None = None,
-        drop_last: bool | None = None,
         epoch: int = 0,
         start_step: int = 0,
-        shuffle: bool | None = None,
-        locality: int | None = None,
-        window: int | None = None,
+        **order: Unpack[OrderArguments],
     ) -> None:
-        self.order = make_order(
-            data,
-            global_batch_size,
-            seed=seed,
-            tail=tail,
-            drop_last=drop_last,
-            shuffle=shuffle,
-            locality=locality,
-            window=window,
-        )
-        self._given = given_place(rank, world_size)
-        if self._given is not None:
-            self._given.share(global_batch_size)  # refuse too many ranks here rather than at the first batch
+        self.order, self._given = order_and_place(data, global_batch_size, **order)
         if not 0 <= start_step <= self.order.steps:
             raise UsageError(
                 f"start_step={start_step} is outside of an epoch of {self.order.steps} steps", "see len(sampler)"
@@ -222,9 +217,23 @@ class TakeSampler(Sampler[list[int]]):
         """Yield the sample indices of each step: a list of int, `PAD_ROW` for padding samples."""
         share = self.place.share(self.order.global_batch_size)
         step, self.start_step = self.start_step, 0
-        epoch, steps = self.epoch, self.order.steps
-        at_once = max(1, AT_ONCE // len(share))
-        while step < steps:
-            some = min(at_once, steps - step)
-            yield from self.order.indices(epoch, step, some, share).tolist()
-            step += some
+        for block in self.order.index_blocks(self.epoch, step, share, max(1, AT_ONCE // len(share))):
+            yield from block.tolist()
+
+
+def runs_of_steps(order: Order, share: Share, epoch: int, step: int, steps: int) -> Iterator[IndexArray]:
+    """Yield the sample indices of runs of steps, from a step of an epoch to its end: int64 `[steps * len(share)]` each.
+
+    Args:
+        order, share: what each step holds.
+        epoch, step: where to begin.
+        steps: the most steps in a run. The first runs are shorter, so that the first batch is ready at once.
+    """
+    size, samples = 1, len(share)
+    # Compute positions of many runs at once: 64 of them cost the permutation 80 us, 16,384 cost 400 us.
+    for block in order.index_blocks(epoch, step, share, max(4 * AT_ONCE // samples, steps)):
+        flat, done = block.reshape(-1), 0
+        while done < len(block):
+            yield flat[done * samples : (done + size) * samples]
+            done += size
+            size = min(size * 4, steps)

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BLOCK, Made
 
 from lance_prep.errors import DatasetError
 from lance_prep.store.cache import Cache, damaged_files
 from lance_prep.train import LanceDataset
+from tests.train.made import BLOCK, Made
 
 Make = Callable[..., Made]
 

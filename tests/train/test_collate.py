@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import BLOCK, PAD, Made
 from torch.utils.data import DataLoader
 
 from lance_prep.errors import UsageError
 from lance_prep.train import LanceDataset, Mixture, TokenLoader, pad_collate, varlen_collate
 from lance_prep.train.order import PAD_ROW
+from tests.train.made import BLOCK, PAD, Made
 
 
 def test_pad_collate_equals_a_loop(lines: Made) -> None:

@@ -11,12 +11,12 @@ import lance
 import numpy as np
 import pytest
 import torch
-from conftest import BLOCK, PAD, Made
 from torch.utils.data import DataLoader
 
 from lance_prep.errors import DatasetError, UsageError
 from lance_prep.train import LanceDataset, pad_collate
 from lance_prep.train.order import PAD_ROW
+from tests.train.made import BLOCK, PAD, Made
 
 ACCESS = ["mmap", "take"]
 

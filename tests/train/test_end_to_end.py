@@ -10,11 +10,11 @@ from typing import Any
 import lance
 import numpy as np
 import pytest
-from conftest import Made
 
 import lance_prep
 import lance_prep.train
 from lance_prep.train import LanceDataset, TokenLoader, __all__
+from tests.train.made import Made
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import BLOCK, Made
 
 from lance_prep.errors import LancePrepError, StateMismatch, UsageError
 from lance_prep.train import LanceDataset, TakeSampler, TokenLoader, pad_collate
 from lance_prep.train.samples import Batch
+from tests.train.made import BLOCK, Made
 
 WAYS: list[dict[str, Any]] = [{}, {"prefetch": 0}, {"num_workers": 1}, {"num_workers": 4}]
 

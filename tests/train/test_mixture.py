@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BLOCK, Made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -19,6 +18,7 @@ from lance_prep.errors import StateMismatch, UsageError
 from lance_prep.train import KeyedPermutation, LanceDataset, Mixture, Phase, TakeSampler, TokenLoader
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.shares import PeriodShares, make_shares
+from tests.train.made import BLOCK, Made
 
 weights = st.lists(st.integers(0, 10**6), min_size=1, max_size=10).filter(any)
 

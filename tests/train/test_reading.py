@@ -14,11 +14,11 @@ from typing import Any
 
 import lance
 import pytest
-from conftest import BLOCK, Made
 from torch.utils.data import DataLoader
 
 from lance_prep.errors import DatasetError, UsageError
 from lance_prep.train import LanceDataset
+from tests.train.made import BLOCK, Made
 
 
 def run(script: str, *arguments: str, cwd: Path | None = None, timeout: float = 120) -> str:

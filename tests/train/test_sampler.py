@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 from lance_prep.errors import UsageError
 from lance_prep.train import KeyedPermutation, LanceDataset, TakeSampler
 from lance_prep.train.order import PAD_ROW, Order, OrderOptions, even_split
+from tests.train.made import Made
 
 
 @settings(deadline=None)

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BLOCK, Made, make_tokens
-from tiny_gpt import seeded
 from torch.utils.data import DataLoader
 
 from lance_prep.train import LanceDataset, Mixture, TakeSampler, TokenLoader
+from tests.train.made import BLOCK, Made, make_tokens
+from tests.train.tiny_gpt import seeded
 
 HERE = Path(__file__).parent
 
