@@ -50,6 +50,8 @@ class LancePrepError(Exception):
     def __init__(self, message: str, advice: str = "") -> None:
         super().__init__(message)
         self.advice = advice
+        if advice:  # tracebacks show notes: torch passes on an error of a worker process as the text of its traceback
+            self.add_note(f"try: {advice}")
 
     def __reduce__(self) -> tuple[type[LancePrepError], tuple[str, str]]:
         # Errors cross process boundaries (Spark executors, loader workers) with their advice.

@@ -27,11 +27,13 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 
 def test_errors_are_translated_with_their_cause() -> None:
     original = EOFError("short")
-    with pytest.raises(BadFile, match=r"^reading a\.gz: cut short \(short\)$") as caught, translating("reading a.gz"):
+    with pytest.raises(BadFile) as caught, translating("reading a.gz"):
         raise original
+    assert str(caught.value) == "reading a.gz: cut short (short)"
     assert caught.value.__cause__ is original
-    with pytest.raises(OutputError, match=r"^writing /x\.lance: boom$"), translating("/x.lance", translate_output):
+    with pytest.raises(OutputError) as caught, translating("/x.lance", translate_output):
         raise OSError("boom")
+    assert str(caught.value) == "writing /x.lance: boom"
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), HubUnreachable("x", "y"), KeyboardInterrupt()])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from types import EllipsisType
+from typing import Any, NamedTuple, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,23 @@ class Origin(NamedTuple):
     documents: tuple[int, ...]
 
 
+class DatasetOptions(TypedDict, total=False):
+    """Keyword arguments of `LanceDataset`, which describes them, that a `Mixture` passes on to its datasets."""
+
+    version: int | str | None
+    filter: str | None
+    columns: Sequence[str] | None
+    labels: Labels
+    attention_mask: bool
+    position_ids: bool
+    document_ids: bool
+    mask_boundaries: bool
+    access: Way
+    cache_dir: str | Path | None
+    cache_bytes: int | None
+    storage_options: Mapping[str, str] | None
+
+
 class LanceDataset(Dataset[dict[str, Any]]):
     """A version of a dataset, for `torch.utils.data.DataLoader` and for this package's sampler and loader.
 
@@ -54,7 +72,8 @@ class LanceDataset(Dataset[dict[str, Any]]):
         filter: rows to keep, in SQL over the dataset's columns. Evaluated once.
         columns: additional columns of each sample. For `raw`, the columns to read, all by default. Not possible with
             a stream.
-        labels, attention_mask, position_ids, document_ids, mask_boundaries: see `SampleOptions`. Not for `raw`.
+        labels: "same" by default (see `SampleOptions`). Not for `raw`.
+        attention_mask, position_ids, document_ids, mask_boundaries: see `SampleOptions`. Not for `raw`.
         access: "auto" maps files into memory if their pages are flat, and otherwise reads through Lance's `take`.
             "mmap" raises an error instead of using `take`. "take" always uses it. The tensors are the same.
             `ds.access` says which is in use, and why.
@@ -84,7 +103,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         version: int | str | None = None,
         filter: str | None = None,
         columns: Sequence[str] | None = None,
-        labels: Labels = "same",
+        labels: Labels | EllipsisType = ...,
         attention_mask: bool = False,
         position_ids: bool = False,
         document_ids: bool = False,
@@ -103,7 +122,9 @@ class LanceDataset(Dataset[dict[str, Any]]):
             cache_bytes,
             storage_options,
         )
-        self._asked = SampleOptions(labels, attention_mask, position_ids, document_ids, mask_boundaries)
+        chosen: Labels = "same" if isinstance(labels, EllipsisType) else labels
+        self._labels_given = labels is not ...
+        self._asked = SampleOptions(chosen, attention_mask, position_ids, document_ids, mask_boundaries)
         if block_size is not None and block_size < 1:
             raise UsageError(f"block_size must be at least 1, got {block_size}")
         self._block_size = block_size
@@ -124,7 +145,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_read", "_asked", "_block_size", "_columns", "_known")
+        kept = ("_read", "_asked", "_labels_given", "_block_size", "_columns", "_known")
         verdict = self._verdict if self._reader is None else self._reader.verdict
         return {**{name: getattr(self, name) for name in kept}, "_verdict": verdict}
 
@@ -329,7 +350,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         asked = {
             "block_size": self._block_size is not None,
             "access='mmap'": self._read.access == "mmap",
-            "labels": a.labels == "shifted",
+            f"labels={a.labels!r}": self._labels_given and a.labels is not None,
             "attention_mask": a.attention_mask,
             "position_ids": a.position_ids,
             "document_ids": a.document_ids,

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
-from lance_prep.train.dataset import LanceDataset, Origin
+from lance_prep.train.dataset import DatasetOptions, LanceDataset, Origin
 from lance_prep.train.order import DEFAULT_SEED, PAD_ROW, Place
 from lance_prep.train.permutation import IndexArray, KeyedPermutation
 from lance_prep.train.samples import Batch, Documents, Sample
@@ -62,7 +62,8 @@ class Mixture(Dataset[dict[str, Any]]):
         stopping: "repeat" starts a source again when it runs out, and an epoch ends when each was used up once.
             "stop" ends the epoch before the first source would repeat.
         datasets: sources that are open already or need options of their own, by the paths used in `weights`.
-        options: arguments of `LanceDataset` for the sources that are opened here, such as `labels` or `filter`.
+        options: arguments of `LanceDataset` for the sources that are opened here, such as `labels` or `filter` (see
+            `DatasetOptions`).
 
     Samples are those of the sources, dicts of int64 tensors `[block_size]`. They are in shuffled order already: read
     them one after the other, as `TakeSampler` and `TokenLoader` do. At every position of a phase, each source's count
@@ -73,6 +74,7 @@ class Mixture(Dataset[dict[str, Any]]):
         UsageError: phases do not follow each other, or options contradict each other or would have no effect. At first
             use: a source is empty, or the sources' block sizes differ.
         DatasetError: at first use: a source is not a dataset.
+        TypeError: an option has a name that `LanceDataset` does not know.
     """
 
     #: Order: epoch e goes on where e - 1 ended (see `Order`).
@@ -87,8 +89,10 @@ class Mixture(Dataset[dict[str, Any]]):
         seed: int = DEFAULT_SEED,
         stopping: Literal["repeat", "stop"] = "repeat",
         datasets: Mapping[str, LanceDataset] | None = None,
-        **options: Any,
+        **options: Unpack[DatasetOptions],
     ) -> None:
+        if misspelt := sorted(options.keys() - DatasetOptions.__annotations__.keys()):
+            raise TypeError(f"Mixture() got an unexpected keyword argument {misspelt[0]!r}")
         if by not in ("tokens", "rows") or stopping not in ("repeat", "stop"):
             raise UsageError(
                 f"invalid by={by!r} or stopping={stopping!r}",

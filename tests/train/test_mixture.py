@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from lance_prep.errors import StateMismatch, UsageError
 from lance_prep.train import KeyedPermutation, LanceDataset, Mixture, Phase, TakeSampler, TokenLoader
+from lance_prep.train.dataset import DatasetOptions
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.shares import PeriodShares, make_shares
 from tests.train.made import BLOCK, Made
@@ -186,7 +188,19 @@ def test_a_seed_of_the_loader_is_refused(three: dict[str, Made]) -> None:
         assert "Mixture" in error.value.advice
 
 
-def test_refusals(three: dict[str, Made], lines: Made) -> None:
+def test_a_misspelt_option_is_the_same_error_whether_or_not_datasets_are_open(three: dict[str, Made]) -> None:
+    weights = dict.fromkeys(three, 1.0)
+    for datasets in (None, {path: LanceDataset(path) for path in three}):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'lables'"):
+            Mixture(weights, datasets=datasets, lables="shifted")  # type: ignore[call-arg]
+
+
+def test_a_mixture_passes_on_every_argument_of_a_dataset_but_its_path_and_block_size() -> None:
+    arguments = inspect.signature(LanceDataset).parameters.keys() - {"path", "block_size"}
+    assert DatasetOptions.__annotations__.keys() == arguments
+
+
+def test_what_contradicts_a_mixture_is_refused(three: dict[str, Made], lines: Made) -> None:
     with pytest.raises(UsageError, match="block size"):
         len(Mixture({str(lines.path): 1.0}))
     other = LanceDataset(lines.path, block_size=16)
@@ -196,9 +210,8 @@ def test_refusals(three: dict[str, Made], lines: Made) -> None:
         Mixture({next(iter(three)): 1.0}, datasets={"x": other})
     datasets = {path: LanceDataset(path) for path in three}
     weights = dict.fromkeys(three, 1.0)
-    for options in ({"labels": "shifted"}, {"lables": "shifted"}):
-        with pytest.raises(UsageError, match=f"{next(iter(options))} would have no effect"):
-            Mixture(weights, datasets=datasets, **options)
+    with pytest.raises(UsageError, match="labels would have no effect"):
+        Mixture(weights, datasets=datasets, labels="shifted")
     assert len(Mixture(weights, datasets=datasets, block_size=BLOCK))
     with pytest.raises(UsageError, match="block size"):
         len(Mixture(weights, datasets=datasets, block_size=2 * BLOCK))

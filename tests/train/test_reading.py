@@ -41,6 +41,7 @@ def test_workers_refuse_a_dataset_rebuilt_at_the_same_path(make: Callable[..., M
         list(loader)
     assert "hash-blocks-1" in str(error.value)
     assert "hash-blocks-2" in str(error.value)
+    assert "try: open the dataset again, and start from step 0" in str(error.value)  # torch keeps only this text
 
 
 def test_a_reopened_dataset_refuses_a_replaced_one(make: Callable[..., Made]) -> None:
@@ -144,6 +145,7 @@ def test_raw_datasets_refuse_what_needs_tokens(raw: Made) -> None:
     for options in (
         {"access": "mmap"},
         {"labels": "shifted"},
+        {"labels": "same"},
         {"attention_mask": True},
         {"position_ids": True},
         {"document_ids": True},
@@ -152,6 +154,7 @@ def test_raw_datasets_refuse_what_needs_tokens(raw: Made) -> None:
     ):
         with pytest.raises(UsageError, match=f"{next(iter(options))}.* raw"):
             len(LanceDataset(raw.path, **options))  # type: ignore[arg-type]
+    assert len(LanceDataset(raw.path)) == len(LanceDataset(raw.path, labels=None)) == len(raw.columns["text"])
     with pytest.raises(UsageError, match="raw dataset has no tokens"):
         LanceDataset(raw.path).text(0)
 
