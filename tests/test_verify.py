@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,9 +21,12 @@ from lance.file import LanceFileReader
 import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.dataset import SourceCheck, Verification, open_version, verify
+from lance_prep.dataset.check_source import LONGEST_TEXT, SampledEncoder
 from lance_prep.layouts import LAYOUTS
+from lance_prep.recipe import Recipe
 from lance_prep.store.journal import Receipt
 from lance_prep.store.output import commit, file_version, write_fragment
+from lance_prep.tokenizer import ReferenceEncoder, TokenLists, load_tokenizer
 from tests import tokenizers_made as made
 
 #: The kinds of files of a dataset, and where they lie.
@@ -299,11 +303,17 @@ def test_rows_made_again_from_the_source(home: Path, tmp_path: Path, name: str) 
     found = verify(uri, against=SourceCheck(10_000))
     assert found.problems == []
     assert found.checks["rows against the source"] == found.checks["rows"]
+    everything = verify(uri, against=SourceCheck(None))
+    assert everything.checks == found.checks
     some = verify(uri, against=SourceCheck(20, seed=4))
-    assert (some.problems, some.checks["rows against the source"]) == ([], 20)
-    # The same size, the same time, other text.
-    source = tmp_path / "a.parquet"
-    stat, data = source.stat(), source.read_bytes()
+    assert some.problems == []
+    assert some.checks["rows against the source"] == some.checks["rows"]
+    one = verify(uri, against=SourceCheck(1))
+    assert one.problems == []
+    assert 0 < one.checks["rows against the source"] <= one.checks["rows"] // 2
+    if "raw" not in BUILDS[name].values():
+        texts = "texts encoded with tokenizers"
+        assert 0 < some.checks[texts] < everything.checks[texts] // 2
     row = 555
     if name != "raw" and name != "limited":
         table = lance.dataset(uri).to_table()
@@ -313,13 +323,90 @@ def test_rows_made_again_from_the_source(home: Path, tmp_path: Path, name: str) 
             else [d[0] for d in table["doc_ids"].to_pylist()]
         )
         row = 300 + (docs[len(docs) // 2] & ((1 << 40) - 1))
-    assert data.count(b"row %d of words" % row) == 1
-    source.write_bytes(data.replace(b"row %d of words" % row, b"row %d of wurds" % row))
-    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed(tmp_path / "a.parquet", b"row %d of words" % row, b"row %d of wurds" % row)
     found = verify(uri, against=SourceCheck(10_000))
-    assert 1 <= len(found.problems) <= 2
-    assert all(problem.startswith("shard 1, row ") for problem in found.problems)
+    assert [problem.split(", row ")[0] for problem in found.problems] == ["shard 1"]
+    check_first_difference(uri, found.problems[0], row)
+    assert verify(uri, against=SourceCheck(20, seed=4)).problems == found.problems
     assert problems(uri) == []
+
+
+def check_first_difference(uri: str, problem: str, source_row: int) -> None:
+    """The row that is named came from the changed text, and what is said to be in it is in it."""
+    said = re.fullmatch(r"shard 1, row ([\d,]+)(?: \(doc_id (\d+), source row ([\d,]+)\))?: (.*)", problem)
+    assert said is not None, problem
+    row = lance.dataset(uri).take([int(said[1].replace(",", ""))]).to_pylist()[0]
+    if "n" in row and "doc_id" not in row:
+        text = f"row {source_row} of words\\nand its line {source_row * 7}"
+        assert said[4] == f"text is '{text}', the source gives '{text.replace('words', 'wurds')}'"
+        return
+    doc = row["doc_id"] if "doc_id" in row else row["doc_ids"][0]
+    assert (said[2], said[3]) == (str(doc), str(doc - (1 << 40)))
+    if "doc_id" in row:
+        assert doc == 1 << 40 | (source_row - 300)
+    place = re.match(r"input_ids has (\[.+?\]) from place (\d+) on, the source gives (\[.+?\])", said[4])
+    assert place is not None, problem
+    assert json.loads(place[1]) == row["input_ids"][int(place[2]) :][:3]
+    assert place[1] != place[3]
+
+
+def changed(path: Path, old: bytes, new: bytes) -> None:
+    """Change a file's content, but not its size or times."""
+    stat, data = path.stat(), path.read_bytes()
+    assert len(old) == len(new)
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b"last", b"    ", "row 49: the source gives only 49 of the 50 rows"),
+        (b"    ", b"more", "row 50: the source gives more rows than the 50 that were written"),
+    ],
+)
+def test_a_source_with_fewer_or_more_rows(home: Path, tmp_path: Path, old: bytes, new: bytes, says: str) -> None:
+    texts = [*(f"text {i}" for i in range(49)), "last", "    "]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    uri = str(tmp_path / "o.lance")
+    fields = {"tokenizer": str(home / "tokenizer"), "layout": "documents", "shuffle": False}
+    lance_prep.build(tmp_path / "a.jsonl", output=uri, **fields)
+    assert problems(uri, against=SourceCheck()) == []
+    changed(tmp_path / "a.jsonl", b'"' + old + b'"', b'"' + new + b'"')
+    assert problems(uri, against=SourceCheck()) == [f"shard 0, {says}"]
+
+
+def test_a_shard_that_the_reference_encoded_is_the_sources(tmp_path: Path) -> None:
+    """The recorded backend gives other ids; the check during the build had turned the shard over to `tokenizers`."""
+    tokenizer = made.save(tmp_path / "tokenizer", made.without_regex())
+    (tmp_path / "a.txt").write_text("\n".join(f"it's {i} spaces\tand   tabs: f(x)  return" for i in range(300)))
+    fields = {"tokenizer": tokenizer, "tokenizer_backend": "gigatoken", "layout": "lines"}
+    report = lance_prep.build(tmp_path / "a.txt", output=tmp_path / "o.lance", **fields)
+    assert report.ledger.shards_by_reference == 1
+    assert problems(report.uri, against=SourceCheck(3)) == []
+    changed(tmp_path / "a.txt", b"it's 250", b"it's 205")
+    assert len(problems(report.uri, against=SourceCheck(3))) == 1
+
+
+class Wrong:
+    name = "wrong"
+
+    def encode(self, texts: pa.LargeStringArray) -> TokenLists:
+        return TokenLists(np.arange(len(texts) + 1), np.full(len(texts), 7, np.uint16))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_the_reference_encodes_a_share_of_the_texts(home: Path, share: float) -> None:
+    recipe = Recipe(source="any", tokenizer=str(home / "tokenizer"))
+    reference = ReferenceEncoder(load_tokenizer(recipe), recipe)
+    texts = pa.array([*(f"text number {i}" for i in range(99)), "long " * (LONGEST_TEXT // 5 + 1)], pa.large_string())
+    encoder = SampledEncoder(Wrong(), reference, share, np.random.default_rng(3))
+    got, want = encoder.encode(texts).as_arrow().to_pylist(), reference.encode(texts).as_arrow().to_pylist()
+    right = [i for i in range(len(texts)) if got[i] == want[i]]
+    assert all(got[i] == [7] for i in range(len(texts)) if i not in right)
+    assert encoder.rows_checked == len(right)
+    assert len(right) in {0.0: [0], 0.4: range(20, 60), 1.0: [99]}[share]
 
 
 def test_a_touched_or_renamed_source_is_the_same(home: Path, tmp_path: Path, capsys: Any) -> None:
@@ -335,7 +422,7 @@ def test_a_touched_or_renamed_source_is_the_same(home: Path, tmp_path: Path, cap
     (folder / "a.parquet").rename(folder / "b.parquet")
     assert verify(uri, against=check).problems == []
     (folder / "b.parquet").rename(folder / "deep" / "c.parquet")
-    assert verify(uri, against=check).checks["rows against the source"] == 50
+    assert verify(uri, against=check).checks["rows against the source"] >= 50
     assert run(["verify", str(uri), "--against-source"]) == 0
     data = (folder / "deep" / "c.parquet").read_bytes()
     (folder / "a.parquet").write_bytes(data.replace(b"row 555 of words", b"row 555 of wurds"))
@@ -363,8 +450,10 @@ def test_verify_on_the_command_line(whole: Path, capsys: Any) -> None:
     assert run(["verify", str(whole), "--against-source", "--sample-rows", "30", "--seed", "7"]) == 0
     said = capsys.readouterr()
     assert said.out.startswith("whole: ")
-    assert "30 rows against the source" in said.out
+    assert re.search(r"\b\d\d texts encoded with tokenizers, 1,620 rows against the source$", said.out.strip())
     assert "comparing" in said.err
+    assert run(["verify", str(whole), "--against-source", "--sample-rows", "all"]) == 0
+    assert "1,620 texts encoded with tokenizers, 1,620 rows against the source" in capsys.readouterr().out
     assert run(["verify", str(whole), "--against-source", "--sample-rows", "0"]) == 2
     assert run(["verify", str(whole), "--version", "3"]) == 1
     assert "has no version 3" in capsys.readouterr().err

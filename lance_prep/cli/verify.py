@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,15 +17,26 @@ Examples:
   lance-prep verify sample.lance
   lance-prep verify sample.lance --against-source
   lance-prep verify sample.lance --against-source --sample-rows 5000 --seed 7
+  lance-prep verify sample.lance --against-source --sample-rows all
   lance-prep verify sample.lance --version gold --json
 
 \b
 Checks the manifest, the transaction, the journal (plan and receipts), every data file,
 the tokenizer file and every row. Each problem is one line, "wrong: ...", that names the
 file, or the shard and the row; the exit code is then 1.
-The source is read only with --against-source, as it may be gone or far away. The rows
-are drawn from at most 16 shards, each of which is read up to its last drawn row.
+The source is read only with --against-source, as it may be missing or far away. Rows are
+drawn at random, and the shards that hold them, at most 8, are built again whole. Their
+rows must be the stored ones. tokenizers, the reference, is slow: it encodes a share of
+the texts, and the backend of the build the others. --sample-rows all builds every shard
+again and encodes all texts with tokenizers.
 """
+
+
+class _RowCount(click.IntRange):
+    """A number of rows, or "all"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "all" else super().convert(value, param, ctx)
 
 
 @command(EXAMPLES)
@@ -33,10 +44,13 @@ are drawn from at most 16 shards, each of which is read up to its last drawn row
 @click.option(
     "--against-source",
     is_flag=True,
-    help="Draw rows at random, read them again from the pinned source, tokenize and compare them.",
+    help="Build shards with randomly drawn rows again from the pinned source, and compare their rows.",
 )
 @click.option(
-    "--sample-rows", type=click.IntRange(min=1), metavar="N", help="Rows that --against-source draws.  [default: 200]"
+    "--sample-rows",
+    type=_RowCount(min=1),
+    metavar="N|all",
+    help="Number of rows that --against-source draws.  [default: 200]",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Decides which rows --against-source draws.  [default: 0]")
 @json_option
@@ -47,7 +61,7 @@ def verify(
     version: str | None,
     storage_options: dict[str, str] | None,
     against_source: bool,
-    sample_rows: int | None,
+    sample_rows: int | str | None,
     seed: int | None,
     as_json: bool,
 ) -> None:
@@ -56,7 +70,8 @@ def verify(
             raise click.UsageError(f"{flag} has no effect without --against-source: add it, or remove {flag}")
     from lance_prep import dataset
 
-    check = dataset.SourceCheck(sample_rows or dataset.SAMPLE_ROWS, seed or 0, storage_options)
+    rows = None if isinstance(sample_rows, str) else sample_rows or dataset.SAMPLE_ROWS
+    check = dataset.SourceCheck(rows, seed or 0, storage_options)
     found = dataset.verify(
         uri,
         version,

@@ -1,44 +1,46 @@
-"""Rows drawn at random, made again from the source with `tokenizers` and compared with what is on disk.
+"""Build shards again from the source, and compare the content hash of their rows with the receipt's.
 
-At most 16 shards are read, so that checking 200 rows of a dataset of thousands of shards does not read its whole source
-again. `doc_id` (`doc_ids` for blocks) names the shard of the plan and the source row in it. By layout:
+Shards are read with the recorded plan and laid out by the recorded layout, so a layout needs no rules here. Rows are
+drawn at random; the shards that hold them are built again whole, at most `MOST_SHARDS` of them. The reference
+tokenizer, `tokenizers`, encodes 3 MB/s, so it encodes only a random share of the texts: as large a share as the drawn
+rows are of all rows in these shards. The recorded backend encodes the others, as in the build. With `rows=None`, every
+shard is built again, and `tokenizers` encodes all texts.
 
-- `documents`: the row is the document's ids. `lines`: it is the ids of one of the document's lines (a line's number is
-  not kept, and lines are shuffled). Kept columns are compared too.
-- `blocks`, `concat`: all ids of the block are those of a stretch of the stream of documents that begins in the block's
-  first one. `best-fit`: the block begins with its first document, or with a piece of it.
-  Documents of more than 1 MiB are left out, and counted.
-- `raw`: there is no doc_id: the shard is read and shuffled again, and the rows at the drawn places compared.
+If the hash differs, the shard is built once more with `tokenizers` alone, and its rows are compared with the stored
+ones. The first row that differs is reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from lance_prep.dataset.blocks import LONGEST_TEXT, BlockSearch
 from lance_prep.dataset.check_builds import BuildJournal, Verification
 from lance_prep.dataset.check_rows import ShardRows
 from lance_prep.errors import LancePrepError, SourceChanged
-from lance_prep.layout import ROW_BITS, LayoutJob, document_affixes, lay_out, row_schema
+from lance_prep.layout import ROW_BITS, LayoutJob, lay_out, row_schema
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import make_plan
-from lance_prep.source import SourceBatch, check_unchanged, read_shard
+from lance_prep.source import check_unchanged, read_shard
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.seal import hash_file
 from lance_prep.store.version import DatasetVersion
-from lance_prep.tokenizer import ReferenceEncoder, TokenizerSpec, TokenLists
+from lance_prep.tokenizer import Encoder, ReferenceEncoder, TokenizerSpec, TokenLists, make_encoder
 from lance_prep.transport import Transport, is_local
 
-MOST_SHARDS = 16
+#: A shard takes 1 to 3 s, or 30 to 60 s if `tokenizers` encodes all of it.
+MOST_SHARDS = 8
 SAMPLE_ROWS = 200
+#: A longer text is left to the recorded backend: `tokenizers` took four minutes for one of 27 MB.
+LONGEST_TEXT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,41 @@ class SourceCheck:
     """What to compare with the source.
 
     Attributes:
-        rows: how many; 0 for none.
-        seed: which.
+        rows: number of rows to draw; None to check every row of every shard.
+        seed: decides which rows are drawn.
         storage_options: for a source in an object store.
     """
 
-    rows: int = 0
+    rows: int | None = SAMPLE_ROWS
     seed: int = 0
     storage_options: Mapping[str, str] | None = None
+
+
+class SampledEncoder:
+    """Encodes a random share of the texts with the reference, and the others with the backend of the build.
+
+    Args:
+        share: 0 to 1, of the texts of at most `LONGEST_TEXT` bytes.
+    """
+
+    def __init__(self, fast: Encoder, reference: ReferenceEncoder, share: float, rng: np.random.Generator) -> None:
+        self.name = fast.name
+        self.rows_checked = 0
+        self._fast = fast
+        self._reference = reference
+        self._share = share
+        self._rng = rng
+
+    def encode(self, texts: pa.LargeStringArray) -> TokenLists:
+        if self._fast is self._reference:
+            self.rows_checked += len(texts)
+            return self._reference.encode(texts)
+        short = pc.binary_length(texts).to_numpy(zero_copy_only=False) <= LONGEST_TEXT
+        drawn = np.flatnonzero(short & (self._rng.random(len(texts)) < self._share))
+        self.rows_checked += len(drawn)
+        if len(drawn) == len(texts):
+            return self._reference.encode(texts)
+        return self._fast.encode(texts).replaced(drawn, self._reference.encode(texts.take(pa.array(drawn))))
 
 
 def check_against_source(
@@ -64,34 +93,46 @@ def check_against_source(
     found: Verification,
     on_note: Callable[[str], None],
 ) -> None:
-    """Compare `check.rows` rows with the source; differences and what could not be read go to `found`."""
-    plans = {s.index: (journal, s) for journal in journals if journal.plan for s in journal.plan.shards}
+    """Compare shards with the source. Differences, and shards that cannot be compared, are problems in `found`."""
+    plans = {shard.index: (journal, shard) for journal in journals if journal.plan for shard in journal.plan.shards}
     hashes = {build.key: {f.url: f.hash for f in opened.files_of_build(build)} for build in opened.builds}
-    drawn = draw([shard for shard in shards if shard.receipt and shard.receipt.shard in plans], check)
-    if not drawn:
-        found.wrong("no row can be compared with the source: plans or receipts are not there")
+    known = [shard for shard in shards if shard.receipt and shard.receipt.shard in plans]
+    if not known:
+        found.wrong("no row can be compared with the source: plans or receipts are missing")
         return
-    spec: TokenizerSpec | None = None
-    with found.reading("the tokenizer"):
-        spec = _spec(opened)
-    if spec is None and opened.metadata.tokenizer is not None:
-        return
-    for shard, rows in drawn:
+    chosen, share = _draw(known, check)
+    for shard in chosen:
         assert shard.receipt is not None
         journal, planned = plans[shard.receipt.shard]
         assert journal.plan is not None
-        on_note(f"shard {planned.index}: comparing {len(rows)} rows with the source")
+        on_note(f"shard {planned.index}: comparing {shard.rows:,} rows with the source")
         with found.reading(f"shard {planned.index} cannot be compared with the source"):
             plan = _where_it_is_now(journal.plan, planned, hashes.get(journal.key, {}))
-            job = _Job(plan, planned, shard, rows, spec, check.storage_options, found)
-            job.compare(opened.dataset.take(rows.tolist()))
+            _Rebuild(opened, plan, planned, shard, check, found).compare(share)
+
+
+def _draw(shards: list[ShardRows], check: SourceCheck) -> tuple[list[ShardRows], float]:
+    """Return the shards that hold the drawn rows, and the share of their texts that the reference encodes."""
+    if check.rows is None:
+        return shards, 1.0
+    rng = np.random.default_rng(check.seed)
+    sizes = np.array([shard.rows for shard in shards], np.int64)
+    if len(shards) > MOST_SHARDS:
+        chosen = np.sort(rng.choice(len(shards), MOST_SHARDS, replace=False, p=sizes / sizes.sum()))
+        shards, sizes = [shards[i] for i in chosen], sizes[chosen]
+    total = int(sizes.sum())
+    if check.rows < total:
+        rows = rng.choice(total, check.rows, replace=False)
+        hit = np.unique(np.searchsorted(np.cumsum(sizes), rows, side="right"))
+        shards, sizes = [shards[i] for i in hit], sizes[hit]
+    return shards, min(1.0, check.rows / int(sizes.sum()))
 
 
 def _where_it_is_now(plan: Plan, shard: Shard, hashes: Mapping[str, str | None]) -> Plan:
-    """Return the plan with the local files of a shard that were touched or renamed since, known by their content.
+    """Return the plan with the current places of a shard's local files, which are known by their content.
 
     Args:
-        hashes: of the files as they were recorded, by URL.
+        hashes: recorded hashes of the files, by URL.
 
     Raises:
         SourceChanged: a file has other content now, or is missing.
@@ -130,27 +171,66 @@ def _candidates(plan: Plan, file: SourceFile) -> Iterator[Path]:
         yield from (Path(found.url) for found in make_plan(plan.recipe).files if is_local(found.url))
 
 
-def draw(shards: list[ShardRows], check: SourceCheck) -> list[tuple[ShardRows, npt.NDArray[np.int64]]]:
-    """Rows of the dataset to compare, ascending, by shard. Each row is as likely as any other."""
-    rng = np.random.default_rng(check.seed)
-    sizes = np.array([shard.rows for shard in shards], np.float64)
-    if len(shards) > MOST_SHARDS:
-        chosen = np.sort(rng.choice(len(shards), MOST_SHARDS, replace=False, p=sizes / sizes.sum()))
-        shards = [shards[i] for i in chosen]
-    starts = np.cumsum([0, *(shard.rows for shard in shards)])
-    total = int(starts[-1])
-    if not total:
-        return []
-    n = min(check.rows, total)
-    places = np.arange(total) if n == total else np.unique(rng.integers(0, total, n * 2))
-    if len(places) > n:
-        places = np.sort(rng.choice(places, n, replace=False))
-    drawn = []
-    for shard, start, stop in zip(shards, starts[:-1], starts[1:], strict=True):
-        rows = places[(places >= start) & (places < stop)] - start + shard.first
-        if len(rows):
-            drawn.append((shard, rows))
-    return drawn
+class _Rebuild:
+    """One shard, built again in memory."""
+
+    def __init__(
+        self,
+        opened: DatasetVersion,
+        plan: Plan,
+        planned: Shard,
+        shard: ShardRows,
+        check: SourceCheck,
+        found: Verification,
+    ) -> None:
+        self._opened, self._plan, self._planned, self._shard = opened, plan, planned, shard
+        self._check, self._found = check, found
+        self._spec = _spec(opened)
+
+    def compare(self, share: float) -> None:
+        assert self._shard.receipt is not None
+        content = ShardHash()
+        for batch in self._rows(share):
+            content.update(batch)
+        if content.hexdigest() != self._shard.receipt.content_hash:
+            difference = self._first_difference()
+            if difference is not None:
+                self._found.wrong(f"shard {self._planned.index}, {difference}")
+        self._found.count("rows against the source", self._shard.rows)
+
+    def _rows(self, share: float) -> Iterator[pa.RecordBatch]:
+        """Lay out the shard as the build did; count the texts that the reference encoded."""
+        assert self._shard.receipt is not None
+        tally, spec, recipe = Tally(), self._spec, self._plan.recipe
+        job = LayoutJob(
+            recipe, self._planned.index, row_schema(self._plan, spec), tally, limit=self._shard.receipt.limit, spec=spec
+        )
+        if spec is not None:
+            reference = ReferenceEncoder(spec, recipe)
+            fast = make_encoder(spec, recipe, reference, parallel=True)
+            rng = np.random.default_rng([self._check.seed, self._planned.index])
+            job.encoder = sampled = SampledEncoder(fast, reference, share, rng)
+        source = read_shard(self._plan, self._planned, tally, Transport.of(self._check.storage_options))
+        with closing(source):  # type: ignore[type-var]
+            yield from lay_out(source, job)
+        if spec is not None:
+            self._found.count("texts encoded with tokenizers", sampled.rows_checked)
+
+    def _first_difference(self) -> str | None:
+        """Build the shard with the reference alone, and describe the first stored row that is not equal."""
+        at, stop = self._shard.first, self._shard.first + self._shard.rows
+        for batch in self._rows(1.0):
+            n = min(len(batch), stop - at)
+            stored = _one_batch(self._opened.dataset.to_table(offset=at, limit=n).cast(batch.schema)) if n else batch
+            row = _first_unequal(batch.slice(0, n), stored)
+            if row is not None:
+                return f"row {at + row:,}{_origin(stored, row)}: {_what_differs(batch, stored, row)}"
+            at += n
+            if n < len(batch):
+                return f"row {stop:,}: the source gives more rows than the {self._shard.rows:,} that were written"
+        if at < stop:
+            return f"row {at:,}: the source gives only {at - self._shard.first:,} of the {self._shard.rows:,} rows"
+        return None
 
 
 def _spec(opened: DatasetVersion) -> TokenizerSpec | None:
@@ -161,125 +241,52 @@ def _spec(opened: DatasetVersion) -> TokenizerSpec | None:
     return TokenizerSpec(**fields, file=opened.tokenizer_file())
 
 
-@dataclass
-class _Job:
-    """The drawn rows of one shard."""
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    return table.combine_chunks().to_batches()[0]
 
-    plan: Plan
-    shard: Shard
-    where: ShardRows
-    rows: npt.NDArray[np.int64]
-    spec: TokenizerSpec | None
-    storage_options: Mapping[str, str] | None
-    found: Verification
 
-    def compare(self, table: pa.Table) -> None:
-        batch = table.combine_chunks().to_batches()[0]
-        layout = self.plan.recipe.layout
-        if layout == "raw":
-            self._compare_raw(batch)
-        elif layout == "blocks":
-            self._compare_blocks(batch)
+def _first_unequal(made: pa.RecordBatch, stored: pa.RecordBatch) -> int | None:
+    """Return the first row in which two batches of the same length differ."""
+    if _hash(made) == _hash(stored):
+        return None
+    first, last = 0, len(made) - 1
+    while first < last:
+        n = (last - first) // 2 + 1
+        if _hash(made.slice(first, n)) == _hash(stored.slice(first, n)):
+            first += n
         else:
-            self._compare_texts(batch)
-
-    def _source(self, tally: Tally) -> Iterator[SourceBatch]:
-        return read_shard(self.plan, self.shard, tally, Transport.of(self.storage_options))
-
-    def _differs(self, row: int, what: str) -> None:
-        self.found.wrong(f"shard {self.shard.index}, row {row:,}: {what}")
-
-    def _compare_raw(self, batch: pa.RecordBatch) -> None:
-        assert self.where.receipt is not None
-        tally = Tally()
-        job = LayoutJob(
-            self.plan.recipe, self.shard.index, row_schema(self.plan, None), tally, limit=self.where.receipt.limit
-        )
-        wanted, first = self.rows - self.where.first, 0
-        for made in lay_out(self._source(tally), job):
-            for i in np.flatnonzero((wanted >= first) & (wanted < first + len(made))).tolist():
-                self.found.count("rows against the source")
-                if _row_hash(made, int(wanted[i]) - first) != _row_hash(batch, i):
-                    self._differs(int(self.rows[i]), "is not what the source has")
-            first += len(made)
-        for row in self.rows[wanted >= first].tolist():
-            self._differs(row, "the source has fewer rows")
-
-    def _compare_texts(self, batch: pa.RecordBatch) -> None:
-        assert self.spec is not None
-        encoder = ReferenceEncoder(self.spec, self.plan.recipe)
-        affixes = (self.spec.prefix, self.spec.suffix) if self.plan.recipe.add_special_tokens else ((), ())
-        sought = _source_rows(batch)
-        left = set(range(len(batch)))
-        for given in self._source(Tally()):
-            for i in [i for i in left if given.rows[0] <= sought[i] <= given.rows[-1]]:
-                at = int(np.searchsorted(given.rows, sought[i]))
-                if given.rows[at] != sought[i]:
-                    continue
-                left.discard(i)
-                self._compare_text(i, given, at, batch, lambda texts: encoder.encode(texts).wrapped(*affixes))
-        self._not_there(left, sought)
-
-    def _compare_text(
-        self,
-        i: int,
-        given: SourceBatch,
-        at: int,
-        batch: pa.RecordBatch,
-        encode: Callable[[pa.LargeStringArray], TokenLists],
-    ) -> None:
-        """Row `i` of the drawn ones against source row `at` of a batch."""
-        text = given.columns.column(0)[at].as_py() or ""
-        texts = text.split("\n") if self.plan.recipe.layout == "lines" else [text]
-        short = [text for text in texts if len(text) <= LONGEST_TEXT]
-        made = encode(pa.array(short, pa.large_string()))
-        ids, kept = batch.column("input_ids")[i].as_py(), batch.schema.names[3:]
-        if not any(made.slice(k, k + 1).ids.tolist() == ids for k in range(len(made))):
-            if len(short) < len(texts):
-                self.found.count("rows too long to compare")
-                return
-            self._differs(int(self.rows[i]), f"its ids are not those of source row {given.rows[at]:,} ({text[:60]!r})")
-        if kept and _row_hash(given.columns.select(kept), at) != _row_hash(batch.select(kept), i):
-            self._differs(int(self.rows[i]), f"its columns are not those of source row {given.rows[at]:,}")
-        self.found.count("rows against the source")
-
-    def _compare_blocks(self, batch: pa.RecordBatch) -> None:
-        assert self.spec is not None
-        recipe = self.plan.recipe
-        encoder = ReferenceEncoder(self.spec, recipe)
-        affixes = document_affixes(self.spec, add_special_tokens=recipe.add_special_tokens)
-        sought = _source_rows(batch)
-        lengths = batch.column("num_tokens").to_pylist()
-        blocks = [
-            np.asarray(ids.values.to_numpy()[:n]) for ids, n in zip(batch.column("input_ids"), lengths, strict=True)
-        ]
-        search = BlockSearch(blocks, sought, whole=recipe.packing == "concat", block_size=recipe.block_size)
-        for given in self._source(Tally()):
-            search.add(given, lambda texts: encoder.encode(texts).wrapped(*affixes))
-            if search.done:
-                break
-        for i, right in search.results().items():
-            self.found.count("rows against the source")
-            if not right:
-                self._differs(int(self.rows[i]), f"its ids are not those of the source from row {sought[i]:,} on")
-        if search.too_long:
-            self.found.count("rows too long to compare", len(search.too_long))
-        self._not_there(search.never, sought)
-
-    def _not_there(self, left: set[int], sought: list[int]) -> None:
-        for i in sorted(left):
-            self._differs(int(self.rows[i]), f"the source has no row {sought[i]:,} in this shard")
+            last = first + n - 1
+    return first
 
 
-def _source_rows(batch: pa.RecordBatch) -> list[int]:
-    mask = (1 << ROW_BITS) - 1
-    if "doc_ids" in batch.schema.names:  # blocks: the first document
-        return [docs[0] & mask for docs in batch.column("doc_ids").to_pylist()]
-    return [doc & mask for doc in batch.column("doc_id").to_pylist()]
-
-
-def _row_hash(batch: pa.RecordBatch, row: int) -> str:
-    """Equal for equal rows, NaN included, which Arrow's own comparison calls unequal."""
+def _hash(batch: pa.RecordBatch) -> str:
+    """Return a hash that is equal for equal rows, NaN included, which Arrow's own comparison calls unequal."""
     content = ShardHash()
-    content.update(batch.slice(row, 1))
+    content.update(batch)
     return content.hexdigest()
+
+
+def _origin(stored: pa.RecordBatch, row: int) -> str:
+    for name in ("doc_id", "doc_ids"):
+        if name in stored.schema.names:
+            value = stored.column(name)[row].as_py()
+            doc = value[0] if isinstance(value, list) else value
+            return f" (doc_id {doc}, source row {doc & ((1 << ROW_BITS) - 1):,})"
+    return ""
+
+
+def _what_differs(made: pa.RecordBatch, stored: pa.RecordBatch, row: int) -> str:
+    said = []
+    for name in made.schema.names:
+        one, other = stored.select([name]).slice(row, 1), made.select([name]).slice(row, 1)
+        if _hash(one) != _hash(other):
+            said.append(_difference(name, one.column(0)[0].as_py(), other.column(0)[0].as_py()))
+    return "; ".join(said)
+
+
+def _difference(name: str, stored: Any, made: Any) -> str:
+    if isinstance(stored, list) and isinstance(made, list):
+        pairs = zip(stored, made, strict=False)
+        at = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(stored), len(made)))
+        return f"{name} has {stored[at : at + 3]} from place {at:,} on, the source gives {made[at : at + 3]}"
+    return f"{name} is {repr(stored)[:60]}, the source gives {repr(made)[:60]}"

@@ -48,7 +48,7 @@ def verify(
     Args:
         uri: path or URI of the dataset.
         version: number or tag; the latest by default.
-        against: rows to compare with the source.
+        against: what to compare with the source; None for nothing.
         listener: told about progress.
 
     Raises:
@@ -86,6 +86,6 @@ def _verify(opened: DatasetVersion, against: SourceCheck | None, told: Listener)
         stored = check_data_files(opened, journals, found)
         shards = shards_of(journals, sum(one.rows for one in stored))
         check_rows(opened, stored, shards, found, told.on_rows)
-        if against is not None and against.rows:
+        if against is not None:
             check_against_source(opened, journals, shards, against, found, told.on_note)
     return found
