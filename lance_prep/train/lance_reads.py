@@ -13,10 +13,11 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -28,9 +29,12 @@ from lance_prep.train.index import Index, build_index, cache_folder, copy_tokens
 from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.train.permutation import IndexArray
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 Way = Literal["auto", "mmap", "take"]
 
-#: Rows of a fragment from which on it is asked for them itself.
+#: If a batch needs at least this many rows per fragment, read fragment by fragment.
 _ROWS_A_FRAGMENT = 256
 
 _forked_with_lance = False
@@ -102,6 +106,25 @@ class Facts:
     columns: tuple[str, ...]
 
 
+def _through_lance(method: Callable[Concatenate[Lance, P], R]) -> Callable[Concatenate[Lance, P], R]:
+    """Make a method read here or, in a forked child of a process that used Lance, in its helper process."""
+
+    @wraps(method)
+    def answer(self: Lance, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if _forked_with_lance:
+            found: R = self._ask_helper(method.__name__, args, kwargs)
+            return found
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException as error:
+            ours = _unreadable(error, self._options.uri)
+            if ours is None:
+                raise
+            raise ours from error
+
+    return answer
+
+
 class Lance:
     """A dataset as Lance reads it. Threads may share one; it is never pickled.
 
@@ -110,7 +133,7 @@ class Lance:
         facts: of the version that was opened elsewhere. Opening it here then checks that it has the same content.
 
     Every method raises a DatasetError if Lance cannot read what was asked for, or if the dataset's content is no longer
-    that of `facts`: somebody removed the dataset and built another one at the same path.
+    that of `facts`: the dataset was removed and another one built at the same path.
     """
 
     def __init__(self, options: ReadOptions, facts: Facts | None = None) -> None:
@@ -129,78 +152,11 @@ class Lance:
             self._helper.disown()
             self._helper = None
 
-    # Questions. Each is answered by the method `_<name>`, here or in the helper.
-
-    def facts(self) -> Facts:
-        """Resolve the version and return what training needs to know of it.
-
-        Raises:
-            DatasetError: there is no such dataset or version, or lance-prep did not build it.
-        """
-        if self._expected is None:
-            self._expected = self.ask("facts")
-        return self._expected
-
-    def index(self, facts: Facts) -> Index:
-        """Build the index of a version, and store it in the cache."""
-        built: Index = self.ask("index", facts)
-        return built
-
-    def filtered(self, facts: Facts, sql: str) -> IndexArray:
-        """Return the live rows that pass a filter, in order.
-
-        Raises:
-            DatasetError: the filter is not SQL that Lance understands, or names an unknown column.
-        """
-        rows: IndexArray = self.ask("filtered", facts, sql)
-        return rows
-
-    def flat_tokens(self, facts: Facts, tokens: int) -> FlatPages:
-        """Make a flat copy of the tokens in the cache, and return its pages.
-
-        Raises:
-            NotFlat: it cannot be written.
-        """
-        pages: FlatPages = self.ask("flat_tokens", facts, tokens)
-        return pages
-
-    def take(self, version: int, rows: IndexArray, columns: list[str]) -> pa.Table:
-        """Return columns at live rows. `rows` must be sorted and without repeats."""
-        return self.ask("take", version, rows, columns)
-
-    def tokenizer(self, version: int) -> bytes:
-        """Return the `tokenizer.json` of the version.
-
-        Raises:
-            DatasetError: it is missing or damaged.
-        """
-        found: bytes = self.ask("tokenizer", version)
-        return found
-
-    def count(self, version: int) -> int:
-        """Return the number of live rows."""
-        found: int = self.ask("count", version)
-        return found
-
-    def ask(self, name: str, *arguments: Any) -> Any:
-        """Answer a question here or, in a forked child of a process that used Lance, through its helper."""
-        if not _forked_with_lance:
-            try:
-                return getattr(self, f"_{name}")(*arguments)
-            except BaseException as error:
-                ours = _unreadable(error, self._options.uri)
-                if ours is None:
-                    raise
-                raise ours from error
+    def _ask_helper(self, *question: Any) -> Any:
         with self._lock:
             if self._helper is None or self._helper.asking:
                 self._helper = _Helper(self._options, self._expected)
-            return self._helper.ask(name, arguments)
-
-    # Answers.
-
-    def _dataset(self, version: int | str | None) -> Any:
-        return self._version(version).dataset
+            return self._helper.ask(*question)
 
     def _version(self, version: int | str | None) -> DatasetVersion:
         if self._opened is None:
@@ -218,7 +174,18 @@ class Lance:
                 "open the dataset again, and start from step 0",
             )
 
-    def _facts(self) -> Facts:
+    def facts(self) -> Facts:
+        """Resolve the version and return what training needs to know of it.
+
+        Raises:
+            DatasetError: there is no such dataset or version, or lance-prep did not build it.
+        """
+        if self._expected is None:
+            self._expected = self._read_facts()
+        return self._expected
+
+    @_through_lance
+    def _read_facts(self) -> Facts:
         version = self._version(self._options.version)
         data, dataset = version.metadata, version.dataset
         chosen = Path(self._options.cache_dir) if self._options.cache_dir else None
@@ -235,34 +202,58 @@ class Lance:
             columns=tuple(dataset.schema.names),
         )
 
-    def _tokenizer(self, version: int) -> bytes:
+    @_through_lance
+    def tokenizer(self, version: int) -> bytes:
+        """Return the `tokenizer.json` of the version.
+
+        Raises:
+            DatasetError: it is missing or damaged.
+        """
         return self._version(version).tokenizer_file()
 
-    def _index(self, facts: Facts) -> Index:
+    @_through_lance
+    def index(self, facts: Facts) -> Index:
+        """Build the index of a version, and store it in the cache."""
         return build_index(
-            self._dataset(facts.version),
+            self._version(facts.version).dataset,
             Cache(Path(facts.cache)),
             root=self._options.root,
             itemsize=facts.itemsize,
             block_size=facts.block_size,
         )
 
-    def _filtered(self, facts: Facts, sql: str) -> IndexArray:
-        dataset = self._dataset(facts.version)
+    @_through_lance
+    def filtered(self, facts: Facts, sql: str) -> IndexArray:
+        """Return the live rows that pass a filter, in order.
+
+        Raises:
+            DatasetError: the filter is not SQL that Lance understands, or names an unknown column.
+        """
+        dataset = self._version(facts.version).dataset
         try:
             table = dataset.scanner(columns=["_rowoffset"], filter=sql).to_table()
         except (ValueError, OSError, RuntimeError, pa.ArrowInvalid) as error:
             raise DatasetError(f"filter {sql!r}: {error}", f"columns are {', '.join(facts.columns)}") from error
         return np.sort(table["_rowoffset"].to_numpy().astype(np.int64))
 
-    def _flat_tokens(self, facts: Facts, tokens: int) -> FlatPages:
-        return copy_tokens(self._dataset(facts.version), Cache(Path(facts.cache)), tokens, facts.itemsize)
+    @_through_lance
+    def flat_tokens(self, facts: Facts, tokens: int) -> FlatPages:
+        """Make a flat copy of the tokens in the cache, and return its pages.
 
-    def _count(self, version: int) -> int:
-        return int(self._dataset(version).count_rows())
+        Raises:
+            NotFlat: it cannot be written.
+        """
+        return copy_tokens(self._version(facts.version).dataset, Cache(Path(facts.cache)), tokens, facts.itemsize)
 
-    def _take(self, version: int, rows: IndexArray, columns: list[str]) -> pa.Table:
-        dataset = self._dataset(version)
+    @_through_lance
+    def count(self, version: int) -> int:
+        """Return the number of live rows."""
+        return int(self._version(version).dataset.count_rows())
+
+    @_through_lance
+    def take(self, version: int, rows: IndexArray, columns: list[str]) -> pa.Table:
+        """Return columns at live rows. `rows` must be sorted and without repeats."""
+        dataset = self._version(version).dataset
         with self._lock:
             if not self._fragments:
                 fragments = dataset.get_fragments()
@@ -273,7 +264,7 @@ class Lance:
         used = np.flatnonzero(np.diff(bounds))
         if len(rows) < _ROWS_A_FRAGMENT * len(used) or not len(used):
             return dataset.take(pa.array(rows), columns=columns)
-        # Many rows of few fragments: asked for one by one those give them a third faster (133 against 100 Mtok/s).
+        # Many rows of few fragments are read a third faster fragment by fragment: 133 instead of 100 Mtok/s.
         parts = []
         for i in used.tolist():
             inside = rows[bounds[i] : bounds[i + 1]] - self._starts[i]
@@ -310,11 +301,10 @@ class _Helper:
     asking = False
 
     def __init__(self, options: ReadOptions, facts: Facts | None) -> None:
-        # -P: no module is imported from the current folder. What this process imports from, the helper may too.
+        # -P: import no module from the current folder, except as far as this process does.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        safe = ["-P"] if sys.version_info >= (3, 11) else []
         self._process = subprocess.Popen(
-            [sys.executable, *safe, "-c", _SERVE],
+            [sys.executable, "-P", "-c", "from lance_prep.train.lance_reads import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -333,11 +323,11 @@ class _Helper:
         assert self._process.stdin is not None
         _write(self._process.stdin.fileno(), value)
 
-    def ask(self, name: str, arguments: tuple[Any, ...]) -> Any:
+    def ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         assert self._process.stdout is not None
         self.asking = True
         try:
-            self._send((name, arguments))
+            self._send((name, args, kwargs))
             failed, value = _read(self._process.stdout.fileno())
         except (EOFError, BrokenPipeError):
             raise DatasetError(
@@ -350,16 +340,6 @@ class _Helper:
         return value
 
 
-#: Python 3.10 has no -P, and puts the current folder first.
-_SERVE = """
-import sys
-if not getattr(sys.flags, "safe_path", False):
-    del sys.path[0]
-from lance_prep.train.lance_reads import serve
-serve()
-"""
-
-
 def serve() -> None:
     """Answer questions from stdin on stdout until there are no more."""
     answers = os.dup(1)
@@ -368,11 +348,11 @@ def serve() -> None:
     lance = Lance(options, facts)
     while True:
         try:
-            name, arguments = _read(0)
+            name, args, kwargs = _read(0)
         except EOFError:
             return
         try:
-            answer = (False, lance.ask(name, *arguments))
+            answer = (False, getattr(lance, name)(*args, **kwargs))
         except (DatasetError, NotFlat) as error:
             answer = (True, error)
         _write(answers, answer)
