@@ -1,7 +1,8 @@
-"""Opening a dataset in the process that reads it, and choosing the way to its tokens."""
+"""Opens a dataset in the process that reads it, and chooses how its tokens are read."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.train.permutation import IndexArray
 from lance_prep.train.tokens import MappedTokens, TakeTokens, TokenSource, list_values
 
-#: The largest flat copy of a local dataset's tokens that is made unasked.
+#: The largest flat copy of a local dataset's tokens that is made without being asked for.
 CACHE_BYTES = 4 << 30
 
 
@@ -53,11 +54,11 @@ class Reader:
 
     Attributes:
         index: see `Index`; None for raw rows.
-        rows: how many rows there are after the filter.
-        chosen: int64 `[rows]`, which live rows those are; None for all.
+        rows: number of rows after the filter.
+        chosen: int64 `[rows]`, the live rows that pass the filter; None for all.
         tokens: None for raw rows.
         doc_ids: for blocks in files that are mapped, the doc_ids of the pieces; else None.
-        verdict: the way in use and why, and what was checked.
+        verdict: how tokens are read and why, and what was checked.
     """
 
     index: Index | None
@@ -69,6 +70,7 @@ class Reader:
 
     @property
     def access(self) -> Access:
+        """How tokens are read, and why."""
         return self.verdict.access
 
     def documents(self, rows: IndexArray) -> pa.LargeListArray | None:
@@ -82,7 +84,7 @@ class Reader:
         return pa.LargeListArray.from_arrays(bounds, ids)
 
     def live(self, rows: IndexArray) -> IndexArray:
-        """Which live rows of the dataset these rows after the filter are."""
+        """Return the live rows of the dataset that these rows after the filter are."""
         return rows if self.chosen is None else self.chosen[rows]
 
 
@@ -96,142 +98,154 @@ def open_reader(options: ReadOptions, facts: Facts, lance: Lance, verdict: Verdi
         verdict: of the parent process. Without it, rows read from the files are compared with those that Lance reads.
 
     Raises:
-        DatasetError: `access="mmap"` and it cannot be mapped; a filter that Lance refuses; damaged document boundaries.
+        DatasetError: the dataset cannot be mapped although `access="mmap"`, Lance refuses the filter, or document
+            boundaries are damaged.
     """
-    cache = Cache(Path(facts.cache), verdict.checked if verdict else None)
-    chosen = None
-    if options.filter is not None:
-        sql = options.filter
-        chosen = filtered_rows(lambda: lance.filtered(facts, sql), cache, sql)
-    if not LAYOUTS[facts.layout].tokens:
-        rows = lance.count(facts.version) if chosen is None else len(chosen)
-        return Reader(None, rows, chosen, None, Verdict(Access("take", "raw rows hold no token column"), cache.checked))
-    index = load_index(cache)
-    if index is None or (verdict is None and index.rows != lance.count(facts.version)):
-        built = lance.index(facts)
-        index = load_index(cache) or built
-    rows = index.rows if chosen is None else len(chosen)
-    if chosen is not None and len(chosen) and not 0 <= int(chosen[0]) <= int(chosen[-1]) < index.rows:
-        raise DatasetError(
-            f"filter {options.filter!r} names rows beyond the {index.rows} of {options.uri}", f"remove {cache.folder}"
-        )
-    tokens, access = _choose(options, facts, lance, cache, index, verdict)
-    docs = None
-    if access.way == "mmap" and (verdict is None or verdict.doc_ids):
-        docs = _map_doc_ids(options, facts, index, tokens, lance if verdict is None else None)
-    return Reader(index, rows, chosen, tokens, Verdict(access, cache.checked, docs is not None), docs)
+    return _Opening(
+        options, facts, lance, verdict, Cache(Path(facts.cache), verdict.checked if verdict else None)
+    ).run()
 
 
-def _map_doc_ids(
-    options: ReadOptions, facts: Facts, index: Index, tokens: TokenSource, lance: Lance | None
-) -> TokenSource | None:
-    """Map the doc_ids of blocks, if they lie flat; `lance`: compare some with those that it reads."""
-    if index.pieces is None or index.docs is None or options.root is None:
-        return None
-    offsets = index.pieces.offsets
-    try:
-        docs = MappedTokens(
-            options.root / "data",
-            index.docs,
-            itemsize=8,
-            row_start=lambda rows: offsets[rows],
-            beside=tokens if isinstance(tokens, MappedTokens) else None,
-        )
-    except NotFlat:
-        return None
-    if len(docs) != len(index.pieces.lengths):
-        return None
-    if lance is not None and index.rows:
+@dataclass(frozen=True)
+class _Opening:
+    """The steps of `open_reader`, which describes the first fields. `cache` is the folder of the version's index."""
+
+    options: ReadOptions
+    facts: Facts
+    lance: Lance
+    verdict: Verdict | None
+    cache: Cache
+
+    def run(self) -> Reader:
+        options, facts, chosen = self.options, self.facts, None
+        if (sql := options.filter) is not None:
+            chosen = filtered_rows(lambda: self.lance.filtered(facts, sql), self.cache, sql)
+        if not LAYOUTS[facts.layout].tokens:
+            rows = self.lance.count(facts.version) if chosen is None else len(chosen)
+            access = Access("take", "raw rows hold no token column")
+            return Reader(None, rows, chosen, None, Verdict(access, self.cache.checked))
+        index = load_index(self.cache)
+        if index is None or (self.verdict is None and index.rows != self.lance.count(facts.version)):
+            built = self.lance.index(facts)
+            index = load_index(self.cache) or built
+        rows = index.rows if chosen is None else len(chosen)
+        if chosen is not None and len(chosen) and not 0 <= int(chosen[0]) <= int(chosen[-1]) < index.rows:
+            raise DatasetError(
+                f"filter {options.filter!r} names rows beyond the {index.rows} of {options.uri}",
+                f"remove {self.cache.folder}",
+            )
+        tokens, access = self._tokens(index)
+        docs = None
+        if isinstance(tokens, MappedTokens) and access.way == "mmap" and (self.verdict is None or self.verdict.doc_ids):
+            with suppress(NotFlat):
+                docs = self._doc_ids(index, tokens)
+        return Reader(index, rows, chosen, tokens, Verdict(access, self.cache.checked, docs is not None), docs)
+
+    def _tokens(self, index: Index) -> tuple[TokenSource, Access]:
+        """Choose the way to the tokens, as `access` asks for and as the parent process found."""
+        options, verdict = self.options, self.verdict
+        take = TakeTokens(lambda rows: self.lance.take(self.facts.version, rows, ["input_ids"]))
+        if options.access == "take":
+            return take, Access("take", "it was asked for")
+        if verdict is not None and verdict.access.way == "take":
+            return take, verdict.access
+        try:
+            mapped, access = self._mapped(index)
+            if verdict is None:
+                self._compare(mapped, take, index)
+            return mapped, access
+        except NotFlat as error:
+            if options.access == "mmap":
+                raise DatasetError(f"{options.uri} cannot be memory-mapped: {error}", "use access='auto'") from error
+            return take, Access("take", str(error))
+
+    def _mapped(self, index: Index) -> tuple[MappedTokens, Access]:
+        """Map the dataset's own files or, if they are not flat, a flat copy of the tokens.
+
+        Raises:
+            NotFlat: neither is possible.
+        """
+        size, offsets, block, root = self.facts.itemsize, index.offsets, self.facts.block_size, self.options.root
+
+        def row_start(rows: IndexArray) -> IndexArray:
+            if offsets is None:
+                return rows * (block or 0)
+            starts: IndexArray = offsets[rows] - rows
+            return starts
+
+        if index.pages is not None and root is not None:
+            mapped = MappedTokens(root / "data", index.pages, itemsize=size, row_start=row_start)
+            if len(mapped) != (index.tokens if block is None else index.rows * block):
+                # Missing rows would be read from outside the maps.
+                raise NotFlat(f"the files hold {len(mapped)} tokens for {index.rows} rows")
+            return mapped, Access("mmap", index.why)
+        if offsets is None:
+            raise NotFlat(index.why)
+        try:
+            pages = self._copied(index)
+        except NotFlat as error:
+            raise NotFlat(f"{index.why}; {error}") from error
+        mapped = MappedTokens(self.cache.folder, pages, itemsize=size, row_start=row_start)
+        return mapped, Access("cache", f"{index.why}; a flat copy of the tokens is in {self.cache.folder}")
+
+    def _copied(self, index: Index) -> FlatPages:
+        """Return the pages of a flat copy of the tokens in the cache; make it if that is allowed.
+
+        Raises:
+            NotFlat: it is not allowed, or the cache cannot be written.
+        """
+        size, limit = index.tokens * self.facts.itemsize, self.options.cache_bytes
+        if limit is None and self.options.root is None:
+            raise NotFlat(f"to copy its tokens ({size:,} bytes) to {self.cache.folder}, ask for it with cache_bytes")
+        if size > (limit := CACHE_BYTES if limit is None else limit):
+            raise NotFlat(f"a flat copy of its tokens ({size:,} bytes) exceeds cache_bytes={limit:,}")
+        pages = token_pages(self.cache, index.tokens, self.facts.itemsize)
+        if pages is None:
+            pages = self.lance.flat_tokens(self.facts, index.tokens)
+            self.cache.find("tokens.bin")  # for the verdict
+        return pages
+
+    def _compare(self, mapped: MappedTokens, take: TakeTokens, index: Index) -> None:
+        """Compare rows drawn from the whole dataset, as read from the maps and by Lance.
+
+        Raises:
+            NotFlat: they differ.
+        """
+        if not index.rows:
+            return
         rows = _some_rows(index)
-        read, bounds = list_values(lance.take(facts.version, rows, ["doc_ids"])["doc_ids"], "doc_ids")
-        counts = offsets[rows + 1] - offsets[rows]
-        if not np.array_equal(counts, np.diff(bounds)):
+        if index.offsets is None:
+            lengths = np.full(len(rows), self.facts.block_size, np.int64)
+        else:
+            lengths = index.offsets[rows + 1] - index.offsets[rows] - 1
+        begins = np.zeros(len(rows), np.int64)
+        if not np.array_equal(mapped.pieces(rows, begins, lengths), take.pieces(rows, begins, lengths)):
+            raise NotFlat("rows read from the files differ from those that Lance reads")
+
+    def _doc_ids(self, index: Index, tokens: MappedTokens) -> TokenSource | None:
+        """Map the doc_ids of blocks, or return None if they differ from those that Lance reads.
+
+        Raises:
+            NotFlat: they cannot be mapped.
+        """
+        if index.pieces is None or index.docs is None or self.options.root is None:
             return None
-        if not np.array_equal(docs.pieces(rows, np.zeros(len(rows), np.int64), counts), read):
+        offsets = index.pieces.offsets
+        folder = self.options.root / "data"
+        docs = MappedTokens(folder, index.docs, itemsize=8, row_start=lambda rows: offsets[rows], beside=tokens)
+        if len(docs) != len(index.pieces.lengths):
             return None
-    return docs
+        if self.verdict is None and index.rows:
+            rows = _some_rows(index)
+            read, bounds = list_values(self.lance.take(self.facts.version, rows, ["doc_ids"])["doc_ids"], "doc_ids")
+            counts = offsets[rows + 1] - offsets[rows]
+            if not np.array_equal(counts, np.diff(bounds)):
+                return None
+            if not np.array_equal(docs.pieces(rows, np.zeros(len(rows), np.int64), counts), read):
+                return None
+        return docs
 
 
 def _some_rows(index: Index) -> IndexArray:
-    """Rows to compare with those that Lance reads: others each time."""
+    """Return rows to compare with those that Lance reads, different ones each time."""
     return np.unique(np.random.default_rng().integers(0, index.rows, 16))
-
-
-def _choose(
-    options: ReadOptions, facts: Facts, lance: Lance, cache: Cache, index: Index, verdict: Verdict | None
-) -> tuple[TokenSource, Access]:
-    take = TakeTokens(lambda rows: lance.take(facts.version, rows, ["input_ids"]))
-    if options.access == "take":
-        return take, Access("take", "it was asked for")
-    if verdict is not None and verdict.access.way == "take":
-        return take, verdict.access
-    try:
-        mapped, access = _map(options, facts, lance, cache, index)
-        if verdict is None:
-            _compare(mapped, take, facts, index)
-        return mapped, access
-    except NotFlat as error:
-        if options.access == "mmap":
-            raise DatasetError(f"{options.uri} cannot be memory-mapped: {error}", "use access='auto'") from error
-        return take, Access("take", str(error))
-
-
-def _map(options: ReadOptions, facts: Facts, lance: Lance, cache: Cache, index: Index) -> tuple[MappedTokens, Access]:
-    size, offsets, block = facts.itemsize, index.offsets, facts.block_size
-
-    def row_start(rows: IndexArray) -> IndexArray:
-        if offsets is None:
-            return rows * (block or 0)
-        starts: IndexArray = offsets[rows] - rows
-        return starts
-
-    if index.pages is not None and options.root is not None:
-        mapped = MappedTokens(options.root / "data", index.pages, itemsize=size, row_start=row_start)
-        if len(mapped) != (index.tokens if block is None else index.rows * block):
-            # Rows that are not there would be read from outside the maps.
-            raise NotFlat(f"the files hold {len(mapped)} tokens for {index.rows} rows")
-        return mapped, Access("mmap", index.why)
-    if offsets is None:
-        raise NotFlat(index.why)
-    try:
-        pages = _copied(options, facts, lance, cache, index)
-    except NotFlat as error:
-        raise NotFlat(f"{index.why}; {error}") from error
-    mapped = MappedTokens(cache.folder, pages, itemsize=size, row_start=row_start)
-    return mapped, Access("cache", f"{index.why}; a flat copy of the tokens lies in {cache.folder}")
-
-
-def _copied(options: ReadOptions, facts: Facts, lance: Lance, cache: Cache, index: Index) -> FlatPages:
-    """Return the pages of a flat copy of the tokens in the cache; make it if that is allowed.
-
-    Raises:
-        NotFlat: it is not allowed, or the cache cannot be written.
-    """
-    size, limit = index.tokens * facts.itemsize, options.cache_bytes
-    if limit is None and options.root is None:
-        raise NotFlat(f"to copy its tokens ({size:,} bytes) to {cache.folder}, ask for it with cache_bytes")
-    if size > (limit := CACHE_BYTES if limit is None else limit):
-        raise NotFlat(f"a flat copy of its tokens ({size:,} bytes) exceeds cache_bytes={limit:,}")
-    pages = token_pages(cache, index.tokens, facts.itemsize)
-    if pages is None:
-        pages = lance.flat_tokens(facts, index.tokens)
-        cache.find("tokens.bin")  # for the verdict
-    return pages
-
-
-def _compare(mapped: MappedTokens, take: TakeTokens, facts: Facts, index: Index) -> None:
-    """Rows drawn over the whole dataset must come out of the maps as they come out of Lance.
-
-    Raises:
-        NotFlat: they do not.
-    """
-    if not index.rows:
-        return
-    rows = _some_rows(index)
-    if index.offsets is None:
-        lengths = np.full(len(rows), facts.block_size, np.int64)
-    else:
-        lengths = index.offsets[rows + 1] - index.offsets[rows] - 1
-    begins = np.zeros(len(rows), np.int64)
-    if not np.array_equal(mapped.pieces(rows, begins, lengths), take.pieces(rows, begins, lengths)):
-        raise NotFlat("rows read from the files differ from those that Lance reads")

@@ -1,7 +1,6 @@
-"""What the samples of a dataset are: rows as blocks, rows as one stream cut into blocks, rows as they are, or records.
+"""Views map sample indices to rows and their tokens, and make a `Batch` of these.
 
-A view maps sample indices to rows and their tokens, and the tokens to a `Batch`; it reads through a `TokenSource` and
-does not know which one.
+A sample is a block, a piece of the stream of all rows, a row, or a raw record. Views read through any `TokenSource`.
 """
 
 from __future__ import annotations
@@ -31,23 +30,23 @@ from lance_prep.train.tokens import Tokens, TokenSource, ragged_arange
 
 Mask = npt.NDArray[np.bool_]
 
-#: Columns of sorted rows, as a table.
+#: Returns columns at sorted rows, as a table.
 TakeColumns = Callable[[IndexArray, list[str]], Any]
 
-#: Samples from which on a batch is surely cut up before it is used.
+#: Larger batches are always split before use, so their conversion to int64 is deferred.
 _MANY = 1024
 
 
 class View(Protocol):
-    """Samples by index. Stateless beyond what it was made of: threads may share one."""
+    """Samples by index. A view does not change, so threads may share one."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
-        """The samples at indices 0..len-1, in any order and number; where `padding` (bool), all padding instead."""
+        """Return the samples at indices in 0..len-1, in any order. Those marked in `padding` are all padding."""
 
     def row_of(self, indices: IndexArray) -> IndexArray:
-        """The live row of the dataset where each sample begins."""
+        """Return the live row of the dataset in which each sample begins."""
 
 
 def _fixed_batch(
@@ -65,35 +64,43 @@ def _fixed_batch(
         valid = None
     if valid is None and options.plain and count > _MANY and tokens.dtype != np.int64:
         return CompactBatch(tokens[:, :size], options, find)
-    # One conversion a batch, by numpy: torch runs two threads from 32 K elements on, and where another process wants
-    # the second core they wait for each other: 8 Mtok/s instead of 600 were seen.
+    # Convert each batch once, by numpy. From 32 K elements torch uses two threads. If another process needs the second
+    # core, they wait for each other: 8 Mtok/s instead of 600 were measured.
     ids = tokens[:, :size].astype(np.int64, copy=False)
-    if valid is None and options.plain:  # 8 samples are read in 20 us: the ways below would double that
+    if valid is None and options.plain:  # 8 samples are read in 20 us, which the code below would double
         return Batch(plain_tensors(ids, options), {}, count, options, find=find)
     starts = np.arange(0, (count + 1) * size, size, dtype=np.int64)
     flat = annotate(ids.reshape(-1), starts, options, find, valid=valid, following=following)
     return Batch({k: v.view(count, size) for k, v in flat.items()}, {}, count, options, valid=valid, find=find)
 
 
-class BlockView:
-    """`blocks`: a row is a sample."""
+class _RowSamples:
+    """A row is a sample."""
 
-    def __init__(self, reader: Reader, source: TokenSource, options: SampleOptions, block_size: int) -> None:
-        assert reader.index is not None
-        assert reader.index.pieces is not None
-        self._reader, self._source, self._size = reader, source, block_size
-        self._options = options.of_packed_samples()
-        self._pieces = reader.index.pieces
-        self._short = reader.index.short
-        # Append a sentinel so that a lookup past the last entry finds nothing.
-        self._short_or_none = np.append(self._short, -1)
-        self._short_tokens = np.append(reader.index.short_tokens, block_size)
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
 
     def __len__(self) -> int:
         return self._reader.rows
 
     def row_of(self, indices: IndexArray) -> IndexArray:
         return self._reader.live(indices)
+
+
+class BlockView(_RowSamples):
+    """`blocks`: a row is a sample."""
+
+    def __init__(self, reader: Reader, source: TokenSource, options: SampleOptions, block_size: int) -> None:
+        super().__init__(reader)
+        assert reader.index is not None
+        assert reader.index.pieces is not None
+        self._source, self._size = source, block_size
+        self._options = options.of_packed_samples()
+        self._pieces = reader.index.pieces
+        self._short = reader.index.short
+        # Append a sentinel so that a lookup past the last entry finds nothing.
+        self._short_or_none = np.append(self._short, -1)
+        self._short_tokens = np.append(reader.index.short_tokens, block_size)
 
     def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
         rows = self._reader.live(indices)
@@ -113,7 +120,7 @@ class BlockView:
         return Documents(counts, lengths)
 
     def _valid(self, rows: IndexArray) -> IndexArray | None:
-        """Real tokens of each row: all but the last of a shard are full."""
+        """Return the real tokens of each row, or None if all are full. Only the last row of a shard can be short."""
         if not self._short.size:
             return None
         at = self._short.searchsorted(rows)
@@ -124,7 +131,7 @@ class BlockView:
 class StreamView:
     """`lines` or `documents` with a `block_size`: rows, each followed by EOS, as one stream cut into blocks.
 
-    The last block is padded. Every sample is found by two binary searches in the rows' offsets.
+    The last block is padded. Two binary searches in the rows' offsets find a sample.
     """
 
     def __init__(self, reader: Reader, source: TokenSource, options: SampleOptions, block_size: int) -> None:
@@ -169,7 +176,7 @@ class StreamView:
         return _fixed_batch(tokens, size, self._options, find, valid=valid, following=following)
 
     def _documents(self, starts: IndexArray, padding: Mask | None) -> Documents:
-        """Rows are the documents of the stream, each with the EOS that follows it."""
+        """Return the documents of samples: the rows of the stream, each with the EOS that follows it."""
         stops = np.minimum(starts + self._size, self._total)
         if padding is not None:
             stops = np.where(padding, starts, stops)
@@ -181,18 +188,18 @@ class StreamView:
         return Documents(counts, np.minimum(self._offsets[rows + 1], np.repeat(stops, counts)) - begin)
 
     def _by_windows(self, starts: IndexArray, length: int) -> Tokens:
-        """Samples from a flat column of unfiltered rows: copy each sample's tokens, then spread them around its EOS.
+        """Read samples from a flat column of unfiltered rows: copy each sample's tokens, then insert EOS between rows.
 
-        360 Mtok/s at 64 samples of 17 rows each, against 170 by an index a token (`_by_pieces`).
+        Reads 360 Mtok/s at 64 samples of 17 rows each. `_by_pieces`, with one index per token, reads 170.
         """
         offsets, count = self._offsets, len(starts)
         first = np.searchsorted(offsets, starts, side="right") - 1
-        ends = np.searchsorted(offsets, starts + length, side="right") - 1 - first  # EOS inside of each sample
+        ends = np.searchsorted(offsets, starts + length, side="right") - 1 - first  # EOS in each sample
         compact = self._source.windows(np.minimum(starts - first, self._tokens - 1), length)
         most = int(ends.max()) if count else 0
         if most == 0:
             return compact
-        # Each sample gets room for all its `length` compact tokens; what its EOS push beyond `length` is cut off.
+        # Give each sample room for `length` tokens and its EOS, then cut it to `length`.
         width = length + most
         rows = np.repeat(first, ends) + ragged_arange(ends)
         eos = offsets[rows + 1] - 1 + np.repeat(np.arange(count) * width - starts, ends)
@@ -206,7 +213,7 @@ class StreamView:
         return out[:, :length]
 
     def _by_pieces(self, starts: IndexArray, length: int) -> Tokens:
-        """Samples from whatever source: every piece of a row goes to its place, and what is left is EOS."""
+        """Read samples from any source: copy each piece of a row to its place. The places between are EOS."""
         offsets, count = self._offsets, len(starts)
         first = np.searchsorted(offsets, starts, side="right") - 1
         stop = np.minimum(np.searchsorted(offsets, starts + length, side="left"), len(offsets) - 1)
@@ -222,20 +229,15 @@ class StreamView:
         return out.reshape(count, length)
 
 
-class RowView:
-    """`lines` or `documents` as they are: a sample a row, of its own length."""
+class RowView(_RowSamples):
+    """`lines` or `documents` without a `block_size`: a row is a sample, of its own length."""
 
     def __init__(self, reader: Reader, source: TokenSource, options: SampleOptions) -> None:
+        super().__init__(reader)
         assert reader.index is not None
         assert reader.index.offsets is not None
-        self._reader, self._source, self._options = reader, source, options
+        self._source, self._options = source, options
         self._offsets = reader.index.offsets
-
-    def __len__(self) -> int:
-        return self._reader.rows
-
-    def row_of(self, indices: IndexArray) -> IndexArray:
-        return self._reader.live(indices)
 
     def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
         rows = self._reader.live(indices)
@@ -250,21 +252,16 @@ class RowView:
 
 
 def _whole_rows(lengths: IndexArray) -> Documents:
-    """A row is one document, unless it is empty."""
+    """Return the documents of whole rows: one each, or none if the row is empty."""
     return Documents((lengths > 0).astype(np.int64), lengths[lengths > 0])
 
 
-class RecordView:
-    """`raw`: a sample a row, a dict of its columns' Python values."""
+class RecordView(_RowSamples):
+    """`raw`: a row is a sample, a dict of its columns' Python values."""
 
     def __init__(self, reader: Reader, take: TakeColumns, options: SampleOptions, columns: list[str]) -> None:
-        self._reader, self._take, self._options, self._columns = reader, take, options, columns
-
-    def __len__(self) -> int:
-        return self._reader.rows
-
-    def row_of(self, indices: IndexArray) -> IndexArray:
-        return self._reader.live(indices)
+        super().__init__(reader)
+        self._take, self._options, self._columns = take, options, columns
 
     def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
         if padding is not None:
@@ -274,7 +271,7 @@ class RecordView:
 
 
 def read_columns(take: TakeColumns, rows: IndexArray, columns: list[str]) -> dict[str, list[Any]]:
-    """Values of columns at live rows, in the rows' order, as Python objects."""
+    """Return the values of columns at live rows, in the rows' order, as Python objects."""
     unique, inverse = np.unique(rows, return_inverse=True)
     table = take(unique, columns).take(pa.array(inverse))
     return {name: table[name].to_pylist() for name in columns}
