@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import io
+import resource
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,23 +53,82 @@ def package_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imports_of(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def name_of(path: Path) -> str:
+    parts = ["lance_prep", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {name_of(path): path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py")}
+TREES = {name: ast.parse(text) for name, text in SOURCES.items()}
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports_of(tree: ast.AST, *, types: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield module and name of each import, in functions too; of those for type checkers only if asked."""
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif types or not is_for_types(node):
+            yield from imports_of(node, types=types)
+
+
+#: lazy package -> export -> (module, name there)
+EXPORTS = {
+    name: {
+        alias.asname or alias.name: (node.module or "", alias.name)
+        for block in tree.body
+        if is_for_types(block)
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for name, tree in TREES.items()
+    if "= lazy_exports(" in SOURCES[name]
+}
+
+
+def home_of(module: str, name: str) -> str:
+    """Return the module that an import loads in the end."""
+    if f"{module}.{name}" in TREES:
+        return f"{module}.{name}"
+    return home_of(*EXPORTS[module][name]) if name in EXPORTS.get(module, {}) else module
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_one_way(path: Path) -> None:
     package = package_of(path)
-    ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("lance_prep.")} - {"__version__"}
+    names = {f"{module}.{name}" for module, name in imports_of(TREES[name_of(path)], types=True)}
+    ours = {name.split(".")[1] for name in names if name.startswith("lance_prep.")} - {"__version__"}
     assert ours - {package} <= MAY_IMPORT[package]
     if package in BUILD_SIDE:
-        assert not any(name.split(".")[0] == "torch" for name in imports_of(path))
+        assert not any(name.split(".")[0] == "torch" for name in names)
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    edges = {
+        name: {home_of(*found) for found in imports_of(tree) if found[0].startswith("lance_prep")}
+        for name, tree in TREES.items()
+    }
+    for start, found in edges.items():
+        path = {name: [start] for name in found}  # name -> how it is reached
+        waiting = list(found)
+        while waiting:
+            name = waiting.pop()
+            assert name != start, " -> ".join([*path[name], name])
+            for other in edges.get(name, set()) - set(path):
+                path[other] = [*path[name], name]
+                waiting.append(other)
+
+
+def test_no_module_is_named_like_another_library() -> None:
+    used = {module.split(".")[0] for tree in TREES.values() for module, _ in imports_of(tree, types=True)}
+    taken = (sys.stdlib_module_names | used) - {"lance_prep", "__main__"}
+    assert not [name for name in TREES if name.rpartition(".")[2] in taken]
 
 
 def test_every_package_is_in_the_readme() -> None:
@@ -92,27 +155,92 @@ def test_the_public_names() -> None:
     assert all(getattr(lance_prep, name) for name in lance_prep.__all__)
 
 
-LAZY = [path for path in ROOT.rglob("__init__.py") if "lazy_exports(" in path.read_text(encoding="utf-8")]
-
-
-@pytest.mark.parametrize("path", LAZY, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_package_exports_what_it_imports_for_type_checkers(path: Path) -> None:
-    package = ".".join(["lance_prep", *path.relative_to(ROOT).parts[:-1]])
+@pytest.mark.parametrize("package", EXPORTS)
+def test_a_package_exports_what_it_imports_for_type_checkers(package: str) -> None:
     # In a process of its own, and modules first: importing `dataset.verify` must not hide the function `verify`.
-    modules = [f"{package}.{other.stem}" for other in path.parent.glob("*.py") if other.stem[0] != "_"]
+    inside = [name for name in TREES if name.rpartition(".")[0] == package and not name.endswith("__main__")]
     code = f"""
-import importlib, types, lance_prep.process
-package = importlib.import_module({package!r})
-for name in {modules!r}:
+import importlib, types
+for name in {inside}:
     importlib.import_module(name)
-assert sorted(package.__all__) == sorted(lance_prep.process._type_checking_imports({package!r})), "__all__"
+package = importlib.import_module({package!r})
+assert sorted(package.__all__) == {sorted(EXPORTS[package])}, package.__all__
 assert not [name for name in package.__all__ if isinstance(getattr(package, name), types.ModuleType)]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_package_loads_nothing() -> None:
-    heavy = ("pyarrow", "lance", "torch", "numpy", "pydantic")
-    code = f"import sys, lance_prep; print([name for name in {heavy} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+TRAIN = ("layouts", "errors", "keyed", "ledger", "arrow_text", "transport", "store", "train")
+HEAVY = {
+    "click",
+    "numpy",
+    "pyarrow",
+    "lance",
+    "torch",
+    "pydantic",
+    "tokenizers",
+    "huggingface_hub",
+    "fsspec",
+    "sqlglot",
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "ours", "heavy"),
+    [
+        ("import lance_prep", (), set()),
+        ("import lance_prep.train", ("train",), set()),
+        # A loader's worker process.
+        ("from lance_prep.train import TokenLoader", TRAIN, {"torch", "numpy", "pyarrow"}),
+        # The helper process of a worker that was forked.
+        ("import lance_prep.train.lance_reads", TRAIN, {"numpy", "pyarrow"}),
+        ("from lance_prep.cli.main import cli; cli(['--help'], standalone_mode=False)", ("cli",), {"click"}),
+    ],
+)
+def test_an_import_loads_little(code: str, ours: tuple[str, ...], heavy: set[str]) -> None:
+    loaded = loaded_by(code)
+    assert {name.split(".")[1] for name in loaded if name.startswith("lance_prep.")} <= {"process", *ours}
+    assert not any(name.startswith("lance_prep.store.journal") for name in loaded)
+    assert loaded & HEAVY <= heavy
+
+
+@pytest.mark.parametrize("command", ["", "build", "info", "verify"])
+def test_help_is_quick(command: str) -> None:
+    def cpu_seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(
+            [sys.executable, "-m", "lance_prep", *command.split(), "--help"], check=True, capture_output=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    # CPU seconds, of which the least of three counts, so that other processes of a busy machine do not.
+    assert min(cpu_seconds() for _ in range(3)) < 0.3
+
+
+def code_lines(text: str, tree: ast.Module) -> int:
+    """Count the lines of a module without blank lines, comments, docstrings and imports."""
+    left_out: set[int] = set()
+    for node in ast.walk(tree):
+        is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.Import | ast.ImportFrom) or (is_docstring and isinstance(node.value.value, str)):
+            left_out |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    lines = {line for t in tokens if t.type not in layout for line in range(t.start[0], t.end[0] + 1)}
+    return len(lines - left_out)
+
+
+def test_the_package_does_not_grow() -> None:
+    """Bounds that may only go down: lower them after a merge, and make room elsewhere before adding a module."""
+    assert sum(path.name != "__init__.py" for path in ROOT.rglob("*.py")) <= 108
+    assert sum(code_lines(SOURCES[name], TREES[name]) for name in TREES) <= 11_800

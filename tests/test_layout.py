@@ -18,8 +18,7 @@ from lance_prep.arrow_text import drop_blank, split_lines
 from lance_prep.errors import RecipeError, UsageError
 from lance_prep.keyed import permutation
 from lance_prep.layout import ROW_MAKERS
-from lance_prep.layout.bestfit import BestFitPacker, best_fit_decreasing
-from lance_prep.layout.blocks import Blocks, ConcatPacker
+from lance_prep.layout.packing import BestFitPacker, Blocks, ConcatPacker, best_fit_decreasing
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import DocumentLengths, LengthRecord
 from lance_prep.recipe import Recipe, load_recipe

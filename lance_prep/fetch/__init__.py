@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.fetch.http import http_state
     from lance_prep.fetch.hub import HubPath, hub_api, hub_url_of, parse_hub_url
     from lance_prep.fetch.prefetch import Prefetch, RangeFile
     from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, open_ranges, state_of
     from lance_prep.fetch.stream import open_stream
+    from lance_prep.fetch.web import http_state
 
 __all__ = [
     "HubPath",

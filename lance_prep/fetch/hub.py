@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lance_prep.errors import BadFile, SourceChanged, SourceNotFound
-from lance_prep.fetch.http import HttpRanges
+from lance_prep.fetch.web import HttpRanges
 from lance_prep.model import SourceFile
 from lance_prep.transport import Transport
 

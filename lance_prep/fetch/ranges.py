@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lance_prep.errors import BadFile
-from lance_prep.fetch.http import HttpRanges, http_state
 from lance_prep.fetch.hub import HubRanges
+from lance_prep.fetch.web import HttpRanges, http_state
 from lance_prep.model import SourceFile
 from lance_prep.transport import Transport, is_http, is_local, with_credentials
 

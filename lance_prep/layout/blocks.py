@@ -2,129 +2,22 @@
 
 `concat` cuts the stream of documents every `block_size` tokens, across batches inside a shard: no padding but in the
 shard's last block. `best-fit` keeps documents whole (Ding et al., Fewer Truncations Improve Language Modeling, 2024):
-see `bestfit.py`. Either way each token is written once; the ledger tells padding and documents cut.
+see `packing.py`. Either way each token is written once; the ledger tells padding and documents cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.arrow_text import Indices, drop_blank, without_nulls
 from lance_prep.errors import TokenizerError
-from lance_prep.layout.base import DocIds, LayoutJob, RowMaker, SourceBatch, encode_together
+from lance_prep.layout.base import LayoutJob, RowMaker, SourceBatch, encode_together
+from lance_prep.layout.packing import BestFitPacker, Blocks, ConcatPacker, Packer
 from lance_prep.recipe import Recipe
-from lance_prep.tokenizer import TokenizerSpec, TokenLists
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """Documents, or parts of documents, that were packed into blocks.
-
-    Attributes:
-        block: int64 `[pieces]`, the block that holds the piece; ascending, and in a block in the order of its tokens.
-        doc: uint64 `[pieces]`, the document's doc_id.
-        length: int64 `[pieces]`, tokens.
-        cut: bool `[pieces]`, the piece is only a part of its document.
-    """
-
-    block: Indices
-    doc: DocIds
-    length: Indices
-    cut: npt.NDArray[np.bool_]
-
-    @staticmethod
-    def none() -> Pieces:
-        return Pieces(np.empty(0, np.int64), np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.bool_))
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Packed blocks.
-
-    Attributes:
-        ids: `[n, block_size]`, padded at the end of a row.
-        num_tokens: int64 `[n]`, real tokens of each block.
-        pieces: the document boundaries: what each block holds.
-    """
-
-    ids: npt.NDArray[Any]
-    num_tokens: Indices
-    pieces: Pieces
-
-    def by_block(self, values: npt.NDArray[Any], order: Indices) -> pa.ListArray:
-        """Values of the pieces as one list per block, for the blocks at `order`."""
-        bounds = np.searchsorted(self.pieces.block, np.arange(len(self.ids) + 1))
-        return TokenLists(bounds.astype(np.int64), values).take(order).as_arrow()
-
-
-class Packer(Protocol):
-    """Packs a shard's documents; they come in the order of the source."""
-
-    def pack(self, tokens: TokenLists, docs: DocIds) -> Blocks:
-        """Blocks that are ready once these documents (none of them empty) are in."""
-        ...
-
-    def flush(self) -> Blocks:
-        """What is left, padded."""
-        ...
-
-
-class ConcatPacker:
-    """Cuts the stream of documents every `block_size` tokens."""
-
-    def __init__(self, block_size: int, pad_id: int, dtype: np.dtype[Any]) -> None:
-        self._size = block_size
-        self._pad = pad_id
-        self._stream = 0  # position in the shard's stream of the first token not yet in a block
-        self._ids: npt.NDArray[Any] = np.empty(0, dtype)
-        self._stops: Indices = np.empty(0, np.int64)  # where the documents of `_ids` end in the stream
-        self._lengths: Indices = np.empty(0, np.int64)
-        self._docs: DocIds = np.empty(0, np.uint64)
-
-    def pack(self, tokens: TokenLists, docs: DocIds) -> Blocks:
-        stops = self._stream + len(self._ids) + tokens.offsets[1:]
-        self._ids = np.concatenate([self._ids, tokens.ids])
-        self._lengths = np.concatenate([self._lengths, tokens.lengths])
-        self._stops = np.concatenate([self._stops, stops])
-        self._docs = np.concatenate([self._docs, docs])
-        return self._cut(len(self._ids) // self._size * self._size)
-
-    def flush(self) -> Blocks:
-        return self._cut(len(self._ids))
-
-    def _cut(self, length: int) -> Blocks:
-        """Blocks of the first `length` tokens held; the rest is kept."""
-        n = -(-length // self._size)
-        num_tokens = np.full(n, self._size, np.int64)
-        ids = self._ids[:length]
-        if n * self._size > length:
-            num_tokens[-1] = length - (n - 1) * self._size
-            ids = np.concatenate([ids, np.full(n * self._size - length, self._pad, ids.dtype)])
-        pieces = self._pieces(length)
-        self._stream += length
-        self._ids = self._ids[length:].copy()
-        held = self._stops > self._stream
-        self._stops, self._lengths, self._docs = self._stops[held], self._lengths[held], self._docs[held]
-        return Blocks(ids.reshape(n, self._size), num_tokens, pieces)
-
-    def _pieces(self, length: int) -> Pieces:
-        stops = np.minimum(self._stops - self._stream, length)
-        starts = np.concatenate([[0], stops[:-1]])[: len(stops)]
-        inside = starts < stops
-        first, last = starts[inside] // self._size, (stops[inside] - 1) // self._size
-        counts = last - first + 1
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        block = np.repeat(first, counts) + within
-        owner = np.repeat(np.flatnonzero(inside), counts)
-        begin = np.maximum(starts[owner], block * self._size)
-        lengths = np.minimum(stops[owner], (block + 1) * self._size) - begin
-        return Pieces(block, self._docs[owner], lengths, lengths < self._lengths[owner])
+from lance_prep.tokenizer import TokenizerSpec
 
 
 def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
@@ -177,8 +70,6 @@ def _make_packer(job: LayoutJob) -> Packer:
     pad_id = spec.pad_id if spec.pad_id is not None else spec.eos_id or 0
     if job.recipe.packing == "concat":
         return ConcatPacker(job.recipe.block_size, pad_id, spec.dtype)
-    from lance_prep.layout.bestfit import BestFitPacker
-
     return BestFitPacker(job.recipe.block_size, pad_id, spec.dtype)
 
 
