@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import base64
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from lance_prep.recipe import Recipe
-
-Format = Literal["parquet", "jsonl", "json", "csv", "text", "arrow", "lance", "topics", "streaming"]
-Compression = Literal["gzip", "zstd", "bz2", "xz"]
 
 
 @dataclass(frozen=True)
@@ -20,17 +17,17 @@ class SourceFile:
 
     Attributes:
         url: absolute local path, `hf://datasets/owner/name@<commit sha>/path`, or `s3://bucket/key`.
-        format: how to read it.
+        format: name of a registered format.
         size: bytes, as stored (compressed).
         identity: what changes when the content does: Hub blob id, ETag, or `mtime_ns` of a local file.
-        compression: of the whole file, for line formats (`.jsonl.gz`); None for none.
+        compression: of the whole file, as in `.jsonl.gz`: gzip, zstd, bz2 or xz; None for none.
     """
 
     url: str
-    format: Format
+    format: str
     size: int
     identity: str
-    compression: Compression | None = None
+    compression: str | None = None
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "engine": BASE | {"recipe", "model", "plan", "source", "tokenizer", "layout", "store"},
     "dataset": BASE | {"recipe", "model", "plan", "source", "tokenizer", "layout", "store"},
     "train": {"layouts", "errors", "process", "keyed", "arrow_text", "transport", "store"},
-    "cli": BASE | {"recipe", "model", "plan", "layout", "engine", "dataset", "store"},
+    "cli": BASE | {"recipe", "model", "formats", "plan", "layout", "engine", "dataset", "store"},
 }
 BUILD_SIDE = set(MAY_IMPORT) - {"train"}
 

@@ -20,7 +20,8 @@ import pytest
 from lance_prep.cli.common import as_options
 from lance_prep.cli.main import COMMANDS, run
 from lance_prep.errors import DatasetError
-from lance_prep.recipe import Recipe, RecipeFields, default_output, load_recipe
+from lance_prep.plan import default_output
+from lance_prep.recipe import Recipe, RecipeFields, load_recipe
 from tests import tokenizers_made as made
 from tests.loopback_hub import LoopbackHub
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.errors import BadFile, ColumnNotFound
-from lance_prep.formats import jsonl
-from lance_prep.formats.records import Planned, Row
+from lance_prep.formats import json_blocks
+from lance_prep.formats.json_records import Planned, Row
 from lance_prep.model import Plan
 from tests import tokenizers_made as made
 from tests.sources import plan_of, read, read_plan
@@ -92,8 +92,8 @@ def test_any_lines_become_what_they_become_one_by_one(
     repeat: int,
     flips: list[tuple[int, int]],
 ) -> None:
-    monkeypatch.setattr(jsonl, "_SPARSE_BYTES", sparse)
-    monkeypatch.setattr(jsonl, "_CHECKED_BYTES", 4 * sparse)
+    monkeypatch.setattr(json_blocks, "_SPARSE_BYTES", sparse)
+    monkeypatch.setattr(json_blocks, "_CHECKED_BYTES", 4 * sparse)
     head = "".join(json.dumps(record) + "\n" for record in HEAD).encode()
     body = bytearray(
         "\n".join(line + ('\n{"text": "g"}' * (repeat - 1)) for line in lines).encode(errors="surrogateescape")
@@ -108,7 +108,7 @@ def test_any_lines_become_what_they_become_one_by_one(
     path.write_bytes(head + bytes(body))
     now = plan_of(path, **fields)
     plan = Plan(now.recipe, now.source, now.files, now.shards, types.schema, types.read_schema)
-    planned = Planned(plan)
+    planned = Planned(plan.recipe, plan.schema, plan.read_schema)
     rows: list[tuple[int, Any]] = []
     rejects: list[tuple[int, str]] = []
     position, number = 0, 0

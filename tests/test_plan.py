@@ -199,7 +199,9 @@ def test_row_groups_are_cut_once_each(tmp_path: Path, target: int) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(parquet_bytes({"text": TEXTS, "other": ["x" * 100] * 1000}))
     plan = plan_of(path)
-    shards = cut_shards(plan.files, plan.read_schema, Transport(), target)
+    shards = cut_shards(
+        plan.files, plan.recipe.model_copy(update={"shard_size": target}), plan.read_schema, Transport()
+    )
     groups = [g for shard in shards for part in shard.parts for g in range(part.start, part.stop)]
     assert groups == list(range(10))
     assert sum(shard.rows or 0 for shard in shards) == 1000
@@ -210,7 +212,8 @@ def test_lines_are_cut_by_bytes(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a"}\n' * 100)
     plan = plan_of(path)
-    shards = cut_shards(plan.files, plan.read_schema, Transport(), 300)
+    recipe = plan.recipe.model_copy(update={"shard_size": 300})
+    shards = cut_shards(plan.files, recipe, plan.read_schema, Transport())
     edges = [(part.start, part.stop) for shard in shards for part in shard.parts]
     assert edges[0][0] == 0
     assert edges[-1][1] == 1400

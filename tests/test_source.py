@@ -27,10 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lance_prep.errors import BadFile, LancePrepError, RowRejected, SourceChanged, UsageError
-from lance_prep.formats import lines as line_format
+from lance_prep.formats import format_named
 from lance_prep.formats import text as text_format
 from lance_prep.formats.base import PartJob, row_chunk
-from lance_prep.formats.peek import peek_schema
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.model import Part, Plan, Shard
 from lance_prep.recipe import Recipe
@@ -165,10 +164,12 @@ def test_paragraphs_are_the_same_for_any_cut(
     cuts = sorted({0, len(data), *(min(edge, len(data)) for edge in edges)})
     parts = [Part(0, a, b) for a, b in itertools.pairwise(cuts)]
     with (
-        mock.patch.object(line_format, "BLOCK_BYTES", block),
+        mock.patch.object(text_format, "BLOCK_BYTES", block),
         mock.patch.object(text_format, "_BEYOND", beyond),
     ):
-        chunks = [chunk for part in parts for chunk in text_format.read_text(PartJob(plan, part, 0, None, Transport()))]
+        file, schema = plan.files[0], plan.schema
+        jobs = [PartJob(file, part, 0, plan.recipe, schema, schema, None, Transport()) for part in parts]
+        chunks = [chunk for job in jobs for chunk in format_named("text").read(job)]
     assert [text for chunk in chunks for text in chunk.columns.column("text").to_pylist()] == expected
     assert [int(position) for chunk in chunks for position in chunk.positions] == positions
 
@@ -205,7 +206,7 @@ def test_a_lance_source_is_read_at_its_planned_version(tmp_path: Path) -> None:
     lance.write_dataset(pa.table({"text": ["first"]}), path)
     plan = plan_of(path)
     lance.write_dataset(pa.table({"other": [1]}), path, mode="overwrite")
-    assert peek_schema(plan.files, Transport()).names == ["text"]
+    assert format_named("lance").peek(plan.files, plan.recipe, Transport()).names == ["text"]
     assert [t for b in read_plan(plan)[0] for t in b.columns.column(0).to_pylist()] == ["first"]
     shutil.rmtree(path)
     with pytest.raises(SourceChanged, match="version 1, which was planned, is gone"):

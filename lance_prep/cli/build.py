@@ -13,12 +13,14 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from lance_prep.cli.common import command, json_option, print_json, printable, storage_option
-from lance_prep.recipe import Recipe, builtin_recipes, default_output, load_recipe
+from lance_prep.formats import COMPRESSIONS, registered
+from lance_prep.recipe import Recipe, builtin_recipes, load_recipe
 
 EXAMPLES = f"""\b
 SOURCE is a built-in recipe ({", ".join(builtin_recipes())}), a recipe .yaml, a Hub id
 owner/name, an hf://, s3:// or https:// URL, or local files, folders and globs
-(.parquet .jsonl .json .csv .txt .arrow .lance; .gz and .zst of line formats).
+({" ".join(extension for each in registered() for extension in each.extensions)}).
+JSON, CSV and text may be compressed ({" ".join(COMPRESSIONS)}).
 Several files, folders and globs are read in order, as one source.
 
 \b
@@ -119,6 +121,7 @@ def build(
     from lance_prep.cli.progress import make_progress
     from lance_prep.cli.summary import preview_text, summary
     from lance_prep.engine import RunOptions, Silent, preview_build, run_build
+    from lance_prep.plan import default_output
 
     where = output or default_output(source)
     options = RunOptions(where, workers, append, overwrite, skip_existing, storage_options, Silent())

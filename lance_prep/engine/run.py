@@ -23,9 +23,9 @@ from lance_prep.layout import check_tokenizer
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.model import Plan
-from lance_prep.plan import make_plan
+from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
-from lance_prep.recipe import Recipe, RecipeFields, Source, default_output, load_recipe
+from lance_prep.recipe import Recipe, RecipeFields, Source, load_recipe
 from lance_prep.store.journal import Journal, build_key, plan_as_json, unfinished_builds
 from lance_prep.store.leftovers import remove_leftovers, tidy, with_data
 from lance_prep.store.lock import OutputLock, output_lock

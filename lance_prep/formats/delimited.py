@@ -1,47 +1,112 @@
-"""CSV: Arrow's streaming reader; rows with too many or too few fields are rejected."""
+"""CSV: Arrow's streaming reader. Rows with too many or too few fields are rejected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from lance_prep.errors import BadFile, translating
 from lance_prep.fetch import open_stream
-from lance_prep.formats.base import Chunk, PartJob, empty_chunk
+from lance_prep.formats.base import Chunk, Format, PartJob, empty_chunk
 from lance_prep.ledger import Rejected
+from lance_prep.model import SourceFile
+from lance_prep.recipe import Recipe
+from lance_prep.transport import Transport
 
+_DELIMITERS = (",", ";", "\t", "|")
+_SAMPLE_BYTES = 1 << 20
 # A row must fit into a block. The larger sizes are for files where one does not.
 _BLOCKS = (8 << 20, 128 << 20, 1 << 30)
 
 
-def read_csv(job: PartJob) -> Iterator[Chunk]:
-    """The rows of a file, whose first line names the columns. See `Chunk`."""
-    done = 0
-    for block in _BLOCKS:
-        try:
-            for chunk in _read(job, block, done):
-                done = chunk.end - job.first
-                yield chunk
-            return
-        except pa.ArrowInvalid as error:
-            if "straddling" not in str(error) or block == _BLOCKS[-1]:
-                raise
+class Delimited(Format):
+    """CSV files, in UTF-8. The first line names the columns."""
+
+    def settle(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> Mapping[str, Any]:
+        """Return the delimiter that is given, or else that of the first file that is not empty."""
+        first = next((file for file in files if file.size), None)
+        if recipe.delimiter is not None or first is None:
+            return {"delimiter": recipe.delimiter}
+        return {"delimiter": _find_delimiter(first, transport)}
+
+    def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
+        """Return the columns of the first file, with types by its first MiB.
+
+        The text column is text whatever its first rows look like.
+        """
+        import pyarrow.csv as pc
+
+        with open_stream(files[0], transport, ahead=False) as stream:
+            sample = stream.read(_SAMPLE_BYTES)
+            if len(sample) == _SAMPLE_BYTES:  # end at a line, so that the sample's last row is whole
+                sample = sample[: sample.rfind(b"\n") + 1] or sample + stream.readline()
+        if not sample.strip():
+            return pa.schema([])
+        parse = pc.ParseOptions(
+            delimiter=recipe.delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
+        )
+        read = pc.ReadOptions(use_threads=False, block_size=len(sample) + 1)
+        found = pc.read_csv(pa.BufferReader(sample), read, parse, pc.ConvertOptions(check_utf8=False)).schema
+        text = pa.field(recipe.text_column or "text", pa.string())
+        return pa.schema([text if field.name == text.name else field for field in found])
+
+    def read(self, job: PartJob) -> Iterator[Chunk]:
+        """Yield the rows of a file."""
+        done = 0
+        for block in _BLOCKS:
+            try:
+                for chunk in _read(job, block, done):
+                    done = chunk.end - job.first
+                    yield chunk
+                return
+            except pa.ArrowInvalid as error:
+                if "straddling" not in str(error) or block == _BLOCKS[-1]:
+                    raise
+
+
+def _find_delimiter(file: SourceFile, transport: Transport) -> str:
+    """Return the delimiter of a CSV file: of comma, semicolon, tab and bar, the one that its header has most often.
+
+    Quoted names do not count. Equal counts, such as none, give a comma, or a tab for `.tsv`.
+
+    Raises:
+        BadFile: the file is UTF-16.
+    """
+    with translating(f"reading {file.url}"), open_stream(file, transport, ahead=False) as stream:
+        head = stream.read(_SAMPLE_BYTES).lstrip(b"\r\n")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        said = f"{file.url} is UTF-16, and CSV files are read as UTF-8"
+        raise BadFile(said, "convert it first: iconv -f UTF-16 -t UTF-8 OLD.csv > NEW.csv")
+    usual = "\t" if ".tsv" in file.url.lower().rsplit("/", 1)[-1] else ","
+    names = re.sub(rb'"[^"]*"', b"", _header(head))
+    return max((usual, *_DELIMITERS), key=lambda delimiter: names.count(delimiter.encode()))
+
+
+def _header(head: bytes) -> bytes:
+    """Return the first line, which goes on where a quoted name holds a line end."""
+    at = -1
+    while (at := head.find(b"\n", at + 1)) >= 0:
+        if head.count(b'"', 0, at) % 2 == 0:
+            return head[:at]
+    return head
 
 
 def _read(job: PartJob, block: int, done: int) -> Iterator[Chunk]:
     """The rows from `done` on, a block at a time."""
     import pyarrow.csv as pc
 
-    file, schema = job.file, job.plan.read_schema
+    file, schema = job.file, job.read_schema
     bad: list[Any] = []
 
     def on_bad(row: Any) -> str:
         bad.append(row)
         return "skip"
 
-    delimiter = job.plan.recipe.delimiter
+    delimiter = job.recipe.delimiter
     assert delimiter is not None, "the plan of a CSV source names the delimiter"
     parse = pc.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=on_bad)
     types = {field.name: field.type for field in schema}
@@ -77,7 +142,7 @@ def _chunk(job: PartJob, batch: pa.RecordBatch | None, bad: list[Any], at: int) 
     del bad[:taken]
     end = job.first + at + good + taken
     if batch is None:
-        return empty_chunk(job.plan.read_schema, end, rejects)
+        return empty_chunk(job.read_schema, end, rejects)
     return Chunk(batch, (rows + job.first).astype(np.uint64), rows, "row", end, rejects)
 
 

@@ -1,70 +1,134 @@
-"""Sources that come as tables: Arrow IPC, Lance datasets, streams of `datasets`, the topics of Python."""
+"""Files that hold Arrow tables: Arrow IPC files and streams, and Lance datasets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.fetch import parse_hub_url
-from lance_prep.formats.base import Chunk, PartJob, row_chunk
-from lance_prep.formats.peek import open_arrow, open_lance
+from lance_prep.errors import SourceChanged, SourceNotFound, translate
+from lance_prep.fetch import Prefetch, RangeFile, open_ranges
+from lance_prep.fetch.prefetch import cut
+from lance_prep.formats.base import CHUNK_ROWS, Chunk, CutJob, Format, PartJob, Piece, even_ranges, row_chunks
+from lance_prep.model import SourceFile
+from lance_prep.recipe import Recipe
+from lance_prep.transport import Transport, is_local
 
-_ROWS = 8192
-
-
-def _chunks(batches: Iterator[pa.RecordBatch], job: PartJob, file_row: int) -> Iterator[Chunk]:
-    at = 0
-    for batch in batches:
-        # In pieces: a record batch may be a whole file.
-        for start in range(0, len(batch), _ROWS):
-            piece = batch.slice(start, _ROWS)
-            yield row_chunk(piece, job.first + at, file_row + at)
-            at += len(piece)
+_ARROW_PIECE_BYTES = 4 << 20
+# Of a Lance dataset whose size is unknown.
+_PIECE_ROWS = 1_000_000
 
 
-def read_arrow(job: PartJob) -> Iterator[Chunk]:
-    """An Arrow IPC file or stream, local ones memory-mapped."""
+class ArrowFile(Format):
+    """Arrow IPC files and streams, whichever a file is. `datasets` writes streams. Local files are memory-mapped."""
 
-    def batches(reader: Any) -> Iterator[pa.RecordBatch]:
-        if hasattr(reader, "get_batch"):
-            return (reader.get_batch(i) for i in range(reader.num_record_batches))
-        return iter(reader)
+    def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
+        """Return the first file's schema."""
+        with _open_arrow(files[0], transport, ahead=False) as reader:
+            return reader.schema
 
-    with open_arrow(job.file, job.transport, ahead=True) as reader:
-        yield from _chunks(batches(reader), job, 0)
-
-
-def read_lance(job: PartJob) -> Iterator[Chunk]:
-    """Rows of a Lance dataset at the planned version, in its order; only the columns that are needed."""
-    part = job.part
-    scanner = open_lance(job.file, job.transport).scanner(
-        columns=job.plan.read_schema.names,
-        offset=part.start,
-        limit=part.stop - part.start,
-        scan_in_order=True,
-        batch_size=_ROWS,
-    )
-    yield from _chunks(scanner.to_batches(), job, part.start)
+    def read(self, job: PartJob) -> Iterator[Chunk]:
+        """Yield the rows of a file."""
+        with _open_arrow(job.file, job.transport, ahead=True) as reader:
+            if hasattr(reader, "get_batch"):
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                batches = iter(reader)
+            yield from row_chunks(batches, job)
 
 
-def read_streaming(job: PartJob) -> Iterator[Chunk]:
-    """What only `datasets` reads, one record batch at a time, without a download to disk."""
-    from datasets import load_dataset
+@contextmanager
+def _open_arrow(file: SourceFile, transport: Transport, *, ahead: bool) -> Iterator[Any]:
+    """Open a file as a reader of record batches with `schema`. With `ahead`, fetch it from front to back."""
+    if is_local(file.url):
+        with pa.memory_map(file.url) as source:
+            yield _arrow_reader(source)
+        return
+    ranges = open_ranges(file, transport)
+    with Prefetch(ranges, cut(0, file.size, _ARROW_PIECE_BYTES) if ahead else []) as prefetch:
+        yield _arrow_reader(pa.PythonFile(RangeFile(prefetch), mode="r"))
 
-    source = job.plan.source
-    at = parse_hub_url(job.file.url)
-    stream = load_dataset(at.repo, source.config, split=source.split, revision=at.revision, streaming=True)
-    stream = stream.select_columns(job.plan.read_schema.names).with_format("arrow")
-    tables = stream.iter(batch_size=1024)
-    yield from _chunks((batch for table in tables for batch in table.combine_chunks().to_batches()), job, 0)
+
+def _arrow_reader(source: Any) -> Any:
+    magic = source.read(6)
+    source.seek(0)
+    return pa.ipc.open_file(source) if magic == b"ARROW1" else pa.ipc.open_stream(source)
 
 
-def read_topics(job: PartJob) -> Iterator[Chunk]:
-    """The documentation of Python that every Python ships, by topic."""
-    from pydoc_data.topics import topics
+class LanceTable(Format):
+    """A Lance dataset at the version that was the latest when it was planned. A piece is a range of rows."""
 
-    names = sorted(topics)
-    arrays = {"text": pa.array([topics[name] for name in names]), "topic": pa.array(names)}
-    yield from _chunks(iter([pa.RecordBatch.from_pydict(arrays)]), job, 0)
+    def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
+        """Return the first dataset's schema."""
+        return _open_lance(files[0], transport).schema
+
+    def pieces(self, job: CutJob) -> Iterator[Piece]:
+        """Yield ranges of rows."""
+        rows = _open_lance(job.file, job.transport).count_rows()
+        size = job.file.size
+        count = max(1, -(-size // job.least) if size else -(-rows // _PIECE_ROWS))
+        for start, stop in even_ranges(rows, count):
+            if stop > start:
+                yield Piece(size // count, size // count, start, stop, stop - start)
+
+    def read(self, job: PartJob) -> Iterator[Chunk]:
+        """Yield a range of rows, in the dataset's order; only the columns that are needed."""
+        part = job.part
+        scanner = _open_lance(job.file, job.transport).scanner(
+            columns=job.read_schema.names,
+            offset=part.start,
+            limit=part.stop - part.start,
+            scan_in_order=True,
+            batch_size=CHUNK_ROWS,
+        )
+        yield from row_chunks(scanner.to_batches(), job, part.start)
+
+
+def pin_lance(url: str, transport: Transport) -> SourceFile:
+    """Return a Lance dataset, pinned to its latest version. `size` counts the data files whose size Lance knows.
+
+    Raises:
+        SourceNotFound, SourceError: it cannot be opened.
+    """
+    import lance
+
+    try:
+        dataset = lance.dataset(url, storage_options=transport.for_lance)
+    except (OSError, ValueError) as error:
+        raise translate(error, f"opening {url}") or SourceNotFound(
+            f"{url}: not a Lance dataset", "name the folder that holds `_versions`"
+        ) from error
+    files = [file for fragment in dataset.get_fragments() for file in fragment.data_files()]
+    size = sum(getattr(file, "file_size_bytes", None) or 0 for file in files)
+    return SourceFile(url, "lance", size, _lance_identity(dataset))
+
+
+def _lance_identity(dataset: Any) -> str:
+    """Return the version of a Lance dataset and the id of the transaction that made it.
+
+    A dataset that is removed and written again has the same version numbers, but other transactions.
+    """
+    with suppress(Exception):  # its transaction file may be gone, and the data whole
+        return f"version {dataset.version} {dataset.read_transaction(dataset.version).uuid}"
+    return f"version {dataset.version}"
+
+
+def _open_lance(file: SourceFile, transport: Transport) -> Any:
+    """Return a Lance dataset at the planned version.
+
+    Raises:
+        SourceChanged: the version is gone, or another one has its number.
+    """
+    import lance
+
+    version = int(file.identity.split()[1])
+    advice = "run the same command again; to build from another version, use --overwrite"
+    try:
+        dataset = lance.dataset(file.url, version=version, storage_options=transport.for_lance)
+    except ValueError as error:
+        raise SourceChanged(f"{file.url}: version {version}, which was planned, is gone ({error})", advice) from error
+    if _lance_identity(dataset) != file.identity:
+        raise SourceChanged(f"{file.url}: version {version} is another one than was planned", advice)
+    return dataset

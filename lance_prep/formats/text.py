@@ -1,19 +1,30 @@
-"""Text files: a row is a file, a paragraph or a line, as `Recipe.text_unit` says."""
+"""Text files: a row is a file, a paragraph or a line, as `Recipe.text_unit` says. And lines, for the line formats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lance_prep.errors import UsageError
 from lance_prep.fetch import open_stream
-from lance_prep.formats.base import Chunk, PartJob
-from lance_prep.formats.lines import line_blocks, split_lines
+from lance_prep.formats.base import Chunk, CutJob, Format, PartJob, Piece, even_ranges
+from lance_prep.layouts import LAYOUTS
+from lance_prep.model import SourceFile
+from lance_prep.recipe import Recipe
+from lance_prep.transport import Transport
 
-_BOM = b"\xef\xbb\xbf"
+#: Bytes read at a time: large enough that the work per block does not matter, small enough that the first rows come
+#: soon.
+BLOCK_BYTES = 4 << 20
+BOM = b"\xef\xbb\xbf"
+# A larger text file is more likely a dump of many documents than one, so the user has to say what its rows are.
+_FILE_ROW_BYTES = 64 << 20
+_TEXT_COMPRESSES = 4
 # Read at a time behind the end of a range, for the rest of its last paragraph.
 _BEYOND = 1 << 20
 _VISIBLE = np.ones(256, bool)
@@ -22,10 +33,104 @@ _VISIBLE[list(b" \t\n\r\f\v")] = False
 Offsets = npt.NDArray[np.int64]
 
 
-def read_text(job: PartJob) -> Iterator[Chunk]:
-    """Read a text file into the column `text`. See `Chunk`."""
-    unit = job.plan.recipe.text_unit
-    return _file(job) if unit == "file" else _paragraphs(job) if unit == "paragraph" else _lines(job)
+class Text(Format):
+    """Text files, in UTF-8. The only column is `text`."""
+
+    def settle(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> Mapping[str, Any]:
+        """Return what a row is. Raise UsageError if that is not said, and a file is too large to be a row."""
+        if recipe.text_unit is not None:
+            return {"text_unit": recipe.text_unit}
+        if LAYOUTS[recipe.layout].by_line:
+            return {"text_unit": "line"}
+        for file in files:
+            most = _FILE_ROW_BYTES // (_TEXT_COMPRESSES if file.compression else 1)
+            if file.size > most:
+                size, limit = file.size >> 20, most >> 20
+                said = f"{file.url} has {size:,} MiB, which is more than a row is by default ({limit} MiB)"
+                raise UsageError(said, "choose text_unit: file (one row), paragraph (split at blank lines) or line")
+        return {"text_unit": "file"}
+
+    def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
+        """Return the schema of one text column."""
+        return pa.schema([("text", pa.string())])
+
+    def pieces(self, job: CutJob) -> Iterator[Piece]:
+        """Yield ranges of bytes, or the file if it is one row."""
+        if job.recipe.text_unit == "file":
+            yield Piece(job.file.size, job.file.size, rows=1)
+        else:
+            yield from line_pieces(job)
+
+    def read(self, job: PartJob) -> Iterator[Chunk]:
+        """Yield lines, paragraphs, or the file."""
+        unit = job.recipe.text_unit
+        return _file(job) if unit == "file" else _paragraphs(job) if unit == "paragraph" else _lines(job)
+
+
+def line_pieces(job: CutJob) -> Iterator[Piece]:
+    """Yield ranges of bytes, each of at least `job.least`. A compressed file has only one."""
+    size = job.file.size
+    if job.file.compression is not None or size <= job.least:
+        yield Piece(size, size)
+        return
+    for start, stop in even_ranges(size, -(-size // job.least)):
+        yield Piece(stop - start, stop - start, start, stop)
+
+
+def line_blocks(job: PartJob) -> Generator[tuple[int, bytes], None, None]:
+    """Whole lines of the part, some MiB at a time: offset of the first byte in the (decompressed) file, and the bytes.
+
+    A line belongs to the part that its first byte lies in. A line longer than a block makes a block of its own; its
+    pieces are joined once.
+    """
+    file, part = job.file, job.part
+    start, stop = part.start, part.stop or None
+    # From the byte before: if it ends a line, the part begins with a line of its own.
+    opened = open_stream(file, job.transport, start=max(0, start - 1), stop=stop)
+    with opened as stream:
+        at, skip = max(0, start - 1), start > 0
+        waiting: list[bytes] = []
+        while data := stream.read(BLOCK_BYTES):
+            if skip:
+                first = data.find(b"\n") + 1
+                at += first or len(data)
+                if not first:
+                    continue
+                data, skip = data[first:], False
+            elif at == 0 and not waiting and data.startswith(BOM):
+                data, at = data[len(BOM) :], len(BOM)
+            if stop is not None and at >= stop:
+                return
+            last = data.rfind(b"\n") + 1
+            if not last:
+                waiting.append(data)
+                continue
+            block = b"".join([*waiting, data[:last]])
+            if stop is not None and at + len(block) > stop:
+                yield at, block[: block.find(b"\n", stop - 1 - at) + 1]
+                return
+            yield at, block
+            at += len(block)
+            waiting = [data[last:]]
+        rest = b"".join(waiting)
+        if rest and not (stop is not None and at >= stop):
+            yield at, rest
+
+
+def split_lines(block: bytes) -> tuple[pa.Array, Offsets]:
+    """Lines as `large_string` (not checked to be UTF-8), and int64 `[lines]`: where each begins in the block."""
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    keep = np.ones(len(data), bool)
+    keep[ends] = False
+    if not block.endswith(b"\n"):
+        ends = np.append(ends, len(data))
+    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
+    returns = (ends > starts) & (data[ends - 1] == ord("\r"))
+    keep[ends[returns] - 1] = False
+    offsets = np.concatenate([[0], np.cumsum(ends - starts - returns)]).astype(np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data[keep])]
+    return pa.Array.from_buffers(pa.large_string(), len(starts), buffers, 0), starts
 
 
 def _lines(job: PartJob) -> Iterator[Chunk]:
@@ -42,7 +147,7 @@ def _file(job: PartJob) -> Iterator[Chunk]:
     file = job.file
     opened = open_stream(file, job.transport)
     with opened as stream:
-        text = stream.read().removeprefix(_BOM)
+        text = stream.read().removeprefix(BOM)
     yield _chunk(_strings([len(text)], text), np.zeros(1, np.int64), job.first)
 
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
+    from lance_prep.formats.generated import TOPICS
     from lance_prep.plan.cut import SHARD_BYTES
-    from lance_prep.plan.make import TOPICS, make_plan, restrict
+    from lance_prep.plan.make import default_output, make_plan, restrict
 
-__all__ = ["SHARD_BYTES", "TOPICS", "make_plan", "restrict"]
+__all__ = ["SHARD_BYTES", "TOPICS", "default_output", "make_plan", "restrict"]
 
 __getattr__, __dir__ = lazy_exports(__name__)

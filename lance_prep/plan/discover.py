@@ -13,12 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import pyarrow as pa
-
-from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translate, translating
+from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
 from lance_prep.fetch import fsspec_of, http_state, identity_of
-from lance_prep.formats.peek import lance_identity
 from lance_prep.formats.registry import check_one_family, format_of, is_data, require_format
+from lance_prep.formats.tables import pin_lance
 from lance_prep.model import PinnedSource, Skipped, SourceFile
 from lance_prep.recipe import Recipe
 from lance_prep.transport import FIRST_ATTEMPTS, Transport
@@ -34,13 +32,11 @@ class Found:
 
     Attributes:
         source, files: as in `Plan`.
-        schema: of all columns, where finding the files told it already; else None.
         skipped: as in `Plan`.
     """
 
     source: PinnedSource
     files: tuple[SourceFile, ...]
-    schema: pa.Schema | None = None
     skipped: tuple[Skipped, ...] = ()
 
 
@@ -251,28 +247,13 @@ def is_lance(path: Path) -> bool:
 def _local_file(path: Path) -> SourceFile:
     url = os.path.abspath(path)  # noqa: PTH100  (resolve() would follow symlinks and lose the file's name)
     if is_lance(path):
-        return lance_file(url, Transport())
+        return pin_lance(url, Transport())
     known, compression = require_format(path.name)
     if (kind := _kind(path)) != "file":
         said = f"{path} is {kind if kind.startswith('a ') else f'a {kind}'}, not a file"
         raise SourceNotFound(said, "name a file; write the output of a program to one first")
     status = path.stat()
     return SourceFile(url, known, status.st_size, str(status.st_mtime_ns), compression)
-
-
-def lance_file(url: str, transport: Transport) -> SourceFile:
-    """A Lance dataset, pinned to its latest version; `size` counts its data files where Lance knows them."""
-    import lance
-
-    try:
-        dataset = lance.dataset(url, storage_options=transport.for_lance)
-    except (OSError, ValueError) as error:
-        raise translate(error, f"opening {url}") or SourceNotFound(
-            f"{url}: not a Lance dataset", "name the folder that holds `_versions`"
-        ) from error
-    files = [file for fragment in dataset.get_fragments() for file in fragment.data_files()]
-    size = sum(getattr(file, "file_size_bytes", None) or 0 for file in files)
-    return SourceFile(url, "lance", size, lance_identity(dataset))
 
 
 def find_http(source: str, transport: Transport) -> Found:
@@ -301,7 +282,7 @@ def find_remote(source: str, transport: Transport) -> Found:
         SourceNotFound, AccessDenied, SourceError: it cannot be listed, or holds no data.
     """
     if source.rstrip("/").endswith(".lance"):
-        return Found(PinnedSource(asked=source), (lance_file(source.rstrip("/"), transport),))
+        return Found(PinnedSource(asked=source), (pin_lance(source.rstrip("/"), transport),))
     with translating(f"listing {source}"):
         try:
             retries = transport.retrying(attempts=FIRST_ATTEMPTS).retries

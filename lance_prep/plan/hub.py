@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
 from lance_prep.fetch import HubPath, hub_api, parse_hub_url
-from lance_prep.formats.peek import plain_type
+from lance_prep.formats.generated import stream_file
 from lance_prep.formats.registry import check_one_family, format_of, is_data, require_format
 from lance_prep.model import PinnedSource, SourceFile
 from lance_prep.plan.discover import Found, is_glob, left_out
@@ -156,7 +154,7 @@ def _find_split(recipe: Recipe, repo: str, revision: str, info: Any, retries: Re
     if len(paths) == len(splits[split]) and all(_readable(path) for path in paths):
         pins = _paths_info(repo, info.sha, paths, retries)
         return Found(source, tuple(_file(repo, info.sha, path, *pins[path]) for path in paths))
-    return _find_converted(recipe, repo, revision, retries) or _streaming(source)
+    return _find_converted(recipe, repo, revision, retries) or Found(source, (stream_file(source),))
 
 
 def _readable(path: str) -> bool:
@@ -213,18 +211,6 @@ def _find_converted(recipe: Recipe, repo: str, revision: str, retries: Retries) 
     split = choose("split", recipe.split, splits, "train", f"{where}, config {config}")
     files = tuple(_file(repo, info.sha, n, *pin) for n, pin in tree.items() if n.startswith(f"{config}/{split}/"))
     return Found(PinnedSource(recipe.asked, repo, config, split, CONVERTED, info.sha), files)
-
-
-def _streaming(source: PinnedSource) -> Found:
-    """What only `datasets` can read: one file that stands for the split."""
-    from datasets import load_dataset
-
-    assert source.commit is not None
-    stream = load_dataset(source.repo, source.config, split=source.split, revision=source.commit, streaming=True)
-    features = stream.features or stream._resolve_features().features
-    file = SourceFile(HubPath(str(source.repo), source.commit, "").url, "streaming", 0, source.commit)
-    columns = [pa.field(f.name, plain_type(f.type)) for f in features.arrow_schema]
-    return Found(source, (file,), pa.schema(columns))
 
 
 def _find_cached(recipe: Recipe, at: HubPath, revision: str) -> Found:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import posixpath
+import re
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.errors import BadFile, UsageError, translating
+from lance_prep.errors import BadFile, UsageError, translating, without_credentials
 from lance_prep.fetch import HubPath, hub_url_of, parse_hub_url
-from lance_prep.formats.peek import find_delimiter, peek_schema
-from lance_prep.formats.registry import check_one_family
-from lance_prep.layouts import LAYOUTS
+from lance_prep.formats.base import plain_type
+from lance_prep.formats.generated import TOPICS, topics_file
+from lance_prep.formats.registry import (
+    check_one_family,
+    find_registered,
+    format_named,
+    registered,
+    without_extensions,
+)
 from lance_prep.model import PinnedSource, Plan, Skipped, SourceFile
 from lance_prep.plan.columns import resolve_columns
 from lance_prep.plan.cut import cut_shards
@@ -24,13 +34,8 @@ from lance_prep.plan.discover import (
     looks_like_hub_id,
     not_found,
 )
-from lance_prep.recipe import Recipe, TextUnit
+from lance_prep.recipe import Recipe, Source, source_names
 from lance_prep.transport import Transport, is_http
-
-TOPICS = "pydoc:topics"
-# A larger text file is more likely a dump of many documents than one, so the user has to say what its rows are.
-FILE_ROW_BYTES = 64 << 20
-TEXT_COMPRESSES = 4
 
 
 def make_plan(recipe: Recipe, transport: Transport | None = None) -> Plan:
@@ -50,31 +55,40 @@ def make_plan(recipe: Recipe, transport: Transport | None = None) -> Plan:
 
 
 def restrict(plan: Plan, files: tuple[SourceFile, ...], transport: Transport, *, first_shard: int) -> Plan:
-    """The plan for some of its files alone, its shards numbered from `first_shard`: what an append reads."""
-    recipe = plan.recipe
-    shards = cut_shards(files, plan.read_schema, transport, recipe.shard_size, text_unit=recipe.text_unit)
+    """Return the plan for some of its files only, its shards numbered from `first_shard`: what an append reads."""
+    shards = cut_shards(files, plan.recipe, plan.read_schema, transport)
     numbered = tuple(replace(shard, index=first_shard + shard.index) for shard in shards)
     return replace(plan, files=files, shards=numbered)
 
 
 def _make_plan(recipe: Recipe, transport: Transport) -> Plan:
     found = _find(recipe, transport)
-    schema = found.schema
-    delimiter = _delimiter(recipe, found, transport)
-    if schema is None:
-        filled = [file for file in found.files if file.size]
-        if not filled:
-            raise BadFile(f"{recipe.asked}: empty", "name a source with something in it")
-        schema = peek_schema(filled, transport, delimiter=delimiter or ",")
-        if filled[0].format == "csv":  # whatever the first rows look like: a column that is asked for as text is text
-            text = pa.field(recipe.text_column or "text", pa.string())
-            schema = pa.schema([text if field.name == text.name else field for field in schema])
-    columns = resolve_columns(recipe, schema)
-    unit = _text_unit(recipe, found)
-    settled = {"split": found.source.split, "text_unit": unit, "delimiter": delimiter}
-    resolved = columns.recipe.model_copy(update=settled)
-    shards = cut_shards(found.files, columns.read, transport, recipe.shard_size, text_unit=unit)
-    return Plan(resolved, found.source, found.files, shards, columns.out, columns.read, found.skipped)
+    recipe = recipe.model_copy(update={"split": found.source.split, **_settled(recipe, found.files, transport)})
+    filled = [file for file in found.files if file.size or not find_registered(file.format).is_file]
+    if not filled:
+        raise BadFile(f"{recipe.asked}: empty", "name a source with something in it")
+    with translating(f"reading {filled[0].url}"):
+        peeked = format_named(filled[0].format).peek(filled, recipe, transport)
+    columns = resolve_columns(recipe, pa.schema([pa.field(f.name, plain_type(f.type)) for f in peeked]))
+    shards = cut_shards(found.files, columns.recipe, columns.read, transport)
+    return Plan(columns.recipe, found.source, found.files, shards, columns.out, columns.read, found.skipped)
+
+
+def _settled(recipe: Recipe, files: Sequence[SourceFile], transport: Transport) -> dict[str, Any]:
+    """Return the recipe's fields that only some formats read, filled in from the files.
+
+    Raises:
+        UsageError: such a field is given, and no file has a format that reads it.
+    """
+    settled: dict[str, Any] = {}
+    for name in dict.fromkeys(file.format for file in files):
+        settled |= format_named(name).settle([file for file in files if file.format == name], recipe, transport)
+    for each in registered():
+        for option in each.options:
+            if option not in settled and (given := getattr(recipe, option)) is not None:
+                said = f"{option} {given!r} is given, and {recipe.asked} has no {each.called}"
+                raise UsageError(said, f"remove {option}")
+    return settled
 
 
 def _find(recipe: Recipe, transport: Transport) -> Found:
@@ -105,7 +119,7 @@ def _find_several(recipe: Recipe, names: tuple[str, ...], transport: Transport) 
 def _find_one(recipe: Recipe, source: str, transport: Transport) -> Found:
     if source == TOPICS:
         check_no_hub_options(recipe)
-        return _topics(source)
+        return Found(PinnedSource(asked=source), (topics_file(),))
     if source.startswith("hf://"):
         from lance_prep.plan.hub import find_hub
 
@@ -126,48 +140,24 @@ def _find_one(recipe: Recipe, source: str, transport: Transport) -> Found:
     raise not_found(source)
 
 
-def _delimiter(recipe: Recipe, found: Found, transport: Transport) -> str | None:
-    """Return the delimiter of the source's CSV files, found in the first that is not empty; None without CSV files.
+def default_output(source: Source) -> str:
+    """Return the path of the dataset if no output is given: the source's name with `.lance`, in the current folder.
 
-    Raises:
-        UsageError: it is given for a source without CSV files.
+    Several sources are named by the folder that they share.
     """
-    first = next((file for file in found.files if file.format == "csv" and file.size), None)
-    if first is not None:
-        return recipe.delimiter or find_delimiter(first, transport)
-    if recipe.delimiter is not None:
-        said = f"delimiter {recipe.delimiter!r} is given, and {recipe.asked} has no CSV files"
-        raise UsageError(said, "remove delimiter")
-    return None
+    names = tuple(without_credentials(name) for name in source_names(source))
+    text = names[0] if len(names) == 1 else f"{_shared_folder(names)}/*".lstrip("/")
+    stem = re.split(r"[@*?\[]", text.rstrip("/"))[0].rstrip("/").rpartition("/")[2]
+    if stem in ("", ".", ".."):
+        stem = Path(text).resolve().name if Path(text).is_dir() else "dataset"
+    if stem.endswith(".lance"):
+        stem = f"{stem.removesuffix('.lance')}-tokens"  # beside its source, not over it
+    stem = without_extensions(stem, ".yaml", ".yml", ".rejected")
+    return f"{stem.rpartition(':')[2] or 'dataset'}.lance"
 
 
-def _text_unit(recipe: Recipe, found: Found) -> TextUnit | None:
-    """Return what a row of a text file is; None if the source has no text files.
-
-    Raises:
-        UsageError: the unit is given for a source without text files, or not given for a file too large to be a row.
-    """
-    texts = [file for file in found.files if file.format == "text"]
-    if recipe.text_unit is not None:
-        if not texts:
-            said = f"text_unit {recipe.text_unit!r} is given, and {recipe.asked} has no text files (.txt, .md)"
-            raise UsageError(said, "remove text_unit")
-        return recipe.text_unit
-    if not texts:
-        return None
-    if LAYOUTS[recipe.layout].by_line:
-        return "line"
-    for file in texts:
-        most = FILE_ROW_BYTES // (TEXT_COMPRESSES if file.compression else 1)
-        if file.size > most:
-            said = f"{file.url} has {file.size >> 20:,} MiB, which is more than a row is by default ({most >> 20} MiB)"
-            raise UsageError(said, "choose text_unit: file (one row), paragraph (split at blank lines) or line")
-    return "file"
-
-
-def _topics(source: str) -> Found:
-    from pydoc_data.topics import topics
-
-    text = "\0".join(f"{key}\0{topics[key]}" for key in sorted(topics)).encode()
-    file = SourceFile(source, "topics", len(text), hashlib.sha256(text).hexdigest())
-    return Found(PinnedSource(asked=source), (file,))
+def _shared_folder(names: tuple[str, ...]) -> str:
+    try:
+        return posixpath.commonpath([posixpath.dirname(name) for name in names])
+    except ValueError:  # relative and absolute paths have none
+        return ""

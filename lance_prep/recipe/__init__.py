@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.recipe.load import Source, builtin_recipes, default_output, load_recipe
+    from lance_prep.recipe.load import Source, builtin_recipes, load_recipe, source_names
     from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit
 
 __all__ = [
@@ -15,8 +15,8 @@ __all__ = [
     "Source",
     "TextUnit",
     "builtin_recipes",
-    "default_output",
     "load_recipe",
+    "source_names",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__)

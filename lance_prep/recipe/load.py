@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -12,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lance_prep.errors import RecipeError, UsageError, without_credentials
+from lance_prep.errors import RecipeError, UsageError
 from lance_prep.layouts import LAYOUTS, unread_options
 from lance_prep.recipe.model import Recipe
 
@@ -46,12 +45,13 @@ def load_recipe(source: Source, overrides: Mapping[str, object] | None = None) -
     """
     if isinstance(source, Recipe):
         return _validated(source.model_dump(), dict(overrides or {}), "the recipe")
-    names = _names(source)
+    names = source_names(source)
     fields = _fields(names[0]) if len(names) == 1 else _several(names)
     return _validated(fields, dict(overrides or {}), ", ".join(names))
 
 
-def _names(source: Source) -> tuple[str, ...]:
+def source_names(source: Source) -> tuple[str, ...]:
+    """Return the paths, names or URLs that a source consists of."""
     given = source.source if isinstance(source, Recipe) else source
     return (str(given),) if isinstance(given, str | Path) else tuple(str(name) for name in given)
 
@@ -61,30 +61,6 @@ def _several(names: tuple[str, ...]) -> dict[str, Any]:
     if recipes:
         raise UsageError(f"{recipes[0]} is a recipe and cannot be combined with other sources", "build it by itself")
     return {"source": names}
-
-
-def default_output(source: Source) -> str:
-    """Return the path of the dataset if no output is given: the source's name with `.lance`, in the current folder.
-
-    Several sources are named by the folder that they share.
-    """
-    names = _names(source)
-    names = tuple(without_credentials(name) for name in names)
-    text = names[0] if len(names) == 1 else f"{_shared_folder(names)}/*".lstrip("/")
-    stem = re.split(r"[@*?\[]", text.rstrip("/"))[0].rstrip("/").rpartition("/")[2]
-    if stem in ("", ".", ".."):
-        stem = Path(text).resolve().name if Path(text).is_dir() else "dataset"
-    if stem.endswith(".lance"):
-        stem = f"{stem.removesuffix('.lance')}-tokens"  # beside its source, not over it
-    stem = re.sub(r"(\.(jsonl?|ndjson|csv|txt|md|parquet|arrow|ya?ml|lance|gz|zst|bz2|xz|rejected))+$", "", stem)
-    return f"{stem.rpartition(':')[2] or 'dataset'}.lance"
-
-
-def _shared_folder(names: tuple[str, ...]) -> str:
-    try:
-        return posixpath.commonpath([posixpath.dirname(name) for name in names])
-    except ValueError:  # relative and absolute paths have none
-        return ""
 
 
 def _fields(source: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.source.model import SourceBatch
+    from lance_prep.source.cutter import SourceBatch
     from lance_prep.source.read import check_unchanged, read_shard
 
 __all__ = ["SourceBatch", "check_unchanged", "read_shard"]

@@ -15,11 +15,27 @@ import pyarrow as pa
 from lance_prep.arrow_text import byte_ends
 from lance_prep.formats.base import Chunk
 from lance_prep.ledger import Rejected
-from lance_prep.source.model import SourceBatch
 
 BATCH_BYTES = 64 << 20
 # Rejected rows that wait for the batch around them, at most (each holds up to 4 KiB).
 _WAITING = 1024
+
+
+@dataclass(frozen=True)
+class SourceBatch:
+    """`Recipe.shuffle_batch_size` source rows that passed the filter, in source order.
+
+    A batch has fewer rows at the end of the shard, or if they hold 64 MiB of text.
+
+    Attributes:
+        columns: schema `Plan.schema`; the text column is first, `large_string`, valid UTF-8, and may hold nulls.
+        rows: uint64 `[len(columns)]`, the row in the shard (counting all source rows), ascending.
+        source_bytes: bytes of text in it, for progress.
+    """
+
+    columns: pa.RecordBatch
+    rows: npt.NDArray[np.uint64]
+    source_bytes: int
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,8 @@ import pyarrow as pa
 from lance_prep.arrow_text import bad_rows, raw_bytes, to_large_string
 from lance_prep.errors import BadFile
 from lance_prep.formats.base import Chunk, PartJob
-from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Rejected
-from lance_prep.model import Plan
-from lance_prep.plan.template import TemplatePrints, compile_template
+from lance_prep.plan.template import TemplatePrints
 
 _ROW = "\0row"
 
@@ -23,7 +21,7 @@ Render = Callable[[Mapping[str, Any]], str]
 
 
 def prepare(chunk: Chunk, job: PartJob, render: Render | None) -> Chunk:
-    """The chunk with `Plan.schema`, without the rows that the filter drops and those that hold no UTF-8.
+    """The chunk with `PartJob.schema`, without the rows that the filter drops and those that hold no UTF-8.
 
     A row that the filter drops is not looked at any further, just as one in a row group that is not read.
     """
@@ -32,16 +30,16 @@ def prepare(chunk: Chunk, job: PartJob, render: Render | None) -> Chunk:
         chunk = _filter(chunk, job)
     chunk = _drop_missing(chunk, job)
     if render is None:
-        return _deliver(_drop_invalid(chunk, job, job.plan.schema.names), job.plan)
+        return _deliver(_drop_invalid(chunk, job, job.schema.names), job.schema)
     # The template's columns, and those for the filter alone with them.
     return _rendered(_drop_invalid(chunk, job, chunk.columns.schema.names), job, render)
 
 
 def _conform(columns: pa.RecordBatch, job: PartJob) -> pa.RecordBatch:
     """The columns that are read, in their planned types; the text column in whatever text type it has."""
-    text = job.plan.schema.names[0] if LAYOUTS[job.plan.recipe.layout].tokens else None
+    text = job.text_column
     arrays, fields = [], []
-    for want in job.plan.read_schema:
+    for want in job.read_schema:
         array = columns.column(want.name)
         if array.type != want.type and want.name != text:
             array = _cast(array, want, job)
@@ -73,7 +71,7 @@ def _drop_missing(chunk: Chunk, job: PartJob) -> Chunk:
     """Reject records that have no text column at all. A null there counts as an empty text, as in Parquet."""
     if chunk.missing is None or not len(chunk.missing):
         return chunk
-    reason = f"no column {job.plan.schema.names[0]}"
+    reason = f"no column {job.schema.names[0]}"
     bad: dict[int, Rejected] = {}
     for row in np.flatnonzero(np.isin(chunk.rows, chunk.missing)).tolist():
         data = chunk.record(int(chunk.rows[row])) if chunk.record is not None else b""
@@ -87,7 +85,7 @@ def _drop_invalid(chunk: Chunk, job: PartJob, names: list[str]) -> Chunk:
     for name in names:
         array = chunk.columns.column(name)
         if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-            array = to_large_string(array) if name == job.plan.schema.names[0] else array
+            array = to_large_string(array) if name == job.schema.names[0] else array
         for row in bad_rows(array):
             data = raw_bytes(array, row)
             bad.setdefault(row, job.rejected(int(chunk.positions[row]), chunk.unit, "invalid UTF-8", data))
@@ -102,17 +100,12 @@ def _without(chunk: Chunk, bad: dict[int, Rejected]) -> Chunk:
     return replace(chunk, columns=columns, rows=chunk.rows[keep], positions=chunk.positions[keep], rejects=rejects)
 
 
-def _deliver(chunk: Chunk, plan: Plan) -> Chunk:
+def _deliver(chunk: Chunk, schema: pa.Schema) -> Chunk:
     arrays = []
-    for want in plan.schema:
+    for want in schema:
         array = chunk.columns.column(want.name)
         arrays.append(array if array.type == want.type else to_large_string(array))
-    return replace(chunk, columns=pa.RecordBatch.from_arrays(arrays, schema=plan.schema))
-
-
-def renderer(plan: Plan) -> Render | None:
-    """Return the template as a function of a record, or None if the recipe has no template."""
-    return None if plan.recipe.template is None else compile_template(plan.recipe.template)
+    return replace(chunk, columns=pa.RecordBatch.from_arrays(arrays, schema=schema))
 
 
 def _rendered(chunk: Chunk, job: PartJob, render: Render) -> Chunk:
@@ -130,7 +123,7 @@ def _rendered(chunk: Chunk, job: PartJob, render: Render) -> Chunk:
             data = chunk.record(int(chunk.rows[row])) if chunk.record else str(record).encode(errors="replace")
             bad[row] = job.rejected(int(chunk.positions[row]), chunk.unit, reason, data)
             texts.append(None)
-    schema = job.plan.schema
+    schema = job.schema
     arrays = [pa.array(texts, pa.large_string()), *(chunk.columns.column(name) for name in schema.names[1:])]
     done = replace(chunk, columns=pa.RecordBatch.from_arrays(arrays, schema=schema))
     return _without(done, bad) if bad else done

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 
 from lance_prep.errors import SourceChanged, translating
 from lance_prep.fetch import state_of
 from lance_prep.filter import compile_where
-from lance_prep.formats.base import Chunk, PartJob
-from lance_prep.formats.delimited import read_csv
-from lance_prep.formats.json_values import read_json
-from lance_prep.formats.jsonl import read_jsonl
-from lance_prep.formats.parquet import read_parquet
-from lance_prep.formats.tables import read_arrow, read_lance, read_streaming, read_topics
-from lance_prep.formats.text import read_text
+from lance_prep.formats.base import PartJob
+from lance_prep.formats.registry import find_registered, format_named
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
+from lance_prep.plan.template import compile_template
 from lance_prep.process import read_ahead
-from lance_prep.source.cutter import Cutter, Delivery
-from lance_prep.source.model import SourceBatch
-from lance_prep.source.prepare import prepare, renderer
+from lance_prep.source.cutter import Cutter, Delivery, SourceBatch
+from lance_prep.source.prepare import prepare
 from lance_prep.transport import Transport
 
 # Batches that wait for the caller: enough to bridge a row group's decompression, for each shard in work.
 AHEAD_BYTES = 32 << 20
-
-_READERS: dict[str, Callable[[PartJob], Iterator[Chunk]]] = {
-    "parquet": read_parquet,
-    "jsonl": read_jsonl,
-    "json": read_json,
-    "csv": read_csv,
-    "text": read_text,
-    "arrow": read_arrow,
-    "lance": read_lance,
-    "topics": read_topics,
-    "streaming": read_streaming,
-}
 
 
 def read_shard(
@@ -81,17 +64,18 @@ def read_shard(
 
 def _deliveries(plan: Plan, shard: Shard, transport: Transport) -> Generator[Delivery, None, None]:
     where = compile_where(plan.recipe.filter, plan.read_schema) if plan.recipe.filter else None
-    render = renderer(plan)
+    render = compile_template(plan.recipe.template) if plan.recipe.template is not None else None
     cutter = Cutter(plan.recipe.shuffle_batch_size)
     first = 0
     for part in shard.parts:
-        job = PartJob(plan, part, first, where, transport)
-        with translating(f"reading {job.file.url}"):
-            check_unchanged(job.file, transport)
-            for chunk in _READERS[job.file.format](job):
+        file = plan.files[part.file]
+        job = PartJob(file, part, first, plan.recipe, plan.schema, plan.read_schema, where, transport)
+        with translating(f"reading {file.url}"):
+            check_unchanged(file, transport)
+            for chunk in format_named(file.format).read(job):
                 first = chunk.end
                 yield from cutter.add(prepare(chunk, job, render))
-            check_unchanged(job.file, transport)
+            check_unchanged(file, transport)
     yield from cutter.finish()
 
 
@@ -104,7 +88,7 @@ def check_unchanged(file: SourceFile, transport: Transport) -> None:
     Raises:
         SourceChanged: says both sizes and times.
     """
-    if file.format in ("lance", "topics", "streaming") or file.url.startswith("hf://"):
+    if not find_registered(file.format).is_file or file.url.startswith("hf://"):
         return
     try:
         size, identity = state_of(file, transport)

@@ -1,7 +1,7 @@
 """JSON records against the planned columns, one by one in Python: the reference for what a record becomes.
 
-`formats.jsonl` reads whole blocks with Arrow's parser. What that parser does not take, and what it takes but must not
-be trusted with, comes here.
+`formats.json_blocks` reads whole blocks with Arrow's parser. Records that this parser refuses, and those that it cannot
+be trusted with, are read here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.layouts import LAYOUTS
-from lance_prep.model import Plan
+from lance_prep.recipe import Recipe
 
 # The largest number of different keys named in reasons. Each reason is counted by itself, and keys may be as many as
 # rows.
@@ -34,7 +34,7 @@ class Row:
     """A record as the planned columns hold it.
 
     Attributes:
-        values: one value per column of `Plan.read_schema`, None where the record has none.
+        values: one value per column of the read schema, None where the record has none.
         missing: the record has no text column at all. A null is not missing.
     """
 
@@ -43,7 +43,10 @@ class Row:
 
 
 class Planned:
-    """The columns of a plan, and how a JSON record fits them.
+    """The planned columns, and how a JSON record fits them.
+
+    Args:
+        schema, read_schema: as in `Plan`.
 
     Attributes:
         text: the column that a record must have; None with a template, and for layout `raw`.
@@ -52,14 +55,13 @@ class Planned:
         texts: string columns that take any value as its JSON text: all but the text column.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        recipe = plan.recipe
+    def __init__(self, recipe: Recipe, schema: pa.Schema, read_schema: pa.Schema) -> None:
         raw = not LAYOUTS[recipe.layout].tokens
-        self.schema = plan.read_schema
+        self.schema = read_schema
         self.all_keys = raw and not recipe.keep_columns
-        kept = plan.schema if raw else list(plan.schema)[1:]
+        kept = schema if raw else list(schema)[1:]
         self.structs = [field for field in kept if _has_struct(field.type)]
-        self.text = None if raw or recipe.template is not None else str(plan.schema.names[0])
+        self.text = None if raw or recipe.template is not None else str(schema.names[0])
         self.texts = frozenset(f.name for f in self.schema if pa.types.is_string(f.type) and f.name != self.text)
         self._names = frozenset(self.schema.names)
         self._converters = [_converter(field.type) for field in self.schema]
@@ -104,7 +106,7 @@ class Planned:
         return True
 
     def batch(self, rows: list[Row]) -> pa.RecordBatch:
-        """The rows as a batch of `Plan.read_schema`."""
+        """The rows as a batch of the read schema."""
         columns = [_array([row.values[i] for row in rows], field) for i, field in enumerate(self.schema)]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
