@@ -27,9 +27,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lance_prep.errors import BadFile, LancePrepError, RowRejected, SourceChanged, UsageError
-from lance_prep.formats import format_named
+from lance_prep.formats import PartJob, format_named, row_chunk
 from lance_prep.formats import text as text_format
-from lance_prep.formats.base import PartJob, row_chunk
 from lance_prep.ledger import Rejected, Tally
 from lance_prep.model import Part, Plan, Shard
 from lance_prep.recipe import Recipe

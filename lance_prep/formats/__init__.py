@@ -9,21 +9,45 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.formats.base import Chunk, CutJob, Format, PartJob, Piece, row_chunks
-    from lance_prep.formats.registry import COMPRESSIONS, format_named, format_of, register_format, registered
+    from lance_prep.formats.base import Chunk, CutJob, Format, PartJob, Piece, plain_type, row_chunk, row_chunks
+    from lance_prep.formats.generated import TOPICS, stream_file, topics_file
+    from lance_prep.formats.registry import (
+        COMPRESSIONS,
+        check_one_family,
+        find_registered,
+        format_named,
+        format_of,
+        is_data,
+        register_format,
+        registered,
+        require_format,
+        without_extensions,
+    )
+    from lance_prep.formats.tables import pin_lance
 
 __all__ = [
     "COMPRESSIONS",
+    "TOPICS",
     "Chunk",
     "CutJob",
     "Format",
     "PartJob",
     "Piece",
+    "check_one_family",
+    "find_registered",
     "format_named",
     "format_of",
+    "is_data",
+    "pin_lance",
+    "plain_type",
     "register_format",
     "registered",
+    "require_format",
+    "row_chunk",
     "row_chunks",
+    "stream_file",
+    "topics_file",
+    "without_extensions",
 ]
 
 __getattr__, __dir__ = lazy_exports(__name__)

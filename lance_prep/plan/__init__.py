@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.formats.generated import TOPICS
+    from lance_prep.formats import TOPICS
     from lance_prep.plan.cut import SHARD_BYTES
     from lance_prep.plan.make import default_output, make_plan, restrict
 

@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from lance_prep.formats.base import CutJob, Piece
-from lance_prep.formats.registry import format_named
+from lance_prep.formats import CutJob, Piece, format_named
 from lance_prep.model import Part, Shard, SourceFile
 from lance_prep.recipe import Recipe
 from lance_prep.transport import Transport

@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
 from lance_prep.fetch import fsspec_of, http_state, identity_of
-from lance_prep.formats.registry import check_one_family, format_of, is_data, require_format
-from lance_prep.formats.tables import pin_lance
+from lance_prep.formats import check_one_family, format_of, is_data, pin_lance, require_format
 from lance_prep.model import PinnedSource, Skipped, SourceFile
 from lance_prep.recipe import Recipe
 from lance_prep.transport import FIRST_ATTEMPTS, Transport

@@ -11,8 +11,7 @@ from typing import Any
 
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
 from lance_prep.fetch import HubPath, hub_api, parse_hub_url
-from lance_prep.formats.generated import stream_file
-from lance_prep.formats.registry import check_one_family, format_of, is_data, require_format
+from lance_prep.formats import check_one_family, format_of, is_data, require_format, stream_file
 from lance_prep.model import PinnedSource, SourceFile
 from lance_prep.plan.discover import Found, is_glob, left_out
 from lance_prep.recipe import Recipe

@@ -13,13 +13,14 @@ import pyarrow as pa
 
 from lance_prep.errors import BadFile, UsageError, translating, without_credentials
 from lance_prep.fetch import HubPath, hub_url_of, parse_hub_url
-from lance_prep.formats.base import plain_type
-from lance_prep.formats.generated import TOPICS, topics_file
-from lance_prep.formats.registry import (
+from lance_prep.formats import (
+    TOPICS,
     check_one_family,
     find_registered,
     format_named,
+    plain_type,
     registered,
+    topics_file,
     without_extensions,
 )
 from lance_prep.model import PinnedSource, Plan, Skipped, SourceFile

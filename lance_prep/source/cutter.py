@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.arrow_text import byte_ends
-from lance_prep.formats.base import Chunk
+from lance_prep.formats import Chunk
 from lance_prep.ledger import Rejected
 
 BATCH_BYTES = 64 << 20

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from lance_prep.arrow_text import bad_rows, raw_bytes, to_large_string
 from lance_prep.errors import BadFile
-from lance_prep.formats.base import Chunk, PartJob
+from lance_prep.formats import Chunk, PartJob
 from lance_prep.ledger import Rejected
 from lance_prep.plan.template import TemplatePrints
 

@@ -8,8 +8,7 @@ from collections.abc import Generator, Iterator
 from lance_prep.errors import SourceChanged, translating
 from lance_prep.fetch import state_of
 from lance_prep.filter import compile_where
-from lance_prep.formats.base import PartJob
-from lance_prep.formats.registry import find_registered, format_named
+from lance_prep.formats import PartJob, find_registered, format_named
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan.template import compile_template
