@@ -1,37 +1,27 @@
-"""The layouts: what a row of a dataset is, and which options of a recipe each layout reads.
+"""The layouts: what a row of a dataset is, which options of a recipe each layout reads, and how many rows it makes.
 
-Pure facts, for all stages. How rows are made is in the package `layout`, one class for each layout.
+All stages may ask. Importing this module costs nothing: the code that makes rows is loaded when rows are made. A new
+layout needs a `Layout` that is passed to `register`, and a `RowMaker` (see `lance_prep.layout.base`) that it names:
+
+    register(Layout("sentences", row="a sentence", unit="sentence", maker="my_package.sentences:SENTENCES"))
+
+Every process that builds or reads such a dataset must import the module that registers the layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from lance_prep.errors import UsageError
 
-@dataclass(frozen=True)
-class Layout:
-    """A layout.
+if TYPE_CHECKING:
+    from lance_prep.ledger import Ledger
 
-    Attributes:
-        name: its name in recipes.
-        row: what a row is, for messages and help.
-        tokens: rows hold token ids, so a tokenizer is needed; else they are the source's records.
-        packed: a row is a block of `block_size` tokens and holds several documents.
-        by_line: a row is a line of a text, so a text file is read line by line too.
-        unread: the recipe's options that the layout does not read, each with the reason.
-    """
+#: `doc_id = shard << 40 | row`
+ROW_BITS = 40
 
-    name: str
-    row: str
-    tokens: bool = True
-    packed: bool = False
-    by_line: bool = False
-    unread: Mapping[str, str] = field(default_factory=dict)
-
-
-_ONLY_BLOCKS = dict.fromkeys(("block_size", "packing"), "only blocks have a size")
 _TEXT = ("text_column", "template")
 _TOKENIZER = (
     "tokenizer",
@@ -42,31 +32,77 @@ _TOKENIZER = (
     "eos_token",
 )
 
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout.
+
+    Attributes:
+        name: its name in recipes.
+        row: what a row is, for messages and help.
+        maker: `module:name` of its `RowMaker`.
+        unit: what source rows are split into, such as "line". A row then holds one unit, and the ledger's `lines_in`,
+            `lines_used`, `lines_empty` and `lines_over_limit` count units. "document" if a row holds a whole document.
+        tokens: rows hold token ids, so a tokenizer is needed; else they are the source's records.
+        packed: a row is a block of `block_size` tokens and holds several documents.
+        by_line: each line of a text file is a source row, unless the recipe says otherwise.
+    """
+
+    name: str
+    row: str
+    maker: str
+    unit: str = "document"
+    tokens: bool = True
+    packed: bool = False
+    by_line: bool = False
+
+    @property
+    def splits(self) -> bool:
+        """Whether a source row gives several rows, one for each unit."""
+        return self.unit != "document"
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The options of a recipe that the layout does not read, each with the reason."""
+        if self.packed:
+            return {"keep_columns": "a block holds several documents, and a column has one value for each"}
+        unread = dict.fromkeys(("block_size", "packing"), "only blocks have a size")
+        if not self.tokens:
+            unread |= dict.fromkeys(_TEXT, "records are kept as they are")
+            unread |= dict.fromkeys(_TOKENIZER, "records are not tokenized")
+        return unread
+
+    def rows_of(self, ledger: Ledger, block_size: int | None) -> tuple[int, str]:
+        """Return the number of rows that a ledger implies, and what that number counts."""
+        if self.packed:
+            return (ledger.tokens_written + ledger.padding) // (block_size or 1), "blocks' tokens"
+        if self.splits:
+            return ledger.lines_used, f"{self.unit}s used"
+        return ledger.rows_used, "source rows used"
+
+    def describe(self, recipe: Mapping[str, Any]) -> str:
+        """Return the layout with the options that shape a row: `blocks of 1024 tokens, concat`."""
+        return self.name + (f" of {recipe['block_size']} tokens, {recipe['packing']}" if self.packed else "")
+
+
 #: By name, in the order of the help.
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout("lines", "a line", by_line=True, unread=_ONLY_BLOCKS),
-        Layout("documents", "a document", unread=_ONLY_BLOCKS),
-        Layout(
-            "blocks",
-            "a packed block",
-            packed=True,
-            unread={"keep_columns": "a block holds several documents, and a column has one value for each"},
-        ),
-        Layout(
-            "raw",
-            "the record itself",
-            tokens=False,
-            by_line=True,
-            unread={
-                **_ONLY_BLOCKS,
-                **dict.fromkeys(_TEXT, "records are kept as they are"),
-                **dict.fromkeys(_TOKENIZER, "records are not tokenized"),
-            },
-        ),
-    )
-}
+LAYOUTS: dict[str, Layout] = {}
+
+
+def register(layout: Layout) -> None:
+    """Make a layout known under its name.
+
+    Raises:
+        UsageError: another layout has that name.
+    """
+    if LAYOUTS.setdefault(layout.name, layout) != layout:
+        raise UsageError(f"another layout named {layout.name!r} is registered", "choose another name")
+
+
+register(Layout("lines", "a line", "lance_prep.layout.rows:LINES", unit="line", by_line=True))
+register(Layout("documents", "a document", "lance_prep.layout.rows:DOCUMENTS"))
+register(Layout("blocks", "a packed block", "lance_prep.layout.blocks:BLOCKS", packed=True))
+register(Layout("raw", "the record itself", "lance_prep.layout.rows:RAW", tokens=False, by_line=True))
 
 
 def unread_options(options: Mapping[str, Any]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from lance_prep.cli.common import command, json_option, print_json, printable, storage_option
 from lance_prep.formats import COMPRESSIONS, registered
+from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe, builtin_recipes, load_recipe
 
 EXAMPLES = f"""\b
@@ -56,6 +57,7 @@ def _option(name: str, field: FieldInfo) -> Any:
     if bool in kinds:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=description + shown)
     choices = [value for kind in kinds for value in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal]
+    choices = list(LAYOUTS) if name == "layout" else choices
     if choices:
         return click.option(flag, type=click.Choice(choices), default=None, help=description + shown)
     # A field that parses text itself ("128MiB", "all") is handed the text.

@@ -63,7 +63,7 @@ def show(
 def _text(shown: ShownRow, ids: bool, width: int) -> str:
     if shown.text is None:
         if ids:
-            raise click.UsageError("--ids: a dataset with layout 'raw' has no token ids")
+            raise click.UsageError("--ids: the rows of this dataset hold no tokens; remove --ids")
         columns = json.dumps(shown.columns, default=str, ensure_ascii=False)
         return f"row {shown.row}: {printable(_cut(columns, width))}"
     kept = "".join(f", {name}={value!r}" for name, value in shown.columns.items())

@@ -6,8 +6,7 @@ from typing import Any
 
 from lance_prep.cli.common import count, size, span, table
 from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_workers
-from lance_prep.layout import ROW_BITS
-from lance_prep.layouts import LAYOUTS
+from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan
 from lance_prep.store.metadata import Lengths
@@ -66,10 +65,7 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     if "keep_columns" in given:
         rows.append(("columns kept", ", ".join(given["keep_columns"])))
     layout = LAYOUTS[given["layout"]]
-    size = ""
-    if layout.packed:
-        size = f" of {given['block_size']} tokens, {given['packing']}"
-    rows.append(("layout", layout.name + size))
+    rows.append(("layout", layout.describe(given)))
     if "special_tokens" in given and layout.tokens:
         written = {"text": "are plain text", "parse": "are parsed", "error": "are an error"}[given["special_tokens"]]
         added = "the tokenizer's are added" if given.get("add_special_tokens") else "none are added"
@@ -89,10 +85,9 @@ def length_rows(lengths: Lengths | None, layout: str, ledger: Ledger) -> list[tu
     where = f"doc_id {doc}, shard {doc >> ROW_BITS} row {doc & ((1 << ROW_BITS) - 1)}"
     share = lengths.longest / max(ledger.tokens_in, 1)
     part = f", {share:.0%} of all tokens" if share >= 0.1 else ""
-    unit = "line" if layout == "lines" else "document"
     return [
         (
-            f"{unit} tokens",
+            f"{LAYOUTS[layout].unit} tokens",
             f"median {lengths.median:,}, p99 {lengths.p99:,}, longest {lengths.longest:,}{part} ({where})",
         )
     ]
@@ -117,10 +112,10 @@ def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
     ]
     if ledger.reasons:
         rows.append(("rejected for", ", ".join(f"{reason}: {n:,}" for reason, n in sorted(ledger.reasons.items()))))
-    if layout == "lines":
+    if LAYOUTS[layout].splits:
         rows.append(
             (
-                "lines",
+                f"{LAYOUTS[layout].unit}s",
                 f"{ledger.lines_in:,} = {ledger.lines_used:,} used + {ledger.lines_empty:,} empty "
                 f"+ {ledger.lines_over_limit:,} over limit",
             )

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from lance_prep.errors import one_line
+from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan, Shard
 from lance_prep.store.content_hash import combine
@@ -174,21 +175,16 @@ def check_ledgers(opened: DatasetVersion, journals: list[BuildJournal], found: V
 
 
 def _against_plan(opened: DatasetVersion, journal: BuildJournal, receipt: Receipt) -> list[str]:
-    ledger, layout, wrong = receipt.ledger, opened.metadata.layout, []
+    ledger: Ledger = receipt.ledger
+    wrong: list[str] = []
     shard = journal.shard(receipt.shard)
     if shard and shard.rows is not None and receipt.limit is None and ledger.rows_in != shard.rows:
         wrong.append(f"the ledger has {ledger.rows_in:,} source rows, the plan {shard.rows:,}")
     if shard and shard.rows is not None and ledger.rows_in > shard.rows:
         wrong.append(f"the ledger has {ledger.rows_in:,} source rows, of {shard.rows:,} in the plan")
-    expected = {
-        "lines": ("lines used", ledger.lines_used),
-        "blocks": (
-            "blocks' tokens",
-            (ledger.tokens_written + ledger.padding) // (opened.metadata.block_size or 1),
-        ),
-    }.get(layout, ("source rows used", ledger.rows_used))
-    if receipt.rows != expected[1]:
-        wrong.append(f"the receipt has {receipt.rows:,} rows, but its ledger's {expected[0]} make {expected[1]:,}")
+    rows, counted = LAYOUTS[opened.metadata.layout].rows_of(ledger, opened.metadata.block_size)
+    if receipt.rows != rows:
+        wrong.append(f"the receipt has {receipt.rows:,} rows, but its ledger's {counted} make {rows:,}")
     if receipt.tokens != ledger.tokens_written:
         wrong.append(f"the receipt has {receipt.tokens:,} tokens, but its ledger {ledger.tokens_written:,}")
     rejected = Journal(opened.files, journal.key).rejected(receipt.shard)

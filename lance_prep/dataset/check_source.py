@@ -25,7 +25,8 @@ import pyarrow.compute as pc
 from lance_prep.dataset.check_builds import BuildJournal, Verification
 from lance_prep.dataset.check_rows import ShardRows
 from lance_prep.errors import LancePrepError, SourceChanged
-from lance_prep.layout import ROW_BITS, LayoutJob, lay_out, row_schema
+from lance_prep.layout import LayoutJob, lay_out, row_schema
+from lance_prep.layouts import ROW_BITS
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import make_plan

@@ -9,8 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from lance_prep.dataset.check_builds import BuildJournal, Verification
-from lance_prep.layouts import LAYOUTS
+from lance_prep.layout import row_columns
 from lance_prep.store.cache import damaged_files
 from lance_prep.store.journal import QUARANTINE_NOTE, read_quarantine_note
 from lance_prep.store.metadata import FOLDER, KEY
@@ -83,16 +85,11 @@ def check_manifest(opened: DatasetVersion, found: Verification) -> None:
 
 def _check_schema(opened: DatasetVersion, found: Verification) -> None:
     data, schema = opened.metadata, opened.dataset.schema
-    if not LAYOUTS[data.layout].tokens:
+    if data.dtype is None:
         return
-    wanted = {"input_ids": f"list<item: {data.dtype}>", "num_tokens": "uint32", "doc_id": "uint64"}
-    if LAYOUTS[data.layout].packed:
-        ids = f"fixed_size_list<item: {data.dtype}>[{data.block_size}]"
-        lists = {"seq_lengths": "list<item: uint32>", "doc_ids": "list<item: uint64>"}
-        wanted = {"input_ids": ids, "num_tokens": "uint32", **lists}
-    for name, kind in wanted.items():
-        actual = str(schema.field(name).type) if name in schema.names else "not there"
-        if actual != kind:
+    for name, kind in row_columns(data.layout, pa.from_numpy_dtype(data.dtype), data.block_size).items():
+        actual = str(schema.field(name).type) if name in schema.names else "missing"
+        if actual != str(kind):
             found.wrong(f"column {name} is {actual}, but {kind} was built")
     if data.recipe.get("layout") != data.layout:
         found.wrong(f"the metadata says layout {data.layout}, its recipe {data.recipe.get('layout')}")

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import UsageError, reading_dataset
-from lance_prep.layout import ROW_BITS
-from lance_prep.layouts import LAYOUTS
+from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.recipe import Recipe
 from lance_prep.store.metadata import TokenizerRecord
 from lance_prep.store.version import DatasetVersion, tokenizer_path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TypeVar
 
 import numpy as np
@@ -12,7 +13,9 @@ import pyarrow as pa
 
 from lance_prep.arrow_text import Indices
 from lance_prep.keyed import key, permutation
+from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Tally
+from lance_prep.model import Plan
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import Encoder, SpecialTokenGuard, TokenizerSpec, TokenLists
@@ -21,39 +24,84 @@ DocIds = npt.NDArray[np.uint64]
 
 T = TypeVar("T")
 
-#: `doc_id = shard << 40 | row`
-ROW_BITS = 40
-
 #: 1 GB in batches of 8,192 rows (2 MB) took 1.1 s of calls, in groups of 8 MiB a quarter of that.
 GROUP_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
 class RowMaker:
-    """How a layout makes rows. Registered in `lance_prep.layout`, under the layout's name in `lance_prep.layouts`.
+    """How a layout makes rows. The layout's `maker` in `lance_prep.layouts` names it.
 
     Attributes:
-        rows: lays out the batches of one shard: shuffles the rows of each batch, and counts what becomes of them.
-        columns: the columns of each row, before the kept ones; called with the type of a token.
+        rows: lays out the batches of one shard, in order: shuffles the rows of each batch by `LayoutJob.order`, and
+            counts in the ledger what becomes of source rows and tokens. A function of the batches and the job alone,
+            called by several threads at once, each with a job of its own.
+        columns: the columns of each row, before the kept ones, of the type of a token and the block size. None if rows
+            are the source's records.
         check: refuses a tokenizer that the layout cannot use.
     """
 
     rows: Callable[[Iterable[SourceBatch], LayoutJob], Iterator[pa.RecordBatch]]
-    columns: Callable[[pa.DataType, Recipe], Mapping[str, pa.DataType]] | None = None
+    columns: Callable[[pa.DataType, int], Mapping[str, pa.DataType]] | None = None
     check: Callable[[TokenizerSpec, Recipe], object] | None = None
+
+
+def row_maker(layout: str) -> RowMaker:
+    """Load the code that makes a layout's rows."""
+    module, _, name = LAYOUTS[layout].maker.partition(":")
+    maker: RowMaker = getattr(import_module(module), name)
+    return maker
+
+
+def lay_out(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
+    """Make the rows of one shard, in the recipe's layout.
+
+    Yields:
+        Batches in the schema of `row_schema`.
+
+    Raises:
+        TokenizerError: the tokenizer cannot be used with the layout.
+    """
+    return row_maker(job.recipe.layout).rows(batches, job)
+
+
+def row_columns(layout: str, token: pa.DataType, block_size: int | None) -> Mapping[str, pa.DataType]:
+    """Return the columns that a layout makes, without kept ones; none if rows are the source's records."""
+    columns = row_maker(layout).columns
+    return columns(token, block_size or 0) if columns is not None else {}
+
+
+def row_schema(plan: Plan, spec: TokenizerSpec | None) -> pa.Schema:
+    """Return the schema of the dataset's rows, without its metadata."""
+    if spec is None:
+        return plan.schema
+    made = row_columns(plan.recipe.layout, pa.from_numpy_dtype(spec.dtype), plan.recipe.block_size)
+    return pa.schema([*(pa.field(name, kind, nullable=False) for name, kind in made.items()), *list(plan.schema)[1:]])
+
+
+def check_tokenizer(spec: TokenizerSpec, recipe: Recipe) -> None:
+    """Refuse a tokenizer that the recipe's layout cannot use.
+
+    Raises:
+        TokenizerError: says what it lacks.
+    """
+    check = row_maker(recipe.layout).check
+    if check is not None:
+        check(spec, recipe)
 
 
 @dataclass
 class LayoutJob:
-    """One shard's layout: what it needs, and what it counts.
+    """What the layout of one shard needs, and what it counts.
 
     Attributes:
         recipe: what to build.
         shard: index of the shard.
         schema: of the rows to make, from `row_schema`.
-        tally: counted into.
-        encoder, spec: None for `raw`.
-        limit: write at most so many rows; None for all.
+        tally: counts of the shard.
+        encoder, spec: None if rows hold no tokens.
+        limit: write at most this many rows; None for all.
+        guard: refuses special tokens that are written in a text, if the recipe says so.
     """
 
     recipe: Recipe
@@ -68,11 +116,11 @@ class LayoutJob:
 
     @property
     def exhausted(self) -> bool:
-        """The limit is reached: no further row may be written."""
+        """Whether the limit is reached: no further row may be written."""
         return self.limit is not None and self.limit <= 0
 
     def order(self, n: int) -> Indices:
-        """Which of the `n` rows of the next batch are written, in which order: the seeded shuffle, then the limit."""
+        """Return which of the `n` rows of the next batch to write, and in which order: shuffled, then limited."""
         batch, self._batches = self._batches, self._batches + 1
         order = (
             permutation(n, key(self.recipe.seed, self.shard, batch))
@@ -85,14 +133,14 @@ class LayoutJob:
         return order
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
-        """Plain ids of texts, under the recipe's rule for special tokens written in them."""
+        """Return the plain ids of texts, under the recipe's rule for special tokens written in them."""
         assert self.encoder is not None
         if self.guard is not None:
             self.guard.check(texts)
         return self.encoder.encode(texts)
 
     def doc_ids(self, rows: npt.NDArray[np.uint64]) -> DocIds:
-        """uint64 doc_ids of source rows of this shard."""
+        """Return the doc_ids, uint64, of source rows of this shard."""
         return rows | np.uint64(self.shard << ROW_BITS)
 
 
@@ -128,13 +176,3 @@ def _encode(job: LayoutJob, group: list[tuple[T, pa.LargeStringArray]]) -> Itera
     for item, texts in group:
         yield item, tokens.slice(start, start + len(texts))
         start += len(texts)
-
-
-__all__ = [
-    "ROW_BITS",
-    "DocIds",
-    "LayoutJob",
-    "RowMaker",
-    "SourceBatch",
-    "encode_together",
-]

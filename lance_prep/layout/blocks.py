@@ -14,9 +14,10 @@ import pyarrow as pa
 
 from lance_prep.arrow_text import Indices, drop_blank, without_nulls
 from lance_prep.errors import TokenizerError
-from lance_prep.layout.base import LayoutJob, RowMaker, SourceBatch, encode_together
+from lance_prep.layout.base import LayoutJob, RowMaker, encode_together
 from lance_prep.layout.packing import BestFitPacker, Blocks, ConcatPacker, Packer
 from lance_prep.recipe import Recipe
+from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import TokenizerSpec
 
 
@@ -124,9 +125,9 @@ def _emit(blocks: Blocks, job: LayoutJob, counts: _BlockCounts) -> Iterator[pa.R
     yield pa.RecordBatch.from_arrays(columns, schema=job.schema)
 
 
-def _block_columns(token: pa.DataType, recipe: Recipe) -> dict[str, pa.DataType]:
+def _block_columns(token: pa.DataType, block_size: int) -> dict[str, pa.DataType]:
     return {
-        "input_ids": pa.list_(token, recipe.block_size),
+        "input_ids": pa.list_(token, block_size),
         "num_tokens": pa.uint32(),
         "seq_lengths": pa.list_(pa.uint32()),
         "doc_ids": pa.list_(pa.uint64()),

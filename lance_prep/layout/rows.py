@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from lance_prep.arrow_text import Indices, count_ended, drop_blank, split_lines, without_nulls
-from lance_prep.layout.base import LayoutJob, RowMaker, SourceBatch, encode_together
-from lance_prep.layouts import LAYOUTS
-from lance_prep.recipe import Recipe
+from lance_prep.layout.base import LayoutJob, RowMaker, encode_together
+from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import TokenLists
 
+#: Splits texts into units: returns the units' texts, the index of the text of each, and the number of units, blank ones
+#: included. (A text may have fewer units than pieces: no line follows its last newline.)
+Split = Callable[[pa.LargeStringArray], tuple[pa.LargeStringArray, Indices, int]]
 
-def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
-    """A row a line, or a row a document, with the special tokens that the post-processor adds."""
+
+def text_rows(
+    batches: Iterable[SourceBatch], job: LayoutJob, *, split: Split | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Make a row of each unit, or of each document, with the special tokens that the post-processor adds.
+
+    Args:
+        split: how a document is split into units; None to keep documents whole.
+    """
     assert job.spec is not None
     affixes = (job.spec.prefix, job.spec.suffix) if job.recipe.add_special_tokens else ((), ())
-    by_line = LAYOUTS[job.recipe.layout].by_line
-    for (batch, parents, found), plain in encode_together(job, _split(batches, by_line=by_line)):
+    for (batch, parents, units), plain in encode_together(job, _split(batches, split)):
         tokens, parents = _without_empty(plain.wrapped(*affixes), parents)
         order = job.order(len(tokens))
         job.tally.lengths.add(tokens.lengths, job.doc_ids(batch.rows[parents]))
-        _count(job, batch, parents, order, tokens, found if by_line else None)
+        _count(job, batch, parents, order, tokens, units if split is not None else None)
         if len(order):
             yield _record_batch(job, batch, parents[order], tokens.take(order))
         if job.exhausted:
@@ -31,19 +40,21 @@ def text_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Rec
 
 
 def _split(
-    batches: Iterable[SourceBatch], *, by_line: bool
+    batches: Iterable[SourceBatch], split: Split | None
 ) -> Iterator[tuple[tuple[SourceBatch, Indices, int], SourceBatch, pa.LargeStringArray]]:
-    """Yield the texts of each batch, with the source row of each and how many there were with the blank ones."""
+    """Yield the texts of each batch that are not blank, with the source row of each, and the number of units."""
     for batch in batches:
         texts = without_nulls(batch.columns.column(0))
-        parents = np.arange(len(texts), dtype=np.int64)
-        after_the_last = 0
-        if by_line:
-            after_the_last = count_ended(texts)
-            texts, parents = split_lines(texts)
-        found = len(texts) - after_the_last
+        parents, units = np.arange(len(texts), dtype=np.int64), len(texts)
+        if split is not None:
+            texts, parents, units = split(texts)
         texts, kept = drop_blank(texts)
-        yield (batch, parents[kept], found), batch, texts
+        yield (batch, parents[kept], units), batch, texts
+
+
+def _lines(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, Indices, int]:
+    lines, parents = split_lines(texts)
+    return lines, parents, len(lines) - count_ended(texts)
 
 
 def _without_empty(tokens: TokenLists, parents: Indices) -> tuple[TokenLists, Indices]:
@@ -56,7 +67,7 @@ def _without_empty(tokens: TokenLists, parents: Indices) -> tuple[TokenLists, In
 
 
 def _count(
-    job: LayoutJob, batch: SourceBatch, parents: Indices, order: Indices, tokens: TokenLists, lines: int | None
+    job: LayoutJob, batch: SourceBatch, parents: Indices, order: Indices, tokens: TokenLists, units: int | None
 ) -> None:
     ledger = job.tally.ledger
     rows, used = _distinct(parents), _distinct(parents[np.sort(order)])
@@ -67,10 +78,10 @@ def _count(
     ledger.tokens_in += len(tokens.ids)
     ledger.tokens_written += written
     ledger.tokens_over_limit += len(tokens.ids) - written
-    if lines is not None:
-        ledger.lines_in += lines
+    if units is not None:
+        ledger.lines_in += units
         ledger.lines_used += len(order)
-        ledger.lines_empty += lines - len(tokens)
+        ledger.lines_empty += units - len(tokens)
         ledger.lines_over_limit += len(tokens) - len(order)
 
 
@@ -91,7 +102,7 @@ def _record_batch(job: LayoutJob, batch: SourceBatch, parents: Indices, tokens: 
 
 
 def raw_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
-    """The source's own records, shuffled a batch."""
+    """Pass the source's records on, each batch shuffled."""
     ledger = job.tally.ledger
     for batch in batches:
         order = job.order(len(batch.rows))
@@ -103,9 +114,11 @@ def raw_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Reco
             return
 
 
-def _text_columns(token: pa.DataType, recipe: Recipe) -> dict[str, pa.DataType]:
+def text_columns(token: pa.DataType, block_size: int) -> dict[str, pa.DataType]:
+    """Return the columns of a row that `text_rows` makes."""
     return {"input_ids": pa.list_(token), "num_tokens": pa.uint32(), "doc_id": pa.uint64()}
 
 
-TEXTS = RowMaker(text_rows, _text_columns)
+LINES = RowMaker(partial(text_rows, split=_lines), text_columns)
+DOCUMENTS = RowMaker(text_rows, text_columns)
 RAW = RowMaker(raw_rows)

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from lance_prep.layouts import LAYOUTS, unread_options
 from lance_prep.transport import hold_credentials
 
+#: Names for type checkers. The recipe accepts any layout that is registered.
 Layout = Literal["lines", "documents", "blocks", "raw"]
 Packing = Literal["concat", "best-fit"]
 Backend = Literal["auto", "gigatoken", "tokenizers"]
@@ -141,6 +142,13 @@ class Recipe(BaseModel):
         Field(description="keep only the first N output rows; all keeps every row [default: all]"),
     ] = None
     strict: bool = Field(False, description="stop at the first row that would be rejected")
+
+    @field_validator("layout", mode="plain")
+    @classmethod
+    def _registered(cls, layout: Any) -> Any:
+        if not isinstance(layout, str) or layout not in LAYOUTS:
+            raise PydanticCustomError("unknown_layout", "use one of {names}", {"names": ", ".join(LAYOUTS)})
+        return layout
 
     @field_validator("source")
     @classmethod

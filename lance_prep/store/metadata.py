@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset, DatasetError
+from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger
 
 KEY = b"lance_prep"
@@ -158,8 +159,9 @@ class Metadata:
 
     Attributes:
         recipe: all fields of the recipe, as resolved: the text column, template, filter and so on.
-        block_size: tokens in a block; None for other layouts.
-        dtype: of the token ids; None for `raw`.
+        layout: the name of a layout that is registered.
+        block_size: tokens in a block; None if the layout does not pack.
+        dtype: of the token ids; None if rows hold none.
         ledger: of all builds together.
         content_hash: of the rows, in order.
         rows, tokens, shards, files: of all builds together.
@@ -172,7 +174,7 @@ class Metadata:
     recipe: dict[str, Any]
     source: SourceRecord
     tokenizer: TokenizerRecord | None
-    layout: Literal["lines", "documents", "blocks", "raw"]
+    layout: str
     block_size: int | None
     dtype: Literal["uint16", "uint32"] | None
     seed: int
@@ -189,9 +191,12 @@ class Metadata:
 
     def __post_init__(self) -> None:
         check_sha256(self.builds, "builds")
-        if (self.layout == "raw") != (self.tokenizer is None) or (self.layout == "raw") != (self.dtype is None):
+        layout = LAYOUTS.get(self.layout)
+        if layout is None:
+            raise ValueError(f"layout is {_short(self.layout)}, not one of {', '.join(LAYOUTS)}")
+        if layout.tokens != (self.tokenizer is not None) or layout.tokens != (self.dtype is not None):
             raise ValueError(f"layout {self.layout!r} does not go with its tokenizer and dtype")
-        if (self.block_size is not None and self.block_size > 0) != (self.layout == "blocks"):
+        if (self.block_size is not None and self.block_size > 0) != layout.packed:
             raise ValueError(f"layout {self.layout!r} does not go with block_size {self.block_size}")
 
     @property

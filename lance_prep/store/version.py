@@ -117,7 +117,9 @@ class DatasetVersion:
             DatasetError: it is missing or damaged, or the layout has none.
         """
         if self.metadata.tokenizer is None:
-            raise DatasetError(f"{self.uri} has layout 'raw': its rows hold no tokens", "read its columns")
+            raise DatasetError(
+                f"{self.uri} has layout {self.metadata.layout!r}: its rows hold no tokens", "read its columns"
+            )
         return read_by_hash(self.files, tokenizer_path(self.metadata.tokenizer.sha256))
 
 

@@ -86,7 +86,7 @@ class Facts:
 
     Attributes:
         version: the version, resolved.
-        layout: "lines", "documents", "blocks" or "raw".
+        layout: the name of the layout, see `lance_prep.layouts`.
         block_size: tokens a row, for blocks.
         itemsize: bytes a token on disk, 2 or 4.
         eos_id, pad_id: of the tokenizer, or None.
