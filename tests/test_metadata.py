@@ -35,7 +35,7 @@ from lance_prep.dataset import (
 from lance_prep.errors import DamagedDataset, DatasetError, StateMismatch
 from lance_prep.store.journal import Receipt
 from lance_prep.store.metadata import FileRecord, Metadata, with_metadata
-from lance_prep.store.output import commit
+from lance_prep.store.output import Output
 from lance_prep.store.version import portable_path, resolved_path, write_list
 from lance_prep.train import LanceDataset, TokenLoader
 from tests import tokenizers_made as made
@@ -86,14 +86,8 @@ def test_a_hundred_thousand_source_files_cost_nothing_when_a_dataset_is_opened(h
     recorded = replace(one.metadata.build, files=len(files), sources=write_list(one.files, files))
     many = replace(one.metadata, files=len(files), build=recorded, builds=write_list(one.files, [recorded]))
     shutil.copytree(uri, home / "many.lance")
-    commit(
-        str(home / "many.lance"),
-        with_metadata(one.dataset.schema.remove_metadata(), many),
-        one.fragments(),
-        read_version=1,
-        properties={},
-        storage_options=None,
-    )
+    schema = with_metadata(one.dataset.schema.remove_metadata(), many)
+    Output(str(home / "many.lance")).commit(schema, one.fragments(), on=1, why={})
     assert len(lance.dataset(str(home / "many.lance")).schema.metadata[b"lance_prep"]) < 4096
     measured = {}
     for name in ("o", "many"):

@@ -25,7 +25,7 @@ from lance_prep.dataset.check_source import LONGEST_TEXT, SampledEncoder
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe
 from lance_prep.store.journal import Receipt
-from lance_prep.store.output import commit, file_version, write_fragment
+from lance_prep.store.output import Output
 from lance_prep.tokenizer import ReferenceEncoder, TokenLists, load_tokenizer
 from tests import tokenizers_made as made
 
@@ -220,15 +220,11 @@ def tampered(uri: str, change: Callable[[pa.Table], pa.Table]) -> Verification:
     opened = open_version(uri)
     schema = opened.dataset.schema
     table = change(opened.dataset.to_table()).cast(schema.remove_metadata())
-    fragment = write_fragment(
-        uri,
-        table.schema,
-        iter(table.combine_chunks().to_batches()),
-        version=file_version(opened.metadata.layout, table.schema),
-        storage_options=None,
-    )
+    output = Output(uri)
+    rows = iter(table.combine_chunks().to_batches())
+    fragment = output.write(rows, table.schema, layout=opened.metadata.layout).fragment
     assert fragment is not None
-    commit(uri, schema, [fragment], read_version=opened.dataset.version, properties={}, storage_options=None)
+    output.commit(schema, [fragment], on=opened.number, why={})
     return verify(uri)
 
 

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lance_prep.errors import DatasetError, UsageError
-from lance_prep.store.leftovers import open_locked
-from lance_prep.store.output import commit_restore
-from lance_prep.store.seal import seal
-from lance_prep.store.version import DatasetVersion, open_version
+from lance_prep.store.output import Output
+from lance_prep.store.version import DatasetVersion
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -58,7 +56,7 @@ def tag(
         raise UsageError(
             f"invalid tag name {name!r}", "use letters, digits, '.', '-' and '_'; digits alone are a version"
         )
-    with open_locked(uri, version, storage_options) as opened:
+    with Output.at(uri, storage_options).locked(version) as opened:
         number = opened.number
         known = opened.dataset.tags.list().get(name)
         was = int(known["version"]) if known else None
@@ -78,7 +76,7 @@ def delete_tag(uri: str | Path, name: str, *, storage_options: Mapping[str, str]
         DatasetError: no such dataset or tag.
         OutputLocked: a build or another command works on the dataset.
     """
-    with open_locked(uri, None, storage_options) as opened:
+    with Output.at(uri, storage_options).locked() as opened:
         tags = opened.dataset.tags.list()
         if name not in tags:
             raise DatasetError(
@@ -114,19 +112,14 @@ def restore(uri: str | Path, version: int | str, *, storage_options: Mapping[str
         DatasetError: no such dataset or version.
         OutputLocked: a build or another command works on the dataset.
     """
-    with open_locked(uri, version, storage_options) as old:
-        latest = open_version(uri, None, storage_options)
+    output = Output.at(uri, storage_options)
+    with output.locked(version) as old:
+        latest = output.version()
         made = latest.number
         # An earlier run may have been killed after its commit: do not restore twice.
         if not _same(old, latest):
-            made = commit_restore(
-                old.uri,
-                old.number,
-                read_version=latest.number,
-                properties={"lance_prep.restore": str(old.number)},
-                storage_options=storage_options,
-            )
-            seal(old.files, made)
+            why = {"lance_prep.restore": str(old.number)}
+            made = output.restore(old.number, on=latest.number, why=why)
         return Restored(old.number, made, old.metadata.rows, old.metadata.content_hash)
 
 

@@ -23,13 +23,11 @@ import pyarrow as pa
 
 from lance_prep.dataset.versions import tags_by_version, version_entries
 from lance_prep.errors import DamagedDataset, OutputError, reading_dataset
-from lance_prep.store.journal import Journal, unfinished_builds
-from lance_prep.store.leftovers import forget, open_locked, tidy
-from lance_prep.store.output import commit, file_version, write_fragment
-from lance_prep.store.seal import data_hashes, hash_files, manifest_path, manifest_versions, seal
+from lance_prep.store.journal import Journal
+from lance_prep.store.output import Output
+from lance_prep.store.seal import data_hashes, hash_files, manifest_path, manifest_versions
 from lance_prep.store.sidecar import Files
 from lance_prep.store.version import DatasetVersion
-from lance_prep.transport import is_local
 
 TARGET_BYTES = 1 << 30
 SCAN_ROWS = 8192
@@ -69,27 +67,21 @@ def compact(
         OutputLocked: a build or another command works on the dataset.
         DiskFull: there is no room for the copies.
     """
-    with open_locked(uri, None, storage_options) as opened:
+    output = Output.at(uri, storage_options)
+    with output.locked() as opened:
         before = opened.fragments()
         groups = _groups(before, target_bytes)
         if all(len(group) == 1 for group in groups):
             return Compaction(opened.number, len(before), len(before), 0)
         _check_files(opened, [fragment for group in groups if len(group) > 1 for fragment in group])
-        merged = [_merge(opened, group, storage_options, on_rows) if len(group) > 1 else group[0] for group in groups]
+        merged = [_merge(output, opened, group, on_rows) if len(group) > 1 else group[0] for group in groups]
         new = [fragment for fragment, group in zip(merged, groups, strict=True) if len(group) > 1]
         for fragment in new:
             for file in fragment["files"]:
                 opened.files.sync(f"data/{file['path']}")
         hashes = hash_files(opened.files, new)
-        version = commit(
-            opened.uri,
-            opened.dataset.schema,
-            merged,
-            read_version=opened.number,
-            properties={"lance_prep.compact": f"{len(before)} fragments into {len(merged)}"},
-            storage_options=storage_options,
-        )
-        seal(opened.files, version, hashes)
+        why = {"lance_prep.compact": f"{len(before)} fragments into {len(merged)}"}
+        version = output.commit(opened.dataset.schema, merged, on=opened.number, why=why, hashes=hashes)
     return Compaction(version, len(before), len(merged), sum(int(f["physical_rows"]) for f in new))
 
 
@@ -129,10 +121,7 @@ def _groups(fragments: list[dict[str, Any]], target: int) -> list[list[dict[str,
 
 
 def _merge(
-    opened: DatasetVersion,
-    group: list[dict[str, Any]],
-    storage_options: Mapping[str, str] | None,
-    on_rows: Callable[[int], None],
+    output: Output, opened: DatasetVersion, group: list[dict[str, Any]], on_rows: Callable[[int], None]
 ) -> dict[str, Any]:
     fragments = [opened.dataset.get_fragment(fragment["id"]) for fragment in group]
     scanner = opened.dataset.scanner(fragments=fragments, batch_size=SCAN_ROWS, scan_in_order=True)
@@ -148,8 +137,7 @@ def _merge(
             yield batch
 
     schema = opened.dataset.schema.remove_metadata()
-    version = file_version(opened.metadata.layout, schema)
-    made = write_fragment(opened.uri, schema, batches(), version=version, storage_options=storage_options)
+    made = output.write(batches(), schema, layout=opened.metadata.layout).fragment
     assert made is not None
     return made
 
@@ -188,21 +176,22 @@ def prune(
         OutputLocked: a build or another command works on the dataset.
         OutputError: the dataset is in an object store and has an unfinished build.
     """
-    with open_locked(uri, None, storage_options) as opened:
-        latest, where = opened.dataset, opened.uri
+    output = Output.at(uri, storage_options)
+    with output.locked() as opened:
+        latest = opened.dataset
         tags = tags_by_version(latest)
         entries = version_entries(latest)
         old = [int(v["version"]) for v in entries if datetime.now() - v["timestamp"] >= older_than]
         removed = [number for number in old if number != latest.version and number not in tags]
         kept = [int(v["version"]) for v in entries if int(v["version"]) not in removed]
         count, size = _freed(latest, set(removed))
-        if not dry_run and is_local(where):
+        if not dry_run and output.is_local:
             _remove_versions(opened.files, removed)
-            tidy(where)
+            output.tidy()
         elif removed and not dry_run:
-            _refuse_unfinished(where, opened.files)
+            _refuse_unfinished(output)
             latest.cleanup_old_versions(versions=removed, error_if_tagged_old_versions=True)
-            forget(opened.files, where, storage_options)
+            output.forget()
         for_tag = tuple(number for number in old if number in tags and number != latest.version)
         return Pruning(tuple(removed), tuple(kept), for_tag, count, size, dry_run)
 
@@ -226,10 +215,10 @@ def _freed(latest: Any, removed: set[int]) -> tuple[int, int]:
     return len(only), sum(int(sizes.get(path, 0)) for path in only)
 
 
-def _refuse_unfinished(where: str, files: Files) -> None:
+def _refuse_unfinished(output: Output) -> None:
     """Refuse to prune while a build is unfinished: Lance's cleanup takes its files for leftovers after seven days."""
-    for key in unfinished_builds(files):
+    for key in output.unfinished():
         raise OutputError(
-            f"build {key} in {where} is not finished, and pruning may remove its files",
+            f"build {key} in {output.uri} is not finished, and pruning may remove its files",
             "finish it first: run its command again",
         )

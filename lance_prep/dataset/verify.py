@@ -14,7 +14,7 @@ from lance_prep.errors import DamagedDataset, DatasetError
 from lance_prep.store.seal import manifest_versions
 from lance_prep.store.sidecar import files_of
 from lance_prep.store.version import DatasetVersion, open_version
-from lance_prep.transport import absolute_uri
+from lance_prep.transport import Transport, absolute_uri
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def verify(
         DatasetError: no dataset of lance-prep exists there, or not at that version.
     """
     found = Verification()
-    files = files_of(absolute_uri(uri), storage_options)
+    files = files_of(absolute_uri(uri), Transport.of(storage_options))
     named = version if version is None or str(version).isdigit() else None
     number = int(named) if named is not None else max(manifest_versions(files), default=None)
     # Lance panics on some damaged manifests: look at the bytes first.

@@ -11,7 +11,7 @@ from typing import Any
 from lance_prep.errors import DatasetError, one_line
 from lance_prep.store.metadata import KEY, Metadata
 from lance_prep.store.version import DatasetVersion, open_any, open_version, opened, version_numbers
-from lance_prep.transport import absolute_uri
+from lance_prep.transport import Transport, absolute_uri
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ def list_versions(uri: str | Path, storage_options: Mapping[str, str] | None = N
     Raises:
         DatasetError: not a dataset.
     """
-    where = absolute_uri(uri)
-    latest = open_any(where, storage_options=storage_options)
+    where, transport = absolute_uri(uri), Transport.of(storage_options)
+    latest = open_any(where, None, transport)
     tags = tags_by_version(latest)
     try:
         times = {int(entry["version"]): _utc(entry) for entry in version_entries(latest)}
     except DatasetError:
         # Lance lists all or none.
-        times = dict.fromkeys(version_numbers(where, storage_options), "time unknown")
-    lister, found = _Lister(where, latest, storage_options), []
+        times = dict.fromkeys(version_numbers(where, transport), "time unknown")
+    lister, found = _Lister(where, latest, transport), []
     for number, time in times.items():
         found.append(replace(lister.next(number), time=time, tags=tags.get(number, ())))
     return found
@@ -94,10 +94,10 @@ def tags_by_version(dataset: Any) -> dict[int, tuple[str, ...]]:
 class _Lister:
     """Describes versions in order; remembers the source files of the version before."""
 
-    def __init__(self, where: str, latest: Any, storage_options: Mapping[str, str] | None) -> None:
+    def __init__(self, where: str, latest: Any, transport: Transport) -> None:
         self._where = where
         self._latest = latest
-        self._options = storage_options
+        self._transport = transport
         self._urls: dict[str, frozenset[str]] = {}  # by the hash of a build's list: later versions have it too
         self._before: frozenset[str] = frozenset()
 
@@ -116,7 +116,7 @@ class _Lister:
         if KEY not in (dataset.schema.metadata or {}):
             made = type(transaction.operation).__name__.lower()
             return Version(number, "", dataset.count_rows(), None, made, "another program", None, ())
-        version = opened(self._where, dataset, self._options)
+        version = opened(self._where, dataset, self._transport)
         data, urls = version.metadata, self._urls_of(version)
         made, of = _made(transaction, version)
         new, gone = tuple(sorted(urls - self._before)), tuple(sorted(self._before - urls))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ class Digests:
             return list(pool.map(self.of, files))
 
 
-def record_files(plan: Plan, digests: Digests, storage_options: Mapping[str, str] | None = None) -> list[FileRecord]:
+def record_files(plan: Plan, digests: Digests, transport: Transport) -> list[FileRecord]:
     """Return the plan's files as they are recorded in a dataset, local ones with a hash of their content.
 
     Raises:
@@ -77,7 +77,7 @@ def record_files(plan: Plan, digests: Digests, storage_options: Mapping[str, str
     """
     hashes = digests.of_all(plan.files)
     for file in plan.files:
-        check_unchanged(file, Transport.of(storage_options))  # what was hashed is what was read
+        check_unchanged(file, transport)  # what was hashed is what was read
     return [FileRecord(**asdict(file), hash=digest) for file, digest in zip(plan.files, hashes, strict=True)]
 
 

@@ -17,7 +17,6 @@ from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import DocumentLengths, Ledger
 from lance_prep.store.content_hash import combine
 from lance_prep.store.journal import MOST_NAMES, Journal, Receipt, asked, receipts_of, recipe_as_json
-from lance_prep.store.leftovers import remove_leftovers
 from lance_prep.store.metadata import (
     BuildRecord,
     Lengths,
@@ -27,7 +26,6 @@ from lance_prep.store.metadata import (
     versions_in_use,
     with_metadata,
 )
-from lance_prep.store.output import commit
 from lance_prep.store.version import (
     LOADER,
     LOADER_FILE,
@@ -77,19 +75,13 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
     old = finished.before.fragments() if finished.before is not None else []
     new = [receipt.fragment for receipt in receipts if receipt.fragment is not None]
     journal = Journal(job.files(), job.key)
-    remove_leftovers(job.uri, keep=[*old, *new], overwritten=existing.number > 0, journal=journal)
-    version = commit(
-        job.uri,
-        with_metadata(job.schema, metadata),
-        [*old, *new],
-        read_version=existing.number,
-        properties={"lance_prep.build": job.key},
-        storage_options=job.storage_options,
-    )
+    job.output.remove_leftovers([*old, *new], journal, overwritten=existing.number > 0)
+    why = {"lance_prep.build": job.key}
+    version = job.output.commit(with_metadata(job.schema, metadata), [*old, *new], on=existing.number, why=why)
     journal.close(version)
     rejected_file = None
     if metadata.ledger.rejected:
-        rejected_file = publish(job.uri, job.files(), finished.builds, metadata.builds, job.storage_options)
+        rejected_file = publish(job.uri, job.files(), finished.builds, metadata.builds, job.output.transport)
     report = _report(job.uri, metadata, version, time.monotonic() - started, "resumed" if resumed else "built")
     return replace(
         report,
@@ -113,7 +105,7 @@ def existing_report(existing: Existing, status: Literal["unchanged", "skipped"],
         return report
     path = published(there.uri, there.files, there.metadata.builds)
     if path is None and status == "unchanged":
-        path = publish(there.uri, there.files, there.builds, there.metadata.builds, there.storage_options)
+        path = publish(there.uri, there.files, there.builds, there.metadata.builds, there.transport)
     return replace(report, rejected_file=path)
 
 
@@ -143,7 +135,7 @@ def _gather(decision: Decision, job: BuildJob, receipts: list[Receipt]) -> _Fini
     """Record the build and its source files, and bring together all builds of the new version."""
     existing, files = decision.existing, job.files()
     before = existing.ours if decision.appends else None
-    found = record_files(job.plan, decision.digests, job.storage_options)
+    found = record_files(job.plan, decision.digests, job.origin)
     sources = [replace(file, url=portable_url(file.url, job.uri)) for file in found]
     build = BuildRecord(
         key=job.key,

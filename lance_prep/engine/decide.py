@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from lance_prep.errors import OutputExists, SourceChanged
 from lance_prep.plan import restrict
 from lance_prep.store.journal import Journal, build_key, plan_as_json, recipe_as_json, unfinished_builds
 from lance_prep.store.metadata import FOLDER, KEY, Metadata
-from lance_prep.store.output import open_dataset
+from lance_prep.store.output import Output
 from lance_prep.store.version import DatasetVersion, opened, resolved_recipe
-from lance_prep.transport import Transport, is_local
+from lance_prep.transport import is_local
 
 OVERWRITE = "make a new version with the new content: overwrite=True; or choose another output"
 APPEND = "add what is new as a new version: append=True; or make a new version with the new content: overwrite=True"
@@ -88,7 +87,7 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, settle: bool = True)
     # The new rows come in the types of those that are there, whatever the new files would give by themselves.
     then = Journal(job.files(), there.metadata.build.key).plan(job.uri)
     plan = replace(job.plan, schema=then.schema, read_schema=then.read_schema)
-    plan = restrict(plan, changes.new, Transport.of(job.storage_options), first_shard=first)
+    plan = restrict(plan, changes.new, job.origin, first_shard=first)
     key = build_key(plan_as_json(plan, job.uri), job.spec.sha256 if job.spec else None)
     return Decision(replace(job, plan=plan, key=key), existing, appends=True, first_shard=first, digests=digests)
 
@@ -110,23 +109,23 @@ def check_folder(uri: str, *, overwrite: bool) -> None:
         raise OutputExists(f"{uri} is a Lance dataset that lance-prep did not make", OVERWRITE)
 
 
-def committed(uri: str, storage_options: Mapping[str, str] | None) -> Existing:
-    """Return what a dataset of lance-prep at `uri` holds, without looking at any build; empty if there is none."""
-    dataset = open_dataset(uri, storage_options=storage_options)
+def committed(output: Output) -> Existing:
+    """Return what a dataset of lance-prep at the output holds, without looking at any build; empty if there is none."""
+    dataset = output.open()
     if dataset is None or KEY not in (dataset.schema.metadata or {}):
         return Existing()
-    return Existing(int(dataset.version), opened(uri, dataset, storage_options))
+    return Existing(int(dataset.version), opened(output.uri, dataset, output.transport))
 
 
 def _look(job: BuildJob, *, overwrite: bool, settle: bool) -> Existing:
-    dataset = open_dataset(job.uri, storage_options=job.storage_options)
+    dataset = job.output.open()
     if dataset is None:
         return Existing()
     if KEY not in (dataset.schema.metadata or {}):
         if overwrite:
             return Existing(int(dataset.version))
         raise OutputExists(f"{job.uri} is a Lance dataset that lance-prep did not make", OVERWRITE)
-    ours = opened(job.uri, dataset, job.storage_options)
+    ours = opened(job.uri, dataset, job.output.transport)
     for build in ours.builds if settle else ():
         # A process killed between its commit and this note leaves the note to the next one.
         Journal(ours.files, build.key).close(build.version)

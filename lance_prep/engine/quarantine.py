@@ -13,7 +13,7 @@ import codecs
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from lance_prep.errors import DatasetError, RowRejected, UsageError
@@ -23,7 +23,7 @@ from lance_prep.store.journal import Journal, QuarantineNote, read_quarantine_no
 from lance_prep.store.metadata import BuildRecord
 from lance_prep.store.seal import hash_bytes
 from lance_prep.store.sidecar import Files, files_of
-from lance_prep.transport import is_local
+from lance_prep.transport import Transport, is_local
 
 QUARANTINE_BYTES = 4 << 10
 
@@ -105,9 +105,7 @@ def published(uri: str, files: Files, builds: str) -> str | None:
     return _beside(uri, note.file) if note is not None and note.builds == builds else None
 
 
-def publish(
-    uri: str, files: Files, builds: Iterable[BuildRecord], digest: str, storage_options: Mapping[str, str] | None
-) -> str:
+def publish(uri: str, files: Files, builds: Iterable[BuildRecord], digest: str, transport: Transport) -> str:
     """Write the rejected rows of a version beside the dataset, and return the path of the file.
 
     A file that this dataset did not write, or that was changed since, is left alone: the new one gets a number.
@@ -123,7 +121,7 @@ def publish(
         if receipt.ledger.rejected
     )
     folder = uri.rpartition("/")[0]
-    beside = files_of(folder or "/", storage_options)
+    beside = files_of(folder or "/", transport)
     name = _free_name(uri, beside, lines, read_quarantine_note(files))
     beside.write(name, lines)
     # After the file: one of the same content is known as ours without a note.

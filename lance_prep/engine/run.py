@@ -27,9 +27,9 @@ from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Recipe, RecipeFields, Source, load_recipe
 from lance_prep.store.journal import Journal, build_key, plan_as_json, unfinished_builds
-from lance_prep.store.leftovers import remove_leftovers, tidy, with_data
-from lance_prep.store.lock import OutputLock, output_lock
-from lance_prep.store.sidecar import files_of
+from lance_prep.store.leftovers import with_data
+from lance_prep.store.lock import OutputLock
+from lance_prep.store.output import Output
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
 from lance_prep.transport import Transport, absolute_uri, is_local
 
@@ -106,16 +106,17 @@ def build(
 def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     """Build a recipe into the dataset at `uri`. Raises as `build` does."""
     started = time.monotonic()
-    if options.skip_existing and (existing := committed(uri, options.storage_options)).ours is not None:
+    if (
+        options.skip_existing
+        and (existing := committed(Output(uri, Transport.of(options.storage_options)))).ours is not None
+    ):
         return existing_report(existing, "skipped", time.monotonic() - started)
     check_folder(uri, overwrite=options.overwrite)
     plan = _plan(recipe, options, uri)
     if plan.left_out:
         options.progress.warned(plan.left_out)
     job = _job(plan, uri, options)
-    with output_lock(uri) as lock:
-        if lock.interrupted:
-            tidy(uri)
+    with job.output.lock() as lock:
         decision = decide(job, append=options.append, overwrite=options.overwrite)
         if decision.job is None:
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)
@@ -124,13 +125,13 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
 
 def preview_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildPreview:
     """Say what `run_build` would do. Nothing is written, and the tokenizer is loaded only to compare it."""
-    if options.skip_existing and committed(uri, options.storage_options).ours is not None:
+    if options.skip_existing and committed(Output(uri, Transport.of(options.storage_options))).ours is not None:
         return BuildPreview(_plan(recipe, options, uri), "skip", "the output exists and would be left alone")
     plan = _plan(recipe, options, uri)
     try:
         check_folder(uri, overwrite=options.overwrite)
-        there = committed(uri, options.storage_options).number > 0
-        if not there and not unfinished_builds(files_of(uri, options.storage_options)):
+        there = committed(Output(uri, Transport.of(options.storage_options))).number > 0
+        if not there and not Output(uri, Transport.of(options.storage_options)).unfinished():
             return BuildPreview(plan, "build", f"a new dataset at {uri}")
         job = _job(plan, uri, options)
         return _preview(decide(job, append=options.append, overwrite=options.overwrite, settle=False), job)
@@ -177,7 +178,8 @@ def check_storage_options(recipe: Recipe, uri: str, options: Mapping[str, str] |
 def _job(plan: Plan, uri: str, options: RunOptions) -> BuildJob:
     spec = load_spec(plan.recipe)
     key = build_key(plan_as_json(plan, uri), spec.sha256 if spec else None)
-    return BuildJob(plan=plan, spec=spec, uri=uri, key=key, storage_options=options.storage_options)
+    transport = Transport.of(options.storage_options)
+    return BuildJob(plan=plan, spec=spec, output=Output(uri, transport), origin=transport, key=key)
 
 
 def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLock, started: float) -> BuildReport:
@@ -197,7 +199,7 @@ def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLoc
     there = decision.existing.number > 0
     # Now too, not only before the commit: on a full disk what a killed build has left would be in the way.
     keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
-    remove_leftovers(job.uri, keep=keep, overwritten=there, journal=journal)
+    job.output.remove_leftovers(keep, journal, overwritten=there)
     schedule = Schedule(job.plan, receipts, max_rows=_rows_left(job, decision))
     options.progress.planned(job.plan, sorted(receipts))
     run_local(job, schedule, workers=options.workers or default_workers(), progress=options.progress)
@@ -253,8 +255,9 @@ def stream(
     """
     recipe = load_recipe(source, overrides)
     check_storage_options(recipe, "", storage_options)
-    made = make_plan(recipe, Transport.of(storage_options))
-    job = BuildJob(made, load_spec(made.recipe), uri="", key="", storage_options=storage_options)
+    transport = Transport.of(storage_options)
+    made = make_plan(recipe, transport)
+    job = BuildJob(made, load_spec(made.recipe), output=Output(""), origin=transport, key="")
     return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), READ_AHEAD_BATCHES))
 
 

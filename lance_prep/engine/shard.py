@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
@@ -17,11 +17,10 @@ from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard
 from lance_prep.process import read_ahead, trim
 from lance_prep.source import SourceBatch, read_shard
-from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.journal import Journal, Receipt
-from lance_prep.store.output import file_version, write_fragment
+from lance_prep.store.output import Output
 from lance_prep.store.seal import hash_bytes
-from lance_prep.store.sidecar import Files, files_of
+from lance_prep.store.sidecar import Files
 from lance_prep.tokenizer import (
     BackendDisagrees,
     CheckedEncoder,
@@ -45,28 +44,32 @@ class BuildJob:
     Attributes:
         plan: what to build.
         spec: the tokenizer; None for layout `raw`.
-        uri: of the dataset.
+        output: the dataset.
+        origin: how to reach the source.
         key: of the build, see `store.journal`.
         at_once: shards built at once in one process.
         parallel_encode: let one shard's tokenizer use all cores: for when shards are fewer than workers.
-        storage_options: for object stores.
     """
 
     plan: Plan
     spec: TokenizerSpec | None
-    uri: str
+    output: Output
+    origin: Transport
     key: str
     at_once: int = 1
     parallel_encode: bool = False
-    storage_options: Mapping[str, str] | None = None
 
     @property
     def schema(self) -> pa.Schema:
         """Of the dataset's rows, without its metadata."""
         return row_schema(self.plan, self.spec)
 
+    @property
+    def uri(self) -> str:
+        return self.output.uri
+
     def files(self) -> Files:
-        return files_of(self.uri, self.storage_options)
+        return self.output.files
 
     def make_reference(self) -> ReferenceEncoder | None:
         """The reference encoder that this process' workers share."""
@@ -134,7 +137,7 @@ class Worker:
                 if not isinstance(layout.encoder, ReferenceEncoder):
                     checked = CheckedEncoder(layout.encoder, self.reference, seed=recipe.seed, shard=shard.index)
                     layout.encoder = stack.enter_context(checked)
-            source = read_shard(job.plan, shard, tally, Transport.of(job.storage_options), stop=self.stop)
+            source = read_shard(job.plan, shard, tally, job.origin, stop=self.stop)
             stack.enter_context(closing(source))  # type: ignore[type-var]
             yield from lay_out(self._watched(source, shard, tally), layout)
             if checked is not None:
@@ -148,33 +151,18 @@ class Worker:
         journal = Journal(job.files(), job.key)
         quarantine = Quarantine(strict=job.plan.recipe.strict)
         tally = Tally(on_reject=quarantine.add)
-        content, rows = ShardHash(), 0
-
-        def hashed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            nonlocal rows
-            for batch in batches:
-                content.update(batch)
-                rows += len(batch)
-                yield batch
-
-        batches = read_ahead(hashed(self.rows(shard, limit, tally, points=points)), WRITE_AHEAD_BATCHES)
+        batches = read_ahead(self.rows(shard, limit, tally, points=points), WRITE_AHEAD_BATCHES)
         with closing(batches):
-            fragment = write_fragment(
-                job.uri,
-                job.schema,
-                batches,
-                version=file_version(job.plan.recipe.layout, job.schema),
-                storage_options=job.storage_options,
-            )
+            written = job.output.write(batches, job.schema, layout=job.plan.recipe.layout)
         receipt = Receipt(
             shard=shard.index,
             limit=limit,
-            rows=rows,
+            rows=written.rows,
             tokens=tally.ledger.tokens_written,
             ledger=tally.ledger,
-            content_hash=content.hexdigest(),
+            content_hash=written.content_hash,
             text_bytes=tally.text_bytes,
-            fragment=fragment,
+            fragment=written.fragment,
             backend=self._backend_name(points),
             retries=tally.retries,
             lengths=tally.lengths.record() if job.spec is not None else None,

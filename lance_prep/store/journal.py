@@ -24,7 +24,7 @@ from lance_prep.errors import DatasetError
 from lance_prep.ledger import Ledger, LengthRecord
 from lance_prep.model import Plan
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, BuildRecord, check_key, decode
-from lance_prep.store.seal import checked, hash_files, seal, with_checksum
+from lance_prep.store.seal import checked, hash_files, is_sealed, seal, with_checksum
 from lance_prep.store.sidecar import Files
 from lance_prep.store.version import portable_path, portable_url, resolved_path, resolved_recipe
 
@@ -323,7 +323,8 @@ class Journal:
         """
         versions = _committed_versions(self._files.read(f"{self._folder}/{COMMITTED}"))
         if version not in versions:
-            seal(self._files, version)
+            if not is_sealed(self._files, version):
+                seal(self._files, version)
             self._files.write(f"{self._folder}/{COMMITTED}", with_checksum({"versions": [*versions, version]}))
 
     def discard(self) -> None:

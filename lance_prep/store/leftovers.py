@@ -12,28 +12,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import DatasetError, reading_dataset
 from lance_prep.store.journal import Journal, Receipt, unfinished_builds
-from lance_prep.store.lock import output_lock
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
-from lance_prep.store.output import open_dataset
 from lance_prep.store.seal import SEALS, hash_files, is_sealed, manifest_versions, read_seal, seal
-from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles
+from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, files_of
 from lance_prep.store.version import (
     LOADER_FILE,
     DatasetVersion,
     list_path,
     open_any,
-    open_version,
+    open_dataset,
     opened,
     tokenizer_path,
 )
-from lance_prep.transport import is_local
+from lance_prep.transport import Transport, is_local
 
 DATA = "data"
 
@@ -76,29 +73,9 @@ def remove_leftovers(uri: str, *, keep: Iterable[dict[str, Any]], overwritten: b
         return []
     wanted = {file["path"] for fragment in keep for file in fragment["files"]}
     journal.forget_others(wanted)
-    dataset = open_dataset(uri) if overwritten else None
+    dataset = open_dataset(uri, None, Transport()) if overwritten else None
     wanted = {f"{DATA}/{name}" for name in wanted} | (_tracked(dataset) if dataset is not None else set())
     return _remove(uri, DATA, _NAMED[DATA], wanted) + _remove(uri, DATA, _UNNAMED[DATA], set())
-
-
-@contextmanager
-def open_locked(
-    path: str | Path, version: int | str | None = None, storage_options: Mapping[str, str] | None = None
-) -> Iterator[DatasetVersion]:
-    """Open a dataset for a command that changes it, and hold its lock while the block runs.
-
-    The version is resolved under the lock. If the command before did not end well, `tidy` runs first.
-
-    Raises:
-        DatasetError: as `open_version`.
-        OutputLocked: a build or another command works on the dataset.
-    """
-    # A lock makes its folder: opening first refuses a path where there is nothing.
-    uri = open_version(path, version, storage_options).uri
-    with output_lock(uri) as lock:
-        if lock.interrupted:
-            tidy(uri)
-        yield open_version(path, version, storage_options)
 
 
 def tidy(uri: str) -> None:
@@ -116,12 +93,12 @@ def tidy(uri: str) -> None:
         name = path.rpartition("/")[2]
         if name.startswith(".") and name.endswith(TEMPORARY):
             files.delete(path)
-    latest = open_dataset(uri)
+    latest = open_dataset(uri, None, Transport())
     try:
         if latest is not None and KEY in (latest.schema.metadata or {}):
-            _complete(opened(uri, latest, None))
+            _complete(opened(uri, latest, Transport()))
         wanted = _tracked(latest) if latest is not None else set()
-        forget(files, uri)
+        forget(uri, Transport())
         wanted |= _unfinished(files)
     except DatasetError:
         return
@@ -177,26 +154,27 @@ def _complete(latest: DatasetVersion) -> None:
         return
     hashes = None
     if "lance_prep.compact" in properties:  # its files are in no receipt
-        before = open_any(latest.uri, number - 1)
+        before = open_any(latest.uri, number - 1, latest.transport)
         known = {file.path for fragment in before.get_fragments() for file in fragment.data_files()}
         new = [one for one in latest.fragments() if not known.issuperset(file["path"] for file in one["files"])]
         hashes = hash_files(files, new)
     seal(files, number, hashes)
 
 
-def forget(files: Files, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
+def forget(uri: str, transport: Transport) -> None:
     """Delete what only vanished versions needed: journals, tokenizers, lists, seals and cached indexes.
 
     Raises:
         DatasetError: a version cannot be read, so what it needs is unknown. Nothing was deleted.
     """
+    files = files_of(uri, transport)
     versions = set(manifest_versions(files))
     needed = {f"{BUILDS_FOLDER}/{key}" for key in unfinished_builds(files)}
     for number in versions:
-        dataset = open_any(uri, number, storage_options)
+        dataset = open_any(uri, number, transport)
         needed |= {f"{DATA}/{file.path}" for fragment in dataset.get_fragments() for file in fragment.data_files()}
         if KEY in (dataset.schema.metadata or {}):
-            needed |= _needed_by(opened(uri, dataset, storage_options))
+            needed |= _needed_by(opened(uri, dataset, transport))
     for folder in (BUILDS_FOLDER, TOKENIZERS_FOLDER, LISTS_FOLDER):
         unneeded = [path for path in files.list(folder) if "/".join(path.split("/")[:3]) not in needed]
         for path in sorted(unneeded, key=Journal.order_of_deletion):

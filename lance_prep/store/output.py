@@ -1,23 +1,250 @@
-"""Lance itself: a shard's rows into one fragment, fragments into one version."""
+"""The output: the dataset that a command writes to, and everything that commands do to it."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.errors import DatasetError, OutputLocked, reading_dataset
+from lance_prep.errors import DatasetError, OutputLocked
 from lance_prep.layouts import LAYOUTS
-from lance_prep.store.seal import manifest_path
-from lance_prep.store.sidecar import LocalFiles
-from lance_prep.transport import is_local
+from lance_prep.store import leftovers
+from lance_prep.store.content_hash import ShardHash
+from lance_prep.store.journal import Journal, unfinished_builds
+from lance_prep.store.lock import OutputLock, output_lock
+from lance_prep.store.seal import manifest_path, seal
+from lance_prep.store.sidecar import Files, LocalFiles, files_of
+from lance_prep.store.version import DatasetVersion, open_at, open_dataset
+from lance_prep.transport import Transport, absolute_uri, is_local
 
 VERSION_HINT = "_versions/latest_version_hint.json"
+
+
+@dataclass(frozen=True)
+class Written:
+    """The rows of a shard, written and not yet part of a version.
+
+    Attributes:
+        rows: number of rows.
+        content_hash: of the rows, see `store.content_hash`.
+        fragment: Lance fragment metadata as JSON; None if there were no rows.
+    """
+
+    rows: int
+    content_hash: str
+    fragment: dict[str, Any] | None
+
+    def data_files(self) -> list[str]:
+        """Return the paths of its data files in the dataset."""
+        return [f"data/{file['path']}" for file in self.fragment["files"]] if self.fragment else []
+
+
+@dataclass(frozen=True)
+class Output:
+    """A dataset to write to, which may not exist yet. Picklable: every process can write to it.
+
+    Attributes:
+        uri: absolute path or URI.
+        transport: how to reach an object store.
+    """
+
+    uri: str
+    transport: Transport = field(default_factory=Transport, repr=False)
+
+    @classmethod
+    def at(cls, path: str | Path, storage_options: Mapping[str, str] | None = None) -> Output:
+        """Return the output at a path, relative or not, or a URI."""
+        return cls(absolute_uri(path), Transport.of(storage_options))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a path on this machine."""
+        return is_local(self.uri)
+
+    @property
+    def files(self) -> Files:
+        """The small files beside the data."""
+        return files_of(self.uri, self.transport)
+
+    @contextmanager
+    def lock(self) -> Iterator[OutputLock]:
+        """Hold the lock while the block runs. If the command before did not end well, `tidy` runs first.
+
+        Raises:
+            OutputLocked: another process holds it.
+            DatasetError: the dataset has a symbolic link in place of one of its folders, or of the lock.
+            OutputError: what the system or Lance raised while the lock was held.
+        """
+        with output_lock(self.uri) as lock:
+            if lock.interrupted:
+                self.tidy()
+            yield lock
+
+    @contextmanager
+    def locked(self, version: int | str | None = None) -> Iterator[DatasetVersion]:
+        """Open a version, and hold the lock while the block runs. The version is resolved under the lock.
+
+        Raises:
+            DatasetError: as `open_version`.
+            OutputLocked: a build or another command works on the dataset.
+        """
+        self.version(version)  # a lock makes its folder, so refuse a path without a dataset first
+        with self.lock():
+            yield self.version(version)
+
+    def version(self, version: int | str | None = None) -> DatasetVersion:
+        """Open a version by number or tag, by default the latest. Raises as `open_version` does."""
+        return open_at(self.uri, version, self.transport)
+
+    def open(self) -> Any | None:
+        """Return the Lance dataset at its latest version, whichever program built it; None if there is none.
+
+        Raises:
+            DamagedDataset: a local dataset cannot be opened.
+        """
+        return open_dataset(self.uri, None, self.transport)
+
+    def journal(self, key: str) -> Journal:
+        """Return the journal of a build."""
+        return Journal(self.files, key)
+
+    def unfinished(self) -> dict[str, dict[str, Any]]:
+        """Return the recipes of builds that were begun and not committed, by key. See `unfinished_builds`."""
+        return unfinished_builds(self.files)
+
+    def write(self, rows: Iterator[pa.RecordBatch], schema: pa.Schema, *, layout: str) -> Written:
+        """Write rows as one fragment that belongs to no version yet.
+
+        Args:
+            rows: batches in the schema; their errors are raised as they are.
+            schema: without metadata.
+            layout: decides the Lance file format.
+
+        Raises:
+            DatasetError: Lance split the rows into several fragments.
+        """
+        content, count = ShardHash(), 0
+        # Lance hides what the iterator raises behind an error of its own: keep it.
+        failed: list[BaseException] = []
+
+        def hashed() -> Iterator[pa.RecordBatch]:
+            nonlocal count
+            try:
+                for batch in itertools.chain([first], rows):
+                    content.update(batch)
+                    count += len(batch)
+                    yield batch
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        first = next(rows, None)
+        if first is None:
+            return Written(0, content.hexdigest(), None)
+        try:
+            fragment = self._write_fragment(pa.RecordBatchReader.from_batches(schema, hashed()), layout)
+        except BaseException as error:
+            raise (failed[0] if failed else error) from None
+        return Written(count, content.hexdigest(), fragment)
+
+    def _write_fragment(self, rows: pa.RecordBatchReader, layout: str) -> dict[str, Any]:
+        from lance.fragment import write_fragments
+
+        fragments = write_fragments(
+            rows,
+            self.uri,
+            schema=rows.schema,
+            mode="overwrite",  # numbers the fields from 0, whatever the dataset held: a commit replaces its schema
+            data_storage_version=file_version(layout, rows.schema),
+            storage_options=self.transport.for_lance,
+            # One shard is one fragment: no limit of rows or bytes may split it. Lance counts a file's rows in 32 bits.
+            max_rows_per_file=(1 << 32) - 1,
+            max_bytes_per_file=1 << 60,
+        )
+        if len(fragments) != 1:
+            raise DatasetError(
+                f"Lance wrote {len(fragments)} fragments for one shard", "report this with the versions in use"
+            )
+        return dict(fragments[0].to_json())
+
+    def commit(
+        self,
+        schema: pa.Schema,
+        fragments: Iterable[dict[str, Any]],
+        *,
+        on: int,
+        why: Mapping[str, str],
+        hashes: Mapping[str, str] | None = None,
+    ) -> int:
+        """Make fragments the next version, whole and durable, and seal it.
+
+        An `Overwrite` also for an append (which then names the old fragments too): it replaces the schema's metadata in
+        the same step, and Lance refuses it if the version that it was made on is no longer the latest.
+
+        Args:
+            schema: with the version's metadata.
+            on: the version that it was made on; 0 for the first.
+            why: properties of the transaction.
+            hashes: of data files that no receipt knows, by path in `data/`.
+
+        Returns:
+            The number of the new version.
+
+        Raises:
+            OutputLocked: another process has committed since `on`.
+        """
+        from lance import FragmentMetadata, LanceOperation
+
+        operation = LanceOperation.Overwrite(schema, [FragmentMetadata.from_json(json.dumps(f)) for f in fragments])
+        return self._commit(operation, on, why, hashes)
+
+    def restore(self, version: int, *, on: int, why: Mapping[str, str]) -> int:
+        """Make an old version the next one, deletions and fragment numbers included. Otherwise as `commit`."""
+        from lance import LanceOperation
+
+        return self._commit(LanceOperation.Restore(version), on, why)
+
+    def _commit(self, operation: Any, on: int, why: Mapping[str, str], hashes: Mapping[str, str] | None = None) -> int:
+        from lance import LanceDataset, Transaction
+        from lance.commit import CommitConflictError
+
+        transaction = Transaction(on, operation, transaction_properties=dict(why))
+        # Lance retries a transaction on no version upon whatever was committed meanwhile, instead of refusing it.
+        retries = 20 if on else 0
+        try:
+            dataset = LanceDataset.commit(
+                self.uri, transaction, storage_options=self.transport.for_lance, max_retries=retries
+            )
+        except (CommitConflictError, OSError, RuntimeError) as error:
+            if not isinstance(error, CommitConflictError) and (on or not self.open()):
+                raise
+            raise OutputLocked(
+                f"another process has written to {self.uri} since version {on}", "run the same command again"
+            ) from error
+        version = int(dataset.version)
+        files = self.files
+        if isinstance(files, LocalFiles):
+            _sync(files, version, transaction.uuid)
+        seal(files, version, hashes)
+        return version
+
+    def remove_leftovers(self, keep: Iterable[dict[str, Any]], journal: Journal, *, overwritten: bool) -> list[str]:
+        """Remove data files that neither a version nor a fragment to keep names. See `store.leftovers`."""
+        return leftovers.remove_leftovers(self.uri, keep=keep, overwritten=overwritten, journal=journal)
+
+    def tidy(self) -> None:
+        """Complete what a killed command began, and remove what it left. See `store.leftovers`."""
+        leftovers.tidy(self.uri)
+
+    def forget(self) -> None:
+        """Delete what only vanished versions needed. See `store.leftovers`."""
+        leftovers.forget(self.uri, self.transport)
 
 
 def file_version(layout: str, schema: pa.Schema) -> str:
@@ -37,146 +264,6 @@ def _has_struct(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind) or pa.types.is_map(kind):
         return True
     return any(_has_struct(kind.field(i).type) for i in range(kind.num_fields))
-
-
-def write_fragment(
-    uri: str,
-    schema: pa.Schema,
-    batches: Iterator[pa.RecordBatch],
-    *,
-    version: str,
-    storage_options: Mapping[str, str] | None,
-) -> dict[str, Any] | None:
-    """Write the rows of a shard as one fragment that belongs to no version yet.
-
-    Returns:
-        Its metadata as JSON, or None where there was no row.
-    """
-    first = next(batches, None)
-    if first is None:
-        return None
-    from lance.fragment import write_fragments
-
-    # Lance hides what the iterator raises behind an error of its own: keep it.
-    failed: list[BaseException] = []
-
-    def watched() -> Iterator[pa.RecordBatch]:
-        try:
-            yield from itertools.chain([first], batches)
-        except BaseException as error:
-            failed.append(error)
-            raise
-
-    try:
-        fragments = write_fragments(
-            pa.RecordBatchReader.from_batches(schema, watched()),
-            uri,
-            schema=schema,
-            mode="overwrite",  # fields are numbered anew, whatever the dataset held: a commit replaces its schema
-            data_storage_version=version,
-            storage_options=dict(storage_options or {}) or None,
-            # One shard is one fragment: no limit of rows or bytes may split it. Lance counts a file's rows in 32 bits.
-            max_rows_per_file=(1 << 32) - 1,
-            max_bytes_per_file=1 << 60,
-        )
-    except BaseException as error:
-        raise (failed[0] if failed else error) from None
-    if len(fragments) != 1:
-        raise DatasetError(
-            f"Lance wrote {len(fragments)} fragments for one shard", "report this with the versions in use"
-        )
-    return dict(fragments[0].to_json())
-
-
-def open_dataset(
-    uri: str, version: int | str | None = None, storage_options: Mapping[str, str] | None = None
-) -> Any | None:
-    """Return the Lance dataset at `uri`, or None if there is none, as in a folder with only a journal.
-
-    Raises:
-        DamagedDataset: a local dataset cannot be opened.
-    """
-    if is_local(uri) and not (Path(uri) / "_versions").exists():
-        return None  # without the 0.4 s that importing lance takes: the first shard is read meanwhile
-    import lance
-
-    with reading_dataset(uri) if is_local(uri) else nullcontext():
-        try:
-            return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
-        except ValueError as error:
-            if "not found" in str(error).lower():
-                return None
-            raise
-
-
-def commit(
-    uri: str,
-    schema: pa.Schema,
-    fragments: Iterable[dict[str, Any]],
-    *,
-    read_version: int,
-    properties: Mapping[str, str],
-    storage_options: Mapping[str, str] | None,
-) -> int:
-    """Make fragments the next version, whole.
-
-    An `Overwrite` also for an append (which then names the old fragments too): it replaces the schema's metadata in the
-    same step, and Lance refuses it if the version that it was made on is no longer the last.
-
-    Returns:
-        The number of the new version.
-
-    Raises:
-        OutputLocked: somebody else has committed since `read_version`.
-    """
-    from lance import FragmentMetadata, LanceOperation
-
-    operation = LanceOperation.Overwrite(schema, [FragmentMetadata.from_json(json.dumps(f)) for f in fragments])
-    return _commit(uri, operation, read_version, properties, storage_options)
-
-
-def commit_restore(
-    uri: str,
-    version: int,
-    *,
-    read_version: int,
-    properties: Mapping[str, str],
-    storage_options: Mapping[str, str] | None,
-) -> int:
-    """Make an old version the next one, deletions and fragment numbers included. Otherwise as `commit`."""
-    from lance import LanceOperation
-
-    return _commit(uri, LanceOperation.Restore(version), read_version, properties, storage_options)
-
-
-def _commit(
-    uri: str,
-    operation: Any,
-    read_version: int,
-    properties: Mapping[str, str],
-    storage_options: Mapping[str, str] | None,
-) -> int:
-    from lance import LanceDataset, Transaction
-    from lance.commit import CommitConflictError
-
-    transaction = Transaction(read_version, operation, transaction_properties=dict(properties))
-    # Made on no version, it would be put on top of whatever came meanwhile: only without retries it is refused.
-    retries = 20 if read_version else 0
-    options = dict(storage_options or {}) or None
-    try:
-        dataset = LanceDataset.commit(uri, transaction, storage_options=options, max_retries=retries)
-    except (CommitConflictError, OSError, RuntimeError) as error:
-        if not isinstance(error, CommitConflictError) and (
-            read_version or not open_dataset(uri, None, storage_options)
-        ):
-            raise
-        raise OutputLocked(
-            f"another process has written to {uri} since version {read_version}", "run the same command again"
-        ) from error
-    version = int(dataset.version)
-    if is_local(uri):
-        _sync(LocalFiles(Path(uri)), version, transaction.uuid)
-    return version
 
 
 def _sync(files: LocalFiles, version: int, transaction: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from lance_prep.errors import DatasetError
-from lance_prep.transport import is_local
+from lance_prep.transport import Transport, is_local
 
 #: Ending of the temporary file that `LocalFiles.write` renames; the name begins with a dot.
 TEMPORARY = ".part"
@@ -188,10 +188,10 @@ def make_durable(fd: int) -> None:
 class ObjectFiles:
     """Objects under a prefix, through the same object store that Lance itself uses. A put is atomic and durable."""
 
-    def __init__(self, root: str, storage_options: Mapping[str, str] | None) -> None:
+    def __init__(self, root: str, transport: Transport) -> None:
         from lance.file import LanceFileSession
 
-        self._session = LanceFileSession(root, storage_options=dict(storage_options or {}))
+        self._session = LanceFileSession(root, storage_options=dict(transport.storage_options))
 
     def read(self, path: str) -> bytes | None:
         if not self._session.contains(path):
@@ -219,6 +219,6 @@ class ObjectFiles:
         """Do nothing: an object is durable once it exists."""
 
 
-def files_of(uri: str, storage_options: Mapping[str, str] | None = None) -> Files:
+def files_of(uri: str, transport: Transport) -> Files:
     """Return the files of the dataset at `uri`."""
-    return LocalFiles(Path(uri)) if is_local(uri) else ObjectFiles(uri, storage_options)
+    return LocalFiles(Path(uri)) if is_local(uri) else ObjectFiles(uri, transport)

@@ -15,12 +15,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lance_prep.errors import DamagedDataset, DatasetError
+from lance_prep.errors import DamagedDataset, DatasetError, reading_dataset
 from lance_prep.store.metadata import (
     LISTS_FOLDER,
     TOKENIZERS_FOLDER,
@@ -31,10 +32,9 @@ from lance_prep.store.metadata import (
     decode,
     read_metadata,
 )
-from lance_prep.store.output import open_dataset
 from lance_prep.store.seal import manifest_versions
 from lance_prep.store.sidecar import Files, files_of, refuse_links
-from lance_prep.transport import absolute_uri, is_local
+from lance_prep.transport import Transport, absolute_uri, is_local
 
 #: `datasets` infers a folder's format from the most frequent extension, and Lance writes each tag as a `.json` file.
 #: This file tells it which files to load, in a folder and in the root of a Hub repository.
@@ -64,19 +64,19 @@ class DatasetVersion:
         number: of the version.
         dataset: the Lance dataset.
         metadata: what the version says of itself.
-        storage_options: how to reach an object store.
+        transport: how to reach an object store.
     """
 
     uri: str
     number: int
     dataset: Any = field(repr=False)
     metadata: Metadata = field(repr=False)
-    storage_options: Mapping[str, str] | None = field(default=None, repr=False)
+    transport: Transport = field(default_factory=Transport, repr=False)
 
     @cached_property
     def files(self) -> Files:
         """The small files beside the data."""
-        return files_of(self.uri, self.storage_options)
+        return files_of(self.uri, self.transport)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -184,11 +184,35 @@ def open_version(
             symbolic link, or it is damaged (`DamagedDataset`).
     """
     uri = absolute_uri(path)
+    return open_at(uri, version, Transport.of(storage_options))
+
+
+def open_at(uri: str, version: int | str | None, transport: Transport) -> DatasetVersion:
+    """Open a version of the dataset at an absolute path or URI. Otherwise as `open_version`."""
     refuse_links(uri)
-    return opened(uri, open_any(uri, version, storage_options), storage_options)
+    return opened(uri, open_any(uri, version, transport), transport)
 
 
-def open_any(uri: str, version: int | str | None = None, storage_options: Mapping[str, str] | None = None) -> Any:
+def open_dataset(uri: str, version: int | str | None, transport: Transport) -> Any | None:
+    """Return the Lance dataset at `uri`, or None if there is none, as in a folder with only a journal.
+
+    Raises:
+        DamagedDataset: a local dataset cannot be opened.
+    """
+    if is_local(uri) and not (Path(uri) / "_versions").exists():
+        return None  # without the 0.4 s that importing lance takes: the first shard is read meanwhile
+    import lance
+
+    with reading_dataset(uri) if is_local(uri) else nullcontext():
+        try:
+            return lance.dataset(uri, version=version, storage_options=transport.for_lance)
+        except ValueError as error:
+            if "not found" in str(error).lower():
+                return None
+            raise
+
+
+def open_any(uri: str, version: int | str | None, transport: Transport) -> Any:
     """Open the Lance dataset at a URI, whichever program built it.
 
     Raises:
@@ -196,7 +220,7 @@ def open_any(uri: str, version: int | str | None = None, storage_options: Mappin
     """
     wanted = int(version) if version is not None and str(version).isdigit() else version
     try:
-        dataset = open_dataset(uri, wanted, storage_options)
+        dataset = open_dataset(uri, wanted, transport)
     except (ValueError, OSError, RuntimeError) as error:  # of an object store
         said = (str(error).splitlines() or [type(error).__name__])[0][:300]
         at = "" if version is None else f" at version {version}"
@@ -204,33 +228,33 @@ def open_any(uri: str, version: int | str | None = None, storage_options: Mappin
             f"{uri}{at} cannot be opened: {said}", "`lance-prep versions` lists those that can"
         ) from error
     if dataset is None:
-        raise _not_there(uri, wanted, storage_options)
+        raise _not_there(uri, wanted, transport)
     return dataset
 
 
-def opened(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> DatasetVersion:
+def opened(uri: str, dataset: Any, transport: Transport) -> DatasetVersion:
     """Return an open Lance dataset as a version.
 
     Raises:
         DatasetError: lance-prep did not build it.
     """
-    return DatasetVersion(uri, int(dataset.version), dataset, read_metadata(dataset.schema), storage_options)
+    return DatasetVersion(uri, int(dataset.version), dataset, read_metadata(dataset.schema), transport)
 
 
-def _not_there(uri: str, version: int | str | None, storage_options: Mapping[str, str] | None) -> DatasetError:
-    latest = open_dataset(uri, None, storage_options) if version is not None else None
+def _not_there(uri: str, version: int | str | None, transport: Transport) -> DatasetError:
+    latest = open_dataset(uri, None, transport) if version is not None else None
     if latest is None:
         return DatasetError(f"there is no dataset at {uri}", "build one with lance-prep build")
-    numbers, tags = version_numbers(uri, storage_options), sorted(latest.tags.list())
+    numbers, tags = version_numbers(uri, transport), sorted(latest.tags.list())
     known = f"versions {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"version {numbers[0]}"
     return DatasetError(
         f"{uri} has no version {version}", f"use {known}" + (f", or a tag: {', '.join(tags)}" if tags else "")
     )
 
 
-def version_numbers(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
+def version_numbers(uri: str, transport: Transport) -> list[int]:
     """Return the numbers of all versions, ascending, from the names of their manifests: damaged ones too."""
-    return manifest_versions(files_of(uri, storage_options))
+    return manifest_versions(files_of(uri, transport))
 
 
 # Files named by the hash of their content.
