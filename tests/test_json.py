@@ -207,6 +207,14 @@ def test_columns_whose_type_varies_between_files_are_widened(tmp_path: Path) -> 
     assert [row["later"] for row in found] == [None, 3, 4]
 
 
+def test_a_column_that_is_null_in_the_sample_is_text(tmp_path: Path) -> None:
+    early = [{"text": "t" * 100, "n": None}] * 12_000  # more than the first MiB
+    write_lines(tmp_path / "a.jsonl", *early, {"text": "late", "n": 7}, {"text": "later", "n": "x"})
+    plan = plan_of(tmp_path / "a.jsonl", layout="raw")
+    assert plan.schema.field("n").type == pa.string()
+    assert [row["n"] for row in rows_of(plan)][-3:] == [None, "7", "x"]
+
+
 def test_a_first_file_without_records_does_not_stop_a_build(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b""))

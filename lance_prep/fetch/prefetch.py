@@ -10,15 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from lance_prep.fetch.ranges import Ranges
 
-PIECE_BYTES = 8 << 20
+RANGE_BYTES = 8 << 20
 BUDGET_BYTES = 64 << 20
 THREADS = 4
 
-Piece = tuple[int, int]
+Range = tuple[int, int]
 
 
-def cut(start: int, stop: int, piece_bytes: int = PIECE_BYTES) -> list[Piece]:
-    """A range as pieces of at most `piece_bytes`."""
+def split_range(start: int, stop: int, piece_bytes: int = RANGE_BYTES) -> list[Range]:
+    """Return a range as pieces of at most `piece_bytes`."""
     return [(at, min(at + piece_bytes, stop)) for at in range(start, stop, piece_bytes)]
 
 
@@ -34,13 +34,13 @@ class Prefetch:
     `close` (or leaving the `with`) ends the threads.
     """
 
-    def __init__(self, ranges: Ranges, pieces: Sequence[Piece], *, budget: int = BUDGET_BYTES) -> None:
+    def __init__(self, ranges: Ranges, pieces: Sequence[Range], *, budget: int = BUDGET_BYTES) -> None:
         self._ranges = ranges
         self._order = [piece for piece in pieces if piece[1] > piece[0]]
         self._sorted = sorted(self._order)
         self._starts = [start for start, _ in self._sorted]
         self._unread = {piece: piece[1] - piece[0] for piece in self._order}
-        self._pending: dict[Piece, Future[bytes]] = {}
+        self._pending: dict[Range, Future[bytes]] = {}
         self._next = 0
         self._held = 0
         self._budget = budget
@@ -64,7 +64,7 @@ class Prefetch:
             start = end
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _locate(self, start: int, stop: int) -> tuple[Piece | None, int]:
+    def _locate(self, start: int, stop: int) -> tuple[Range | None, int]:
         """The unread piece that holds byte `start`, and up to where it (or the gap) reaches."""
         at = bisect_right(self._starts, start) - 1
         if at >= 0 and start < self._sorted[at][1]:
@@ -73,7 +73,7 @@ class Prefetch:
         following = self._starts[at + 1] if at + 1 < len(self._starts) else stop
         return None, min(stop, following)
 
-    def _take(self, piece: Piece, start: int, stop: int) -> bytes:
+    def _take(self, piece: Range, start: int, stop: int) -> bytes:
         with self._lock:
             future = self._pending.get(piece) or self._submit(piece)
         data = future.result()
@@ -86,7 +86,7 @@ class Prefetch:
         self._fill()
         return taken
 
-    def _submit(self, piece: Piece) -> Future[bytes]:
+    def _submit(self, piece: Range) -> Future[bytes]:
         self._held += piece[1] - piece[0]
         future = self._pending[piece] = self._pool.submit(self._ranges.fetch, *piece)
         return future

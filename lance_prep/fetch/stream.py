@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from lance_prep.errors import BadFile
-from lance_prep.fetch.prefetch import Prefetch, RangeFile, cut
+from lance_prep.fetch.prefetch import Prefetch, RangeFile, split_range
 from lance_prep.fetch.ranges import open_ranges
 from lance_prep.model import SourceFile
 from lance_prep.transport import Transport, is_local
@@ -37,7 +37,7 @@ def open_stream(
             yield _decompress(raw, file)
         return
     end = file.size if stop is None else min(file.size, stop)
-    with Prefetch(open_ranges(file, transport), cut(start, end, PIECE_BYTES) if ahead else []) as prefetch:
+    with Prefetch(open_ranges(file, transport), split_range(start, end, PIECE_BYTES) if ahead else []) as prefetch:
         ranges = RangeFile(prefetch, start, file.size)
         yield _decompress(cast(BinaryIO, io.BufferedReader(ranges, 256 << 10)), file)
 

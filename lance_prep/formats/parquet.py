@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from lance_prep.errors import BadFile, ColumnNotFound, SourceChanged, UsageError, translating
-from lance_prep.fetch import Prefetch, RangeFile, Ranges, open_ranges
-from lance_prep.fetch.prefetch import PIECE_BYTES, cut
-from lance_prep.fetch.prefetch import Piece as Range
+from lance_prep.fetch import RANGE_BYTES, Prefetch, Range, RangeFile, Ranges, open_ranges, split_range
 from lance_prep.filter import Statistics, Where, describe
 from lance_prep.formats.base import (
     ADVICE,
@@ -140,9 +138,9 @@ def _plan_ranges(footer: pq.FileMetaData, groups: Sequence[int], leaves: Sequenc
         meta = footer.row_group(group)
         turns: list[tuple[int, Range]] = []
         for start, stop in sorted(_chunk_range(meta.column(leaf)) for leaf in leaves):
-            turns += enumerate(cut(start, stop))
+            turns += enumerate(split_range(start, stop))
         for _, (start, stop) in sorted(turns):
-            if pieces and pieces[-1][1] == start and stop - pieces[-1][0] <= PIECE_BYTES:
+            if pieces and pieces[-1][1] == start and stop - pieces[-1][0] <= RANGE_BYTES:
                 pieces[-1] = (pieces[-1][0], stop)
             else:
                 pieces.append((start, stop))

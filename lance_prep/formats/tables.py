@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import SourceChanged, SourceNotFound, translate
-from lance_prep.fetch import Prefetch, RangeFile, open_ranges
-from lance_prep.fetch.prefetch import cut
+from lance_prep.fetch import Prefetch, RangeFile, open_ranges, split_range
 from lance_prep.formats.base import CHUNK_ROWS, Chunk, CutJob, Format, PartJob, Piece, even_ranges, row_chunks
 from lance_prep.model import SourceFile
 from lance_prep.recipe import Recipe
@@ -47,7 +46,7 @@ def _open_arrow(file: SourceFile, transport: Transport, *, ahead: bool) -> Itera
             yield _arrow_reader(source)
         return
     ranges = open_ranges(file, transport)
-    with Prefetch(ranges, cut(0, file.size, _ARROW_PIECE_BYTES) if ahead else []) as prefetch:
+    with Prefetch(ranges, split_range(0, file.size, _ARROW_PIECE_BYTES) if ahead else []) as prefetch:
         yield _arrow_reader(pa.PythonFile(RangeFile(prefetch), mode="r"))
 
 

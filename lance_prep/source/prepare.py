@@ -13,7 +13,7 @@ from lance_prep.arrow_text import bad_rows, raw_bytes, to_large_string
 from lance_prep.errors import BadFile
 from lance_prep.formats import Chunk, PartJob
 from lance_prep.ledger import Rejected
-from lance_prep.plan.template import TemplatePrints
+from lance_prep.plan import TemplatePrints
 
 _ROW = "\0row"
 

@@ -11,7 +11,7 @@ from lance_prep.filter import compile_where
 from lance_prep.formats import PartJob, find_registered, format_named
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
-from lance_prep.plan.template import compile_template
+from lance_prep.plan import compile_template
 from lance_prep.process import read_ahead
 from lance_prep.source.cutter import Cutter, Delivery, SourceBatch
 from lance_prep.source.prepare import prepare
