@@ -1,9 +1,9 @@
 """The layouts: what a row of a dataset is, which options of a recipe each layout reads, and how many rows it makes.
 
 All stages may ask. Importing this module costs nothing: the code that makes rows is loaded when rows are made. A new
-layout needs a `Layout` that is passed to `register`, and a `RowMaker` (see `lance_prep.layout.base`) that it names:
+layout is a `Layout` that is passed to `register_layout`, and a `RowMaker` (see `lance_prep.layout.base`) that it names:
 
-    register(Layout("sentences", row="a sentence", unit="sentence", maker="my_package.sentences:SENTENCES"))
+    register_layout(Layout("sentences", "a sentence", "my_package.sentences:SENTENCES", unit="sentence"))
 
 Every process that builds or reads such a dataset must import the module that registers the layout.
 """
@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from lance_prep.errors import UsageError
 
 if TYPE_CHECKING:
     from lance_prep.ledger import Ledger
@@ -40,7 +38,7 @@ class Layout:
     Attributes:
         name: its name in recipes.
         row: what a row is, for messages and help.
-        maker: `module:name` of its `RowMaker`.
+        maker: its `RowMaker`, or `module:name` of it.
         unit: what source rows are split into, such as "line". A row then holds one unit, and the ledger's `lines_in`,
             `lines_used`, `lines_empty` and `lines_over_limit` count units. "document" if a row holds a whole document.
         tokens: rows hold token ids, so a tokenizer is needed; else they are the source's records.
@@ -50,7 +48,7 @@ class Layout:
 
     name: str
     row: str
-    maker: str
+    maker: Any
     unit: str = "document"
     tokens: bool = True
     packed: bool = False
@@ -89,20 +87,21 @@ class Layout:
 LAYOUTS: dict[str, Layout] = {}
 
 
-def register(layout: Layout) -> None:
+def register_layout(layout: Layout) -> None:
     """Make a layout known under its name.
 
     Raises:
-        UsageError: another layout has that name.
+        ValueError: the name is taken.
     """
-    if LAYOUTS.setdefault(layout.name, layout) != layout:
-        raise UsageError(f"another layout named {layout.name!r} is registered", "choose another name")
+    if layout.name in LAYOUTS:
+        raise ValueError(f"{layout.name!r} is registered already")
+    LAYOUTS[layout.name] = layout
 
 
-register(Layout("lines", "a line", "lance_prep.layout.rows:LINES", unit="line", by_line=True))
-register(Layout("documents", "a document", "lance_prep.layout.rows:DOCUMENTS"))
-register(Layout("blocks", "a packed block", "lance_prep.layout.blocks:BLOCKS", packed=True))
-register(Layout("raw", "the record itself", "lance_prep.layout.rows:RAW", tokens=False, by_line=True))
+register_layout(Layout("lines", "a line", "lance_prep.layout.rows:LINES", unit="line", by_line=True))
+register_layout(Layout("documents", "a document", "lance_prep.layout.rows:DOCUMENTS"))
+register_layout(Layout("blocks", "a packed block", "lance_prep.layout.blocks:BLOCKS", packed=True))
+register_layout(Layout("raw", "the record itself", "lance_prep.layout.rows:RAW", tokens=False, by_line=True))
 
 
 def unread_options(options: Mapping[str, Any]) -> dict[str, str]:

@@ -21,7 +21,7 @@ ROOT = Path(lance_prep.__file__).parent
 BASE = {"layouts", "errors", "ledger", "keyed", "process", "arrow_text", "transport"}
 MAY_IMPORT = {
     "errors": set(),
-    "layouts": {"errors", "ledger"},
+    "layouts": {"ledger"},
     "ledger": set(),
     "keyed": set(),
     "process": {"errors"},

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import codecs
 import gzip
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from torch.utils.data import DataLoader
 
 import lance_prep
-from lance_prep.dataset import SourceCheck
-from lance_prep.errors import SourceError
+from lance_prep.arrow_text import Indices
+from lance_prep.cli.main import run
+from lance_prep.dataset import SourceCheck, show_rows
+from lance_prep.errors import DatasetError, SourceError, UsageError
 from lance_prep.fetch import open_stream
 from lance_prep.formats import Chunk, Format, PartJob, register_format, registry, row_chunks
+from lance_prep.layout import LayoutJob, RowMaker
+from lance_prep.layout.rows import text_columns, text_rows
+from lance_prep.layouts import LAYOUTS, Layout, register_layout
 from lance_prep.model import SourceFile
-from lance_prep.recipe import Recipe
+from lance_prep.recipe import Recipe, load_recipe
+from lance_prep.source import SourceBatch
+from lance_prep.train import LanceDataset, TokenLoader
 from lance_prep.transport import Transport
 from tests import tokenizers_made as made
 
@@ -83,3 +96,130 @@ def test_an_unregistered_format_is_refused_by_name(tmp_path: Path) -> None:
         lance_prep.build(tmp_path / "src" / "a.rot13", output=tmp_path / "o.lance")
     with pytest.raises(SourceError, match="unknown format 'rot13'"):
         registry.format_named("rot13")
+
+
+def _sentences(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, Indices, int]:
+    """Split texts after each full stop."""
+    found = [[part + "." for part in text.split(".")[:-1]] for text in texts.to_pylist()]
+    parents = np.repeat(np.arange(len(texts)), [len(parts) for parts in found])
+    flat = pa.array([part for parts in found for part in parts], pa.large_string())
+    return flat, parents, len(flat)
+
+
+#: A layout that shares the code of `lines`.
+SENTENCES = RowMaker(partial(text_rows, split=_sentences), text_columns)
+
+
+def _backwards(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
+    """Write each document's tokens in reverse, with their number in a column of its own."""
+    ledger = job.tally.ledger
+    for batch in batches:
+        tokens = job.encode(batch.columns.column(0).fill_null(""))
+        kept = np.flatnonzero(tokens.lengths)
+        order = kept[job.order(len(kept))]
+        rows = [tokens.slice(i, i + 1).ids[::-1] for i in order.tolist()]
+        job.tally.lengths.add(tokens.lengths[kept], job.doc_ids(batch.rows[kept]))
+        ledger.rows_used += len(order)
+        ledger.over_limit += len(kept) - len(order)
+        ledger.empty += len(batch.rows) - len(kept)
+        ledger.tokens_in += len(tokens.ids)
+        ledger.tokens_written += sum(map(len, rows))
+        ledger.tokens_over_limit += len(tokens.ids) - sum(map(len, rows))
+        numbers = [len(row) for row in rows]
+        columns = [rows, numbers, job.doc_ids(batch.rows[order]), [row[-1] for row in rows]]
+        yield pa.RecordBatch.from_pydict(dict(zip(job.schema.names, columns, strict=True)), schema=job.schema)
+
+
+def _backward_columns(token: pa.DataType, block_size: int) -> dict[str, pa.DataType]:
+    return {**text_columns(token, block_size), "first": token}
+
+
+#: A layout of its own.
+BACKWARDS = RowMaker(_backwards, _backward_columns)
+
+STORIES = [f"Once there were {i} cats. They saw {i * 7} dogs. The end." if i % 9 else None for i in range(300)]
+
+
+@pytest.fixture
+def toy_layouts() -> Iterator[None]:
+    with mock.patch.dict(LAYOUTS):
+        register_layout(Layout("sentences", "a sentence", "tests.test_extensions:SENTENCES", unit="sentence"))
+        register_layout(Layout("backwards", "a document in reverse", BACKWARDS))
+        yield
+
+
+def _build_stories(folder: Path, layout: str) -> str:
+    folder.mkdir()
+    batch = pa.table({"text": pa.array(STORIES, pa.string())})
+    pq.write_table(batch, folder / "a.parquet", row_group_size=100, compression="none", use_dictionary=False)
+    tokenizer = made.save(folder / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
+    flags = ["--tokenizer", tokenizer, "--shard-size", "4000", "--shuffle-batch-size", "40", "--layout", layout]
+    assert run(["build", str(folder / "a.parquet"), *flags, "-o", str(folder / "o.lance")]) == 0
+    return str(folder / "o.lance")
+
+
+@pytest.mark.usefixtures("toy_layouts")
+@pytest.mark.parametrize("layout", ["sentences", "backwards"])
+def test_a_layout_from_outside_is_built_shown_and_verified(tmp_path: Path, layout: str, capsys: Any) -> None:
+    uri = _build_stories(tmp_path / "x", layout)
+    said = capsys.readouterr().out
+    whole = [text for text in STORIES if text]
+    if layout == "sentences":
+        assert "sentences  " in said
+        assert f"{3 * len(whole)} = {3 * len(whole)} used + 0 empty + 0 over limit" in said
+        assert "sentence tokens  median" in said
+        expected = [part + "." for text in whole for part in text.split(".")[:-1]]
+        want = sorted(made.reference_ids(made.byte_level(), expected))
+    else:
+        want = sorted(ids[::-1] for ids in made.reference_ids(made.byte_level(), whole))
+    opened = lance_prep.info(uri)
+    assert opened.metadata.layout == layout
+    assert opened.metadata.shards > 1
+    assert run(["info", uri]) == 0
+    assert f"layout           {layout}\n" in capsys.readouterr().out
+    assert sorted(row.ids for row in show_rows(opened, range(opened.metadata.rows))) == want
+    assert run(["verify", uri, "--against-source", "--sample-rows", "all"]) == 0
+    # Verify has no rule of its own for it, and still finds what differs.
+    source = tmp_path / "x" / "a.parquet"
+    stat, data = source.stat(), source.read_bytes()
+    source.write_bytes(data.replace(b"were 250 cats", b"were 250 rats"))
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (problem,) = lance_prep.verify(uri, against=SourceCheck()).problems
+    assert "source row " in problem
+    assert "input_ids has [" in problem
+
+
+@pytest.mark.usefixtures("toy_layouts")
+@pytest.mark.parametrize("layout", ["sentences", "backwards"])
+def test_training_from_a_layout_from_outside(tmp_path: Path, layout: str) -> None:
+    uri = _build_stories(tmp_path / "x", layout)
+    rows = [row.ids for row in show_rows(lance_prep.info(uri), range(lance_prep.info(uri).metadata.rows))]
+    dataset = LanceDataset(uri)
+    assert [dataset[i]["input_ids"].tolist() for i in range(20)] == rows[:20]
+    blocks = LanceDataset(uri, block_size=16)
+    loader = TokenLoader(blocks, global_batch_size=4, seed=1, num_workers=2)
+    seen = [tuple(block.tolist()) for batch in loader for block in batch["input_ids"]]
+    plain = [
+        tuple(block.tolist())
+        for batch in DataLoader(blocks, batch_size=1, num_workers=1)
+        for block in batch["input_ids"]
+    ]
+    eos = lance_prep.info(uri).metadata.tokenizer.eos_id  # type: ignore[union-attr]
+    stream = [token for ids in rows for token in [*ids, eos]]
+    stream += [eos] * (-len(stream) % 16)  # the last block is padded
+    assert plain == [tuple(stream[i : i + 16]) for i in range(0, len(stream), 16)]
+    assert len(seen) == len(plain) // 4 * 4
+    assert not Counter(seen) - Counter(plain)
+
+
+def test_a_layout_that_is_not_registered_is_refused_by_name(tmp_path: Path) -> None:
+    with mock.patch.dict(LAYOUTS):
+        register_layout(Layout("sentences", "a sentence", SENTENCES, unit="sentence"))
+        with pytest.raises(ValueError, match="'sentences' is registered already"):
+            register_layout(Layout("sentences", "another", SENTENCES))
+        uri = _build_stories(tmp_path / "x", "sentences")
+    with pytest.raises(DatasetError, match="layout is 'sentences', not one of lines, documents") as refusal:
+        lance_prep.info(uri)
+    assert "import the module that registers" in refusal.value.advice
+    with pytest.raises(UsageError, match="layout: use one of lines, documents, blocks, raw"):
+        load_recipe("sample", {"layout": "sentences"})

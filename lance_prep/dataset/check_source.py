@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from lance_prep.layouts import ROW_BITS
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import make_plan
+from lance_prep.recipe import Recipe
 from lance_prep.source import check_unchanged, read_shard
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.seal import hash_file
@@ -102,6 +104,7 @@ def check_against_source(
         found.wrong("no row can be compared with the source: plans or receipts are missing")
         return
     chosen, share = _draw(known, check)
+    encoders = lru_cache(1)(partial(_encoders, _spec(opened)))
     for shard in chosen:
         assert shard.receipt is not None
         journal, planned = plans[shard.receipt.shard]
@@ -109,7 +112,7 @@ def check_against_source(
         on_note(f"shard {planned.index}: comparing {shard.rows:,} rows with the source")
         with found.reading(f"shard {planned.index} cannot be compared with the source"):
             plan = _where_it_is_now(journal.plan, planned, hashes.get(journal.key, {}))
-            _Rebuild(opened, plan, planned, shard, check, found).compare(share)
+            _Rebuild(opened, plan, planned, shard, check, encoders, found).compare(share)
 
 
 def _draw(shards: list[ShardRows], check: SourceCheck) -> tuple[list[ShardRows], float]:
@@ -182,11 +185,11 @@ class _Rebuild:
         planned: Shard,
         shard: ShardRows,
         check: SourceCheck,
+        encoders: Callable[[Recipe], _Encoders | None],
         found: Verification,
     ) -> None:
         self._opened, self._plan, self._planned, self._shard = opened, plan, planned, shard
-        self._check, self._found = check, found
-        self._spec = _spec(opened)
+        self._check, self._encoders, self._found = check, encoders(plan.recipe), found
 
     def compare(self, share: float) -> None:
         assert self._shard.receipt is not None
@@ -202,19 +205,17 @@ class _Rebuild:
     def _rows(self, share: float) -> Iterator[pa.RecordBatch]:
         """Lay out the shard as the build did; count the texts that the reference encoded."""
         assert self._shard.receipt is not None
-        tally, spec, recipe = Tally(), self._spec, self._plan.recipe
-        job = LayoutJob(
-            recipe, self._planned.index, row_schema(self._plan, spec), tally, limit=self._shard.receipt.limit, spec=spec
-        )
-        if spec is not None:
-            reference = ReferenceEncoder(spec, recipe)
-            fast = make_encoder(spec, recipe, reference, parallel=True)
+        tally, recipe, encoders = Tally(), self._plan.recipe, self._encoders
+        spec = encoders.spec if encoders else None
+        schema, limit = row_schema(self._plan, spec), self._shard.receipt.limit
+        job = LayoutJob(recipe, self._planned.index, schema, tally, limit=limit, spec=spec)
+        if encoders is not None:
             rng = np.random.default_rng([self._check.seed, self._planned.index])
-            job.encoder = sampled = SampledEncoder(fast, reference, share, rng)
+            job.encoder = sampled = SampledEncoder(encoders.fast, encoders.reference, share, rng)
         source = read_shard(self._plan, self._planned, tally, Transport.of(self._check.storage_options))
         with closing(source):  # type: ignore[type-var]
             yield from lay_out(source, job)
-        if spec is not None:
+        if encoders is not None:
             self._found.count("texts encoded with tokenizers", sampled.rows_checked)
 
     def _first_difference(self) -> str | None:
@@ -232,6 +233,19 @@ class _Rebuild:
         if at < stop:
             return f"row {at:,}: the source gives only {at - self._shard.first:,} of the {self._shard.rows:,} rows"
         return None
+
+
+class _Encoders(NamedTuple):
+    spec: TokenizerSpec
+    fast: Encoder
+    reference: ReferenceEncoder
+
+
+def _encoders(spec: TokenizerSpec | None, recipe: Recipe) -> _Encoders | None:
+    if spec is None:
+        return None
+    reference = ReferenceEncoder(spec, recipe)
+    return _Encoders(spec, make_encoder(spec, recipe, reference, parallel=True), reference)
 
 
 def _spec(opened: DatasetVersion) -> TokenizerSpec | None:

@@ -48,9 +48,12 @@ class RowMaker:
 
 def row_maker(layout: str) -> RowMaker:
     """Load the code that makes a layout's rows."""
-    module, _, name = LAYOUTS[layout].maker.partition(":")
-    maker: RowMaker = getattr(import_module(module), name)
-    return maker
+    maker: RowMaker | str = LAYOUTS[layout].maker
+    if isinstance(maker, RowMaker):
+        return maker
+    module, _, name = maker.partition(":")
+    loaded: RowMaker = getattr(import_module(module), name)
+    return loaded
 
 
 def lay_out(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:

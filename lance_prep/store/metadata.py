@@ -191,9 +191,7 @@ class Metadata:
 
     def __post_init__(self) -> None:
         check_sha256(self.builds, "builds")
-        layout = LAYOUTS.get(self.layout)
-        if layout is None:
-            raise ValueError(f"layout is {_short(self.layout)}, not one of {', '.join(LAYOUTS)}")
+        layout = LAYOUTS[self.layout]
         if layout.tokens != (self.tokenizer is not None) or layout.tokens != (self.dtype is not None):
             raise ValueError(f"layout {self.layout!r} does not go with its tokenizer and dtype")
         if (self.block_size is not None and self.block_size > 0) != layout.packed:
@@ -239,6 +237,11 @@ def read_metadata(schema: pa.Schema) -> Metadata:
             raise DatasetError(
                 f"the dataset has format {_short(number)}; this version of lance-prep reads format {FORMAT}",
                 "upgrade lance-prep" if isinstance(number, int) and number > FORMAT else "build the dataset again",
+            )
+        if isinstance(layout := data.get("layout"), str) and layout not in LAYOUTS:
+            raise DatasetError(
+                f"the dataset's layout is {_short(layout)}, not one of {', '.join(LAYOUTS)}",
+                "import the module that registers the layout, or upgrade lance-prep",
             )
         return Metadata.from_json(data)
     except (ValueError, RecursionError) as error:
