@@ -17,26 +17,26 @@ from lance_prep.train.permutation import IndexArray
 from lance_prep.train.samples import IGNORE, MASK_AND_POSITIONS, Batch, Documents, Sample, SampleOptions
 from lance_prep.train.tokens import ragged_arange
 
-#: What each tensor holds where there is no token.
+#: Values of padding, by tensor.
 _FILL = {"labels": IGNORE, "attention_mask": 0, "document_ids": -1}
 
 
 def pad_collate(
     samples: Sequence[Mapping[str, Any]], *, pad_id: int | None = None, pad_to_multiple_of: int = 1
 ) -> dict[str, Any]:
-    """Samples as one batch, padded on the right to the longest.
+    """Collate samples into one batch, padded on the right to the longest.
 
     Args:
-        samples: of a `LanceDataset`, or dicts of 1-D int64 tensors of one length each.
-        pad_id: what padding holds; the dataset's pad token by default, 0 for plain dicts.
-        pad_to_multiple_of: round the length up to one.
+        samples: of a `LanceDataset`, or dicts of 1-D int64 tensors of equal length.
+        pad_id: token id of padding. By default the dataset's pad token, or 0 for plain dicts.
+        pad_to_multiple_of: the length is rounded up to a multiple of this.
 
     Returns:
-        `input_ids`, `attention_mask` (1 for tokens) and what else the samples hold, int64 `[samples, longest]`; labels
-        are -100 on padding, and `position_ids` count it from 0. Kept columns are lists.
+        `input_ids`, `attention_mask` (1 for tokens) and what else the samples hold, int64 `[samples, longest]`. Labels
+        are -100 on padding, and its `position_ids` count from 0. Kept columns are lists.
 
     Raises:
-        UsageError: packed samples with `position_ids`, which must not get an attention mask.
+        UsageError: samples are packed and have `position_ids`, so they must not get an attention mask.
     """
     flat, lists, starts, options = _flatten(samples)
     if options is not None and options.packed and "position_ids" in flat:
@@ -71,29 +71,29 @@ def varlen_collate(
             not keep packed documents apart.
 
     Returns:
-        `input_ids`, `position_ids` and `labels` (if samples hold them), int64 `[tokens]`, or `[1, tokens]` for
-        transformers. A document that goes on over two samples counts as two: attention does not reach across samples.
-        Labels are -100 where the token to predict is a document's first. There is no attention mask.
+        `input_ids`, `position_ids` and `labels` (if samples have them), int64 `[tokens]`, or `[1, tokens]` for
+        transformers. A document that spans two samples counts as two: attention does not cross samples.
+        The labels of documents' first tokens are -100. There is no attention mask.
 
         "flash": `cu_seqlens`, int32 `[documents + 1]`, where each document begins, and the end; `max_seqlen`, int, the
-        tokens of the longest. "transformers": the same as `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and
+        length of the longest. "transformers": the same as `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q` and
         `max_length_k`.
 
     Raises:
-        UsageError: another style, or plain dicts, which do not name their documents.
+        UsageError: `style` is invalid, or samples are plain dicts, whose documents are unknown.
     """
     if style not in ("flash", "transformers"):
         raise UsageError(f"invalid style {style!r}", "use 'flash' or 'transformers'")
     flat, lists, starts, options = _flatten(samples)
     if options is None:
-        raise UsageError("varlen_collate needs the samples of a LanceDataset", "pass them as the dataset gives them")
+        raise UsageError("varlen_collate needs the samples of a LanceDataset", "pass them as the dataset returns them")
     lengths = _documents(samples).lengths
     flat = _without_padding(flat, starts, _valid(samples, starts))
     bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     flat["position_ids"] = torch.from_numpy(ragged_arange(lengths))
     if "labels" in flat:
         labels = flat["labels"].clone()
-        # "same": nothing predicts a document's first token; "shifted": its last token predicts nothing of it.
+        # "same": the document's first token is not predicted. "shifted": its last token predicts nothing.
         labels[torch.from_numpy(bounds[:-1] if options.labels == "same" else bounds[1:] - 1)] = IGNORE
         flat["labels"] = labels
     flat.pop("attention_mask", None)
@@ -115,7 +115,7 @@ def _documents(samples: Sequence[Mapping[str, Any]]) -> Documents:
 def _flatten(
     samples: Sequence[Mapping[str, Any]],
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[Any]], IndexArray, SampleOptions | None]:
-    """Samples end to end: tensors `[tokens]`, lists, where each begins, and what they are made with."""
+    """Return samples end to end: tensors `[tokens]`, lists, where each sample begins, and the samples' options."""
     if isinstance(samples, Batch):
         tensors, lists = dict(samples.tensors), dict(samples.lists)
         if not tensors:

@@ -24,7 +24,7 @@ from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
 from lance_prep.train.views import BlockView, Mask, RecordView, RowView, StreamView, View, read_columns
 from lance_prep.transport import absolute_uri
 
-#: Columns that are numbers of ours and not kept values: given as tensors.
+#: Columns of the on-disk format that are returned as tensors, unlike kept columns.
 _NUMBERS = ("num_tokens", "doc_id")
 
 
@@ -86,8 +86,8 @@ class LanceDataset(Dataset[dict[str, Any]]):
     Samples are dicts of int64 tensors `[block_size]`: `input_ids`, `labels` (-100 where nothing is learned), and what
     else was asked for. Samples of `raw` are dicts of Python values, and their batches dicts of lists.
 
-    Nothing is opened before it is used, and then in the process that uses it. An instance pickles in under 10 KB and
-    can be sent to forked, forkserver and spawned workers alike. Threads may share one.
+    Files are opened at first use, in the process that uses them. An instance pickles in under 10 KB and can be sent to
+    forked, forkserver and spawned workers. Threads may share one.
 
     Raises:
         UsageError: options contradict each other or, at first use, the dataset's layout.
@@ -157,7 +157,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
     @property
     def _facts(self) -> Facts:
-        """What the version says of itself, read at first use."""
+        """The version's metadata, read at first use."""
         if self._known is None:
             with self._lock:
                 self._known = self._known or self._lance.facts()
@@ -175,7 +175,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
     @property
     def access(self) -> Access:
-        """How tokens are read, and why so."""
+        """How tokens are read, and why."""
         self._open()
         assert self._reader is not None
         return self._reader.access
@@ -357,12 +357,14 @@ class LanceDataset(Dataset[dict[str, Any]]):
             "mask_boundaries": a.mask_boundaries,
         }
         if wrong := [name for name, given in asked.items() if given]:
-            raise UsageError(f"{', '.join(wrong)}: not possible with a raw dataset, which has no tokens", "remove them")
+            raise UsageError(
+                f"{', '.join(wrong)}: not possible with a raw dataset, which has no tokens", "remove these options"
+            )
 
     def _make_view(self, facts: Facts, reader: Reader) -> View:
         missing = sorted(set(self._columns or ()) - set(facts.columns))
         if missing:
-            raise UsageError(f"no column {', '.join(missing)}", f"columns are {', '.join(facts.columns)}")
+            raise UsageError(f"unknown columns: {', '.join(missing)}", f"use some of: {', '.join(facts.columns)}")
         pad = facts.pad_id if facts.pad_id is not None else facts.eos_id
         a = self._asked
         options = SampleOptions(
@@ -374,17 +376,17 @@ class LanceDataset(Dataset[dict[str, Any]]):
         if LAYOUTS[facts.layout].packed:
             if self._block_size not in (None, facts.block_size):
                 raise UsageError(
-                    f"block_size={self._block_size}, and the dataset's blocks hold {facts.block_size} tokens",
-                    "leave block_size out, or build with it",
+                    f"block_size={self._block_size} differs from the dataset's blocks of {facts.block_size} tokens",
+                    "remove block_size, or build the dataset with it",
                 )
             return BlockView(reader, reader.tokens, options, facts.block_size or 0)
         if self._block_size is None:
             return RowView(reader, reader.tokens, options)
         if facts.eos_id is None:
-            raise UsageError("the tokenizer has no EOS to join rows with", "leave block_size out, or build blocks")
+            raise UsageError("the tokenizer has no EOS token to join rows with", "remove block_size, or build blocks")
         if self._columns:
             raise UsageError(
-                "columns= with a stream of rows", "a sample holds many rows: leave block_size or columns out"
+                "columns cannot be combined with block_size: a sample then holds many rows", "remove one of them"
             )
         return StreamView(reader, reader.tokens, options, self._block_size)
 

@@ -1,9 +1,9 @@
-"""What has to be known of a dataset's version before random access: built once, kept in a cache beside the dataset.
+"""The index that random access to a version needs: built once and kept in a cache beside the dataset.
 
-For ragged rows: where each row begins (8 bytes a row). For blocks: the documents of each block. For both: where the
-tokens lie flat in the files. For a filter: the rows that pass. The cache's folder is named by the version's data files,
-which Lance never changes, so an index of other rows is never found. A worker process maps the files of the cache and
-needs no Lance (an import of 1.4 s).
+It holds where each row begins (ragged rows, 8 bytes per row), the documents of each block (blocks), where tokens are
+stored flat in the files, and the rows that pass each filter. The cache's folder is named after the version's data
+files, which Lance never changes, so an index of other rows is never found. A worker process maps the cache's files and
+does not import Lance, which takes 1.4 s.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Index:
 
     Attributes:
         rows: live rows.
-        offsets: for ragged rows, else None: int64 `[rows + 1]`, where each row begins in the stream in which every row
-            is followed by one EOS; row r has `offsets[r + 1] - offsets[r] - 1` tokens.
+        offsets: for ragged rows, else None: int64 `[rows + 1]`, where each row begins in the stream of all rows, each
+            followed by one EOS. Row r has `offsets[r + 1] - offsets[r] - 1` tokens.
         pieces: for blocks, else None.
         short: int64 `[k]`, blocks that are padded, in order.
         short_tokens: int64 `[k]`, the real tokens of each.
-        pages: where the tokens lie flat, or None.
-        docs: where the doc_ids of blocks lie flat, one for each piece, or None.
+        pages: where the tokens are stored flat, or None.
+        docs: where the doc_ids of blocks are stored flat, one for each piece, or None.
         why: the reason that `pages` is what it is.
     """
 
@@ -74,15 +74,15 @@ class Index:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows, for ragged rows."""
+        """Number of tokens in all rows, for ragged rows."""
         return 0 if self.offsets is None else int(self.offsets[-1]) - self.rows
 
 
 def cache_folder(uri: str, version: int, fragments: list[Any], chosen: Path | None) -> Path:
     """Return the folder of a version's index: beside a local dataset, else below the user's cache folder.
 
-    Its name is made of the version, of the names of its data and deletion files, which are unique, and of the user, who
-    trusts only files of his own.
+    Its name depends on the version, on the names of its data and deletion files, which are unique, and on the user, who
+    trusts only their own files.
     """
     digest = hashlib.sha256(str(version).encode())
     for fragment in fragments:
@@ -99,7 +99,7 @@ def cache_folder(uri: str, version: int, fragments: list[Any], chosen: Path | No
 
 
 def load_index(cache: Cache) -> Index | None:
-    """Return the index as it was stored, or None. Opens no dataset."""
+    """Return the index as it was stored, or None, without opening the dataset."""
     path = cache.find("index.npz")
     if path is None:
         return None
@@ -123,7 +123,7 @@ def _mapped(cache: Cache, name: str) -> npt.NDArray[Any]:
     path = cache.find(name)
     if path is None:
         raise ValueError(f"{name} is missing or damaged")
-    # As a plain array: every index of a `memmap` makes another one, 2 us each.
+    # Return a plain array: indexing a `memmap` creates another one each time, which takes 2 us.
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
@@ -133,14 +133,14 @@ def _stored(cache: Cache, name: str, made: npt.NDArray[Any]) -> npt.NDArray[Any]
 
 
 def build_index(dataset: Any, cache: Cache, *, root: Path | None, itemsize: int, block_size: int | None) -> Index:
-    """Read what an index holds from an open dataset, and store it.
+    """Build the index of an open dataset, and store it.
 
     Args:
         dataset: `lance.LanceDataset`.
         cache: where to keep it.
-        root: the dataset's directory where it is a local one.
-        itemsize: bytes a token.
-        block_size: tokens a row for `blocks`, None for ragged rows.
+        root: the dataset's directory, if it is local.
+        itemsize: bytes per token.
+        block_size: tokens per row for `blocks`, None for ragged rows.
 
     Raises:
         DatasetError: `seq_lengths` and `num_tokens` contradict each other.
@@ -164,7 +164,7 @@ def build_index(dataset: Any, cache: Cache, *, root: Path | None, itemsize: int,
         with suppress(NotFlat):
             docs = find_flat_pages(dataset, root, itemsize=8, block_size=None, column="doc_ids")
     if pages is not None and offsets is not None and int(pages.count.sum()) != int(offsets[-1]) - rows:
-        pages, why = None, "the values of input_ids are not as many as num_tokens says"
+        pages, why = None, "input_ids does not have the number of values that num_tokens says"
     index = Index(rows, offsets, pieces, short, short_tokens, pages, docs, why)
     _store(cache, index)
     return index
@@ -180,7 +180,7 @@ def _pages(dataset: Any, root: Path | None, itemsize: int, block_size: int | Non
 
 
 def _row_offsets(dataset: Any) -> IndexArray:
-    """Ends of rows in the stream, every row followed by one EOS: one scan of `num_tokens`."""
+    """Return where rows begin in the stream, each followed by one EOS, from one scan of `num_tokens`."""
     counts = [batch.column(0).to_numpy() for batch in dataset.scanner(columns=["num_tokens"]).to_batches()]
     lengths = np.concatenate([np.zeros(1, np.int64), *counts]).astype(np.int64)
     lengths[1:] += 1
@@ -224,13 +224,13 @@ def _store(cache: Cache, index: Index) -> None:
 
 
 def filtered_rows(find: Callable[[], IndexArray], cache: Cache, sql: str) -> IndexArray:
-    """Return the live rows that pass a filter, in order: int64. Found once by `find`, then mapped from the cache."""
+    """Return the live rows that pass a filter, in order: int64, from the cache or else from `find`."""
     name = f"filter-{hashlib.sha256(sql.encode()).hexdigest()[:24]}.npy"
     return _mapped(cache, name) if cache.find(name) is not None else _stored(cache, name, find())
 
 
 def token_pages(cache: Cache, tokens: int, itemsize: int) -> FlatPages | None:
-    """Return the pages of the cache's flat copy of all tokens, end to end; None if it is missing or damaged."""
+    """Return the pages of the cache's flat copy of all tokens, or None if it is missing or damaged."""
     path = cache.find("tokens.bin")
     if path is None or path.stat().st_size != (tokens + 1) * itemsize:
         return None
@@ -238,23 +238,23 @@ def token_pages(cache: Cache, tokens: int, itemsize: int) -> FlatPages | None:
 
 
 def copy_tokens(dataset: Any, cache: Cache, tokens: int, itemsize: int) -> FlatPages:
-    """Write the tokens of all live rows, end to end, into a file of the cache. It takes a scan: 200 Mtok/s.
+    """Write the tokens of all live rows, end to end, into a file of the cache, at 200 Mtok/s.
 
-    For ragged rows whose files are not flat.
+    Used for ragged rows whose files are not flat.
 
     Raises:
-        NotFlat: the cache cannot be written, or the tokens are not as many as `num_tokens` says.
+        NotFlat: the cache cannot be written, or the number of tokens differs from `num_tokens`.
     """
 
     def fill(file: Any) -> None:
         for batch in dataset.scanner(columns=["input_ids"], scan_in_order=True).to_batches():
             values, _ = list_values(batch.column(0))
             file.write(np.ascontiguousarray(values).data)
-        file.write(bytes(itemsize))  # room for a window of one token more
+        file.write(bytes(itemsize))  # windows may read one token beyond the end
 
     if cache.write("tokens.bin", fill) is None:
         raise NotFlat(f"{cache.folder} cannot be written")
     pages = token_pages(cache, tokens, itemsize)
     if pages is None:
-        raise NotFlat(f"input_ids does not hold the {tokens} tokens that num_tokens says")
+        raise NotFlat(f"input_ids does not have the {tokens} tokens that num_tokens says")
     return pages

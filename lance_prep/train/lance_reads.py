@@ -1,8 +1,8 @@
-"""Reading through Lance: in this process or, if it was forked from one that used Lance, in a helper process.
+"""Reads through Lance: in this process or, if it was forked from one that used Lance, in a helper process.
 
 Lance does not survive a fork: in a child of a process that had used it, 3 of 25 `take`s hung, even on a dataset that
-the child opened itself. Since torch's DataLoader forks by default on Linux, such a child starts a helper, a fresh
-interpreter, and asks it over a pipe. Reading by memory map needs neither.
+the child opened itself. torch's DataLoader forks by default on Linux, so such a child starts a fresh interpreter as a
+helper, and asks it over a pipe. Reading by memory map needs neither.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ROWS_A_FRAGMENT = 256
 
 _forked_with_lance = False
 
-#: Objects with locks, which a thread of the parent may have held at the instant of a fork.
+#: Objects with locks, which a thread of the parent may hold when it forks.
 _locked: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -82,13 +82,13 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Facts:
-    """What training needs to know of a version. Workers are told it, and check it whenever they open the dataset.
+    """What training needs to know about a version. Workers get it from their parent, and check it when they open it.
 
     Attributes:
         version: the version, resolved.
         layout: the name of the layout, see `lance_prep.layouts`.
-        block_size: tokens a row, for blocks.
-        itemsize: bytes a token on disk, 2 or 4.
+        block_size: tokens per row, for blocks.
+        itemsize: bytes per token on disk, 2 or 4.
         eos_id, pad_id: of the tokenizer, or None.
         content_hash: of the rows.
         cache: the directory of this version's index.
@@ -288,14 +288,14 @@ def _unreadable(error: BaseException, uri: str) -> DatasetError | None:
 
 
 class _Helper:
-    """A fresh interpreter that answers for a forked one, and ends when that does.
+    """A fresh interpreter that reads for a forked process, and ends with it.
 
-    Questions and answers are pickles, each after its length in 8 bytes. The pipes are unbuffered, so a child that is
-    forked meanwhile inherits no half of a question.
+    Questions and answers are pickles, each preceded by its length in 8 bytes. The pipes are unbuffered, so a child
+    forked in between does not inherit half of a question.
 
     Attributes:
-        asking: an answer is awaited. If it still is at the next question, the caller was interrupted, and the next
-            answer would be to the old question.
+        asking: whether an answer is awaited. If it still is at the next question, the caller was interrupted, and the
+            next answer would be that of the old question.
     """
 
     asking = False
@@ -317,7 +317,7 @@ class _Helper:
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             pipe.close()
-        self._process.returncode = 0  # or Popen would complain that it is still running
+        self._process.returncode = 0  # otherwise Popen warns that it is still running
 
     def _send(self, value: Any) -> None:
         assert self._process.stdin is not None
@@ -341,9 +341,9 @@ class _Helper:
 
 
 def serve() -> None:
-    """Answer questions from stdin on stdout until there are no more."""
+    """Answer questions from stdin on stdout until stdin is closed."""
     answers = os.dup(1)
-    os.dup2(2, 1)  # what anything prints must not end up among the answers
+    os.dup2(2, 1)  # keep printed text out of the answers
     options, facts = _read(0)
     lance = Lance(options, facts)
     while True:

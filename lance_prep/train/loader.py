@@ -36,7 +36,7 @@ Collate = Callable[[Any], Any]
 
 
 class Samples(Protocol):
-    """What a loader reads from: a `LanceDataset` or a `Mixture`. Threads may share one; workers get a pickle."""
+    """Data that a loader reads: a `LanceDataset` or a `Mixture`. Threads may share one. Workers get a pickle."""
 
     def __len__(self) -> int: ...
 
@@ -46,11 +46,11 @@ class Samples(Protocol):
         """Return where samples come from."""
 
     def _identity(self, position: int = 0) -> dict[str, Any]:
-        """Return what must be equal for a checkpoint made at a position to be resumed from."""
+        """Return the values that must not differ when a checkpoint made at a position is resumed."""
 
     @property
     def _read_rows(self) -> int:
-        """How many samples are best read at once."""
+        """Number of samples that are best read at once."""
 
     @property
     def _slow(self) -> bool:
@@ -59,13 +59,13 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class Stats:
-    """What a loader has done so far.
+    """What a loader has delivered so far.
 
     Attributes:
         steps: batches delivered.
         tokens: tokens in their `input_ids`.
         seconds: time from the first request for a batch to the last delivery.
-        waited: the part of it that the training loop spent waiting for batches.
+        waited: the part of `seconds` that the training loop spent waiting for batches.
     """
 
     steps: int = 0
@@ -310,7 +310,7 @@ _in_use: weakref.WeakSet[TokenLoader] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    # A generator that is first closed when modules are gone cannot end its thread, and prints a traceback.
+    # A generator that is closed after its modules are unloaded cannot end its thread, and prints a traceback.
     for loader in list(_in_use):
         loader.close()
 
@@ -383,13 +383,13 @@ def _tokens(batch: Any) -> int:
 
 
 class _RunReader(Dataset[list[Any]]):
-    """A run of steps by its indices: the batch of each, made where it is read."""
+    """Reads the batches of a run of steps from its sample indices, in the thread or process that asks."""
 
     def __init__(self, data: Samples, share: int, collate: Collate | None) -> None:
         self._data, self._share, self._collate = data, share, collate
 
     def lazily(self, indices: IndexArray) -> Iterable[Any]:
-        """The same, but a compact batch is made int64 step by step when those are asked for."""
+        """Return the batches of a run. A compact batch is converted to int64 step by step, at first use."""
         batch = self._data.__getitems__(indices)
         if self._collate is None and isinstance(batch, CompactBatch):
             return (batch[i : i + self._share].collated() for i in range(0, len(batch), self._share))
@@ -415,10 +415,10 @@ def _read_ahead(runs: Iterator[IndexArray], read: _RunReader, depth: int, *, at_
     """Yield runs in order, reading up to `depth` of them ahead on a thread.
 
     Args:
-        runs: the indices of each.
-        read: reads one.
-        depth: how many runs to read ahead.
-        at_once: read ahead from the start, not only once the training loop has turned out slower than reading.
+        runs: the sample indices of each run.
+        read: reads a run.
+        depth: number of runs to read ahead.
+        at_once: read ahead from the start. Otherwise begin once the training loop is slower than reading.
     """
     pending: deque[Future[Iterable[Any]]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="lance-prep-read-ahead")
@@ -455,13 +455,13 @@ def _unchanged(value: Any) -> Any:
 
 
 class _Workers:
-    """Worker processes that read runs of steps, and stay for the next pass.
+    """Worker processes that read runs of steps, and are kept for the next pass.
 
     Args:
         read: reads a run.
         share: samples per step of this rank, which `read` was made for.
         count: processes.
-        context: how they are started.
+        context: how the processes are started.
         prefetch: runs that each reads ahead.
     """
 
@@ -480,7 +480,7 @@ class _Workers:
         )
 
     def serve(self, share: int) -> bool:
-        """Whether these can be used: in the process that started them, for the same number of samples per step."""
+        """Return whether this process started them, for the same number of samples per step."""
         return (share, os.getpid()) == (self._share, self._owner)
 
     def read(self, runs: Iterator[IndexArray]) -> Iterator[list[Any]]:
@@ -489,7 +489,7 @@ class _Workers:
         yield from self._loader
 
     def close(self) -> None:
-        """End the processes. A forked child does nothing: they are its parent's."""
+        """End the processes. In a forked child, do nothing, because they belong to its parent."""
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None and os.getpid() == self._owner:
             iterator._shutdown_workers()

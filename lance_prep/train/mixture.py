@@ -185,12 +185,12 @@ class Mixture(Dataset[dict[str, Any]]):
 
     @property
     def _read_rows(self) -> int:
-        """How many samples are best read at once."""
+        """Number of samples that are best read at once."""
         return max(source._read_rows for source in self.sources)
 
     @property
     def _slow(self) -> bool:
-        """Whether reading ahead pays in any case."""
+        """Whether reading ahead always pays."""
         return any(source._slow for source in self.sources)
 
     def locate(self, indices: IndexArray) -> tuple[IndexArray, IndexArray]:
@@ -338,7 +338,9 @@ def _epoch_length(stretches: Sequence[_Stretch], sizes: Sequence[int], stopping:
     while not done(high):
         low, high = high, high * 2
         if high > _FAR:
-            raise UsageError(f"an epoch of more than {_FAR} samples", "a weight is far too small for its source")
+            raise UsageError(
+                f"an epoch would have more than {_FAR} samples", "use larger weights for the smallest sources"
+            )
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if done(middle) else (middle, high)

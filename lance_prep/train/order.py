@@ -1,4 +1,4 @@
-"""Which rows a global batch holds: pure arithmetic over positions, shared by the sampler, the loader and the mixture.
+"""The rows of each global batch: pure arithmetic over positions, for the sampler, the loader and the mixture.
 
 Global batch k holds the positions `[k * B, (k + 1) * B)` of the epoch's order, whatever the number of ranks or workers.
 Each rank takes its contiguous part. Elasticity follows from that: the rows of a step depend only on the step.
@@ -25,7 +25,7 @@ DEFAULT_WINDOW = 16
 
 
 class PositionMap(Protocol):
-    """Maps positions in an epoch's order to sample indices. Stateless: threads and processes may share one."""
+    """Maps positions in an epoch's order to sample indices. Immutable."""
 
     def __getitem__(self, position: IndexArray, /) -> IndexArray: ...
 

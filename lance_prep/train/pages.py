@@ -1,8 +1,8 @@
-"""Where the tokens of a Lance dataset lie flat in its files: found out from the files' own metadata, never assumed.
+"""Finds the tokens that are stored flat in a Lance dataset's files, from the files' own metadata.
 
-Lance has no promise about it, so every page's encoding must print exactly as one of the two known to be plain
-little-endian integers; anything else, a later Lance's spelling included, is "not flat", and the caller reads through
-`take`. Measured on 30 M tokens: mapped rows come at 400 to 1,000 Mtok/s, `take` of 8 rows at 13.
+Lance does not promise any encoding. A page is flat only if its encoding prints exactly as one of the two that are known
+to be plain little-endian integers. Anything else, including the spelling of a later Lance, is not flat, and the caller
+reads through `take`. Measured on 30 M tokens: mapped rows are read at 400 to 1,000 Mtok/s, `take` of 8 rows at 13.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class NotFlat(Exception):
 
 @dataclass(frozen=True)
 class Page:
-    """Tokens that lie flat: `count` of them from byte `position` of a file."""
+    """`count` tokens, stored flat from byte `position` of a file."""
 
     position: int
     count: int
@@ -47,13 +47,13 @@ class FlatPages:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """A template of Lance's debug text as a pattern: white space out, `#name` a named number."""
+    """Return a pattern for a template of Lance's debug text, without white space. `#name` matches a number."""
     squeezed = re.escape(re.sub(r"\s", "", text))
     return re.compile(re.sub(r"\\#(\w+)", r"(?P<\1>\\d+)", squeezed))
 
 
 def _not_null(inner: str) -> str:
-    """An array without nulls, in file format 2.0."""
+    """Return the template of an array without nulls, in file format 2.0."""
     return f"""ArrayEncoding {{ array_encoding: Some(Nullable(Nullable {{ nullability: Some(NoNulls(NoNull {{ values:
     Some(ArrayEncoding {{ array_encoding: Some({inner}), }}, ), }}, ), ), }}, ), ), }}"""
 
@@ -71,7 +71,7 @@ _BLOCKS = _pattern(
     _not_null(f"FixedSizeList(FixedSizeList {{ dimension: #block, has_validity: false, items: Some({_FLAT}, ), }}, ),")
 )
 
-#: No values at all: a shard of empty rows. Were they nulls, the tokens would be fewer than `num_tokens` says.
+#: A page without values, of a shard of empty rows. If they were nulls, `num_tokens` would not add up.
 _NOTHING = _pattern(
     "ArrayEncoding { array_encoding: Some(Nullable(Nullable { nullability: Some(AllNulls(AllNull,),), }, ), ), }"
 )
@@ -85,12 +85,12 @@ def find_flat_pages(
     Args:
         dataset: the open dataset.
         root: its directory.
-        itemsize: bytes a value: 2, 4 or 8.
-        block_size: values a row for `fixed_size_list`; None for `list`.
+        itemsize: bytes per value: 2, 4 or 8.
+        block_size: values per row for `fixed_size_list`, None for `list`.
         column: its name.
 
     Raises:
-        NotFlat: a fragment has deletions, several files hold the column, or a page is not flat; says which.
+        NotFlat: a fragment has deletions, several files hold the column, or a page is not flat.
     """
     field = dataset.lance_schema.field(column)
     wanted = field.id() if block_size is not None else field.children()[0].id()
@@ -128,7 +128,7 @@ def _pages_of_file(path: Path, column: int, rows: int, itemsize: int, block_size
     size = path.stat().st_size
     pages = [_flat_page(page, itemsize, block_size) for page in metadata.columns[column].pages]
     for page in pages:
-        # The file's footer follows its pages, so one token may be read beyond the last (windows of block_size + 1).
+        # Windows of block_size + 1 may read one token beyond a page. The file's footer follows its pages.
         if page.position % itemsize or page.position + page.count * itemsize + itemsize > size:
             raise NotFlat("is outside the file or not aligned")
     if block_size is not None and sum(page.count for page in pages) != rows * block_size:
@@ -143,7 +143,7 @@ def _flat_page(page: Any, itemsize: int, block_size: int | None) -> Page:
     match = (_BLOCKS if block_size is not None else _VALUES).fullmatch(text)
     bits = 8 * itemsize
     if match is None or int(match["bits"]) != bits or len(page.buffers) != 1:
-        raise NotFlat("is encoded otherwise than flat")
+        raise NotFlat("is not stored flat")
     position, size = page.buffers[0].position, page.buffers[0].size
     if block_size is not None and int(match["block"]) != block_size:
         raise NotFlat(f"has rows of another size than {block_size}")

@@ -1,12 +1,13 @@
-"""A shuffle without an index array: a keyed permutation of 0..n-1 that answers for any position at once.
+"""Shuffles without an index array: a keyed permutation of 0..n-1 that computes any position directly.
 
-An epoch over 10^9 rows by `randperm` needs 8 GB and seconds before its first row, and the same again to resume. A
-Feistel network over the smallest power of two that holds n, with cycle walking for what falls outside (Black and
-Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), needs a few words and 40 to 100 ns a position.
+`randperm` over 10^9 rows needs 8 GB, and seconds before the first row of every start and resume. A Feistel network over
+the smallest power of two that holds n needs a few words of memory and 40 to 100 ns per position. Values outside 0..n-1
+are permuted again until they are inside (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
+CT-RSA 2002).
 
-grain's `index_shuffle` is built alike; what was found wrong in it is done otherwise here: block bits come from
-`(n - 1).bit_length()` (it is no bijection at n = 65,537), rounds are 8 to 16 (structure shows at 4), and seed and epoch
-are hashed into the round keys, so that neighbouring epochs share nothing.
+grain's `index_shuffle` works in the same way. This module differs where that one has defects: the number of bits is
+`(n - 1).bit_length()` (grain's is not a bijection at n = 65,537), there are 8 to 16 rounds (4 leave visible structure),
+and seed and epoch are hashed into the round keys, so that neighbouring epochs are unrelated.
 """
 
 from __future__ import annotations
@@ -18,47 +19,47 @@ import numpy as np
 import numpy.typing as npt
 
 IndexArray = npt.NDArray[np.int64]
-#: uint32 or uint64, as the domain needs.
+#: uint32 or uint64, depending on n.
 _Words = npt.NDArray[Any]
 
 MAX_N = 2**63 - 1
 
-#: Odd constants of murmur3's and splitmix64's finalizers: the round function multiplies by them.
+#: The round function multiplies by these odd constants of the finalizers of murmur3 and splitmix64.
 _M32 = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35), np.uint32(16))
 _M64 = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(32))
 
-#: Few bits a half mix worse, and rounds over short arrays cost nothing.
+#: Up to this many bits use 16 rounds: short halves mix worse, and their arrays are small.
 _SMALL_BITS = 16
 
 
 class KeyedPermutation:
-    """A bijection of `range(n)`, drawn by a seed and an epoch.
+    """A bijection of `range(n)`, chosen by a seed and an epoch.
 
     Args:
-        n: how many there are, 1 to 2^63 - 1.
+        n: size of the range, 1 to 2^63 - 1.
         seed: any int.
-        epoch: any int; each epoch is another permutation, unrelated to the last.
-        stream: a name that keeps permutations of the same seed apart (the sources of a mixture).
+        epoch: any int. Permutations of different epochs are unrelated.
+        stream: a name that distinguishes permutations of the same seed, such as those of a mixture's sources.
 
     Raises:
         ValueError: n is out of range.
 
-    It holds n and the round keys only; equal arguments give equal permutations on every machine. Instances are
-    immutable: threads may share one, and it pickles in under 1 KB.
+    Equal arguments give equal permutations on every machine. Instances are immutable, so threads may share one. They
+    hold only n and the round keys, and pickle in under 1 KB.
     """
 
     def __init__(self, n: int, seed: int = 0, epoch: int = 0, *, stream: str = "") -> None:
         if not 1 <= n <= MAX_N:
-            raise ValueError(f"a permutation of n = {n}: n is 1 to 2^63 - 1")
+            raise ValueError(f"n must be between 1 and 2^63 - 1, got {n}")
         self.n = int(n)
         self.seed = int(seed)
         self.epoch = int(epoch)
         self.stream = stream
-        # At least one bit a half: n = 1 and 2 walk a domain of 4.
+        # Each half needs at least one bit, so n = 1 and 2 use a domain of 4.
         bits = max(2, (self.n - 1).bit_length())
         self._right_bits = bits // 2
         self._left_bits = bits - self._right_bits
-        # 32-bit words as far as they go: numpy multiplies those eight at a time.
+        # Use 32-bit words where they suffice: numpy multiplies eight of them at a time.
         self._word = np.dtype(np.uint32 if bits <= 32 else np.uint64)
         rounds = 16 if bits <= _SMALL_BITS else 8
         self._keys = _round_keys(self.seed, self.epoch, stream, rounds).astype(self._word)
@@ -74,7 +75,7 @@ class KeyedPermutation:
     @overload
     def __getitem__(self, position: npt.NDArray[Any]) -> IndexArray: ...
     def __getitem__(self, position: int | npt.NDArray[Any]) -> int | IndexArray:
-        """What stands at a position, or at each of an array of positions (int64 out, of the same shape).
+        """Return the value at a position, or at each of an array of positions as int64 of the same shape.
 
         Raises:
             IndexError: a position is outside 0..n-1.
@@ -86,7 +87,7 @@ class KeyedPermutation:
     @overload
     def inverse(self, value: npt.NDArray[Any]) -> IndexArray: ...
     def inverse(self, value: int | npt.NDArray[Any]) -> int | IndexArray:
-        """At which position a value stands: `perm.inverse(perm[i]) == i`.
+        """Return the position of a value, or of each of an array of values: `perm.inverse(perm[i]) == i`.
 
         Raises:
             IndexError: a value is outside 0..n-1.
@@ -98,11 +99,11 @@ class KeyedPermutation:
         if array.size == 0:
             return np.empty(array.shape, np.int64)
         if array.dtype.kind not in "iu":
-            raise IndexError(f"positions of a permutation are integers, not {array.dtype}")
+            raise IndexError(f"a permutation is indexed by integers, not {array.dtype}")
         if int(array.min()) < 0 or int(array.max()) >= self.n:
-            raise IndexError(f"position {array.min()} to {array.max()} of a permutation of {self.n}")
+            raise IndexError(f"positions {array.min()} to {array.max()} are out of range for a permutation of {self.n}")
         out = step(array.astype(self._word).reshape(-1))
-        # Cycle walking: less than half of the domain lies outside, so two steps a position are enough on average.
+        # Cycle walking: less than half of the domain is outside, so a position takes fewer than two steps on average.
         outside = np.flatnonzero(out >= self.n)
         while outside.size:
             out[outside] = step(out[outside])
@@ -135,7 +136,7 @@ class KeyedPermutation:
 
 
 def _mix(half: _Words, key: Any, bits: int) -> _Words:
-    """The round function: `bits` well-mixed bits of a half and a key. The high bits of a product mix best."""
+    """Return `bits` well-mixed bits of a half and a key: the round function. The high bits of a product mix best."""
     first, second, shift = _M32 if half.dtype.itemsize == 4 else _M64
     word = half + key
     word *= first

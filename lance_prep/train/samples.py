@@ -1,8 +1,8 @@
-"""Samples: tensors of one row of tokens each, and batches of them that are tensors already.
+"""Samples, and batches that hold the tensors of all their samples.
 
-torch's DataLoader asks a dataset for a batch and then stacks it sample by sample: 40 us for 8 samples of 1,024 tokens,
-four times what reading them takes. A `Batch` is a sequence of samples for whoever wants those (each a view), and tells
-`default_collate`, through the registry that torch has for it, that it is collated already.
+torch's DataLoader asks a dataset for a batch and then stacks it sample by sample. For 8 samples of 1,024 tokens that
+takes 40 us, four times as long as reading them. A `Batch` is a sequence of samples, whose tensors are views. It is
+registered with torch's `default_collate`, which returns its tensors as they are.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from lance_prep.train.tokens import ragged_arange
 
 Labels = Literal["same", "shifted"] | None
 
-#: The label that losses skip.
+#: The label that loss functions ignore.
 IGNORE = -100
 
 MASK_AND_POSITIONS = (
-    "attention_mask and position_ids of packed samples together: transformers keeps packed documents apart by "
-    "position_ids only if there is no attention_mask",
-    "leave attention_mask out: labels are -100 on padding already",
+    "attention_mask and position_ids cannot be combined for packed samples: transformers separates packed documents by "
+    "position_ids only without an attention_mask",
+    "remove attention_mask: labels are -100 on padding anyway",
 )
 
 
@@ -40,16 +40,16 @@ class SampleOptions:
 
     Args:
         labels: "same" (equal to input_ids: the model shifts, as in Hugging Face), "shifted" (the next token), or None.
-        attention_mask: 1 for tokens, 0 for padding. Not beside `position_ids` if samples are packed.
+        attention_mask: 1 for tokens, 0 for padding. Cannot be combined with `position_ids` if samples are packed.
         position_ids: position in the document, or in the sample if the document began before it. Padding counts from 0.
         document_ids: number of the token's document in the sample, from 0; -1 for padding.
-        mask_boundaries: no label where the token to predict is a document's first: nothing predicts it.
+        mask_boundaries: -100 as the label of a document's first token, which the document before does not predict.
         eos_id: the token that joins rows into a stream; None if the tokenizer has none. It does not mark documents.
         pad_id: the token of padding.
         packed: a sample holds several documents.
 
     Raises:
-        UsageError: another `labels`, or `mask_boundaries` without labels.
+        UsageError: `labels` is invalid, or `mask_boundaries` is set without labels.
     """
 
     labels: Labels = "same"
@@ -65,7 +65,7 @@ class SampleOptions:
         """Return these options for samples that hold several documents each.
 
         Raises:
-            UsageError: `attention_mask` and `position_ids` are both asked for.
+            UsageError: `attention_mask` and `position_ids` are both set.
         """
         if self.attention_mask and self.position_ids:
             raise UsageError(*MASK_AND_POSITIONS)
@@ -73,15 +73,15 @@ class SampleOptions:
 
     @property
     def plain(self) -> bool:
-        """Nothing but `input_ids` and perhaps equal labels."""
+        """Whether a sample has only `input_ids` and perhaps equal labels."""
         rest = (self.attention_mask, self.position_ids, self.document_ids, self.mask_boundaries)
         return self.labels != "shifted" and not any(rest)
 
     def __post_init__(self) -> None:
         if self.labels not in ("same", "shifted", None):
-            raise UsageError(f"labels={self.labels!r}", "labels is 'same', 'shifted' or None")
+            raise UsageError(f"invalid labels {self.labels!r}", "use 'same', 'shifted' or None")
         if self.mask_boundaries and self.labels is None:
-            raise UsageError("mask_boundaries=True and labels=None", "boundaries are masked in labels: ask for those")
+            raise UsageError("mask_boundaries=True has no effect with labels=None", "use labels='same' or 'shifted'")
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,13 @@ class Documents:
     lengths: IndexArray
 
     def slice(self, start: int, stop: int) -> Documents:
-        """Return those of the samples `start` to `stop`."""
+        """Return the documents of the samples `start` to `stop`."""
         first, last = int(self.counts[:start].sum()), int(self.counts[:stop].sum())
         return Documents(self.counts[start:stop], self.lengths[first:last])
 
     @staticmethod
     def merged(parts: Sequence[Documents], wheres: Sequence[IndexArray], count: int) -> Documents:
-        """Return those of `count` samples, of which the samples `wheres[i]` are those of `parts[i]`."""
+        """Return the documents of `count` samples, where `parts[i]` holds those of the samples `wheres[i]`."""
         counts = np.zeros(count, np.int64)
         for part, where in zip(parts, wheres, strict=True):
             counts[where] = part.counts
@@ -130,7 +130,7 @@ class Sample(dict[str, Any]):
 
     @property
     def documents(self) -> Documents:
-        """The documents in the sample; looked up when it is asked for."""
+        """The documents in the sample, looked up at each use."""
         return self._find()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -138,7 +138,7 @@ class Sample(dict[str, Any]):
 
 
 class Lookup:
-    """Documents that are looked up once, when they are asked for. Pickles as what it found."""
+    """Documents that are looked up once, at first use or when pickled."""
 
     __slots__ = ("_documents", "_find")
 
@@ -168,13 +168,13 @@ class Batch(Sequence[Sample]):
     """Samples that were read together.
 
     Args:
-        tensors: int64, by name: `[samples, block_size]`, or flat `[tokens]` where `offsets` is given.
-        lists: values of kept columns, by name, one a sample.
-        count: samples.
+        tensors: int64, by name: `[samples, block_size]`, or flat `[tokens]` if `offsets` is given.
+        lists: values of kept columns, by name, one per sample.
+        count: number of samples.
         options: what the samples consist of.
-        valid: int64 `[samples]`, tokens of each that are not padding; None where nothing is padded.
-        offsets: int64 `[samples + 1]`, where each sample begins, where their lengths differ.
-        find: looks up the documents in the samples; not given for raw records.
+        valid: int64 `[samples]`, tokens of each that are not padding; None if none is padded.
+        offsets: int64 `[samples + 1]`, where each sample begins; None if all have the same length.
+        find: looks up the documents in the samples. Left out for raw records.
 
     As a sequence it holds samples, whose tensors are views; `batch["input_ids"]` is the tensor of all.
     """
@@ -202,7 +202,7 @@ class Batch(Sequence[Sample]):
 
     @property
     def documents(self) -> Documents:
-        """The documents in each sample, without padding; looked up when it is asked for."""
+        """The documents in each sample, without padding, looked up at first use."""
         return self._find()
 
     def __len__(self) -> int:
@@ -220,7 +220,7 @@ class Batch(Sequence[Sample]):
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             if step != 1:
-                raise UsageError(f"a batch cannot be cut in steps of {step}", "slice it in steps of 1")
+                raise UsageError(f"a batch cannot be sliced in steps of {step}", "use a step of 1")
             return self._cut(start, max(start, stop))
         i = range(self._count)[key]
         return self._sample(i, {k: t[self._span(i)] for k, t in self.tensors.items()})
@@ -255,28 +255,28 @@ class Batch(Sequence[Sample]):
         return Batch(tensors, lists, stop - start, self.options, valid=valid, offsets=offsets, find=find)
 
     def collated(self) -> dict[str, Any]:
-        """The batch as one dict of tensors, and of lists for kept columns: no copy.
+        """Return the batch as one dict of tensors and, for kept columns, lists. Nothing is copied.
 
         Raises:
             UsageError: the samples' lengths differ.
         """
         if self.offsets is not None:
             raise UsageError(
-                "the samples of a ragged dataset differ in length",
-                "pass collate_fn=pad_collate or varlen_collate, or give the dataset a block_size",
+                "samples of different lengths cannot be collated into one tensor",
+                "pass collate_fn=pad_collate or varlen_collate, or open the dataset with a block_size",
             )
         return {**self.tensors, **self.lists}
 
 
 class CompactBatch(Batch):
-    """A batch of whole samples with no padding, which becomes int64 when it is looked at: parts of it first, if cut.
+    """A batch of full samples that is converted to int64 at first use, after it was split.
 
     Args:
         tokens: uint16 or uint32 `[samples, block_size]`.
-        options: what the samples consist of; plain ones only.
+        options: what the samples consist of. They must be plain.
 
-    Of the 24 M tokens a second that a `take` of thousands of rows gives, half of the time went into page faults of
-    int64 that was written once, read once and freed.
+    A `take` of thousands of rows reads 24 Mtok/s if it converts all of them at once: half of the time goes into page
+    faults of int64 memory that is written once, read once and freed.
     """
 
     def __init__(self, tokens: npt.NDArray[Any], options: SampleOptions, find: FindDocuments) -> None:
@@ -296,7 +296,7 @@ class CompactBatch(Batch):
 
 
 def plain_tensors(ids: IndexArray, options: SampleOptions) -> dict[str, torch.Tensor]:
-    """`input_ids`, and equal labels where they are asked for; int64 `[samples, block_size]`."""
+    """Return `input_ids` and, if asked for, equal labels: int64 `[samples, block_size]`."""
     tensors = {"input_ids": torch.from_numpy(ids)}
     if options.labels is not None:
         tensors["labels"] = torch.from_numpy(ids.copy())
@@ -322,15 +322,15 @@ def annotate(
     valid: IndexArray | None = None,
     following: IndexArray | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Make everything that was asked for beside `input_ids`, for samples laid end to end.
+    """Return `input_ids` and what else was asked for, for samples laid end to end.
 
     Args:
         ids: int64 `[tokens]`.
         starts: int64 `[samples + 1]`, where each begins in `ids`.
-        options: what to make.
-        documents: called if boundaries are needed.
-        valid: int64 `[samples]`, tokens of each sample before its padding; None where there is none.
-        following: int64 `[samples]`, the token after each sample's last, `IGNORE` where there is none.
+        options: what to return.
+        documents: looks up the documents; called only if they are needed.
+        valid: int64 `[samples]`, tokens of each sample before its padding; None if none is padded.
+        following: int64 `[samples]`, the token after each sample's last, or `IGNORE`.
 
     Returns:
         int64 `[tokens]` each: `input_ids`, and what `options` asks for.
@@ -347,7 +347,7 @@ def annotate(
         if padding is not None:
             labels[padding] = IGNORE
         if runs is not None and options.mask_boundaries:
-            # "same": nothing predicts a document's first token; "shifted": its last token predicts nothing of it.
+            # "same": the document's first token is not predicted. "shifted": its last token predicts nothing.
             labels[runs.starts if options.labels == "same" else runs.starts + runs.lengths - 1] = IGNORE
         out["labels"] = labels
     if options.attention_mask:
@@ -367,7 +367,7 @@ class Runs:
     """The documents of samples laid end to end, and the padding after them.
 
     Attributes:
-        starts, lengths: int64 `[runs]`, where each run of tokens begins, and its tokens; together they are all tokens.
+        starts, lengths: int64 `[runs]`, where each run of tokens begins, and its number of tokens. Runs cover all.
         number: int64 `[runs]`, the number of the document in its sample; -1 for padding.
     """
 
@@ -377,7 +377,7 @@ class Runs:
 
     @classmethod
     def of(cls, documents: Documents, sizes: IndexArray, valid: IndexArray) -> Runs:
-        """Make the runs of samples of `sizes` tokens, of which the first `valid` are not padding."""
+        """Return the runs of samples of `sizes` tokens, of which the first `valid` are not padding."""
         lengths, counts = documents.lengths, documents.counts
         number = ragged_arange(counts)
         missing = sizes - valid
@@ -389,12 +389,12 @@ class Runs:
         return cls(stops - lengths, lengths, number)
 
     def positions(self) -> IndexArray:
-        """The position of each token in its run. Padding counts from 0 too: as one run, not as a document a token."""
+        """Return the position of each token in its run. Padding counts from 0 too, as one run."""
         return ragged_arange(self.lengths)
 
 
 def _padding(starts: IndexArray, lengths: IndexArray, valid: IndexArray) -> IndexArray | None:
-    """Where in the flat samples padding is, or None."""
+    """Return the places of padding in the flat samples, or None."""
     missing = lengths - valid
     if not missing.any():
         return None
@@ -404,7 +404,7 @@ def _padding(starts: IndexArray, lengths: IndexArray, valid: IndexArray) -> Inde
 def _shifted(ids: IndexArray, starts: IndexArray, valid: IndexArray, following: IndexArray | None) -> IndexArray:
     labels = np.full_like(ids, IGNORE)
     labels[:-1] = ids[1:]
-    # Last real token of each sample: what follows it is outside of the sample, or nothing does.
+    # The label of each sample's last real token is outside of the sample, or missing.
     some = valid > 0
     labels[(starts[:-1] + valid - 1)[some]] = IGNORE if following is None else following[some]
     return labels

@@ -1,15 +1,16 @@
-"""Which source each position of a mixture takes, in closed form: any position at once, and never far from the shares.
+"""Assigns a source to each position of a mixture, so that every prefix is within one sample of the exact shares.
 
-A tree splits the sources in two at each node: of the i samples that reach a node, `floor(a * i + 1/2)` go left, a being
-the left side's share. (For two sources that is a Sturmian word, the most even sequence there is.) A source's count is
-then off its exact share by at most half of the sum, over the nodes on its path, of its weight over the node's child's:
-at most 1 for any four sources, and the tree with the least bound is chosen. Shares are 62-bit fixed point, so positions
-up to 2^61 are exact.
+Any position is computed directly. A binary tree has the sources as leaves. Of the first i samples that reach a node,
+`floor(a * i + 1/2)` go left, where a is the left side's share. (For two sources this is a Sturmian word, the most even
+sequence possible.) The error of a source's count is at most half of a sum over the nodes on its path, each term being
+the source's weight divided by the weight of the child on the path. Among all trees the one with the smallest bound is
+chosen. For up to four sources that bound is at most 1. Shares are 62-bit fixed-point numbers, exact for positions up to
+2^61.
 
-For the few weights of six and more sources where no tree keeps the bound, a period of up to 65,536 samples is laid
-out after R. Tijdeman, "The chairman assignment problem", Discrete Math. 32 (1980), which never is off by more than
-1 - 1/(2k - 2); there shares are rounded to 1/65,536 where their common denominator is larger: `exact` says what is
-used.
+For a few combinations of six or more weights no tree has a bound of at most 1. They use a precomputed period of up to
+65,536 samples instead, by R. Tijdeman, "The chairman assignment problem", Discrete Math. 32 (1980), whose error for k
+sources is at most 1 - 1/(2k - 2). If the common denominator of the shares is larger than the period, they are rounded
+to 1/65,536. `exact` holds the shares in use.
 """
 
 from __future__ import annotations
@@ -30,27 +31,27 @@ _LOW = np.uint64((1 << 31) - 1)
 _HALF_SHIFT = np.uint64(31)
 _HALF = np.uint64(1 << 61)
 
-#: Samples of a period, where there is one: 0.4 MB of tables.
+#: The longest period, in samples: 0.4 MB of tables.
 _PERIOD = 65_536
-#: Trees are searched among all of so many sources (3^8 splits).
+#: Trees are searched for up to this many sources (3^8 splits).
 _MOST_IN_TREE = 8
 
 
 class Shares(Protocol):
-    """An even sequence over sources. Immutable and stateless."""
+    """An even sequence over sources. Immutable."""
 
     #: The shares in use; they sum to 1.
     exact: tuple[Fraction, ...]
 
     def locate(self, positions: IndexArray) -> tuple[IndexArray, IndexArray]:
-        """The source of each position, and how many samples of that source came before."""
+        """Return the source of each position, and the number of samples of that source before it."""
 
     def counts(self, length: int) -> list[int]:
-        """Samples of each source among the first `length`."""
+        """Return the number of samples of each source among the first `length`."""
 
 
 def make_shares(weights: Sequence[Fraction]) -> Shares:
-    """The even sequence for weights, some of which may be 0."""
+    """Return an even sequence for weights, some of which may be 0."""
     total = sum(weights)
     exact = tuple(weight / total for weight in weights)
     used = [i for i, share in enumerate(exact) if share]
@@ -63,7 +64,7 @@ def make_shares(weights: Sequence[Fraction]) -> Shares:
 
 @dataclass(frozen=True)
 class _Node:
-    """A split: `left` and `right` are nodes or sources, `share` the left side's in 1 / 2^62."""
+    """A split of the sources. `share` is the left side's part, in units of 1 / 2^62."""
 
     share: int
     left: _Node | int
@@ -71,7 +72,7 @@ class _Node:
 
 
 class TreeShares:
-    """Shares by a tree of two-way splits."""
+    """An even sequence by a tree of two-way splits."""
 
     def __init__(self, exact: tuple[Fraction, ...], tree: _Node | int) -> None:
         self.exact = exact
@@ -106,7 +107,7 @@ class TreeShares:
 
 
 def _left_of(count: IndexArray, share: int) -> IndexArray:
-    """`floor(share * count / 2^62 + 1/2)` for count below 2^61, in 31-bit halves: the product has 124 bits."""
+    """Return `floor(share * count / 2^62 + 1/2)` for counts below 2^61, by halves: the product has 124 bits."""
     x = count.astype(np.uint64)
     a_high, a_low = np.uint64(share >> 31), np.uint64(share & ((1 << 31) - 1))
     high, low = x >> _HALF_SHIFT, x & _LOW
@@ -117,7 +118,7 @@ def _left_of(count: IndexArray, share: int) -> IndexArray:
 
 
 def _best_tree(exact: Sequence[Fraction], used: list[int]) -> tuple[_Node | int, float]:
-    """The tree with the least bound on how far a count may be off, and that bound."""
+    """Return the tree with the smallest bound on the error of a count, and that bound."""
     weight = [float(exact[i]) for i in used]
     everything = (1 << len(used)) - 1
 
@@ -126,7 +127,7 @@ def _best_tree(exact: Sequence[Fraction], used: list[int]) -> tuple[_Node | int,
 
     @cache
     def room(part: int) -> tuple[float, int]:
-        """How large the sum of 1 / weight over the nodes above `part` may be at a bound of 1, and the best split."""
+        """Return the largest sum of 1 / weight over the nodes above `part` that keeps the bound, and the best split."""
         if part & (part - 1) == 0:
             return 1 / size(part), 0
         best, split, lowest = float("-inf"), 0, part & -part
@@ -148,12 +149,12 @@ def _best_tree(exact: Sequence[Fraction], used: list[int]) -> tuple[_Node | int,
         share = round(sum(left) / sum(inside) * _ONE)
         return _Node(share, build(split), build(part ^ split))
 
-    # With room r >= 0 for all, every source's sum of ratios is at most 2, hence its bound at most 1.
+    # If there is room for all, every source's sum of ratios is at most 2, and its bound at most 1.
     return build(everything), 1.0 if room(everything)[0] >= 0 else float("inf")
 
 
 class PeriodShares:
-    """Shares by a period that is laid out once."""
+    """An even sequence that repeats a precomputed period."""
 
     def __init__(self, exact: tuple[Fraction, ...]) -> None:
         period = lcm(*(share.denominator for share in exact))
@@ -181,7 +182,7 @@ class PeriodShares:
 
 
 def _rounded(exact: Sequence[Fraction], period: int) -> list[int]:
-    """Whole parts of a period by largest remainder, none of a used source below 1."""
+    """Return the samples of each source in a period, by largest remainder, at least 1 for each used source."""
     parts = [max(int(share * period), 1 if share else 0) for share in exact]
     order = sorted(range(len(exact)), key=lambda i: exact[i] * period - parts[i], reverse=True)
     i = 0
@@ -194,7 +195,7 @@ def _rounded(exact: Sequence[Fraction], period: int) -> list[int]:
 
 
 def _chairmen(parts: Sequence[int], period: int) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
-    """Tijdeman's sequence: of the sources due to be behind, the one that can wait least."""
+    """Return Tijdeman's sequence: of the sources that are due, always the one that can wait least."""
     share = np.array(parts, np.float64) / period
     share[share == 0] = 1e-300
     slack = 1 / (2 * max(len([p for p in parts if p]), 2) - 2)

@@ -1,7 +1,6 @@
-"""Token sources: the tokens of any rows, by memory map or by Lance's `take`. Both give the same arrays.
+"""Token sources: read the tokens of any rows, by memory map or by Lance's `take`. Both return the same arrays.
 
-A source knows no samples: it is asked for runs of tokens, `lengths[i]` of them from token `begins[i]` of row `rows[i]`
-on, and gives them end to end.
+A source returns runs of tokens end to end: `lengths[i]` tokens from token `begins[i]` of row `rows[i]`.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from lance_prep.train.permutation import IndexArray
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 
-#: Rows of blocks gathered before they are converted.
+#: Number of blocks that are gathered before they are converted.
 _AT_ONCE = 64
 
 
 class TokenSource(Protocol):
-    """Tokens by row. Calls may come from several threads; a source is never pickled nor used in a forked child."""
+    """Tokens by row. Threads may share one. It is never pickled nor used in a forked child."""
 
-    #: Whether rows that follow each other lie end to end, so that `windows` works.
+    #: Whether consecutive rows are stored end to end, so that `windows` works.
     contiguous: bool
 
     def pieces(self, rows: IndexArray, begins: IndexArray, lengths: IndexArray) -> Tokens:
-        """Runs of tokens within rows, end to end: `[sum(lengths)]`."""
+        """Return runs of tokens within rows, end to end: `[sum(lengths)]`."""
 
     def blocks(self, rows: IndexArray, size: int) -> Tokens | IndexArray:
-        """Whole rows of `size` tokens each: `[len(rows), size]`, int64 or as on disk, an array of their own."""
+        """Return whole rows of `size` tokens each: a new array `[len(rows), size]`, int64 or as on disk."""
 
     def windows(self, starts: IndexArray, length: int) -> Tokens:
-        """`[len(starts), length]`: from each token of the flat column on, rows laid end to end.
+        """Return `[len(starts), length]` tokens of the flat column, from each start.
 
-        What lies beyond the last token of the column is undefined, and up to the caller to overwrite.
+        Tokens beyond the end of the column are undefined. The caller must overwrite them.
         """
 
 
 def ragged_arange(lengths: IndexArray) -> IndexArray:
-    """0..lengths[0]-1, 0..lengths[1]-1, ... end to end."""
+    """Return 0..lengths[0]-1, 0..lengths[1]-1, ... end to end."""
     ends = np.cumsum(lengths)
     out = np.arange(int(ends[-1]) if ends.size else 0, dtype=np.int64)
     out -= np.repeat(ends - lengths, lengths)
@@ -67,23 +66,23 @@ class _Span:
 class MappedTokens:
     """The flat pages of a dataset, memory-mapped.
 
-    All maps are read through one array that spans their addresses, so that a batch from many files is one
-    fancy index (0.9 of a gather from a single array) and not a loop over files. Only addresses computed from the
-    page table are ever touched: between the maps the array covers memory that is not there. So what is asked for must
-    lie within the column; `LanceDataset.take` checks that, once a batch, and opening that the column is whole.
+    All maps are read through one array that spans their addresses, so a batch from many files is one fancy index, at
+    0.9 of the speed of a single array, instead of a loop over files. Between the maps the array covers addresses that
+    are not mapped, so only addresses computed from the page table may be read. `LanceDataset.take` checks once per
+    batch that the rows are in range. Opening checks that the column is complete.
 
     Args:
         root: the directory that holds the files.
-        pages: where the tokens lie.
-        itemsize: bytes a token.
-        row_start: where rows begin in the flat column.
-        beside: another column of the same files, whose maps are used too.
+        pages: where the tokens are.
+        itemsize: bytes per token.
+        row_start: returns where rows begin in the flat column.
+        beside: another column of the same files, whose maps are reused.
 
     Raises:
         NotFlat: the files cannot be mapped (too many for the system), or a page is not inside its file.
 
-    Torch maps the files and keeps no file descriptor, where `mmap.mmap` and Arrow hold one each: 10,000 shards stay
-    below any `ulimit -n`.
+    Torch maps the files, because it keeps no file descriptors. `mmap.mmap` and Arrow keep one per file, and 10,000
+    shards would exceed `ulimit -n`.
     """
 
     contiguous = True
@@ -108,11 +107,11 @@ class MappedTokens:
         self._first = np.concatenate([[0], np.cumsum(pages.count)]).astype(np.int64)
         bases = np.array([m.data_ptr() for m in self._maps], np.int64)
         address = bases[pages.file] + pages.position if len(pages.file) else np.empty(0, np.int64)
-        # The end of the maps, not of the pages: a window may begin in the last page and reach over its end.
+        # Use the end of the maps, not of the pages: a window may begin in the last page and end after it.
         self._start = int(address.min()) if address.size else 0
         ends = [m.data_ptr() + m.numel() for m in self._maps]
         self._span = (max(ends, default=self._start) - self._start) // itemsize
-        #: Add to a token's number: its place in the span.
+        #: Added to a token's number, this gives its place in the span.
         self._shift = (address - self._start) // itemsize - self._first[:-1]
         self._flat = self._view(1).reshape(-1)
         self._views: dict[int, Tokens] = {}
@@ -133,24 +132,24 @@ class MappedTokens:
         return place
 
     def _page(self, tokens: IndexArray) -> IndexArray:
-        # The last of pages that begin at the same token: those before it are empty.
+        # Of several pages that begin at the same token, take the last: the others are empty.
         page: IndexArray = self._first.searchsorted(tokens, side="right") - 1
         return page
 
     def _windows_at(self, length: int) -> Tokens:
-        """Every run of `length` tokens in the span; to be indexed by place, which copies the runs asked for.
+        """Return a view of every run of `length` tokens in the span, to be indexed by place.
 
-        By `view[place]` only: `np.take` would first copy the whole overlapping view.
+        Index it by `view[place]`: `np.take` would first copy the whole overlapping view.
         """
         view = self._views.get(length)
         return view if view is not None else self._views.setdefault(length, self._view(length))
 
     def blocks(self, rows: IndexArray, size: int) -> Tokens | IndexArray:
-        # Rows of blocks never go over the end of a page.
+        # A block is never split between pages.
         view, place = self._windows_at(size), self._place(rows * size)
         if len(rows) <= _AT_ONCE:
             return view[place].astype(np.int64)
-        # In parts, so that what is converted still lies in the cache: a fifth faster at 512 rows.
+        # Convert in parts that fit the CPU's cache: a fifth faster at 512 rows.
         out = np.empty((len(rows), size), np.int64)
         for i in range(0, len(rows), _AT_ONCE):
             out[i : i + _AT_ONCE] = view[place[i : i + _AT_ONCE]]
@@ -168,13 +167,13 @@ class MappedTokens:
         out: Tokens = np.zeros((len(starts), length), self._dtype)
         out[inside] = view[place[inside]]
         over = np.flatnonzero(~inside)
-        for i in over.tolist():  # a window over the end of a page: one in thousands
+        for i in over.tolist():  # a window that crosses the end of a page: one in thousands
             start, end = int(starts[i]), min(int(ends[i]), len(self))
             out[i, : end - start] = self._run(start, end)
         return out
 
     def _run(self, start: int, end: int) -> Tokens:
-        """The tokens `[start, end)` of the flat column, whatever pages they lie in."""
+        """Return the tokens `[start, end)` of the flat column, from all pages that hold them."""
         parts = []
         while start < end:
             page = int(np.searchsorted(self._first, start, side="right")) - 1
@@ -192,7 +191,7 @@ class MappedTokens:
 
 
 def _check_pages(pages: FlatPages, sizes: list[int], itemsize: int) -> None:
-    """Refuse pages that are not inside their files: reading one would end the process with a segmentation fault.
+    """Refuse pages that are outside their files. Reading one would end the process with a segmentation fault.
 
     Raises:
         NotFlat: names the file.
@@ -201,7 +200,7 @@ def _check_pages(pages: FlatPages, sizes: list[int], itemsize: int) -> None:
         return
     known = (pages.file >= 0) & (pages.file < len(sizes))
     limit = np.array([*sizes, 0], np.int64)[np.where(known, pages.file, -1)]
-    # One token beyond a page may be read, for windows of block_size + 1: a data file's footer follows its pages.
+    # Windows of block_size + 1 may read one token beyond a page. A data file's footer follows its pages.
     room = (limit - pages.position) // itemsize - 1
     good = known & (pages.position >= 0) & (pages.position % itemsize == 0)
     good &= (pages.position <= limit) & (pages.count >= 0) & (pages.count <= room)
@@ -225,12 +224,12 @@ def _map_file(root: Path, name: str) -> Any:
 
 
 class TakeTokens:
-    """Rows through Lance's `take`: works on every store, encoding and deletion.
+    """Reads rows through Lance's `take`, which works with every store, encoding and deletion.
 
-    13 Mtok/s for 8 rows of 1,024 tokens, 38 for 64, 118 for 2,048: whoever calls it should ask for many rows at once.
+    Reads 13 Mtok/s at 8 rows of 1,024 tokens per call, 38 at 64 and 118 at 2,048, so ask for many rows at once.
 
     Args:
-        take: the column `input_ids` at sorted rows, as a table.
+        take: returns the column `input_ids` at sorted rows, as a table.
     """
 
     contiguous = False
@@ -245,10 +244,10 @@ class TakeTokens:
         return found
 
     def windows(self, starts: IndexArray, length: int) -> Tokens:
-        raise NotImplementedError("rows read by take do not lie end to end")
+        raise NotImplementedError("rows read by take are not stored end to end")
 
     def pieces(self, rows: IndexArray, begins: IndexArray, lengths: IndexArray) -> Tokens:
-        unique, inverse = np.unique(rows, return_inverse=True)  # a row of several pieces is read once
+        unique, inverse = np.unique(rows, return_inverse=True)  # read a row of several pieces once
         tokens, offsets = self._rows(unique)
         starts = offsets[inverse] + begins
         ordered = len(rows) == len(unique) and np.array_equal(rows, unique)
@@ -257,15 +256,15 @@ class TakeTokens:
         return tokens[np.repeat(starts, lengths) + ragged_arange(lengths)]
 
     def _rows(self, rows: IndexArray) -> tuple[Tokens, IndexArray]:
-        """Tokens of rows, sorted and each once, and where each row begins in them."""
+        """Return the tokens of sorted, distinct rows, and where each row begins in them."""
         return list_values(self._take(rows)["input_ids"])
 
 
 def list_values(column: Any, name: str = "input_ids") -> tuple[Tokens, IndexArray]:
-    """The values of an Arrow list array as numpy, and where each row begins in them (one more than there are rows).
+    """Return the values of an Arrow list array as numpy, and the offsets `[rows + 1]` of the rows in them.
 
     Raises:
-        DatasetError: there are nulls in it.
+        DatasetError: the array contains nulls.
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

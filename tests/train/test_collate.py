@@ -167,7 +167,7 @@ def test_varlen_leaves_padding_out(blocks: Made) -> None:
     assert len(blocks.rows[102]) < BLOCK
 
 
-def test_refusals(raw: Made) -> None:
+def test_collating_refuses_plain_dicts_and_raw_records(raw: Made) -> None:
     with pytest.raises(UsageError, match="samples of a LanceDataset"):
         varlen_collate([{"input_ids": torch.arange(3)}])
     with pytest.raises(UsageError, match="no tokens"):

@@ -74,7 +74,7 @@ def test_stream_cut_into_blocks(request: Any, layout: str, size: int, access: An
 
 
 @pytest.mark.parametrize("access", ACCESS)
-def test_ragged_rows(lines: Made, access: Any) -> None:
+def test_ragged_rows_are_samples_of_their_own_length(lines: Made, access: Any) -> None:
     ds = LanceDataset(lines.path, access=access, columns=["title", "doc_id"])
     assert len(ds) == len(lines.rows)
     for i, sample in enumerate(ds.take(range(len(ds)))):
@@ -89,11 +89,11 @@ def test_ragged_rows(lines: Made, access: Any) -> None:
     ]
     assert ids == [row.tolist() for row in lines.rows]
     assert all((b["labels"][b["attention_mask"] == 0] == -100).all() for b in batches)
-    with pytest.raises(UsageError, match="differ in length"):
+    with pytest.raises(UsageError, match="samples of different lengths"):
         next(iter(DataLoader(ds, batch_size=4)))
 
 
-def test_raw_records(raw: Made) -> None:
+def test_raw_rows_are_records_of_python_values(raw: Made) -> None:
     ds = LanceDataset(raw.path)
     assert len(ds) == 37
     assert dict(ds[5]) == {name: values[5] for name, values in raw.columns.items()}
@@ -139,10 +139,10 @@ def test_annotations_equal_a_naive_loop(request: Any, layout: str, labels: Any, 
 @pytest.mark.parametrize("layout", ["blocks", "lines"])
 def test_attention_mask_beside_packed_positions_is_refused(request: Any, layout: str) -> None:
     made: Made = request.getfixturevalue(layout)
-    with pytest.raises(UsageError, match="only if there is no attention_mask"):
+    with pytest.raises(UsageError, match="only without an attention_mask"):
         len(LanceDataset(made.path, block_size=BLOCK, attention_mask=True, position_ids=True))
     packed = LanceDataset(made.path, block_size=BLOCK, position_ids=True)
-    with pytest.raises(UsageError, match="only if there is no attention_mask"):
+    with pytest.raises(UsageError, match="only without an attention_mask"):
         pad_collate(packed.take([0, 1]))
     if layout == "lines":  # a row is one document: both make sense
         assert len(LanceDataset(made.path, attention_mask=True, position_ids=True)[1]) == 4
@@ -167,7 +167,7 @@ def test_slices_negatives_and_bounds(blocks: Made) -> None:
         ds.take([0, len(ds)])
 
 
-def test_padding_row(blocks: Made, lines: Made) -> None:
+def test_a_padding_row_is_all_padding(blocks: Made, lines: Made) -> None:
     for ds in (LanceDataset(blocks.path), LanceDataset(lines.path, block_size=16)):
         batch = ds.take([3, PAD_ROW, 4])
         assert (batch["input_ids"][1] == PAD).all()
@@ -178,7 +178,7 @@ def test_padding_row(blocks: Made, lines: Made) -> None:
 
 
 @pytest.mark.parametrize("access", ACCESS)
-def test_filter(lines: Made, access: Any) -> None:
+def test_a_filter_keeps_the_rows_that_pass(lines: Made, access: Any) -> None:
     keep = [i for i, row in enumerate(lines.rows) if len(row) > 10]
     ds = LanceDataset(lines.path, filter="num_tokens > 10", access=access)
     assert [s["input_ids"].tolist() for s in ds.take(range(len(ds)))] == [lines.rows[i].tolist() for i in keep]
@@ -205,7 +205,7 @@ def test_versions_and_tags(make: Callable[..., Made]) -> None:
         len(LanceDataset(first.path, version=9))
 
 
-def test_decode(blocks: Made, lines: Made) -> None:
+def test_text_is_that_of_the_tokenizer(blocks: Made, lines: Made) -> None:
     assert LanceDataset(blocks.path).text(39).split() == [f"w{i}" for i in blocks.rows[39]]
     assert LanceDataset(lines.path).text(3).split() == [f"w{i}" for i in lines.rows[3]]
 
@@ -235,14 +235,14 @@ def test_ragged_rows_that_are_not_flat_get_a_token_cache(make: Callable[..., Mad
     assert small.take(range(len(ds)))["input_ids"].tolist() == ds.take(range(len(ds)))["input_ids"].tolist()
 
 
-def test_refusals(blocks: Made, lines: Made, raw: Made, tmp_path: Any) -> None:
-    with pytest.raises(UsageError, match="block_size=8, and the dataset's blocks hold 128"):
+def test_options_that_contradict_the_dataset_are_refused(blocks: Made, lines: Made, raw: Made, tmp_path: Any) -> None:
+    with pytest.raises(UsageError, match="block_size=8 differs from the dataset's blocks of 128"):
         len(LanceDataset(blocks.path, block_size=8))
     with pytest.raises(UsageError, match="raw"):
         len(LanceDataset(raw.path, block_size=8))
     with pytest.raises(UsageError, match="labels"):
         LanceDataset(blocks.path, labels="other")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="stream"):
+    with pytest.raises(UsageError, match="columns cannot be combined with block_size"):
         len(LanceDataset(lines.path, block_size=8, columns=["title"]))
     with pytest.raises(UsageError, match="no column nope"):
         len(LanceDataset(lines.path, columns=["nope"]))
@@ -307,7 +307,7 @@ def test_default_collate_of_single_samples(blocks: Made) -> None:
     assert batch["input_ids"].tolist() == ds.take([0, 1])["input_ids"].tolist()
 
 
-def test_many_fragments(make: Callable[..., Made]) -> None:
+def test_many_fragments_are_read_as_one(make: Callable[..., Made]) -> None:
     made = make("lines", [2] * 300)
     ds = LanceDataset(made.path, block_size=11)
     assert ds.access.way == "mmap"
@@ -315,7 +315,9 @@ def test_many_fragments(make: Callable[..., Made]) -> None:
     assert ds.take(range(len(ds)))["input_ids"].reshape(-1).tolist()[: len(stream)] == stream.tolist()
 
 
-def test_object_store(blocks: Made, lines: Made, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_object_stores_are_read_by_take(
+    blocks: Made, lines: Made, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lance's object store over local files: nothing is mapped, and the index lies in the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for made, size in ((blocks, None), (lines, 16)):

@@ -41,7 +41,7 @@ def reference(made: Made, batch: int, epochs: int, **options: Any) -> list[list[
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("access", ["auto", "take"])
-def test_rows_and_epochs(blocks: Made, way: dict[str, Any], access: Any) -> None:
+def test_each_epoch_delivers_the_rows_of_its_order(blocks: Made, way: dict[str, Any], access: Any) -> None:
     loader = TokenLoader(LanceDataset(blocks.path, access=access), 8, seed=3, tail="pad", **way)
     assert rows(loader, 2) == reference(blocks, 8, 2, seed=3, tail="pad")
     assert (loader.epoch, loader.step) == (2, 0)
@@ -275,11 +275,11 @@ def test_ragged_rows_with_a_collate_fn(lines: Made) -> None:
             want = pad_collate([ds[i] for i in indices])
             assert batch.keys() == want.keys()
             assert all(torch.equal(batch[name], want[name]) for name in want)
-    with pytest.raises(UsageError, match="differ in length"):
+    with pytest.raises(UsageError, match="samples of different lengths"):
         next(iter(TokenLoader(ds, 8)))
 
 
-def test_raw_records(raw: Made) -> None:
+def test_raw_records_are_batches_of_lists(raw: Made) -> None:
     seen = [text for batch in TokenLoader(LanceDataset(raw.path), 8, tail="repeat") for text in batch["text"]]
     assert set(seen) == set(raw.columns["text"])
 
@@ -293,7 +293,7 @@ def test_errors_of_the_reading_thread_come_up(blocks: Made) -> None:
         next(iter(TokenLoader(Broken(blocks.path), 8)))
 
 
-def test_stats_and_device(blocks: Made) -> None:
+def test_stats_count_what_was_delivered_to_the_device(blocks: Made) -> None:
     loader = TokenLoader(LanceDataset(blocks.path), 8, device="cpu")
     for batch in loader:
         assert batch["input_ids"].device.type == "cpu"
@@ -304,7 +304,7 @@ def test_stats_and_device(blocks: Made) -> None:
     assert 0 <= stats.waited <= stats.seconds
 
 
-def test_trace(lines: Made) -> None:
+def test_trace_names_the_rows_of_a_step(lines: Made) -> None:
     ds = LanceDataset(lines.path)
     loader = TokenLoader(ds, 8, rank=1, world_size=2, seed=5, collate_fn=pad_collate)
     indices = list(TakeSampler(ds, 8, rank=1, world_size=2, seed=5))[3]
@@ -342,7 +342,7 @@ def test_resume_in_the_middle_of_a_billion_rows_at_once(blocks: Made) -> None:
     assert loader.step == 10**8 + 1
 
 
-def test_killed_and_resumed_process(blocks: Made, tmp_path: Path) -> None:
+def test_a_killed_and_resumed_process_delivers_the_same_batches(blocks: Made, tmp_path: Path) -> None:
     """SIGKILL in the middle of an epoch, then another process with workers goes on with the very next row."""
     script = f"""
 import json, os, signal, sys

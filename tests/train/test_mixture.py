@@ -71,7 +71,7 @@ def test_each_source_in_its_own_order_again_and_again(three: dict[str, Made]) ->
         assert rows == ds.take(got)["input_ids"].tolist()
 
 
-def test_length(three: dict[str, Made]) -> None:
+def test_an_epoch_ends_as_stopping_says(three: dict[str, Made]) -> None:
     repeat = mixed(three, 0.5, 0.3, 0.2)
     counts = list(repeat.counts(len(repeat)).values())
     assert all(c >= n for c, n in zip(counts, (30, 50, 20), strict=True))
@@ -85,7 +85,7 @@ def test_length(three: dict[str, Made]) -> None:
         assert len(set(pairs)) == len(pairs)
 
 
-def test_by_tokens(make: Callable[..., Made]) -> None:
+def test_weights_by_tokens_allow_for_padding(make: Callable[..., Made]) -> None:
     a = make("blocks", [1], name="a.lance", block_size=BLOCK, seed=11)  # one block, padded
     b = make("blocks", [40], name="b.lance", block_size=BLOCK, seed=12)
     mix = Mixture({str(a.path): 0.5, str(b.path): 0.5})
@@ -129,7 +129,7 @@ def test_sampler_and_loader_work_on_it(three: dict[str, Made], world: int, worke
     assert again == mix.take(range(len(mix), len(mix) + n))["input_ids"].tolist()
 
 
-def test_padding_and_pickles(three: dict[str, Made]) -> None:
+def test_padding_and_pickles_read_the_same(three: dict[str, Made]) -> None:
     mix = mixed(three, 0.5, 0.3, 0.2)
     batch = mix.take([0, PAD_ROW, 2])
     assert (batch["labels"][1] == -100).all()
@@ -137,7 +137,7 @@ def test_padding_and_pickles(three: dict[str, Made]) -> None:
     assert pickle.loads(pickle.dumps(mix)).take([7])["input_ids"].tolist() == mix.take([7])["input_ids"].tolist()
 
 
-def test_trace(three: dict[str, Made]) -> None:
+def test_trace_names_the_source_and_its_documents(three: dict[str, Made]) -> None:
     mix = mixed(three, 0.5, 0.3, 0.2)
     loader = TokenLoader(mix, 6, rank=1, world_size=2)
     source, sample = mix.locate(np.arange(4 * 6 + 3, 5 * 6))
@@ -149,7 +149,7 @@ def test_trace(three: dict[str, Made]) -> None:
     assert [tuple(t) for t in mix.trace(4, 1, global_batch_size=6, world_size=2)] == want
 
 
-def test_state(three: dict[str, Made]) -> None:
+def test_a_state_binds_to_sources_shares_and_seed(three: dict[str, Made]) -> None:
     names = list(three)
     first = dict(zip(names, (0.6, 0.4, 0.0), strict=True))
     then = dict(zip(names, (0.1, 0.1, 0.8), strict=True))

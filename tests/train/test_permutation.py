@@ -24,7 +24,7 @@ def test_bijective_for_every_small_n() -> None:
 
 
 @pytest.mark.parametrize("n", [65_536, 65_537, 262_145, 1_048_575, 1_048_577])
-def test_bijective_whole(n: int) -> None:
+def test_a_whole_permutation_is_a_bijection(n: int) -> None:
     assert np.bincount(whole(n), minlength=n).max() == 1
 
 
@@ -69,9 +69,9 @@ PINNED = [3, 2, 5, 8, 0, 1, 9, 6, 7, 4]
 PINNED_FAR = 509260151194
 
 
-def test_out_of_range() -> None:
+def test_positions_out_of_range_are_refused() -> None:
     for n in (0, -1, 2**63):
-        with pytest.raises(ValueError, match="1 to 2"):
+        with pytest.raises(ValueError, match="between 1 and 2"):
             KeyedPermutation(n)
     perm = KeyedPermutation(5)
     for bad in (5, -1):
@@ -82,7 +82,7 @@ def test_out_of_range() -> None:
     assert perm[np.array([], np.int64)].shape == (0,)
 
 
-def test_small_whatever_n_is() -> None:
+def test_memory_does_not_depend_on_n() -> None:
     assert len(pickle.dumps(KeyedPermutation(10**18))) < 1000
     tracemalloc.start()
     perm = KeyedPermutation(10**18)
@@ -136,7 +136,7 @@ def inversions_near(p: np.ndarray) -> float:
 @pytest.mark.parametrize(
     "measure", [fixed_points, neighbours, correlation, window_spread, residues, quarters, inversions_near]
 )
-def test_looks_random(n: int, measure: object) -> None:
+def test_the_order_looks_random(n: int, measure: object) -> None:
     assert callable(measure)
     rng = np.random.default_rng(0)
     times = 1000 if n <= 1025 else 200

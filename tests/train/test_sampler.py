@@ -21,7 +21,7 @@ from tests.train.made import Made
 
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 100))
-def test_even_split(total: int, parts: int) -> None:
+def test_even_split_gives_the_first_parts_one_more(total: int, parts: int) -> None:
     shares = [even_split(total, parts, i) for i in range(parts)]
     assert shares[0].start == 0
     assert shares[-1].stop == total
@@ -65,7 +65,7 @@ def test_every_world_size_gives_the_same_global_batches(n: int, batch: int, seed
         assert flat[n:] == (flat[:n] * batch)[: len(flat) - n]
 
 
-def test_follows_the_permutation() -> None:
+def test_batches_follow_the_permutation() -> None:
     order = KeyedPermutation(100, 5, 3)[np.arange(100)].tolist()
     assert [i for b in TakeSampler(100, 10, seed=5, epoch=3) for i in b] == order
 
@@ -81,7 +81,7 @@ def test_start_step_is_a_suffix(n: int, batch: int, data: st.DataObject) -> None
     assert list(sampler) == every  # the next pass is whole
 
 
-def test_set_epoch() -> None:
+def test_set_epoch_starts_another_epoch() -> None:
     sampler = TakeSampler(100, 10, start_step=4)
     sampler.set_epoch(0)
     assert len(sampler) == 6
@@ -90,7 +90,7 @@ def test_set_epoch() -> None:
     assert list(sampler) != list(TakeSampler(100, 10))
 
 
-def test_rank_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rank_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert list(TakeSampler(30, 7)) == list(TakeSampler(30, 7, rank=1, world_size=3))
@@ -113,7 +113,7 @@ def test_rank_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         {"global_batch_size": 101},
     ],
 )
-def test_refusals(options: dict[str, Any]) -> None:
+def test_contradicting_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         TakeSampler(100, **options)
 

@@ -120,7 +120,7 @@ def test_plain_torch_learns(corpus: Made) -> None:
     assert history[-1] < history[0] - 0.2
 
 
-def test_transformers_trainer(corpus: Made, tmp_path: Path) -> None:
+def test_a_transformers_trainer_trains_and_resumes(corpus: Made, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
 
     def run(stop: int | None, resume: bool) -> list[float]:
@@ -157,7 +157,7 @@ def test_transformers_trainer(corpus: Made, tmp_path: Path) -> None:
     assert run(None, True) == whole[5:]
 
 
-def test_accelerate(corpus: Made) -> None:
+def test_accelerate_trains_and_resumes(corpus: Made) -> None:
     accelerate = pytest.importorskip("accelerate")
 
     def run(first: int, steps: int, state: dict[str, Any] | None) -> tuple[list[float], dict[str, Any]]:
@@ -194,7 +194,7 @@ def test_accelerate_prepares_a_dataloader_with_our_sampler(corpus: Made) -> None
     assert got == [batch["input_ids"].tolist() for batch in TokenLoader(ds, 4, seed=7)]
 
 
-def test_lightning(corpus: Made, tmp_path: Path) -> None:
+def test_lightning_trains_and_resumes(corpus: Made, tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning")
 
     class Module(lightning.LightningModule):  # type: ignore[name-defined, misc]
