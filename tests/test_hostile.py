@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from lance_prep.cli.main import run
-from lance_prep.store import files
+from lance_prep.errors import DatasetError
+from lance_prep.store.sidecar import LocalFiles
 from tests import tokenizers_made as made
 
 
@@ -197,9 +198,9 @@ def test_a_quarantine_file_that_a_killed_build_owes_is_written_by_the_next(home:
 
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/x", ".."])
 def test_no_name_leaves_the_dataset(dataset: Path, path: str) -> None:
-    ours = files.LocalFiles(dataset)
+    ours = LocalFiles(dataset)
     for act in (ours.read, ours.list, ours.sync, ours.delete, lambda path: ours.write(path, b"x")):
-        with pytest.raises(files.DatasetError, match="outside the dataset"):
+        with pytest.raises(DatasetError, match="outside the dataset"):
             act(path)
 
 
@@ -222,5 +223,5 @@ def test_macos_flushes_the_drive_s_cache(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
     monkeypatch.setattr(fcntl, "fcntl", lambda fd, what: asked.append(what))
     monkeypatch.setattr(os, "fsync", lambda fd: pytest.fail("fsync alone stops at the drive's cache"))
-    files.LocalFiles(tmp_path).write("folder/file", b"x")
+    LocalFiles(tmp_path).write("folder/file", b"x")
     assert asked == [51] * 3  # the new folder in its parent, the file, and the file in its folder
