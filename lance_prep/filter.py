@@ -27,7 +27,7 @@ _FLIPPED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a row group's metadata says of a column; None where it does not say."""
+    """The statistics of a column in a row group; None for those that are missing."""
 
     rows: int
     nulls: int | None
@@ -66,7 +66,7 @@ class Leaf:
         return ~compared if self.negated else compared
 
     def can_match(self, lookup: Lookup) -> bool:
-        """False where the statistics rule every row out."""
+        """Return False if the statistics rule out every row."""
         known = lookup(self.path)
         if known is None:
             return True
@@ -90,7 +90,7 @@ def _with_both_zeros(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _in_range(op: str, value: Any, low: Any, high: Any) -> bool:
-    """Can a value of `[low, high]` stand in relation `op` to `value`?"""
+    """Return True if a value in `[low, high]` can have the relation `op` to `value`."""
     if op in ("==", "in"):
         return bool(low <= value <= high)
     if op in ("<", "<="):
@@ -162,12 +162,12 @@ def _compile(sql: str, schema: pa.Schema) -> Where:
 
 
 def describe(schema: pa.Schema) -> str:
-    """Columns with their types, for messages."""
+    """Return the columns with their types, for messages."""
     return ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
 
 
 def _bounds(kind: pa.DataType) -> tuple[int, int]:
-    """The least and the largest number of an integer type."""
+    """Return the smallest and the largest number of an integer type."""
     bits = kind.bit_width
     return (0, (1 << bits) - 1) if pa.types.is_unsigned_integer(kind) else (-(1 << bits - 1), (1 << bits - 1) - 1)
 
@@ -233,7 +233,7 @@ class _Reader:
         from sqlglot import exp
 
         left, right = node.this, node.expression
-        # A column may stand on the right; where there is none, what is no literal is to blame.
+        # The column may be on either side. If neither side is a column, report the side that is not a literal.
         columns = exp.Column | exp.Dot
         if not isinstance(left, columns) and (isinstance(right, columns) or isinstance(left, exp.Literal)):
             left, right, op = right, left, _FLIPPED[op]
@@ -271,7 +271,7 @@ class _Reader:
         return path, kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def _literal(self, node: Any, kind: pa.DataType, path: tuple[str, ...]) -> Any:
-        """A literal as the Python value of the column's type."""
+        """Return a literal as a Python value of the column's type."""
         from sqlglot import exp
 
         value: Any
@@ -315,5 +315,5 @@ class _Reader:
 
     @staticmethod
     def _type(value: Any, kind: pa.DataType) -> pa.DataType:
-        """The type in which a value is compared: a fraction with whole numbers as float64, else the column's."""
+        """Return the type to compare in: float64 for a fraction with whole numbers, else the column's."""
         return pa.float64() if isinstance(value, float) and pa.types.is_integer(kind) else kind

@@ -19,7 +19,7 @@ class SourceFile:
         url: absolute local path, `hf://datasets/owner/name@<commit sha>/path`, or `s3://bucket/key`.
         format: name of a registered format.
         size: bytes, as stored (compressed).
-        identity: what changes when the content does: Hub blob id, ETag, or `mtime_ns` of a local file.
+        identity: a value that changes with the content: Hub blob id, ETag, or `mtime_ns` of a local file.
         compression: of the whole file, as in `.jsonl.gz`: gzip, zstd, bz2 or xz; None for none.
     """
 
@@ -38,7 +38,7 @@ class Part:
         file: index into `Plan.files`.
         start, stop: half-open range of row groups (Parquet), of bytes (uncompressed JSONL and text: the lines whose
             first byte is in the range), of rows (Lance); `0, 0` means the whole file.
-        rows: source rows, where the metadata tells; else None.
+        rows: number of source rows; None if the metadata does not tell.
     """
 
     file: int
@@ -79,14 +79,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class PinnedSource:
-    """What was asked for and what it meant.
+    """A source as asked for, and as resolved.
 
     Attributes:
         asked: the recipe's `source`.
         repo: Hub dataset id, else None.
         config, split: as resolved, else None.
         revision: the ref asked for (`main` by default), Hub only.
-        commit: the commit sha it meant, Hub only.
+        commit: the commit sha that the ref resolved to, Hub only.
     """
 
     asked: str
@@ -123,7 +123,7 @@ class Plan:
 
     @property
     def rows(self) -> int | None:
-        """Source rows in all, or None where a shard's are not known before it is read."""
+        """Number of source rows; None if that of a shard is unknown before it is read."""
         rows = [shard.rows for shard in self.shards]
         return None if None in rows else sum(r for r in rows if r is not None)
 
@@ -133,7 +133,7 @@ class Plan:
 
     @property
     def left_out(self) -> str:
-        """What is left out of the source's folder, in one line; empty if nothing is."""
+        """The files of the source's folder that are not read, in one line; empty if all are."""
         reasons: dict[str, list[str]] = {}
         for each in self.skipped:
             reasons.setdefault(each.reason, []).append(each.path)

@@ -6,7 +6,7 @@ import codecs
 import gzip
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,6 @@ from tests import tokenizers_made as made
 
 class Rot13(Format):
     """Lines of text, each letter moved 13 places through the alphabet."""
-
-    def settle(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> Mapping[str, Any]:
-        return {"text_column": recipe.text_column or "line"}
 
     def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
         return pa.schema([("line", pa.string()), ("number", pa.int64())])

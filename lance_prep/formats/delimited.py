@@ -87,7 +87,7 @@ def _find_delimiter(file: SourceFile, transport: Transport) -> str:
 
 
 def _header(head: bytes) -> bytes:
-    """Return the first line, which goes on where a quoted name holds a line end."""
+    """Return the header, which continues past a line end inside a quoted name."""
     at = -1
     while (at := head.find(b"\n", at + 1)) >= 0:
         if head.count(b'"', 0, at) % 2 == 0:
@@ -96,7 +96,7 @@ def _header(head: bytes) -> bytes:
 
 
 def _read(job: PartJob, block: int, done: int) -> Iterator[Chunk]:
-    """The rows from `done` on, a block at a time."""
+    """Yield the rows from number `done`, a block at a time."""
     import pyarrow.csv as pc
 
     file, schema = job.file, job.read_schema
@@ -128,7 +128,7 @@ def _read(job: PartJob, block: int, done: int) -> Iterator[Chunk]:
 
 
 def _chunk(job: PartJob, batch: pa.RecordBatch | None, bad: list[Any], at: int) -> Chunk:
-    """Rows of the file from number `at` on: good ones from `batch`, and bad ones (taken out of `bad`) among them."""
+    """Return the file's rows from number `at`: those of `batch`, and the bad ones among them, which leave `bad`."""
     good = len(batch) if batch is not None else 0
     taken = 0
     numbers = [row.number - 2 for row in bad]  # the reader counts from 1, the header included
@@ -147,7 +147,7 @@ def _chunk(job: PartJob, batch: pa.RecordBatch | None, bad: list[Any], at: int) 
 
 
 def _from(chunk: Chunk, first: int) -> Chunk:
-    """The chunk without rows before `first`, which were delivered before the file was opened again."""
+    """Return the chunk without rows before `first`, which were delivered before the file was opened again."""
     keep = chunk.rows >= first
     if keep.all() and all(row >= first for row, _ in chunk.rejects):
         return chunk

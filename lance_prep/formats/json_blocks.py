@@ -1,4 +1,4 @@
-"""JSON records: whole blocks through Arrow's parser, and only the records that it does not take through Python.
+"""JSON records to rows: whole blocks with Arrow's parser, and only the records that it refuses with Python.
 
 Speeds on one core, lines of 280 bytes: Arrow 445 MB/s, `from_json` 360, `json.loads` 90. An error of Arrow's parser
 costs a call (90 microseconds) and a second look at what came before it, which pays off down to about one odd record
@@ -40,7 +40,7 @@ _BEGINNINGS = {"array": rb"\[", "object": rb"\{", "string": rb'"', "number": b"[
 
 @dataclass(frozen=True)
 class Records:
-    """Some records as text, one after the other with white space between them.
+    """Records as text, one after the other with white space between them.
 
     Attributes:
         starts, ends: int64, where each is in `data`.
@@ -62,7 +62,7 @@ class Records:
         return self.data[self.starts[index] : self.ends[index]]
 
     def joined(self, indices: Indices) -> bytes:
-        """The text of these records, in ascending order."""
+        """Return the text of these records, in ascending order."""
         if len(indices) == indices[-1] - indices[0] + 1:
             return self.data[self.starts[indices[0]] : self.ends[indices[-1]]]
         return b"\n".join(self.lines(indices))
@@ -72,7 +72,7 @@ class Records:
         return [data[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def quoted(self, key: str) -> Records:
-        """The same with quotes around the numbers and booleans under a key."""
+        """Return the same records with quotes around the numbers and booleans under a key."""
         spans = (place for match in scalars(key).finditer(self.data) for place in match.span(1))
         places = np.fromiter(spans, np.int64)
         data = np.insert(np.frombuffer(self.data, np.uint8), places, ord('"')).tobytes()
@@ -80,17 +80,17 @@ class Records:
         return replace(self, data=data, starts=starts, ends=self.ends + np.searchsorted(places, self.ends))
 
     def found(self, pattern: re.Pattern[bytes], indices: Indices) -> npt.NDArray[np.bool_]:
-        """Which of some records a pattern is found in."""
+        """Return which of some records contain a pattern."""
         places = np.fromiter((match.start() for match in pattern.finditer(self.data)), np.int64)
         return np.isin(indices, np.searchsorted(self.starts, places, "right") - 1)
 
     def at(self, byte: int) -> int:
-        """The record that a byte of `data` belongs to."""
+        """Return the record that a byte of `data` belongs to."""
         return int(np.searchsorted(self.starts, byte, "right")) - 1
 
     @staticmethod
     def of(values: Sequence[bytes], first_position: int) -> Records:
-        """The texts of JSON values, numbered from `first_position`."""
+        """Return the texts of JSON values as records, numbered from `first_position`."""
         ends = np.cumsum([len(value) + 1 for value in values], dtype=np.int64) - 1
         starts = ends - np.array([len(value) for value in values], np.int64)
         whole = np.array([value[:1] == b"{" and value[-1:] == b"}" for value in values], bool)
@@ -98,7 +98,7 @@ class Records:
 
     @staticmethod
     def of_lines(offset: int, block: bytes) -> Records:
-        """The lines of a block that are not blank. The block begins at byte `offset` of the file."""
+        """Return the lines of a block that are not blank. The block begins at byte `offset` of the file."""
         data = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(data == ord("\n"))
         if not block.endswith(b"\n"):
@@ -119,12 +119,12 @@ class Records:
 
 @dataclass(frozen=True)
 class _Failed:
-    """Arrow's parser gave up.
+    """Why Arrow's parser failed.
 
     Attributes:
-        record: at this one; None if it did not say.
-        column, kind: because this column holds a value of this kind there; None if it is another reason.
-        suspects: which records are to be blamed, by their text; None if that does not show.
+        record: where it failed; None if unknown.
+        column, kind: the column that holds a value of the wrong kind; None for other reasons.
+        suspects: the records that caused it, judging by their text; None if unknown.
     """
 
     record: int | None = None
@@ -155,7 +155,7 @@ class RecordReader:
         self._null_text = None if self._planned.text is None else null_key(self._planned.text)
 
     def read(self, records: Records, first: int) -> Chunk:
-        """The records as a chunk, whose first record is row `first` of the shard."""
+        """Return the records as a chunk. The first one is row `first` of the shard."""
         batches, odd = self._parsed(records)
         indices = [at for at, _ in batches]
         missing = [at[self._missing(records, at, batch)] for at, batch in batches]
@@ -195,7 +195,7 @@ class RecordReader:
         )
 
     def _parsed(self, records: Records) -> tuple[list[tuple[Indices, pa.RecordBatch]], list[int]]:
-        """The records that Arrow's parser takes, and the numbers of the others."""
+        """Return the records that Arrow's parser accepts, and the numbers of the others."""
         odd = self._unparsable(records)
         left = np.flatnonzero(odd).tolist()
         batches: list[tuple[Indices, pa.RecordBatch]] = []
@@ -241,13 +241,13 @@ class RecordReader:
         return batches, left
 
     def _alike(self, records: Records, indices: Indices, failed: _Failed) -> npt.NDArray[np.bool_]:
-        """Which records seem to hold a value of the kind that the parser stopped at, in the same column."""
+        """Return which records seem to hold a value of the kind that the parser stopped at, in the same column."""
         key = re.escape(json.dumps(failed.column, ensure_ascii=False).encode())
         pattern = re.compile(key + rb"[ \t\r\n]*:[ \t\r\n]*" + _BEGINNINGS.get(str(failed.kind), rb"\Z\A"))
         return records.found(pattern, indices)
 
     def _unparsable(self, records: Records) -> npt.NDArray[np.bool_]:
-        """Which records must not reach Arrow's parser: it would crash, or take several for one."""
+        """Return which records must not reach Arrow's parser, since it would crash or take several for one."""
         odd = ~records.whole
         for match in _BARE_NULL.finditer(records.data):
             odd[max(records.at(match.start()), 0)] = True
@@ -275,7 +275,7 @@ class RecordReader:
     def _halved(
         self, records: Records, indices: Indices, left: list[int], unknown: str
     ) -> list[tuple[Indices, pa.RecordBatch]]:
-        """Records of which nearly all are good, halved until Arrow's parser takes them. Adds the others to `left`."""
+        """Halve records, nearly all of them good, until Arrow's parser accepts them. Add the others to `left`."""
         batches: list[tuple[Indices, pa.RecordBatch]] = []
         waiting = [indices]
         while waiting:
@@ -299,7 +299,7 @@ class RecordReader:
     def _parse(
         self, records: Records, indices: Indices, unknown: str
     ) -> pa.RecordBatch | npt.NDArray[np.bool_] | _Failed:
-        """The records as a batch; or which of them hold keys that the schema lacks; or why not."""
+        """Return the records as a batch, or which of them hold keys that the schema lacks, or why the parser failed."""
         import pyarrow.json as pj
 
         data = records.joined(indices)
@@ -326,7 +326,7 @@ class RecordReader:
         return table.select(self._schema.names).combine_chunks().to_batches()[0]
 
     def _extra(self, table: pa.Table) -> npt.NDArray[np.bool_] | None:
-        """Which rows of a table hold a value that the planned columns lack; None if all types are as planned."""
+        """Return which rows hold a value that the planned columns lack; None if all types are as planned."""
         kept = {field.name for field in self._planned.structs}
         odd: npt.NDArray[np.bool_] | None = None
         for field in table.schema:
@@ -343,7 +343,7 @@ class RecordReader:
         return odd
 
     def _missing(self, records: Records, indices: Indices, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        """Which of the parsed records lack the text column's key, rather than have a null there."""
+        """Return which of the parsed records lack the text column's key. A null is not missing."""
         none = np.zeros(len(indices), bool)
         if self._null_text is None or not (column := batch.column(self._planned.text)).null_count:
             return none
@@ -385,7 +385,7 @@ def _valid(array: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _beyond(array: pa.Array, kind: pa.DataType) -> npt.NDArray[np.bool_]:
-    """Which rows of a nested column hold a value in a field that a type lacks."""
+    """Return which rows of a nested column hold a value in a field that a type lacks."""
     odd = np.zeros(len(array), bool)
     if pa.types.is_struct(array.type) and pa.types.is_struct(kind):
         known = {field.name: field.type for field in kind}

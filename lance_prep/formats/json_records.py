@@ -26,7 +26,7 @@ LONGEST = 1 << 30
 
 
 class _Unfit(Exception):
-    """A value cannot be stored; carries the reason, or nothing if the type is wrong."""
+    """A value that cannot be stored. The message is the reason, or empty if the type is wrong."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Planned:
         self._decode = json.JSONDecoder(object_pairs_hook=self._object, parse_float=_Float, parse_int=_integer).decode
 
     def row(self, line: bytes) -> Row | str:
-        """The record in a line as a row, or the reason why it cannot be one."""
+        """Return the record in a line as a row, or the reason why it cannot be one."""
         if len(line) > LONGEST:
             return "line over 1 GiB"
         self._repeats = 0
@@ -97,7 +97,7 @@ class Planned:
         return Row(values, self.text is not None and self.text not in record)
 
     def fits(self, record: Any) -> bool:
-        """True if Arrow's parser will most likely take a record, and loses nothing of it."""
+        """Return True if Arrow's parser will most likely accept a record, and lose nothing of it."""
         if type(record) is not dict or (self._loses and self._lost(record) is not None):
             return False
         for name, types in self._quick:  # noqa: SIM110 (a generator takes twice as long)
@@ -106,7 +106,7 @@ class Planned:
         return True
 
     def batch(self, rows: list[Row]) -> pa.RecordBatch:
-        """The rows as a batch of the read schema."""
+        """Return the rows as a batch of the read schema."""
         columns = [_array([row.values[i] for row in rows], field) for i, field in enumerate(self.schema)]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
@@ -124,7 +124,7 @@ class Planned:
             raise _Unfit("nested too deep") from None
 
     def _lost(self, record: dict[str, Any]) -> str | None:
-        """Why a record would lose something; None if it would not. A key whose value is null is no loss."""
+        """Return why a record would lose something; None if it would not. Losing a key with a null does not count."""
         if self.all_keys:
             for key, value in record.items():
                 if key not in self._names and value is not None:
@@ -148,20 +148,20 @@ class Planned:
         return repeated
 
     def _repeated(self, record: dict[str, Any]) -> bool:
-        """True if a record has a column twice, or a key within a column."""
+        """Return True if a record has a column twice, or a key twice within a column."""
         if isinstance(record, _Repeated) and record.keys_twice & self._names:
             return True
         return any(_holds_repeated(record.get(name)) for name in self._names)
 
 
 class _Repeated(dict[str, Any]):
-    """An object with a repeated key, of which it holds the last value."""
+    """An object with a repeated key. It holds the key's last value."""
 
     keys_twice: set[str]
 
 
 class _Float(float):
-    """A number with a fraction or an exponent, as it was written: 1.10 is not 1.1 where it is a version."""
+    """A number with a fraction or an exponent that keeps its text: as a version, 1.10 is not 1.1."""
 
     written: str
 
@@ -180,14 +180,14 @@ def _integer(written: str) -> int | _Digits:
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON; numbers as they were written."""
+    """Return a value as JSON, with numbers as they were written."""
     if isinstance(value, _Float):
         return value.written
     return str.__str__(value) if isinstance(value, _Digits) else json.dumps(value, ensure_ascii=False)
 
 
 def scalars(key: str) -> re.Pattern[bytes]:
-    """A pattern whose group 1 is a number or a boolean under a key.
+    """Return a pattern whose group 1 is a number or a boolean under a key.
 
     It also finds them in nested objects, and under keys that end in this one after an escaped quote. It does not find
     a number that JSON text writes otherwise (-0).
@@ -198,13 +198,13 @@ def scalars(key: str) -> re.Pattern[bytes]:
 
 
 def fractions(keys: list[str]) -> re.Pattern[bytes]:
-    """A pattern for numbers under these keys that may not be integers of 64 bits."""
+    """Return a pattern for numbers under these keys that may not be integers of 64 bits."""
     names = b"|".join(re.escape(json.dumps(key, ensure_ascii=False).encode()) for key in keys)
     return re.compile(rb"(?:" + names + rb")[ \t\r\n]*:[ \t\r\n]*-?[0-9]+(?:[.eE]|(?<=[0-9]{19}))")
 
 
 def null_key(name: str) -> re.Pattern[bytes]:
-    """A pattern for a key, however it is escaped, with null as its value."""
+    """Return a pattern for a key, however it is escaped, with null as its value."""
     return re.compile(rb'"' + b"".join(map(_spellings, name)) + rb'"[ \t\r\n]*:[ \t\r\n]*null')
 
 
@@ -230,7 +230,7 @@ def _spellings(char: str) -> bytes:
 
 
 def nested_names(kinds: list[pa.DataType]) -> set[str]:
-    """The names of all struct fields within some types."""
+    """Return the names of all struct fields within some types."""
     found: set[str] = set()
     for kind in kinds:
         inner = [kind.field(i) for i in range(kind.num_fields)]
@@ -245,7 +245,7 @@ def _has_struct(kind: pa.DataType) -> bool:
 
 
 def _lost(value: Any, kind: pa.DataType) -> bool:
-    """True if a value holds a key that its type lacks."""
+    """Return True if a value holds a key that its type lacks."""
     if isinstance(value, dict) and pa.types.is_struct(kind):
         types = {field.name: field.type for field in kind}
         return any(_lost(inner, types[key]) if key in types else inner is not None for key, inner in value.items())
@@ -261,7 +261,7 @@ def _holds_repeated(value: Any) -> bool:
 
 
 def _quick_types(kind: pa.DataType) -> frozenset[type]:
-    """The Python types of the JSON values that a column may hold, without a look inside them."""
+    """Return the Python types of the JSON values that a column may hold, not looking inside them."""
     none = type(None)
     if pa.types.is_integer(kind):
         return frozenset({int, none})
@@ -277,9 +277,9 @@ def _quick_types(kind: pa.DataType) -> frozenset[type]:
 
 
 def _converter(kind: pa.DataType) -> Callable[[Any], Any] | None:
-    """A function from a JSON value, not null, to what `pa.array` stores as this type; None if only Arrow knows.
+    """Return a function from a JSON value to what `pa.array` stores as this type; None if only Arrow can convert it.
 
-    It takes what Arrow's JSON parser takes, and NaN and Infinity as Python writes them.
+    The value is not null. The function accepts what Arrow's parser accepts, and NaN and Infinity as Python writes them.
     """
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return _string
@@ -350,7 +350,7 @@ def _struct(value: Any, fields: dict[str, Callable[[Any], Any]]) -> dict[str, An
 
 
 def _by_arrow(value: Any, field: pa.Field) -> Any:
-    """A value of a type that JSON alone never gives: planned from another format's file."""
+    """Return a value of a type that JSON alone never has: one planned from another format's file."""
     if _parsed([value], field) is None:
         raise _Unfit
     return value

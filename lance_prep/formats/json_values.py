@@ -1,7 +1,4 @@
-"""`.json` files: whether one holds a record per line, and the records of one that does not.
-
-Such a file holds an array of records, one record, or several values one after the other.
-"""
+"""Values in the text of a `.json` file: an array of records, one record, or several one after the other."""
 
 from __future__ import annotations
 
@@ -15,17 +12,17 @@ from lance_prep.errors import BadFile
 
 _READ = 1 << 20
 _BOM = b"\xef\xbb\xbf"
-# Between top-level values, a comma or a byte order mark does no harm.
+# Commas and byte order marks between top-level values are ignored.
 _OUTSIDE = re.compile(r"[ \t\r\n,\ufeff]*")
 _INSIDE = re.compile(r"[ \t\r\n]*")
-# No token that the end of the text cuts is longer than this, but for strings.
+# Longest token other than a string that the end of the text can cut.
 _TOKEN = 32
-# Numbers are not converted: only where a value ends is asked for.
+# Numbers are not converted, since only the end of each value is needed.
 _scan = json.JSONDecoder(parse_float=str, parse_int=str).raw_decode
 
 
 def holds_lines(stream: BinaryIO) -> bool:
-    """Decide if a `.json` file has one record per line: its first line with text is one object, and nothing else."""
+    """Return True if a `.json` file has one record per line: its first line with text is exactly one object."""
     line = stream.readline(_READ).removeprefix(_BOM)
     while line and not line.strip():
         line = stream.readline(_READ)
@@ -53,7 +50,7 @@ def iter_values(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     Holds one element at a time. The text is as in the file, also where it is not valid UTF-8.
 
     Raises:
-        BadFile: not JSON from some place on; says where, with `name`.
+        BadFile: invalid JSON; says where, with `name`.
     """
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     text, at, number, done = "", 0, 0, 0

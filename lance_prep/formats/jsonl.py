@@ -117,18 +117,18 @@ def _infer_schema(files: Sequence[SourceFile], transport: Transport) -> pa.Schem
 
 
 def _sample(file: SourceFile, transport: Transport, size: int) -> list[dict[str, Any]]:
-    """The first records of a file."""
+    """Return the first records of a file."""
     lines = file.format == "jsonl"
     if not lines:
         with open_stream(file, transport, ahead=False) as stream:
             lines = holds_lines(stream)
-    with open_stream(file, transport, ahead=False) as stream:  # opened anew, since compressed streams do not go back
+    with open_stream(file, transport, ahead=False) as stream:  # opened again, since compressed streams cannot seek back
         found = _lines(stream, size) if lines else _values(stream, file.url, size)
         return [record for record in found if isinstance(record, dict)]
 
 
 def _lines(stream: BinaryIO, size: int) -> Iterator[Any]:
-    """The values among the first lines."""
+    """Yield the values among the first lines."""
     seen = 0
     while seen < size and (line := stream.readline()):
         seen += len(line)
@@ -139,7 +139,7 @@ def _lines(stream: BinaryIO, size: int) -> Iterator[Any]:
 
 
 def _values(stream: BinaryIO, name: str, size: int) -> Iterator[Any]:
-    """The first elements of an array, or values that span lines."""
+    """Yield the first elements of an array, or values that span lines."""
     most = size * _SAMPLE_VALUES // _SAMPLE_BYTES
     for seen, (_, value) in enumerate(iter_values(stream, name), 1):
         try:
@@ -151,7 +151,7 @@ def _values(stream: BinaryIO, name: str, size: int) -> Iterator[Any]:
 
 
 def _holds_something(file: SourceFile, transport: Transport) -> bool:
-    """True unless a file is blank, or an array without elements."""
+    """Return True unless a file is blank, or an array without elements."""
     with open_stream(file, transport, ahead=False) as stream:
         if file.format == "json":
             return next(iter_values(stream, file.url), None) is not None
@@ -172,7 +172,7 @@ def _infer(values: list[Any]) -> pa.DataType:
 
 
 def _is_empty(kind: pa.DataType) -> bool:
-    """True for a struct without fields, or anything with one inside: what Lance cannot hold, and says nothing."""
+    """Return True for a struct without fields, or a type that contains one. Lance cannot hold it."""
     if pa.types.is_struct(kind) and kind.num_fields == 0:
         return True
     return any(_is_empty(kind.field(i).type) for i in range(kind.num_fields))

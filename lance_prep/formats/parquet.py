@@ -43,9 +43,8 @@ _BUFFER = 256 << 10
 # Footers of files with a few dozen columns and row groups take 10 to 60 KB: one request each.
 _TAIL_BYTES = 64 << 10
 
-# Footers by pinned content: the plan reads them all, and each shard of a file needs its footer again. Bounded, and
-# only a memory: nothing depends on what is in it. What came before the footer in its request is kept with it, so that
-# no byte is fetched a second time; of small files, that is all there is to fetch.
+# Footers by pinned content: the plan reads them all, and each shard of a file needs its footer again. The bytes before
+# the footer in its request are kept with it, so that none is fetched twice. For a small file, that is the whole file.
 _KEPT = 64
 _footers: OrderedDict[tuple[str, str], tuple[pq.FileMetaData, bytes, int]] = OrderedDict()
 _lock = threading.Lock()
@@ -96,7 +95,7 @@ class Parquet(Format):
 
 
 def _runs(groups: Sequence[int]) -> list[list[int]]:
-    """Consecutive row groups together: one reader over many is faster than one for each."""
+    """Return runs of consecutive row groups: one reader over many is faster than one for each."""
     runs: list[list[int]] = []
     for group in groups:
         if runs and runs[-1][-1] + 1 == group:
@@ -128,7 +127,7 @@ def _open(job: PartJob, footer: pq.FileMetaData, groups: Sequence[int]) -> Itera
 
 
 def _plan_ranges(footer: pq.FileMetaData, groups: Sequence[int], leaves: Sequence[int]) -> list[Range]:
-    """The byte ranges of the column chunks, in the order in which they are read.
+    """Return the byte ranges of the column chunks, in the order in which they are read.
 
     Chunks that touch are fetched together up to 8 MiB; longer ones are cut, and the columns of a row group take turns,
     because its columns are read side by side.
@@ -180,7 +179,7 @@ def _statistics(column: pq.ColumnChunkMetaData, rows: int) -> Statistics | None:
 
 
 def _leaf_indices(footer: pq.FileMetaData, names: Sequence[str]) -> list[int]:
-    """Indices of the leaf columns that lie under the top-level columns `names`."""
+    """Return the indices of the leaf columns under the top-level columns `names`."""
     wanted = set(names)
     columns = [footer.schema.column(i).path.split(".") for i in range(footer.num_columns)]
     # A top-level name may hold dots itself, so any prefix of the path may be it.
@@ -210,7 +209,7 @@ def _check_columns(file: SourceFile, schema: pa.Schema, read: pa.Schema) -> None
 
 
 class _WithTail:
-    """Ranges of a file of whose end a part is at hand: `tail`, from byte `at` on."""
+    """Ranges of a file of which `tail`, from byte `at`, was fetched already."""
 
     def __init__(self, ranges: Ranges, tail: bytes, at: int) -> None:
         self.size = ranges.size
@@ -225,7 +224,7 @@ class _WithTail:
 
 
 def _with_tail(ranges: Ranges, file: SourceFile) -> Ranges:
-    """The same ranges, without a request for what was fetched along with the footer."""
+    """Return the same ranges, without a request for bytes that were fetched along with the footer."""
     with _lock:
         kept = _footers.get((file.url, file.identity))
     return _WithTail(ranges, kept[1], kept[2]) if kept and kept[1] else ranges
@@ -253,7 +252,7 @@ def read_footer(file: SourceFile, transport: Transport) -> pq.FileMetaData:
 
 
 def _read(file: SourceFile, transport: Transport) -> tuple[pq.FileMetaData, bytes, int]:
-    """The footer, the bytes before it that came along, and where they begin."""
+    """Return the footer, the bytes before it that came along, and where they begin."""
     import pyarrow.parquet as pq
 
     url, size = file.url, file.size

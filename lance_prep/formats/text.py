@@ -25,7 +25,7 @@ BOM = b"\xef\xbb\xbf"
 # A larger text file is more likely a dump of many documents than one, so the user has to say what its rows are.
 _FILE_ROW_BYTES = 64 << 20
 _TEXT_COMPRESSES = 4
-# Read at a time behind the end of a range, for the rest of its last paragraph.
+# Bytes read at a time past the end of a range, for the rest of its last paragraph.
 _BEYOND = 1 << 20
 _VISIBLE = np.ones(256, bool)
 _VISIBLE[list(b" \t\n\r\f\v")] = False
@@ -78,10 +78,9 @@ def line_pieces(job: CutJob) -> Iterator[Piece]:
 
 
 def line_blocks(job: PartJob) -> Generator[tuple[int, bytes], None, None]:
-    """Whole lines of the part, some MiB at a time: offset of the first byte in the (decompressed) file, and the bytes.
+    """Yield the part's lines, some MiB at a time: offset of the first byte in the decompressed file, and the bytes.
 
-    A line belongs to the part that its first byte lies in. A line longer than a block makes a block of its own; its
-    pieces are joined once.
+    A line belongs to the part that contains its first byte. A line longer than a block is in a block of its own.
     """
     file, part = job.file, job.part
     start, stop = part.start, part.stop or None
@@ -118,7 +117,7 @@ def line_blocks(job: PartJob) -> Generator[tuple[int, bytes], None, None]:
 
 
 def split_lines(block: bytes) -> tuple[pa.Array, Offsets]:
-    """Lines as `large_string` (not checked to be UTF-8), and int64 `[lines]`: where each begins in the block."""
+    """Return lines as `large_string`, not checked to be UTF-8, and int64 `[lines]`: where each begins in the block."""
     data = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(data == ord("\n"))
     keep = np.ones(len(data), bool)
@@ -144,9 +143,7 @@ def _lines(job: PartJob) -> Iterator[Chunk]:
 
 def _file(job: PartJob) -> Iterator[Chunk]:
     """Read the whole file as one row, as it is."""
-    file = job.file
-    opened = open_stream(file, job.transport)
-    with opened as stream:
+    with open_stream(job.file, job.transport) as stream:
         text = stream.read().removeprefix(BOM)
     yield _chunk(_strings([len(text)], text), np.zeros(1, np.int64), job.first)
 
@@ -187,7 +184,7 @@ def _paragraphs(job: PartJob) -> Iterator[Chunk]:
 
 
 def _rest(job: PartJob) -> Iterator[tuple[int, bytes]]:
-    """Read the lines behind the part, up to the first blank one."""
+    """Read the lines after the part, up to the first blank one."""
     for at in range(job.part.stop, job.file.size, _BEYOND):
         part = replace(job.part, start=at, stop=min(at + _BEYOND, job.file.size))
         for offset, block in line_blocks(replace(job, part=part)):
@@ -233,7 +230,7 @@ def _joined(lines: list[bytes], at: int, first: int) -> Chunk:
 
 
 def _strings(lengths: npt.ArrayLike, data: bytes | pa.Buffer) -> pa.Array:
-    """Return texts, not checked to be UTF-8, that lie one after the other in `data`."""
+    """Return the texts in `data`, one after the other, not checked to be UTF-8."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 

@@ -35,7 +35,7 @@ _UNWRITABLE: dict[str, Callable[[pa.DataType], bool]] = {
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read and what comes of it.
+    """The columns to read and to deliver.
 
     Attributes:
         recipe: with `column` as resolved (None with a template, and for layout `raw`).
@@ -56,8 +56,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
 
     Raises:
         ColumnNotFound: no such column, or no text column to be found; lists the columns with their types.
-        UsageError: a filter or template that is none, a name that stands for two columns, or a column that cannot be
-            written.
+        UsageError: invalid filter or template, two columns of a name, or a column that cannot be written.
     """
     for name in (*recipe.keep_columns, *([recipe.text_column] if recipe.text_column else [])):
         _require(name, schema)
@@ -132,7 +131,7 @@ def _check_written(fields: Iterable[pa.Field], advice: str) -> None:
 
 
 def _unwritable(kind: pa.DataType) -> str | None:
-    """What of a type, itself or inside it, Lance's file format 2.1 does not hold; None where it holds all."""
+    """Return which kind of type, `kind` or one inside it, Lance's file format 2.1 cannot hold; None if it holds all."""
     for said, test in _UNWRITABLE.items():
         if test(kind):
             return said
@@ -141,7 +140,7 @@ def _unwritable(kind: pa.DataType) -> str | None:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    """True for what a fixed-size list may hold, further such lists among it."""
+    """Return True for a type that a fixed-size list may hold, which includes further such lists."""
     tests = (_TYPES.is_primitive, _TYPES.is_decimal, _TYPES.is_fixed_size_list)
     return any(test(kind) for test in tests)
 

@@ -27,7 +27,7 @@ _GLOB = re.compile(r"[*?\[]")
 
 @dataclass(frozen=True)
 class Found:
-    """What a source's name meant.
+    """The files that a source's name means.
 
     Attributes:
         source, files: as in `Plan`.
@@ -40,7 +40,7 @@ class Found:
 
 
 def looks_like_hub_id(source: str) -> bool:
-    """True for `owner/name` that is no path of a data file."""
+    """Return True for `owner/name`, unless it has the extension of a data file."""
     return _HUB_ID.fullmatch(source) is not None and format_of(source) is None
 
 
@@ -234,12 +234,12 @@ def _kind(path: Path) -> str:
 
 
 def _is_ours(folder: Path) -> bool:
-    """True for a dataset that lance-prep built or began."""
+    """Return True for a dataset that lance-prep built or began."""
     return os.path.isdir(folder / ".lance_prep")  # noqa: PTH112  (False, not an error, without permission)
 
 
 def is_lance(path: Path) -> bool:
-    """True for the folder of a Lance dataset."""
+    """Return True for the folder of a Lance dataset."""
     return os.path.isdir(path / "_versions")  # noqa: PTH112
 
 
@@ -275,7 +275,7 @@ _SERVERS = ("ftp", "sftp", "ssh", "smb")
 
 
 def find_remote(source: str, transport: Transport) -> Found:
-    """Files under an object-store URL: a file, a folder, a glob or a Lance dataset.
+    """Return the files under an object-store URL: a file, a folder, a glob or a Lance dataset.
 
     Raises:
         SourceNotFound, AccessDenied, SourceError: it cannot be listed, or holds no data.
@@ -330,7 +330,7 @@ def _remote_file(base: str, name: str, info: Any) -> SourceFile:
 
 
 def check_no_hub_options(recipe: Recipe) -> None:
-    """Refuse options that only a Hub dataset has: none is accepted and ignored.
+    """Refuse options that only a Hub dataset has, since they would be ignored.
 
     Raises:
         UsageError: names the options.
@@ -342,5 +342,5 @@ def check_no_hub_options(recipe: Recipe) -> None:
 
 
 def not_found(source: str) -> SourceNotFound:
-    """The error for a source that is neither a path nor anything else."""
+    """Return the error for a source that is not a path, a URL or a Hub id."""
     return SourceNotFound(f"{source}: no such file, folder or recipe", _ADVICE)

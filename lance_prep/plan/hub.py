@@ -22,7 +22,7 @@ _CHUNK = 500  # paths in one `paths-info` request
 
 
 def find_hub(recipe: Recipe, at: HubPath) -> Found:
-    """Files of a Hub dataset: by config and split, or by the path or glob of a URL.
+    """Return the files of a Hub dataset, by config and split, or by the path or glob of a URL.
 
     Raises:
         SourceNotFound: no such repository, revision, config, split or file; says which there are.
@@ -43,7 +43,7 @@ def find_hub(recipe: Recipe, at: HubPath) -> Found:
 
 
 def _info(repo: str, revision: str, retries: Retries) -> Any:
-    """The Hub's answer about a dataset at a revision; None when offline mode is set."""
+    """Return the Hub's answer about a dataset at a revision; None in offline mode."""
     from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
 
     api = hub_api()
@@ -62,7 +62,7 @@ def _info(repo: str, revision: str, retries: Retries) -> Any:
 
 
 def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: Retries) -> Found:
-    """The files that a path or glob names, at a commit."""
+    """Return the files that a path or glob names, at a commit."""
     if recipe.config is not None or recipe.split is not None:
         raise UsageError(f"{recipe.asked} names files, so --config and --split mean nothing", "leave them out")
     tree = _tree(at.repo, sha, retries)
@@ -93,7 +93,7 @@ def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: R
 
 
 def _tree(repo: str, sha: str, retries: Retries) -> dict[str, tuple[int, str]]:
-    """All files of a commit, sorted: path -> (size, blob id)."""
+    """Return all files of a commit, sorted: path -> (size, blob id)."""
     from huggingface_hub.hf_api import RepoFile
 
     def listing() -> list[Any]:
@@ -113,14 +113,14 @@ def _file(repo: str, sha: str, path: str, size: int, identity: str) -> SourceFil
 
 
 def choose(kind: str, asked: str | None, names: Sequence[str], default: str, where: str) -> str:
-    """The config or split to take.
+    """Return the config or split to read.
 
     Args:
         kind: `config` or `split`, for messages.
-        default: taken where none is asked for and it is there; else the only one is.
+        default: the name to take if it exists and none is asked for. Otherwise the only name is taken.
 
     Raises:
-        SourceNotFound: not there, or none is asked for and there are several.
+        SourceNotFound: it does not exist, or there are several and none is asked for.
     """
     listed = ", ".join(names) or "none"
     if asked is not None:
@@ -135,7 +135,7 @@ def choose(kind: str, asked: str | None, names: Sequence[str], default: str, whe
 
 
 def _find_split(recipe: Recipe, repo: str, revision: str, info: Any, retries: Retries) -> Found:
-    """The files of a config and split, as `load_dataset` finds them."""
+    """Return the files of a config and split, as `load_dataset` finds them."""
     where = f"dataset {repo}"
     try:
         config, splits = retries.call(lambda: _data_files(recipe, repo, info.sha, where), doing=where)
@@ -162,7 +162,7 @@ def _readable(path: str) -> bool:
 
 
 def _data_files(recipe: Recipe, repo: str, sha: str, where: str) -> tuple[str, dict[str, list[str]]]:
-    """Config and the files of each of its splits."""
+    """Return the config and the files of each of its splits."""
     from datasets import DownloadConfig
     from datasets.load import dataset_module_factory
 
@@ -191,7 +191,7 @@ def _paths_info(repo: str, sha: str, paths: Sequence[str], retries: Retries) -> 
 
 
 def _find_converted(recipe: Recipe, repo: str, revision: str, retries: Retries) -> Found | None:
-    """The Hub's own conversion to Parquet: `config/split/0000.parquet`; None where there is none of this revision."""
+    """Return the Hub's own conversion to Parquet (`config/split/0000.parquet`); None if this revision has none."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     if revision != "main":
@@ -213,7 +213,7 @@ def _find_converted(recipe: Recipe, repo: str, revision: str, retries: Retries) 
 
 
 def _find_cached(recipe: Recipe, at: HubPath, revision: str) -> Found:
-    """Offline mode: the files that `hf download` left in the cache."""
+    """Return the files that `hf download` left in the cache, for offline mode."""
     import os
 
     from huggingface_hub import snapshot_download

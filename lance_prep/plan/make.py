@@ -42,14 +42,15 @@ from lance_prep.transport import Transport, is_http
 def make_plan(recipe: Recipe, transport: Transport | None = None) -> Plan:
     """Resolve a recipe's source to pinned files, its columns to names, and cut the files into shards.
 
-    Reads metadata and, of files that have none, the first MiB. A path that exists wins over a Hub id of that name.
+    Reads metadata only, and the first MiB of files without metadata. A local path takes precedence over a Hub id of the
+    same name.
 
     Args:
         transport: how to reach the source; by default, with the credentials of the environment.
 
     Raises:
         SourceError: the source cannot be found or read; which of its subclasses says why.
-        UsageError: options that contradict the source, or a filter or template that is none.
+        UsageError: options that contradict the source, or an invalid filter or template.
     """
     with translating(recipe.asked):
         return _make_plan(recipe, transport or Transport())
@@ -99,7 +100,7 @@ def _find(recipe: Recipe, transport: Transport) -> Found:
 
 
 def _find_several(recipe: Recipe, names: tuple[str, ...], transport: Transport) -> Found:
-    """Files, folders and globs, one after the other, as one source."""
+    """Return files, folders and globs, one after the other, as one source."""
     files: dict[str, SourceFile] = {}
     skipped: tuple[Skipped, ...] = ()
     for name in names:

@@ -1,7 +1,7 @@
-"""Templates: jinja2 that makes the text of a record from its columns, the same in every run.
+"""Templates: jinja2 that makes the text of a record from its columns.
 
-A template may do what is the same in every run and with every Python: what draws random numbers is taken out, what
-prints an object instead of its content is refused, and a record cannot be changed.
+The text must be the same in every run and with every Python. So functions that draw random numbers are removed, a
+template that prints an object instead of its content is refused, and a record cannot be changed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Rows to batches: `batch_size` rows each, fewer where they hold 64 MiB of text.
+"""Rows to batches: `shuffle_batch_size` rows each, or fewer if they hold 64 MiB of text.
 
-Where a batch ends is a function of the rows alone. So is what is counted with it: the source rows up to its last one.
+The end of a batch depends on the rows only. So does the number of source rows that is counted with it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lance_prep.formats import Chunk
 from lance_prep.ledger import Rejected
 
 BATCH_BYTES = 64 << 20
-# Rejected rows that wait for the batch around them, at most (each holds up to 4 KiB).
+# Largest number of rejected rows that wait for the batch around them. Each holds up to 4 KiB.
 _WAITING = 1024
 
 
@@ -40,10 +40,10 @@ class SourceBatch:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A batch, and what is to be counted with it.
+    """A batch, and the source rows that are counted with it.
 
     Attributes:
-        batch: None where only rejected rows are handed on.
+        batch: None if there are only rejected rows.
         rows_in: source rows since the last delivery.
         filtered: those of them that were neither delivered nor rejected.
     """
@@ -55,16 +55,16 @@ class Delivery:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes, about."""
+        """Approximate memory use."""
         return (self.batch.source_bytes + 8 * len(self.batch.rows) if self.batch else 0) + 4096 * len(self.rejects)
 
 
 class Cutter:
-    """Takes chunks, gives deliveries.
+    """Cuts chunks into deliveries.
 
     Args:
         batch_size: rows in a batch.
-        batch_bytes: a batch ends with the row that brings its text to so many bytes.
+        batch_bytes: a batch ends with the row that brings its text to at least this many bytes.
     """
 
     def __init__(self, batch_size: int, batch_bytes: int = BATCH_BYTES) -> None:
@@ -79,7 +79,7 @@ class Cutter:
         self._end = 0
 
     def add(self, chunk: Chunk) -> Iterator[Delivery]:
-        """The deliveries that a chunk completes."""
+        """Yield the deliveries that a chunk completes."""
         self._end = chunk.end
         self._rejects += sorted(chunk.rejects, key=lambda reject: reject[0])
         ends = byte_ends(chunk.columns)
@@ -100,7 +100,7 @@ class Cutter:
             yield Delivery(None, len(rejects), 0, rejects)
 
     def finish(self) -> Iterator[Delivery]:
-        """What is left at the end of the shard."""
+        """Yield the rest at the end of the shard."""
         if self._end > self._counted or self._held or self._rejects:
             yield self._deliver(self._end)
 

@@ -1,4 +1,4 @@
-"""Rows as read to rows as delivered: types, filter, UTF-8, template, projection. In this order."""
+"""Rows as read to rows as delivered: types, filter, UTF-8, template and projection, in this order."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Render = Callable[[Mapping[str, Any]], str]
 
 
 def prepare(chunk: Chunk, job: PartJob, render: Render | None) -> Chunk:
-    """The chunk with `PartJob.schema`, without the rows that the filter drops and those that hold no UTF-8.
+    """Return the chunk with `PartJob.schema`, without rows that the filter removes or that are not valid UTF-8.
 
-    A row that the filter drops is not looked at any further, just as one in a row group that is not read.
+    Rows removed by the filter are not validated, so skipping their row group gives the same result.
     """
     chunk = replace(chunk, columns=_conform(chunk.columns, job))
     if job.where is not None:
@@ -31,12 +31,12 @@ def prepare(chunk: Chunk, job: PartJob, render: Render | None) -> Chunk:
     chunk = _drop_missing(chunk, job)
     if render is None:
         return _deliver(_drop_invalid(chunk, job, job.schema.names), job.schema)
-    # The template's columns, and those for the filter alone with them.
+    # Check every column that is read, including those that only the filter needs.
     return _rendered(_drop_invalid(chunk, job, chunk.columns.schema.names), job, render)
 
 
 def _conform(columns: pa.RecordBatch, job: PartJob) -> pa.RecordBatch:
-    """The columns that are read, in their planned types; the text column in whatever text type it has."""
+    """Return the columns that are read in their planned types, and the text column in the type that it has."""
     text = job.text_column
     arrays, fields = [], []
     for want in job.read_schema:
@@ -68,7 +68,7 @@ def _filter(chunk: Chunk, job: PartJob) -> Chunk:
 
 
 def _drop_missing(chunk: Chunk, job: PartJob) -> Chunk:
-    """Reject records that have no text column at all. A null there counts as an empty text, as in Parquet."""
+    """Reject records without a text column. A null counts as an empty text, as in Parquet."""
     if chunk.missing is None or not len(chunk.missing):
         return chunk
     reason = f"no column {job.schema.names[0]}"
@@ -80,7 +80,7 @@ def _drop_missing(chunk: Chunk, job: PartJob) -> Chunk:
 
 
 def _drop_invalid(chunk: Chunk, job: PartJob, names: list[str]) -> Chunk:
-    """Without rows that hold text that is no UTF-8 in one of the columns."""
+    """Reject rows with invalid UTF-8 in one of the columns."""
     bad: dict[int, Rejected] = {}
     for name in names:
         array = chunk.columns.column(name)

@@ -17,7 +17,7 @@ from lance_prep.source.cutter import Cutter, Delivery, SourceBatch
 from lance_prep.source.prepare import prepare
 from lance_prep.transport import Transport
 
-# Batches that wait for the caller: enough to bridge a row group's decompression, for each shard in work.
+# Bytes of batches that wait for the caller, per shard: enough to bridge a row group's decompression.
 AHEAD_BYTES = 32 << 20
 
 
@@ -29,16 +29,17 @@ def read_shard(
     *,
     stop: threading.Event | None = None,
 ) -> Iterator[SourceBatch]:
-    """The rows of a shard in the source's order, read ahead in a thread while the caller works.
+    """Yield the rows of a shard in the source's order, read ahead in a thread while the caller works.
 
     Args:
-        tally: counts all source rows, those filtered and those rejected, up to the last row of each batch as it is
-            handed over (and to the shard's end, when there is no further one); `retries` when the iterator ends.
-        stop: when it is set, nothing is waited for and nothing tried again.
+        tally: counts all source rows up to the last row of each batch when the batch is yielded, and the rest of the
+            shard after the last batch. Counts retries when the iterator ends.
+        transport: how to reach the source.
+        stop: if it is set, the iterator neither waits nor retries.
 
-    Returns:
-        Batches of `recipe.shuffle_batch_size` rows with schema `plan.schema`; the last one, and one whose text reaches
-        64 MiB, has fewer rows. Where they end depends on the rows alone. Close the iterator to end its threads.
+    Yields:
+        Batches of `recipe.shuffle_batch_size` rows with schema `plan.schema`. The last one, and one whose text reaches
+        64 MiB, has fewer rows. Their ends depend on the rows only. Close the iterator to end its threads.
 
     Raises:
         SourceChanged: a file is not what it was when it was planned.
