@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import time
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import click
 import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lance_prep.cli.common import as_options
-from lance_prep.cli.main import COMMANDS, run
+from lance_prep.cli.main import COMMANDS, cli, run
 from lance_prep.errors import DatasetError
 from lance_prep.plan import default_output
 from lance_prep.recipe import Recipe, RecipeFields, load_recipe
@@ -119,6 +121,37 @@ def test_help_is_quick_and_loads_nothing_heavy(tmp_path: Path, name: str | None)
         assert COMMANDS[name][1] in done.stdout if name else all(command in done.stdout for command in COMMANDS)
     # 0.3 s is the promise, checked by `make bench-build` on a quiet machine: here only that nothing heavy crept in.
     assert min(seconds) < 1.0
+
+
+def examples(name: str) -> list[list[str]]:
+    """The command lines at the end of a command's help, as arguments."""
+    shown = cli.get_command(click.Context(cli), name)
+    assert shown is not None
+    text = shown.get_help(click.Context(shown, info_name=name))
+    lines = text[text.index("\n  Examples:\n") :].splitlines()[2:]
+    assert all(line.startswith(f"    lance-prep {name} ") for line in lines), lines
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+def test_the_examples_in_the_help_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "data").mkdir()
+    row = {"title": "Tea", "body": "Boil the water.", "lang": "en", "n": 1}
+    (tmp_path / "data" / "a.jsonl").write_text(json.dumps(row) + "\n")
+    ran = 0
+    for name in ("build", "tag", *(name for name in COMMANDS if name not in ("build", "tag"))):
+        assert len(examples(name)) >= 2, name
+        for arguments in examples(name):
+            if arguments[1] not in ("sample", "sample.lance"):
+                if {"wikitext", "HuggingFaceFW/fineweb"} & set(arguments):
+                    continue  # needs the Hub
+                arguments += ["--tokenizer", "lance-prep:sample"]  # the default one is on the Hub
+            assert run(arguments) == 0, (arguments, capsys.readouterr())
+            ran += 1
+        if name == "build":  # a second version, which other examples name
+            assert run(["build", "sample", "--overwrite", "--seed", "7"]) == 0
+    assert ran >= 2 * len(COMMANDS) - 1
 
 
 @pytest.mark.parametrize(
@@ -628,3 +661,11 @@ def test_names_from_a_source_do_not_reach_the_terminal_raw(tmp_path: Path, token
     assert not set(evil) & set("\x1b\x07\x9b\u202e") & set(captured.out + captured.err)
     shown = json.loads(captured.out.splitlines()[-2])
     assert (shown["text"], shown["columns"]) == (f"one {evil}", {f"k{evil}": f"v{evil}"})
+
+
+def test_a_plan_names_the_delimiter_once(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.tsv").write_text("text\tn\nTea\t1\n")
+    assert run(["build", str(tmp_path / "a.tsv"), "--tokenizer", "lance-prep:sample", "--dry-run"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines() if "delimiter" in line] == [
+        ["delimiter", "'\\t'"]
+    ]

@@ -1,40 +1,51 @@
-"""`lance-prep build`."""
+"""`lance-prep build`: its options, one for each field of a recipe, and its progress on stderr."""
 
 from __future__ import annotations
 
 import re
+import sys
+import threading
+import time
 import types
 import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from lance_prep.cli.common import command, json_option, print_json, printable, storage_option
+from lance_prep.cli.common import (
+    LINE_EVERY,
+    command,
+    count,
+    json_option,
+    print_json,
+    printable,
+    size,
+    span,
+    storage_option,
+)
 from lance_prep.formats import COMPRESSIONS, registered
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe, builtin_recipes, load_recipe
 
-EXAMPLES = f"""\b
-SOURCE is a built-in recipe ({", ".join(builtin_recipes())}), a recipe .yaml, a Hub id
-owner/name, an hf://, s3:// or https:// URL, or local files, folders and globs
-({" ".join(extension for each in registered() for extension in each.extensions)}).
-JSON, CSV and text may be compressed ({" ".join(COMPRESSIONS)}).
-Several files, folders and globs are read in order, as one source.
+if TYPE_CHECKING:
+    from lance_prep.engine.report import Progress
+    from lance_prep.model import Plan
+    from lance_prep.store.journal import Receipt
 
-\b
-Examples:
-  lance-prep build sample
-  lance-prep build wikitext                     (the first 500,000 lines)
-  lance-prep build wikitext --max-rows all -o wikitext-all.lance
-  lance-prep build HuggingFaceFW/fineweb --config sample-10BT --layout blocks --block-size 2048
-  lance-prep build logs/*.jsonl.zst --text-column message --keep-columns id,time --layout documents
-  lance-prep build data.parquet --filter "lang = 'en'" --tokenizer ./tokenizer.json -o en.lance
-  lance-prep build qa.jsonl --template "Q: {{{{ question }}}}\\nA: {{{{ answer }}}}"
-  lance-prep build my-recipe.yaml --dry-run
-"""
+ABOUT = f"""SOURCE is a built-in recipe ({", ".join(builtin_recipes())}), a recipe .yaml, a Hub id owner/name, an hf://,
+s3:// or https:// URL, or local files, folders and globs. Several files, folders and globs are read in order, as one
+source.
+
+Formats: {" ".join(extension for each in registered() for extension in each.extensions)}. JSON, CSV and text may be
+compressed ({" ".join(COMPRESSIONS)}).
+
+Run again on the same output, build continues an interrupted build, says that the dataset is up to date, or names the
+options for a source or recipe that has changed."""
 
 
 def _recipe_options(function: Any) -> Any:
@@ -94,7 +105,14 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return tuple(part.strip() for part in value.split(",") if part.strip()) if value is not None else None
 
 
-@command(EXAMPLES)
+@command(
+    "build sample",
+    "build wikitext --max-rows all -o wikitext-all.lance",
+    "build HuggingFaceFW/fineweb --config sample-10BT --block-size 2048 --max-rows 10000",
+    "build 'data/*.jsonl' --text-column body --keep-columns n,lang --layout documents -o documents.lance",
+    "build data --filter \"lang = 'en'\" --template 'Q: {{ title }}\\nA: {{ body }}' -o english.lance --dry-run",
+    about=ABOUT,
+)
 @click.argument("source", nargs=-1, required=True)
 @click.option(
     "-o", "--output", metavar="PATH", help="Path or s3:// URI of the dataset.  [default: SOURCE's name.lance]"
@@ -120,7 +138,6 @@ def build(
     **fields: Any,
 ) -> None:
     overrides = {name: value for name, value in fields.items() if value is not None}
-    from lance_prep.cli.progress import make_progress
     from lance_prep.cli.summary import preview_text, summary
     from lance_prep.engine import RunOptions, Silent, preview_build, run_build
     from lance_prep.plan import default_output
@@ -143,3 +160,129 @@ def build(
         print_json(report.as_json())
     else:
         click.echo(printable(summary(report)))
+
+
+class _Counts:
+    """Counts what a run has done, and how fast. Workers call it from their own threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started = time.monotonic()
+        self._plan: Plan | None = None
+        self._finished: set[int] = set()
+        self._total = self._done = 0
+        self.rows = self.tokens = self.text_bytes = 0
+
+    def plan(self, plan: Plan, done: Sequence[int]) -> None:
+        with self._lock:
+            self._plan = plan
+            self._finished = set(done)
+            # Only this run's shards: the time left is estimated from their speed.
+            self._total = sum(shard.bytes for shard in plan.shards if shard.index not in self._finished)
+
+    def advance(self, rows: int, tokens: int, source_bytes: int) -> None:
+        with self._lock:
+            self.rows += rows
+            self.tokens += tokens
+            self.text_bytes += source_bytes
+
+    def finish(self, receipt: Receipt) -> None:
+        with self._lock:
+            if self._plan and receipt.shard not in self._finished:  # with max_rows, a shard may be built twice
+                self._finished.add(receipt.shard)
+                self._done += self._plan.shard(receipt.shard).bytes
+
+    def line(self) -> str:
+        """Return rows, tokens, MB/s, finished shards and the time left."""
+        with self._lock:
+            seconds = max(time.monotonic() - self._started, 1e-3)
+            parts = [
+                f"{count(self.rows)} rows",
+                f"{count(self.tokens)} tokens",
+                f"{size(self.text_bytes / seconds)}/s",
+                f"shard {len(self._finished)}/{len(self._plan.shards) if self._plan else 0}",
+            ]
+            if 0 < self._done < self._total:
+                parts.append(f"{span(seconds * (self._total / self._done - 1))} left")
+            return ", ".join(parts)
+
+
+class LineProgress:
+    """Print a line every ten seconds, for logs."""
+
+    def __init__(self) -> None:
+        self._counts = _Counts()
+        self._lock = threading.Lock()
+        self._last = time.monotonic()
+
+    def planned(self, plan: Plan, done: Sequence[int]) -> None:
+        self._counts.plan(plan, done)
+        resumed = f", {len(done)} of them done by an earlier run" if done else ""
+        self._print(f"{len(plan.files)} files in {len(plan.shards)} shards{resumed}")
+
+    def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
+        self._counts.advance(rows, tokens, source_bytes)
+        with self._lock:
+            due = time.monotonic() - self._last >= LINE_EVERY
+            if due:
+                self._last = time.monotonic()
+        if due:
+            self._print(self._counts.line())
+
+    def finished(self, receipt: Receipt) -> None:
+        self._counts.finish(receipt)
+
+    def warned(self, message: str) -> None:
+        self._print(f"warning: {printable(message)}")
+
+    def _print(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
+class BarProgress:
+    """Draw a bar of finished shards, with the counts beside it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._counts = _Counts()
+        self._bar = Progress(
+            SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
+        )
+        self._task = self._bar.add_task("planning", total=None)
+
+    def start(self) -> None:
+        self._bar.start()
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+    def planned(self, plan: Plan, done: Sequence[int]) -> None:
+        self._counts.plan(plan, done)
+        self._bar.update(self._task, total=len(plan.shards), completed=len(done), description=self._counts.line())
+
+    def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
+        self._counts.advance(rows, tokens, source_bytes)
+        self._bar.update(self._task, description=self._counts.line())
+
+    def finished(self, receipt: Receipt) -> None:
+        self._counts.finish(receipt)
+        self._bar.update(self._task, advance=1, description=self._counts.line())
+
+    def warned(self, message: str) -> None:
+        self._bar.console.print(f"warning: {printable(message)}", markup=False, highlight=False)
+
+
+@contextmanager
+def make_progress() -> Iterator[Progress]:
+    """Return a bar if stderr is a terminal, otherwise lines."""
+    if not sys.stderr.isatty():
+        yield LineProgress()
+        return
+    bar = BarProgress()
+    bar.start()
+    try:
+        yield bar
+    finally:
+        bar.stop()

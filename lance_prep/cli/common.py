@@ -6,7 +6,7 @@ import json
 import re
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, wraps
 from typing import Any
 
@@ -22,15 +22,27 @@ _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061
 _PARAMETERS = ("append", "force", "output", "overwrite", "skip_existing", "storage_options", "version", "workers")
 
 
-def command(epilog: str = "") -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a command. Every command takes `--debug`; its help line comes from `main.COMMANDS`."""
+def command(*examples: str, about: str = "") -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a command that takes `--debug`.
+
+    Its help is its line in `main.COMMANDS`, then `about`, the options and the examples.
+
+    Args:
+        examples: command lines, without `lance-prep`. Tests run those that do not need the Hub.
+        about: what the line does not say, as paragraphs.
+    """
 
     def make(function: Callable[..., Any]) -> click.Command:
-        made = click.command(epilog=epilog)(function)
+        made = click.command(help=about, epilog=examples_text(examples))(function)
         made.params.append(DEBUG)
         return made
 
     return make
+
+
+def examples_text(examples: Iterable[str]) -> str:
+    """Return the end of a help text. click wraps lines unless their paragraph starts with `\\b`."""
+    return "\n".join(["\b", "Examples:", *(f"  lance-prep {example}" for example in examples)])
 
 
 def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -12,44 +12,10 @@ from lance_prep.cli.common import command, dataset_argument, json_option, print_
 if TYPE_CHECKING:
     from lance_prep.dataset import Difference, Version
 
-VERSIONS_EXAMPLES = """\b
-Examples:
-  lance-prep versions sample.lance
-  lance-prep versions sample.lance --files
-  lance-prep versions sample.lance --json | jq '.[-1].tags'
-"""
-
-DIFF_EXAMPLES = """\b
-Examples:
-  lance-prep diff sample.lance 1 2
-  lance-prep diff sample.lance gold 4 --json
-"""
-
-TAG_EXAMPLES = """\b
-Examples:
-  lance-prep tag sample.lance gold            the latest version
-  lance-prep tag sample.lance gold 3 --force  move it to version 3
-  lance-prep tag sample.lance gold --delete
-
-\b
-A tag can be used wherever a version can: --version gold, restore, diff, training.
-`prune` never removes a tagged version.
-"""
-
-RESTORE_EXAMPLES = """\b
-Examples:
-  lance-prep restore sample.lance 1
-  lance-prep restore sample.lance gold --json
-
-\b
-Makes a new version that equals the old one. No row is copied, and the versions in
-between stay readable.
-"""
-
 FILES_SHOWN = 3
 
 
-@command(VERSIONS_EXAMPLES)
+@command("versions sample.lance", "versions sample.lance --files")
 @dataset_argument
 @click.option("--files", "all_files", is_flag=True, help="Name every source file that a version added or removed.")
 @json_option
@@ -64,7 +30,7 @@ def versions(uri: str, all_files: bool, storage_options: dict[str, str] | None, 
         click.echo(printable(_version_text(version, all_files)))
 
 
-@command(DIFF_EXAMPLES)
+@command("diff sample.lance 1 2", "diff sample.lance gold 2 --json")
 @dataset_argument
 @click.argument("old", metavar="V1")
 @click.argument("new", metavar="V2")
@@ -79,7 +45,12 @@ def diff(uri: str, old: str, new: str, storage_options: dict[str, str] | None, a
         click.echo(printable(_diff_text(found)))
 
 
-@command(TAG_EXAMPLES)
+@command(
+    "tag sample.lance gold                # the latest version",
+    "tag sample.lance gold 1 --force      # move the tag to version 1",
+    about="A tag can be used wherever a version can: --version gold, restore, diff, training. prune never removes a "
+    "tagged version.",
+)
 @dataset_argument
 @click.argument("name")
 @click.argument("version", required=False)
@@ -112,7 +83,11 @@ def tag(
         click.echo(f"tag {name} is version {done.version}{moved}")
 
 
-@command(RESTORE_EXAMPLES)
+@command(
+    "restore sample.lance 1",
+    "restore sample.lance gold --json",
+    about="Makes a new version that equals the old one. No row is copied, and the versions in between stay readable.",
+)
 @dataset_argument
 @click.argument("version", metavar="VERSION|TAG")
 @json_option

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import copy
 from importlib import import_module
 
 import click
 
 from lance_prep import __version__
-from lance_prep.cli.common import DEBUG, as_options, printable
+from lance_prep.cli.common import DEBUG, as_options, examples_text, printable
 from lance_prep.cli.stop import StopOnSignals
 
-#: name -> (module, one line of help)
+#: name -> (module, first line of help). A command is a function of its name in that module, and a line here.
 COMMANDS = {
     "build": ("build", "Build a Lance token dataset from text."),
-    "info": ("info", "Print what a dataset is and how it was built."),
-    "show": ("show", "Print rows, decoded to text."),
+    "info": ("look", "Print what a dataset is and how it was built."),
+    "show": ("look", "Print rows, decoded to text."),
     "versions": ("history", "List a dataset's versions: when, how large, and what made each."),
     "diff": ("history", "Compare two versions: files, rows, tokens, recipe."),
     "tag": ("history", "Name a version, or remove a name."),
     "restore": ("history", "Make an old version the latest again, as a new version."),
     "compact": ("maintain", "Merge small fragments into large ones, as a new version."),
     "prune": ("maintain", "Remove old versions and the data files that only they use."),
-    "verify": ("verify", "Check a dataset's integrity: files, hashes, ledger, ids, lengths and counts."),
+    "verify": ("maintain", "Check a dataset's integrity: files, hashes, ledger, ids, lengths and counts."),
 }
 
-EXAMPLES = """\b
-Examples:
-  lance-prep build sample                 a small dataset; needs no network
-  lance-prep build wikitext               WikiText-103 from the Hugging Face Hub
-  lance-prep build data/*.jsonl.gz --tokenizer tokenizer.json -o data.lance
-  lance-prep info sample.lance
-  lance-prep show sample.lance --limit 3
-"""
+EXAMPLES = (
+    "build sample                 # a small dataset; needs no network",
+    "build wikitext               # WikiText-103 from the Hugging Face Hub",
+    "build 'data/*.jsonl' --tokenizer tokenizer.json -o data.lance",
+    "info sample.lance",
+    "show sample.lance --limit 3",
+)
 
 
 class _LazyGroup(click.Group):
-    """Imports a command when it is used, so that `--help` loads click alone."""
+    """Imports a command when it is used, so that `--help` loads only click."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -46,8 +46,8 @@ class _LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, help = COMMANDS[cmd_name]
-        command: click.Command = getattr(import_module(f"lance_prep.cli.{module}"), cmd_name)
-        command.help = help
+        command: click.Command = copy(getattr(import_module(f"lance_prep.cli.{module}"), cmd_name))
+        command.help = f"{help}\n\n{command.help}"
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -58,7 +58,7 @@ class _LazyGroup(click.Group):
 @click.group(
     cls=_LazyGroup,
     help="Turn text into a versioned Lance dataset of tokens, and stream it into training at memory-map speed.",
-    epilog=EXAMPLES,
+    epilog=examples_text(EXAMPLES),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, prog_name="lance-prep")
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def run(arguments: list[str], stop: StopOnSignals | None = None) -> int:
-    """Run a command line and return its exit code. An error is printed as a line of what and a line of what to do."""
+    """Run a command line and return its exit code. Print an error as two lines: what is wrong and what to do."""
     _set_defaults()
     state: dict[str, bool] = {}
     try:
@@ -91,7 +91,7 @@ def run(arguments: list[str], stop: StopOnSignals | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _stopped(stop)
     except Exception as error:
-        if stop is not None and stop.came:  # a consequence of the signal, whatever it is
+        if stop is not None and stop.came:  # the error is a consequence of the signal
             return _stopped(stop)
         if state.get("debug"):
             raise
@@ -146,10 +146,10 @@ def _say_stopped() -> None:
 
 
 def _set_defaults() -> None:
-    """Set what libraries read when they are imported, unless the user has set it."""
-    os.environ.setdefault("LANCE_LOG", "error")  # or Lance warns about every dataset that it creates
+    """Set environment variables that libraries read when they are imported, unless the user has set them."""
+    os.environ.setdefault("LANCE_LOG", "error")  # otherwise Lance warns about every dataset that it creates
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # lance-prep shows its own
     if sys.platform == "linux":
-        # Arrow's default, mimalloc, keeps what it once had: building 1 GB in two shards at once peaked at 1,120 MB, and
-        # at 790 MB with jemalloc, at the same speed.
+        # Arrow's default allocator, mimalloc, does not return memory: building 1 GB in two shards at once peaked at
+        # 1,120 MB, and with jemalloc at 790 MB, at the same speed.
         os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")

@@ -1,34 +1,27 @@
-"""`lance-prep compact` and `prune`."""
+"""`lance-prep compact`, `prune` and `verify`: look after a dataset."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import asdict
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import command, count_rows, dataset_argument, json_option, print_json, size
+from lance_prep.cli.common import (
+    command,
+    count_rows,
+    dataset_argument,
+    dataset_options,
+    json_option,
+    print_json,
+    printable,
+    size,
+)
 
-COMPACT_EXAMPLES = """\b
-Examples:
-  lance-prep compact sample.lance
-  lance-prep compact sample.lance --target-mb 256
-
-\b
-Rows, their order and the content hash do not change, so `verify` passes as before. The
-old files stay for the versions that use them, until `prune` removes those versions.
-"""
-
-PRUNE_EXAMPLES = """\b
-Examples:
-  lance-prep prune sample.lance --older-than 30d --dry-run
-  lance-prep prune sample.lance --older-than 12h
-
-\b
-Never removes the latest version, a tagged version, or the files of an unfinished build.
-A data file is removed with the last version that uses it.
-"""
+if TYPE_CHECKING:
+    from lance_prep.dataset import Verification
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -40,7 +33,12 @@ def _span(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
     return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
-@command(COMPACT_EXAMPLES)
+@command(
+    "compact sample.lance",
+    "compact sample.lance --target-mb 256",
+    about="Rows, their order and the content hash do not change, so verify passes as before. The old files stay for "
+    "the versions that use them, until prune removes those versions.",
+)
 @dataset_argument
 @click.option(
     "--target-mb",
@@ -67,7 +65,12 @@ def compact(uri: str, target_mb: int, storage_options: dict[str, str] | None, as
         )
 
 
-@command(PRUNE_EXAMPLES)
+@command(
+    "prune sample.lance --older-than 30d --dry-run",
+    "prune sample.lance --older-than 12h",
+    about="Never removes the latest version, a tagged version, or the files of an unfinished build. A data file is "
+    "removed with the last version that uses it.",
+)
 @dataset_argument
 @click.option(
     "--older-than",
@@ -95,3 +98,79 @@ def prune(
         click.echo("no version to remove")
     if done.kept_for_tag:
         click.echo(f"kept because they are tagged: versions {', '.join(map(str, done.kept_for_tag))}")
+
+
+class _RowCount(click.IntRange):
+    """A number of rows, or "all"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "all" else super().convert(value, param, ctx)
+
+
+@command(
+    "verify sample.lance",
+    "verify sample.lance --against-source --sample-rows 5000 --seed 7",
+    about="""Checks the manifest, the transaction, the journal (plan and receipts), every data file, the tokenizer file
+and every row. Each problem is one line, "wrong: ...", that names the file, or the shard and the row; the exit code is
+then 1.
+
+Reads the source only with --against-source, because it may be missing or slow to reach. Rows are drawn at random, and
+the shards that hold them, at most 8, are built again whole and compared with the stored rows. The reference,
+tokenizers, is slow: it encodes a share of the texts, and the backend of the build encodes the others. With
+--sample-rows all, every shard is built again and tokenizers encodes all texts.""",
+)
+@dataset_options
+@click.option(
+    "--against-source",
+    is_flag=True,
+    help="Build shards with randomly drawn rows again from the pinned source, and compare their rows.",
+)
+@click.option(
+    "--sample-rows",
+    type=_RowCount(min=1),
+    metavar="N|all",
+    help="Number of rows that --against-source draws.  [default: 200]",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Decides which rows --against-source draws.  [default: 0]")
+@json_option
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    uri: str,
+    version: str | None,
+    storage_options: dict[str, str] | None,
+    against_source: bool,
+    sample_rows: int | str | None,
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    for flag, value in (("--sample-rows", sample_rows), ("--seed", seed)):
+        if value is not None and not against_source:
+            raise click.UsageError(f"{flag} has no effect without --against-source: add it, or remove {flag}")
+    from lance_prep import dataset
+
+    rows = None if isinstance(sample_rows, str) else sample_rows or dataset.SAMPLE_ROWS
+    check = dataset.SourceCheck(rows, seed or 0, storage_options)
+    found = dataset.verify(
+        uri,
+        version,
+        storage_options,
+        against=check if against_source else None,
+        listener=dataset.Listener(count_rows("read"), lambda note: click.echo(printable(note), err=True)),
+    )
+    if as_json:
+        print_json({"ok": found.ok, **asdict(found)})
+    else:
+        click.echo(printable(_verdict_text(found)))
+    if not found.ok:
+        ctx.exit(1)
+
+
+def _verdict_text(found: Verification) -> str:
+    lines = [f"wrong: {problem}" for problem in found.problems]
+    if found.more:
+        lines.append(f"wrong: and {found.more:,} more")
+    checked = ", ".join(f"{number:,} {what}" for what, number in found.checks.items())
+    number = len(found.problems) + found.more
+    verdict = "whole" if found.ok else "1 problem" if number == 1 else f"{number:,} problems"
+    return "\n".join([*lines, f"{verdict}: {checked or 'not opened'}"])

@@ -1,9 +1,9 @@
-"""SIGINT and SIGTERM: the process ends within a second, whatever it is doing.
+"""End the process within a second of SIGINT or SIGTERM, whatever it is doing.
 
-The first signal raises KeyboardInterrupt in the main thread, which unwinds and lets go of what it holds. That may take
-long: a worker waits for the Hub, or the main thread is inside Rust and sees no exception. So a thread, woken by the C
-handler itself (`set_wakeup_fd`), ends the process after `GRACE_SECONDS`. Nothing is lost by that: a build is made to be
-killed at any instant.
+The first signal raises KeyboardInterrupt in the main thread, which unwinds and releases what it holds. That may take
+long: a worker may be waiting for the Hub, or the main thread may be inside Rust code, which sees no exception. So a
+thread, woken by Python's C signal handler (`set_wakeup_fd`), ends the process after `GRACE_SECONDS`. Nothing is lost,
+because a build may be killed at any instant.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-#: For an orderly end. Stopping between two batches takes 50 ms.
+#: Time for an orderly end. Stopping between two batches takes 50 ms.
 GRACE_SECONDS = 0.4
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignals:
-    """Lets SIGINT and SIGTERM end this process with exit code 1.
+    """Makes SIGINT and SIGTERM end this process with exit code 1.
 
     Args:
-        say: prints what the user should read. Called once, by whoever is first to end the process.
+        say: prints the message for the user. Called once, by the first thread that ends the process.
     """
 
     def __init__(self, say: Callable[[], None]) -> None:
@@ -45,7 +45,7 @@ class StopOnSignals:
             self._say()
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        if not self.came:  # a second one would break off what the first one set going
+        if not self.came:  # a second signal must not interrupt the orderly end
             self.came = True
             raise KeyboardInterrupt
 

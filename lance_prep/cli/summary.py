@@ -1,4 +1,4 @@
-"""What a build did, or would do, and what a dataset was built from, as text."""
+"""Describe a finished build, a plan and a dataset as text. `build` and `info` print it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lance_prep.ledger import Ledger
 from lance_prep.model import Plan
 from lance_prep.store.metadata import Lengths
 
-#: A dataset that loses more than this share of its source rows was probably read the wrong way.
+#: If a build rejects a larger share of the source rows, its options are probably wrong.
 REJECTED_SHARE = 0.01
 
 
 def summary(report: BuildReport) -> str:
-    """Describe a finished build: what the dataset is now, and where each row and token went."""
+    """Describe a finished build: the dataset's state, and where each row and token went."""
     if report.status in ("unchanged", "skipped"):
         state = "is up to date" if report.status == "unchanged" else "exists and was left alone"
         return (
@@ -56,8 +56,6 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("text", f"column {given['text_column']!r}"))
     if "text_unit" in given:
         rows.append(("text unit", f"a row is a {given['text_unit']}"))
-    if given.get("delimiter", ",") != ",":
-        rows.append(("delimiter", repr(given["delimiter"])))
     if "delimiter" in given:
         rows.append(("delimiter", repr(given["delimiter"])))
     if "filter" in given:
@@ -78,7 +76,7 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def length_rows(lengths: Lengths | None, layout: str, ledger: Ledger) -> list[tuple[str, str]]:
-    """Say how long the documents are. One that is most of a dataset is usually an accident."""
+    """Say how long the documents are. A document that makes up most of a dataset is usually an accident."""
     if lengths is None:
         return []
     doc = lengths.longest_doc_id
