@@ -47,3 +47,11 @@ def hub() -> Iterator[LoopbackHub]:
     _hub.reset()
     yield _hub
     _hub.reset()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The path of a byte-level tokenizer with `<|endoftext|>`."""
+    from tests import tokenizers_made as made  # imports huggingface_hub, so after the environment is set
+
+    return made.save(tmp_path_factory.mktemp("tokenizer"), made.byte_level(), eos_token="<|endoftext|>")

@@ -25,6 +25,12 @@ def plan_of(source: object, **fields: Any) -> Plan:
     return make_plan(Recipe(source=str(source), **{"layout": "documents", **fields}))
 
 
+def rows_of(plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the rows that a plan reads, and the reasons of those that it rejects."""
+    batches, _, rejected = read_plan(plan)
+    return [row for batch in batches for row in batch.columns.to_pylist()], [r.reason for r in rejected]
+
+
 def read_plan(plan: Plan) -> tuple[list[SourceBatch], Tally, list[Rejected]]:
     """All batches of all shards, and what was counted."""
     rejected: list[Rejected] = []

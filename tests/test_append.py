@@ -19,6 +19,7 @@ from lance_prep.dataset import open_version, verify
 from lance_prep.engine import Silent
 from lance_prep.errors import OutputExists, SourceChanged, UsageError
 from tests import tokenizers_made as made
+from tests.helpers import rows_of
 from tests.loopback_hub import LoopbackHub
 from tests.sources import parquet_bytes
 
@@ -42,14 +43,10 @@ def write(path: Path, word: str, rows: int = 200) -> None:
     pq.write_table(pa.table({"text": [f"{word} {i}" for i in range(rows)]}), path, row_group_size=50)
 
 
-def table(uri: object, version: int | None = None) -> list[dict[str, Any]]:
-    return lance.dataset(str(uri), version=version).to_table().to_pylist()
-
-
 def test_append_reads_only_what_is_new(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
     output = tmp_path / "o.lance"
     first = lance_prep.build(folder, output=output, **fields)
-    before = table(output)
+    before = rows_of(output)
     write(folder / "c.parquet", "c")
     with pytest.raises(SourceChanged, match=r"1 new \(.*c.parquet\)") as caught:
         lance_prep.build(folder, output=output, **fields)
@@ -57,9 +54,9 @@ def test_append_reads_only_what_is_new(tmp_path: Path, folder: Path, fields: dic
     second = lance_prep.build(folder, output=output, append=True, **fields)
     assert (second.version, second.rows, second.ledger.rows_in) == (2, 600, 600)
     assert second.content_hash != first.content_hash
-    after = table(output)
+    after = rows_of(output)
     assert after[:400] == before
-    assert table(output, version=1) == before
+    assert rows_of(output, version=1) == before
     version = open_version(output)
     assert [[file.url for file in version.files_of_build(build)] for build in version.builds] == [
         [str(folder / "a.parquet"), str(folder / "b.parquet")],
@@ -78,8 +75,8 @@ def test_appended_rows_are_those_of_a_build_of_their_own(tmp_path: Path, folder:
     write(folder / "c.parquet", "c")
     lance_prep.build(folder, output=tmp_path / "o.lance", append=True, **fields)
     alone = lance_prep.build(folder / "c.parquet", output=tmp_path / "c.lance", **fields)
-    texts = sorted(row["input_ids"] for row in table(tmp_path / "o.lance")[400:])
-    assert texts == sorted(row["input_ids"] for row in table(alone.uri))
+    texts = sorted(row["input_ids"] for row in rows_of(tmp_path / "o.lance")[400:])
+    assert texts == sorted(row["input_ids"] for row in rows_of(alone.uri))
 
 
 def test_a_file_that_was_touched_or_renamed_is_the_same(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
@@ -155,7 +152,7 @@ def test_append_of_another_recipe_is_refused(tmp_path: Path, folder: Path, field
         lance_prep.build(folder, output=output, append=True, overwrite=True, **fields)
 
 
-def test_aliases_of_other_pipelines(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
+def test_force_replaces_a_dataset_of_other_options(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:
     arguments = ["build", str(folder), "-o", str(tmp_path / "o.lance"), "--tokenizer", fields["tokenizer"]]
     assert run(arguments) == 0
     write(folder / "c.parquet", "c")
@@ -239,9 +236,9 @@ def test_appended_rows_take_the_types_of_those_that_are_there(tmp_path: Path, fi
     # It comes first in the folder, with its keys in another order.
     (folder / "a.jsonl").write_text('{"text": "X2", "title": "T2"}\n')
     lance_prep.build(folder, output=tmp_path / "raw.lance", append=True, **raw)
-    assert table(tmp_path / "raw.lance") == [{"title": "T1", "text": "X1"}, {"title": "T2", "text": "X2"}]
+    assert rows_of(tmp_path / "raw.lance") == [{"title": "T1", "text": "X1"}, {"title": "T2", "text": "X2"}]
     lance_prep.build(folder, output=tmp_path / "kept.lance", append=True, keep_columns=("title",), **fields)
-    assert [row["title"] for row in table(tmp_path / "kept.lance")] == ["T1", "T2"]
+    assert [row["title"] for row in rows_of(tmp_path / "kept.lance")] == ["T1", "T2"]
     for name in ("raw", "kept"):
         assert verify(tmp_path / f"{name}.lance").problems == []
 
@@ -269,7 +266,7 @@ def test_an_append_without_rows_takes_no_shard_numbers(tmp_path: Path, folder: P
         else:
             write(folder / f"{name}.parquet", name)
         lance_prep.build(folder, output=output, append=True, **fields)
-    ids = [row["doc_id"] for row in table(output)]
+    ids = [row["doc_id"] for row in rows_of(output)]
     assert len(ids) == 600
     assert len(set(ids)) == len(ids)
 

@@ -16,17 +16,13 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import lance_prep
-from lance_prep.dataset import open_version, verify
+from lance_prep.dataset import open_version
 from lance_prep.errors import LancePrepError, OutputExists, RowRejected, SourceChanged, TokenizerError, UsageError
 from lance_prep.layouts import LAYOUTS
 from tests import tokenizers_made as made
+from tests.helpers import check_whole, ids_of
 
 WORDS = ["alpha", "beta gamma", "delta\nepsilon", "", "  ", "zeta\n\n eta", "naïve", "x" * 300]
-
-
-@pytest.fixture
-def tokenizer(tmp_path: Path) -> str:
-    return made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
 
 
 def texts(n: int) -> list[str | None]:
@@ -40,15 +36,6 @@ def write_parquet(path: Path, rows: list[str | None], **columns: Any) -> str:
 
 def lines_of(rows: list[str | None]) -> list[str]:
     return [line for row in rows if row for line in row.split("\n") if line.strip()]
-
-
-def rows_of(uri: object) -> list[list[int]]:
-    return lance.dataset(str(uri)).to_table()["input_ids"].to_pylist()
-
-
-def check_whole(uri: object) -> None:
-    found = verify(str(uri))
-    assert found.problems == []
 
 
 def test_a_trailing_newline_is_not_an_empty_line(tmp_path: Path) -> None:
@@ -65,7 +52,7 @@ def test_lines_equal_tokenizers_run_on_the_same_lines(tmp_path: Path, tokenizer:
     source = write_parquet(tmp_path / "a.parquet", rows)
     report = lance_prep.build(source, output=tmp_path / "o.lance", tokenizer=tokenizer, layout="lines", shuffle=False)
     want = made.reference_ids(made.byte_level(), lines_of(rows))
-    assert rows_of(report.uri) == want
+    assert ids_of(report.uri) == want
     dataset = lance.dataset(report.uri)
     assert dataset.schema.field("input_ids").type == pa.list_(pa.uint16())
     assert not dataset.schema.field("input_ids").nullable
@@ -82,10 +69,10 @@ def test_lines_equal_tokenizers_run_on_the_same_lines(tmp_path: Path, tokenizer:
 def test_the_shuffle_keeps_rows_in_their_batch(tmp_path: Path, tokenizer: str) -> None:
     source = write_parquet(tmp_path / "a.parquet", [f"row number {i}" for i in range(1000)])
     fields = {"tokenizer": tokenizer, "layout": "documents"}
-    plain = rows_of(lance_prep.build(source, output=tmp_path / "p.lance", shuffle=False, **fields).uri)
+    plain = ids_of(lance_prep.build(source, output=tmp_path / "p.lance", shuffle=False, **fields).uri)
     fields["shuffle_batch_size"] = 100
-    shuffled = rows_of(lance_prep.build(source, output=tmp_path / "s.lance", **fields).uri)
-    other = rows_of(lance_prep.build(source, output=tmp_path / "t.lance", seed=1, **fields).uri)
+    shuffled = ids_of(lance_prep.build(source, output=tmp_path / "s.lance", **fields).uri)
+    other = ids_of(lance_prep.build(source, output=tmp_path / "t.lance", seed=1, **fields).uri)
     assert shuffled != plain
     assert shuffled != other
     orders = set()
@@ -107,11 +94,11 @@ def test_documents_carry_special_tokens_and_kept_columns(tmp_path: Path) -> None
     assert table["lang"].to_pylist() == ["en", None, "zh"]
     assert table.schema.names == ["input_ids", "num_tokens", "doc_id", "n", "lang"]
     bare = lance_prep.build(source, output=tmp_path / "b.lance", add_special_tokens=False, **fields)
-    assert rows_of(bare.uri) == made.reference_ids(made.with_template(), kept, add_special_tokens=False)
+    assert ids_of(bare.uri) == made.reference_ids(made.with_template(), kept, add_special_tokens=False)
 
 
 @pytest.mark.parametrize("packing", ["concat", "best-fit"])
-def test_blocks(tmp_path: Path, packing: str) -> None:
+def test_blocks_hold_the_tokens_of_all_documents(tmp_path: Path, packing: str) -> None:
     tokenizer = made.save(tmp_path / "tokenizer", made.with_template(), eos_token="<|endoftext|>", bos_token="<s>")
     rows = texts(500)
     source = write_parquet(tmp_path / "a.parquet", rows)
@@ -202,7 +189,7 @@ def test_tokens_lie_flat_for_memory_mapping(tmp_path: Path, tokenizer: str, fiel
     source = write_parquet(tmp_path / "a.parquet", texts(500))
     report = lance_prep.build(source, output=tmp_path / "o.lance", tokenizer=tokenizer, **fields)
     mapped = LanceDataset(report.uri, access="mmap")
-    assert mapped[3]["input_ids"].tolist() == rows_of(report.uri)[3]
+    assert mapped[3]["input_ids"].tolist() == ids_of(report.uri)[3]
 
 
 def test_blocks_need_an_eos(tmp_path: Path) -> None:
@@ -300,7 +287,7 @@ def test_a_backend_that_disagrees_is_replaced(tmp_path: Path, backend: str) -> N
         shuffle=False,
     )
     kept = [row for row in rows if row.strip()]
-    assert rows_of(report.uri) == made.reference_ids(made.without_regex(), kept)
+    assert ids_of(report.uri) == made.reference_ids(made.without_regex(), kept)
     assert report.ledger.shards_by_reference == (report.shards if backend == "gigatoken" else 0)
     assert open_version(report.uri).metadata.tokenizer.backends == ("tokenizers",)
 
@@ -332,7 +319,7 @@ def test_rejected_rows_are_set_aside(tmp_path: Path, tokenizer: str) -> None:
     assert not (tmp_path / "s.lance" / "_versions").exists()
 
 
-def test_building_twice(tmp_path: Path, tokenizer: str) -> None:
+def test_building_twice_leaves_the_dataset_alone(tmp_path: Path, tokenizer: str) -> None:
     source = write_parquet(tmp_path / "a.parquet", texts(100))
     output = tmp_path / "o.lance"
     first = lance_prep.build(source, output=output, tokenizer=tokenizer)

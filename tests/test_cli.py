@@ -29,11 +29,6 @@ from tests.loopback_hub import LoopbackHub
 
 
 @pytest.fixture
-def tokenizer(tmp_path: Path) -> str:
-    return made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
-
-
-@pytest.fixture
 def source(tmp_path: Path) -> str:
     pq.write_table(pa.table({"text": [f"row {i}" for i in range(500)], "n": range(500)}), tmp_path / "a.parquet")
     return str(tmp_path / "a.parquet")

@@ -27,9 +27,9 @@ from lance_prep.errors import (
 )
 from lance_prep.model import Plan
 from lance_prep.store.journal import Receipt
-from tests import tokenizers_made as made
+from tests.helpers import check_whole
 from tests.loopback_hub import LoopbackHub
-from tests.processes import check_whole, finish, report_of, start, write_texts
+from tests.processes import finish, report_of, start, write_texts
 from tests.sources import parquet_bytes
 
 REPO = "owner/name"
@@ -58,11 +58,6 @@ class Meddler(Silent):
                 self.acted = True
                 self._act()
             self._left -= 1
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return made.save(tmp_path_factory.mktemp("t"), made.byte_level(), eos_token="<|endoftext|>")
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def configs(hub: LoopbackHub) -> LoopbackHub:
     return hub
 
 
-def test_configs_and_splits(configs: LoopbackHub) -> None:
+def test_configs_and_splits_choose_the_files(configs: LoopbackHub) -> None:
     assert read(REPO, config="en")[0] == ["en/train-0", "en/train-1"]
     assert read(REPO, config="en", split="test")[0] == ["en/test"]
     plan = plan_of(REPO, config="de")
@@ -160,7 +160,7 @@ def test_configs_and_splits(configs: LoopbackHub) -> None:
         ("hf://datasets/owner", {}, SourceNotFound, "not a dataset | owner/name"),
     ],
 )
-def test_what_is_not_there(
+def test_what_is_missing_on_the_hub_is_named(
     configs: LoopbackHub, source: str, fields: dict[str, Any], error: type[LancePrepError], said: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -170,7 +170,7 @@ def test_what_is_not_there(
     assert advice in caught.value.advice
 
 
-def test_gated(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_repository_asks_for_a_token(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_dataset(REPO, {"train.parquet": parquet_bytes({"text": TEXTS})}, gated=True)
     with pytest.raises(AccessDenied, match="gated") as caught:
         plan_of(REPO)
@@ -272,7 +272,7 @@ def test_a_fault_that_stays(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -
         assert remedy in caught.value.advice
 
 
-def test_damaged_file(hub: LoopbackHub) -> None:
+def test_a_damaged_file_on_the_hub_is_named(hub: LoopbackHub) -> None:
     hub.add_dataset(REPO, {"train.parquet": parquet_bytes({"text": TEXTS})[:-9]})
     with pytest.raises(BadFile, match=r"train\.parquet"):
         plan_of(REPO)

@@ -22,13 +22,9 @@ from lance_prep.formats import json_blocks
 from lance_prep.formats.json_records import Planned, Row
 from lance_prep.model import Plan
 from tests import tokenizers_made as made
-from tests.sources import plan_of, read, read_plan
+from tests.sources import plan_of, read, read_plan, rows_of
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
-
-
-def rows_of(plan: Plan) -> list[dict[str, Any]]:
-    return [row for batch in read_plan(plan)[0] for row in batch.columns.to_pylist()]
 
 
 def write_lines(path: Path, *records: Any) -> Path:
@@ -185,7 +181,7 @@ def test_columns_of_later_files_exist(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", {"text": "a"})
     write_lines(tmp_path / "b.jsonl", {"content": "b", "lang": "en", "n": 2})
     plan = plan_of(tmp_path, template="{{ text or content }}", keep_columns=("lang", "n"), filter="n is null or n = 2")
-    assert rows_of(plan) == [{"text": "a", "lang": None, "n": None}, {"text": "b", "lang": "en", "n": 2}]
+    assert rows_of(plan)[0] == [{"text": "a", "lang": None, "n": None}, {"text": "b", "lang": "en", "n": 2}]
     assert read(tmp_path, text_column="content")[0] == ["b"]
     with pytest.raises(ColumnNotFound, match="nothing"):
         plan_of(tmp_path, text_column="nothing")
@@ -200,7 +196,7 @@ def test_columns_whose_type_varies_between_files_are_widened(tmp_path: Path) -> 
     plan = plan_of(tmp_path, keep_columns=("score", "id", "m", "later"))
     assert plan.schema.field("score").type == pa.float64()
     assert plan.schema.field("later").type == pa.int64()
-    found = rows_of(plan)
+    found = rows_of(plan)[0]
     assert [row["score"] for row in found] == [1.0, 0.5, 2.0]
     assert [row["id"] for row in found] == ["1", "x", "[1]"]
     assert [row["m"] for row in found] == [{"k": 1, "j": None}, {"k": 2, "j": "x"}, None]
@@ -212,7 +208,7 @@ def test_a_column_that_is_null_in_the_sample_is_text(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", *early, {"text": "late", "n": 7}, {"text": "later", "n": "x"})
     plan = plan_of(tmp_path / "a.jsonl", layout="raw")
     assert plan.schema.field("n").type == pa.string()
-    assert [row["n"] for row in rows_of(plan)][-3:] == [None, "7", "x"]
+    assert [row["n"] for row in rows_of(plan)[0]][-3:] == [None, "7", "x"]
 
 
 def test_a_first_file_without_records_does_not_stop_a_build(tmp_path: Path) -> None:
@@ -259,7 +255,7 @@ def test_damage_in_a_json_file_is_an_error(tmp_path: Path, data: str, place: int
 def test_the_outermost_object_of_a_pretty_file_is_the_record(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{\n"text": "outer", "inner":\n{"text": "inner", "n": 1}\n}\n')
     plan = plan_of(tmp_path / "x.json", layout="raw")
-    assert rows_of(plan) == [{"text": "outer", "inner": {"text": "inner", "n": 1}}]
+    assert rows_of(plan)[0] == [{"text": "outer", "inner": {"text": "inner", "n": 1}}]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
@@ -332,6 +328,6 @@ def test_nan_as_python_writes_it(tmp_path: Path, kind: str) -> None:
     records = ['{"text": "a", "d": 0.5}', '{"text": "b", "d": NaN}', '{"text": "c", "d": -Infinity, "o": NaN}']
     path = tmp_path / f"x.{kind}"
     path.write_text("\n".join(records) if kind == "jsonl" else "[" + ",".join(records) + "]")
-    first, second, third = (row["d"] for row in rows_of(plan_of(path, keep_columns=("d",))))
+    first, second, third = (row["d"] for row in rows_of(plan_of(path, keep_columns=("d",)))[0])
     assert (first, third) == (0.5, -math.inf)
     assert math.isnan(second)

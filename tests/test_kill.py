@@ -21,7 +21,8 @@ import pytest
 from lance_prep.cli.main import run
 from lance_prep.dataset import list_versions, open_version, verify
 from tests import tokenizers_made as made
-from tests.processes import check_whole, finish, report_of, start, wait_for, write_texts
+from tests.helpers import check_whole
+from tests.processes import finish, report_of, start, wait_for, write_texts
 
 SEED = 20_250_607
 SHARDS = 16

@@ -44,7 +44,7 @@ def load(uri: str, where: str, hub: LoopbackHub, cache: Path) -> list[dict[str, 
 
 @pytest.mark.parametrize("where", ["local", "local streaming", "hub", "hub streaming"])
 @pytest.mark.parametrize("layout", ["lines", "documents", "blocks", "raw"])
-def test_load_dataset(home: Path, hub: LoopbackHub, layout: str, where: str) -> None:
+def test_load_dataset_reads_the_rows_of_the_version(home: Path, hub: LoopbackHub, layout: str, where: str) -> None:
     uri = build(home, layout)
     LanceDataset(uri)[0]  # leaves a cache in the sidecar
     assert load(uri, where, hub, home / "cache") == lance.dataset(uri).to_table().to_pylist()

@@ -55,7 +55,7 @@ def test_folder_is_recursive_sorted_and_without_hidden_files(folder: Path) -> No
     assert names(plan_of(folder)) == ["a.parquet", "b.parquet", "c.parquet"]
 
 
-def test_glob(folder: Path) -> None:
+def test_a_glob_names_the_files_that_match(folder: Path) -> None:
     assert names(plan_of(folder / "*.parquet")) == ["a.parquet", "b.parquet"]
     assert names(plan_of(folder / "**/*.parquet")) == ["a.parquet", "b.parquet", "c.parquet"]
 
@@ -276,7 +276,7 @@ def test_topics_need_no_files() -> None:
         ({"text_column": "a", "split": "train"}, UsageError, "--split", "leave"),
     ],
 )
-def test_refused_fields(
+def test_fields_that_do_not_fit_the_source_are_refused(
     tmp_path: Path, fields: dict[str, object], error: type[LancePrepError], said: str, advice: str
 ) -> None:
     path = tmp_path / "x.parquet"

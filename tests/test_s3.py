@@ -34,7 +34,6 @@ from lance_prep.errors import (  # noqa: E402
     SourceNotFound,
 )
 from lance_prep.recipe import load_recipe  # noqa: E402
-from tests import tokenizers_made as made  # noqa: E402
 from tests.processes import finish, report_of, start, wait_for, write_texts  # noqa: E402
 from tests.sources import parquet_bytes  # noqa: E402
 
@@ -95,11 +94,6 @@ def by_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
     return s3
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return made.save(tmp_path_factory.mktemp("t"), made.byte_level(), eos_token="<|endoftext|>")
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +237,9 @@ def test_an_object_that_changes_after_the_plan(by_environment: S3, texts: str, t
     assert not (tmp_path / "x.lance" / "_versions").exists()
 
 
-def test_what_is_not_there(by_environment: S3, texts: str, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_bucket_or_object_is_named(
+    by_environment: S3, texts: str, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(SourceNotFound, match="bucket"):
         lance_prep.build("s3://nobucket/in", output=URI)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

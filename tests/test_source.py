@@ -35,7 +35,7 @@ from lance_prep.recipe import Recipe
 from lance_prep.source import read_shard
 from lance_prep.source.cutter import Cutter
 from lance_prep.transport import Transport
-from tests.sources import parquet_bytes, plan_of, read, read_plan
+from tests.sources import parquet_bytes, plan_of, read, read_plan, rows_of
 
 TEXTS = ["", "plain", "two\nlines", "日本語 🙂", "x" * 5000, "nul\0byte", *(f"row {i}" for i in range(300))]
 
@@ -83,7 +83,7 @@ def test_line_formats(tmp_path: Path, kind: str, compression: str) -> None:
 @pytest.mark.parametrize(
     "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
 )
-def test_string_types(tmp_path: Path, kind: pa.DataType) -> None:
+def test_every_string_type_is_read(tmp_path: Path, kind: pa.DataType) -> None:
     column = pa.array(TEXTS).dictionary_encode() if pa.types.is_dictionary(kind) else pa.array(TEXTS).cast(kind)
     table = pa.table({"text": column})
     write_arrow(tmp_path / "x.arrow", table, stream=False)
@@ -95,7 +95,7 @@ def test_string_types(tmp_path: Path, kind: pa.DataType) -> None:
         assert read(tmp_path / "x.parquet")[0] == TEXTS
 
 
-def test_text_lines(tmp_path: Path) -> None:
+def test_a_row_of_a_text_file_can_be_a_line(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n\ntwo\rthree\n  four")
     assert read(tmp_path / "x.txt", text_unit="line")[0] == ["one", "", "", "two\rthree", "  four"]
 
@@ -187,7 +187,7 @@ def test_json_array_cut_short(tmp_path: Path) -> None:
         read(tmp_path / "a.json")
 
 
-def test_lance(tmp_path: Path) -> None:
+def test_a_lance_source_is_pinned_to_its_version(tmp_path: Path) -> None:
     import lance
 
     lance.write_dataset(pa.table({"n": range(len(TEXTS)), "text": TEXTS}), tmp_path / "x.lance")
@@ -215,7 +215,7 @@ def test_a_lance_source_is_read_at_its_planned_version(tmp_path: Path) -> None:
         read_plan(plan)
 
 
-def test_nulls_stay(tmp_path: Path) -> None:
+def test_null_texts_are_kept_and_missing_ones_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"text": null}\n{"id": 3}\n{"text": "a"}\n')
     texts, _, rejected = read(tmp_path / "x.jsonl")
     assert texts == [None, "a"]
@@ -446,7 +446,7 @@ def test_filters_follow_sql(tmp_path: Path, where: str, keep: Any) -> None:
     assert read(tmp_path / "x.jsonl", filter=where)[0] == texts
 
 
-def test_template(tmp_path: Path) -> None:
+def test_a_template_makes_the_text_of_several_columns(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"q": "why", "a": "so", "n": 0}\n{"q": null, "a": "x", "n": 1}\n')
     texts, _, rejected = read(
         tmp_path / "x.jsonl", template="{{ q }}: {{ a }}{{ 1 / (1 - n) if n else '' }}", keep_columns=("n",)
@@ -748,11 +748,6 @@ def json_file(path: Path, records: list[str], kind: str) -> Path:
     path = path / f"x.{kind}"
     path.write_text("\n".join(records) + "\n" if kind == "jsonl" else "[" + ",".join(records) + "]")
     return path
-
-
-def rows_of(plan: Plan) -> tuple[list[dict[str, Any]], list[str]]:
-    batches, _, rejected = read_plan(plan)
-    return [row for batch in batches for row in batch.columns.to_pylist()], [r.reason for r in rejected]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])

@@ -12,15 +12,10 @@ from pathlib import Path
 import lance
 import pytest
 
-from tests import tokenizers_made as made
+from tests.helpers import check_whole
 from tests.loopback_hub import LoopbackHub
-from tests.processes import check_whole, finish, report_of, start, wait_for, write_texts
+from tests.processes import finish, report_of, start, wait_for, write_texts
 from tests.sources import parquet_bytes
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return made.save(tmp_path_factory.mktemp("t"), made.byte_level(), eos_token="<|endoftext|>")
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from lance_prep.dataset import (
 from lance_prep.errors import DatasetError, LancePrepError, OutputLocked, UsageError
 from lance_prep.store.lock import output_lock
 from tests import tokenizers_made as made
+from tests.helpers import check_whole, rows_of
 
 NOW = timedelta(0)
 
@@ -53,14 +54,6 @@ def build(folder: Path, tmp_path: Path, **fields: Any) -> lance_prep.BuildReport
     if given["layout"] == "raw":
         del given["tokenizer"]
     return lance_prep.build(folder, output=tmp_path / "o.lance", **given)
-
-
-def rows_of(uri: object, version: Any = None) -> list[Any]:
-    return lance.dataset(str(uri), version=version).to_table().to_pylist()
-
-
-def check_whole(uri: object, version: Any = None) -> None:
-    assert verify(str(uri), version).problems == []
 
 
 def test_versions_say_what_made_them(tmp_path: Path, folder: Path, capsys: Any) -> None:
@@ -108,7 +101,7 @@ def test_versions_of_a_dataset_with_a_damaged_one(tmp_path: Path, folder: Path) 
         open_version(uri, 9)
 
 
-def test_tags(tmp_path: Path, folder: Path, capsys: Any) -> None:
+def test_tags_name_versions_and_are_not_moved_unasked(tmp_path: Path, folder: Path, capsys: Any) -> None:
     uri = build(folder, tmp_path).uri
     build(folder, tmp_path, overwrite=True, seed=1)
     assert run(["tag", uri, "gold", "1"]) == 0
@@ -144,7 +137,7 @@ def test_restore_equals_the_old_version(tmp_path: Path, folder: Path, capsys: An
     assert build(folder, tmp_path).status == "unchanged"
 
 
-def test_diff(tmp_path: Path, folder: Path, capsys: Any) -> None:
+def test_diff_says_what_changed(tmp_path: Path, folder: Path, capsys: Any) -> None:
     uri = build(folder, tmp_path).uri
     write(folder / "0.jsonl", range(300, 500))
     (folder / "1.jsonl").rename(folder / "2.jsonl")
@@ -264,7 +257,9 @@ def test_prune_leaves_what_an_unfinished_build_has_written(tmp_path: Path, folde
     "command",
     [["tag", "gold"], ["tag", "gold", "--delete"], ["restore", "1"], ["compact"], ["prune", "--older-than", "0d"]],
 )
-def test_what_writes_waits_for_no_lock(tmp_path: Path, folder: Path, command: list[str], capsys: Any) -> None:
+def test_commands_that_write_fail_at_once_if_the_dataset_is_locked(
+    tmp_path: Path, folder: Path, command: list[str], capsys: Any
+) -> None:
     uri = build(folder, tmp_path).uri
     name, *rest = command
     holder = subprocess.Popen(

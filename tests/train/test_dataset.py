@@ -244,7 +244,7 @@ def test_options_that_contradict_the_dataset_are_refused(blocks: Made, lines: Ma
         LanceDataset(blocks.path, labels="other")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="columns cannot be combined with block_size"):
         len(LanceDataset(lines.path, block_size=8, columns=["title"]))
-    with pytest.raises(UsageError, match="no column nope"):
+    with pytest.raises(UsageError, match="unknown columns: nope"):
         len(LanceDataset(lines.path, columns=["nope"]))
     with pytest.raises(DatasetError, match="there is no dataset at"):
         len(LanceDataset(tmp_path / "nope.lance"))
