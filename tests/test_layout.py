@@ -24,6 +24,7 @@ from lance_prep.ledger import DocumentLengths, LengthRecord
 from lance_prep.recipe import Recipe, load_recipe
 from lance_prep.store.metadata import decode
 from lance_prep.tokenizer import TokenLists
+from lance_prep.tokenizer.lists import join
 
 Documents = list[list[int]]
 documents = st.lists(st.lists(st.integers(1, 999), min_size=1, max_size=40), max_size=30)
@@ -214,6 +215,65 @@ def test_wrapping_and_taking(docs: Documents, prefix: list[int], suffix: list[in
     assert tokens.as_arrow().to_pylist() == want
     order = permutation(len(docs), 3)
     assert tokens.take(order).as_arrow().to_pylist() == [want[i] for i in order]
+
+
+def masked(docs: Documents) -> TokenLists:
+    """The documents with a bit that is known from each token: whether its id is odd."""
+    tokens = token_lists(docs)
+    return TokenLists(tokens.offsets, tokens.ids, tokens.ids % 2 == 1)
+
+
+@given(documents, documents, st.data())
+def test_a_bit_stays_with_its_token(docs: Documents, others: Documents, data: Any) -> None:
+    tokens, plain = masked(docs), token_lists(docs)
+    start, stop = sorted(data.draw(st.tuples(st.integers(0, len(docs)), st.integers(0, len(docs)))))
+    order = np.array(data.draw(st.permutations(range(len(docs)))), np.int64)
+    rows = np.array(sorted(data.draw(st.sets(st.sampled_from(range(len(docs)))))) if docs else [], np.int64)
+    by = [others[i % len(others)] if others else [7] for i in range(len(rows))]
+    for made, unmasked in (
+        (tokens.slice(start, stop), plain.slice(start, stop)),
+        (tokens.take(order), plain.take(order)),
+        (tokens.replaced(rows, masked(by)), plain.replaced(rows, token_lists(by))),
+        (
+            join([tokens, masked(others), masked([])], np.dtype(np.uint16)),
+            join([plain, token_lists(others)], np.uint16),
+        ),
+    ):
+        assert made.mask is not None
+        assert made.mask.tolist() == (made.ids % 2 == 1).tolist()
+        assert unmasked.mask is None
+        assert made.ids.tolist() == unmasked.ids.tolist()
+        assert made.offsets.tolist() == unmasked.offsets.tolist()
+        assert made.equals(unmasked) is False
+    wrapped = tokens.wrapped((1, 3), (5,))
+    assert wrapped.ids.tolist() == plain.wrapped((1, 3), (5,)).ids.tolist()
+    assert wrapped.mask is not None
+    assert wrapped.mask.tolist() == [bit for doc in docs for bit in (False, False, *(i % 2 == 1 for i in doc), False)]
+
+
+@settings(deadline=None)
+@given(st.lists(documents, max_size=4), st.integers(2, 17), st.sampled_from([ConcatPacker, BestFitPacker]))
+def test_a_bit_stays_with_its_token_in_blocks(batches: list[Documents], size: int, kind: Any) -> None:
+    packer, plain = kind(size, 1, np.dtype(np.uint16)), kind(size, 1, np.dtype(np.uint16))
+    for docs in batches:
+        check_masks(packer.pack(masked(docs), ids_of(docs, 0)), plain.pack(token_lists(docs), ids_of(docs, 0)))
+    check_masks(packer.flush(), plain.flush())
+
+
+def check_masks(blocks: Blocks, plain: Blocks) -> None:
+    assert plain.mask is None
+    assert blocks.ids.tolist() == plain.ids.tolist()
+    assert blocks.num_tokens.tolist() == plain.num_tokens.tolist()
+    if not len(blocks.ids):
+        return
+    assert blocks.mask is not None
+    is_token = np.arange(blocks.ids.shape[1]) < blocks.num_tokens[:, None]
+    assert blocks.mask.tolist() == ((blocks.ids % 2 == 1) & is_token).tolist()
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="a mask of 1 bits for 2 tokens"):
+        TokenLists(np.array([0, 2]), np.zeros(2, np.uint16), np.ones(1, bool))
 
 
 def test_too_many_tokens_for_a_list_array() -> None:

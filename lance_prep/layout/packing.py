@@ -48,27 +48,29 @@ class Blocks:
         ids: `[n, block_size]`, padded at the end of a row.
         num_tokens: int64 `[n]`, real tokens of each block.
         pieces: the document boundaries: what each block holds.
+        mask: bool `[n, block_size]`, the bits of the tokens (see `TokenLists.mask`), False for padding; or None.
     """
 
     ids: npt.NDArray[Any]
     num_tokens: Indices
     pieces: Pieces
+    mask: npt.NDArray[np.bool_] | None = None
 
     def by_block(self, values: npt.NDArray[Any], order: Indices) -> pa.ListArray:
-        """Values of the pieces as one list per block, for the blocks at `order`."""
+        """Return values of the pieces as one list per block, for the blocks at `order`."""
         bounds = np.searchsorted(self.pieces.block, np.arange(len(self.ids) + 1))
         return TokenLists(bounds.astype(np.int64), values).take(order).as_arrow()
 
 
 class Packer(Protocol):
-    """Packs a shard's documents; they come in the order of the source."""
+    """Packs a shard's documents, which are passed in the order of the source: all with a mask, or all without."""
 
     def pack(self, tokens: TokenLists, docs: DocIds) -> Blocks:
-        """Blocks that are ready once these documents (none of them empty) are in."""
+        """Add documents, none of them empty, and return the blocks that are now complete."""
         ...
 
     def flush(self) -> Blocks:
-        """What is left, padded."""
+        """Return the last blocks, padded."""
         ...
 
 
@@ -83,10 +85,13 @@ class ConcatPacker:
         self._stops: Indices = np.empty(0, np.int64)  # where the documents of `_ids` end in the stream
         self._lengths: Indices = np.empty(0, np.int64)
         self._docs: DocIds = np.empty(0, np.uint64)
+        self._mask = np.empty(0, np.bool_)  # of `_ids`; stays empty if tokens have no mask
 
     def pack(self, tokens: TokenLists, docs: DocIds) -> Blocks:
         stops = self._stream + len(self._ids) + tokens.offsets[1:]
         self._ids = np.concatenate([self._ids, tokens.ids])
+        if tokens.mask is not None:
+            self._mask = np.concatenate([self._mask, tokens.mask])
         self._lengths = np.concatenate([self._lengths, tokens.lengths])
         self._stops = np.concatenate([self._stops, stops])
         self._docs = np.concatenate([self._docs, docs])
@@ -99,16 +104,19 @@ class ConcatPacker:
         """Blocks of the first `length` tokens held; the rest is kept."""
         n = -(-length // self._size)
         num_tokens = np.full(n, self._size, np.int64)
-        ids = self._ids[:length]
+        ids = _filled_up(self._ids[:length], n * self._size, self._pad)
         if n * self._size > length:
             num_tokens[-1] = length - (n - 1) * self._size
-            ids = np.concatenate([ids, np.full(n * self._size - length, self._pad, ids.dtype)])
+        mask = None
+        if len(self._mask):
+            mask = _filled_up(self._mask[:length], n * self._size, False).reshape(n, self._size)
+            self._mask = self._mask[length:].copy()
         pieces = self._pieces(length)
         self._stream += length
         self._ids = self._ids[length:].copy()
         held = self._stops > self._stream
         self._stops, self._lengths, self._docs = self._stops[held], self._lengths[held], self._docs[held]
-        return Blocks(ids.reshape(n, self._size), num_tokens, pieces)
+        return Blocks(ids.reshape(n, self._size), num_tokens, pieces, mask)
 
     def _pieces(self, length: int) -> Pieces:
         stops = np.minimum(self._stops - self._stream, length)
@@ -122,6 +130,12 @@ class ConcatPacker:
         begin = np.maximum(starts[owner], block * self._size)
         lengths = np.minimum(stops[owner], (block + 1) * self._size) - begin
         return Pieces(block, self._docs[owner], lengths, lengths < self._lengths[owner])
+
+
+def _filled_up(values: npt.NDArray[Any], length: int, fill: Any) -> npt.NDArray[Any]:
+    if len(values) == length:
+        return values
+    return np.concatenate([values, np.full(length - len(values), fill, values.dtype)])
 
 
 class BestFitPacker:
@@ -139,29 +153,35 @@ class BestFitPacker:
         order = np.argsort(block_of, kind="stable")
         num_tokens = np.bincount(block_of, weights=pieces.lengths, minlength=n).astype(np.int64)
         ids = np.full((n, self._size), self._pad, self._dtype)
-        ids[np.arange(self._size) < num_tokens[:, None]] = pieces.take(order).ids
+        is_token = np.arange(self._size) < num_tokens[:, None]
+        placed = pieces.take(order)
+        ids[is_token] = placed.ids
+        mask = None
+        if placed.mask is not None:
+            mask = np.zeros(ids.shape, np.bool_)
+            mask[is_token] = placed.mask
         owner = owner[order]
         lengths = pieces.lengths[order]
         cut = lengths < tokens.lengths[owner]
-        return Blocks(ids, num_tokens, Pieces(block_of[order], docs[owner], lengths, cut))
+        return Blocks(ids, num_tokens, Pieces(block_of[order], docs[owner], lengths, cut), mask)
 
     def flush(self) -> Blocks:
         return Blocks(np.empty((0, self._size), self._dtype), np.empty(0, np.int64), Pieces.none())
 
     def _pieces(self, tokens: TokenLists) -> tuple[TokenLists, Indices]:
-        """The documents cut where they exceed a block, and int64 the document of each piece."""
+        """Cut the documents where they exceed a block; also return the document of each piece, int64."""
         counts = -(-tokens.lengths // self._size)
         owner = np.repeat(np.arange(len(tokens)), counts)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
         starts = tokens.offsets[owner] + within * self._size
-        return TokenLists(np.append(starts, tokens.offsets[-1]), tokens.ids), owner
+        return TokenLists(np.append(starts, tokens.offsets[-1]), tokens.ids, tokens.mask), owner
 
 
 def best_fit_decreasing(lengths: npt.NDArray[np.int64], size: int) -> tuple[Indices, int]:
-    """Which block each piece goes to, int64 `[len(lengths)]`, and the number of blocks.
+    """Return the block of each piece, int64 `[len(lengths)]`, and the number of blocks.
 
     Args:
-        lengths: of the pieces, 1 to `size` each. Equal lengths go in the order in which they stand.
+        lengths: of the pieces, 1 to `size` each. Pieces of equal length are placed in their order.
     """
     block_of = np.empty(len(lengths), np.int64)
     free: list[list[int]] = [[] for _ in range(size + 1)]  # blocks by what is free in them

@@ -21,10 +21,20 @@ class TokenLists:
     Attributes:
         offsets: int64 `[n + 1]`, ascending, `offsets[0] == 0`.
         ids: uint16 or uint32 `[offsets[-1]]`.
+        mask: bool `[offsets[-1]]`, a bit of each token that stays with it in every method, such as whether the token is
+            learned; None if tokens have no bit, which costs nothing.
+
+    Raises:
+        ValueError: the mask is not as long as the ids.
     """
 
     offsets: Offsets
     ids: Ids
+    mask: npt.NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is not None and len(self.mask) != len(self.ids):
+            raise ValueError(f"a mask of {len(self.mask)} bits for {len(self.ids)} tokens")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -35,41 +45,35 @@ class TokenLists:
         return np.diff(self.offsets)
 
     def equals(self, other: TokenLists) -> bool:
-        """The same ids of the same texts."""
-        return np.array_equal(self.offsets, other.offsets) and np.array_equal(self.ids, other.ids)
+        """Return whether both have the same ids of the same texts, and the same mask."""
+        mine, others = (self.offsets, self.ids, self.mask), (other.offsets, other.ids, other.mask)
+        return all(np.array_equal(one, two) for one, two in zip(mine, others, strict=True))  # type: ignore[arg-type]
 
     def slice(self, start: int, stop: int) -> TokenLists:
-        """The texts `start` to `stop`, over the same ids."""
+        """Return the texts `start` to `stop`, over the same ids."""
         offsets = self.offsets[start : stop + 1]
-        return TokenLists(offsets - offsets[0], self.ids[offsets[0] : offsets[-1]])
+        tokens = slice(offsets[0], offsets[-1])
+        return TokenLists(offsets - offsets[0], self.ids[tokens], self.mask[tokens] if self.mask is not None else None)
 
     def take(self, indices: npt.NDArray[np.int64]) -> TokenLists:
-        """The texts at `indices`, in their order.
-
-        Rows are moved as Arrow binary values: its `take` copies each row whole.
-        """
-        size = self.ids.dtype.itemsize
-        buffers = [None, pa.py_buffer(self.offsets * size), pa.py_buffer(np.ascontiguousarray(self.ids))]
-        taken = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(indices))
-        offsets = np.frombuffer(taken.buffers()[1], np.int64, len(taken) + 1) // size
-        data = taken.buffers()[2]
-        ids = np.frombuffer(data, self.ids.dtype, int(offsets[-1])) if data else np.empty(0, self.ids.dtype)
-        return TokenLists(offsets, ids)
+        """Return the texts at `indices`, in their order."""
+        offsets, ids = _take(self.offsets, self.ids, indices)
+        return TokenLists(offsets, ids, _take(self.offsets, self.mask, indices)[1] if self.mask is not None else None)
 
     def replaced(self, rows: Offsets, by: TokenLists) -> TokenLists:
-        """Return the same texts, with the ids of those at `rows` (ascending) replaced by the texts of `by`."""
-        lengths = self.lengths
-        lengths[rows] = by.lengths
-        pieces: list[Ids] = []
+        """Return the same texts, with the ids of those at `rows` (ascending) replaced by the texts of `by`.
+
+        Both have a mask, or neither.
+        """
+        pieces: list[TokenLists] = []
         at = 0
         for i, row in enumerate(rows.tolist()):
-            pieces += [self.ids[at : self.offsets[row]], by.ids[by.offsets[i] : by.offsets[i + 1]]]
-            at = self.offsets[row + 1]
-        pieces.append(self.ids[at:])
-        return TokenLists(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), np.concatenate(pieces))
+            pieces += [self.slice(at, row), by.slice(i, i + 1)]
+            at = row + 1
+        return join([*pieces, self.slice(at, len(self))], self.ids.dtype)
 
     def wrapped(self, prefix: tuple[int, ...], suffix: tuple[int, ...]) -> TokenLists:
-        """Each text between the ids `prefix` and `suffix`."""
+        """Return each text between the ids `prefix` and `suffix`. The bits of these ids are False."""
         extra = len(prefix) + len(suffix)
         if not extra:
             return self
@@ -83,7 +87,11 @@ class TokenLists:
             ids[offsets[1:] - len(suffix) + i] = token
             is_text[offsets[1:] - len(suffix) + i] = False
         ids[is_text] = self.ids
-        return TokenLists(offsets, ids)
+        if self.mask is None:
+            return TokenLists(offsets, ids)
+        mask = np.zeros(len(ids), bool)
+        mask[is_text] = self.mask
+        return TokenLists(offsets, ids, mask)
 
     def as_arrow(self) -> pa.ListArray:
         """`list<uint16|uint32>` over the same memory.
@@ -96,13 +104,26 @@ class TokenLists:
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.ids))
 
 
+def _take(offsets: Offsets, values: npt.NDArray[Any], indices: Offsets) -> tuple[Offsets, npt.NDArray[Any]]:
+    """Return the lists of values at `indices`. They are moved as Arrow binary values: its `take` copies each whole."""
+    size = values.dtype.itemsize
+    buffers = [None, pa.py_buffer(offsets * size), pa.py_buffer(np.ascontiguousarray(values))]
+    lists = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+    taken = lists.take(pa.array(indices))
+    starts = np.frombuffer(taken.buffers()[1], np.int64, len(taken) + 1) // size
+    data = taken.buffers()[2]
+    return starts, np.frombuffer(data, values.dtype, int(starts[-1])) if data else np.empty(0, values.dtype)
+
+
 def join(pieces: Sequence[TokenLists], dtype: np.dtype[Any]) -> TokenLists:
-    """The texts of all pieces, one after the other."""
+    """Return the texts of all pieces, one after the other. All have a mask, or none has."""
     if len(pieces) == 1:
         return pieces[0]
     lengths = [piece.lengths for piece in pieces]
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))]).astype(np.int64)
-    return TokenLists(offsets, np.concatenate([np.empty(0, dtype), *(piece.ids for piece in pieces)]))
+    ids = np.concatenate([np.empty(0, dtype), *(piece.ids for piece in pieces)])
+    masks = [piece.mask for piece in pieces if piece.mask is not None]
+    return TokenLists(offsets, ids, np.concatenate(masks) if masks else None)
 
 
 def call_gigatoken(
