@@ -24,7 +24,7 @@ def versions(uri: str, all_files: bool, storage_options: dict[str, str] | None, 
 
     found = list_versions(uri, storage_options)
     if as_json:
-        print_json([version.as_json() for version in found])
+        print_json([asdict(version) for version in found])
         return
     for version in found:
         click.echo(printable(_version_text(version, all_files)))
@@ -40,7 +40,7 @@ def diff(uri: str, old: str, new: str, storage_options: dict[str, str] | None, a
 
     found = diff_versions(uri, old, new, storage_options)
     if as_json:
-        print_json(found.as_json())
+        print_json(asdict(found))
     else:
         click.echo(printable(_diff_text(found)))
 

@@ -91,15 +91,14 @@ class _Check:
         self._shards = shards
         self._found = found
         self._at = -1  # shard in work
-        self._hash = ShardHash()
-        self._seen = self._tokens = self._padding = 0
+        self._start_next()
 
     def add(self, first: int, batch: pa.RecordBatch) -> None:
         while len(batch):
-            while self._at < 0 or first >= self._end:
-                if self._at + 1 >= len(self._shards):
-                    return
+            while self._at < len(self._shards) and first >= self._end:
                 self._close()
+            if self._at == len(self._shards):
+                return
             piece = batch.slice(0, self._end - first)
             self._piece(first, piece)
             first += len(piece)
@@ -115,9 +114,10 @@ class _Check:
         return shard.first + shard.rows
 
     def _close(self) -> None:
-        """End the shard in work, and go to the next."""
-        if self._at >= 0:
-            self._compare(self._shards[self._at])
+        self._compare(self._shards[self._at])
+        self._start_next()
+
+    def _start_next(self) -> None:
         self._at += 1
         self._hash = ShardHash()
         self._seen = self._tokens = self._padding = 0

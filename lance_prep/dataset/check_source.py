@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +30,6 @@ from lance_prep.layouts import ROW_BITS
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import make_plan
-from lance_prep.recipe import Recipe
 from lance_prep.source import check_unchanged, read_shard
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.seal import hash_file
@@ -61,31 +59,31 @@ class SourceCheck:
     storage_options: Mapping[str, str] | None = None
 
 
+@dataclass
 class SampledEncoder:
     """Encodes a random share of the texts with the reference, and the others with the backend of the build.
 
-    Args:
+    Attributes:
         share: 0 to 1, of the texts of at most `LONGEST_TEXT` bytes.
+        rows_checked: number of texts that the reference encoded.
     """
 
-    def __init__(self, fast: Encoder, reference: ReferenceEncoder, share: float, rng: np.random.Generator) -> None:
-        self.name = fast.name
-        self.rows_checked = 0
-        self._fast = fast
-        self._reference = reference
-        self._share = share
-        self._rng = rng
+    fast: Encoder
+    reference: ReferenceEncoder
+    share: float
+    rng: np.random.Generator
+    rows_checked: int = 0
+    name: str = "sampled"
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
-        if self._fast is self._reference:
-            self.rows_checked += len(texts)
-            return self._reference.encode(texts)
-        short = pc.binary_length(texts).to_numpy(zero_copy_only=False) <= LONGEST_TEXT
-        drawn = np.flatnonzero(short & (self._rng.random(len(texts)) < self._share))
+        drawn = np.arange(len(texts))
+        if self.fast is not self.reference:
+            short = pc.binary_length(texts).to_numpy(zero_copy_only=False) <= LONGEST_TEXT
+            drawn = np.flatnonzero(short & (self.rng.random(len(texts)) < self.share))
         self.rows_checked += len(drawn)
         if len(drawn) == len(texts):
-            return self._reference.encode(texts)
-        return self._fast.encode(texts).replaced(drawn, self._reference.encode(texts.take(pa.array(drawn))))
+            return self.reference.encode(texts)
+        return self.fast.encode(texts).replaced(drawn, self.reference.encode(texts.take(pa.array(drawn))))
 
 
 def check_against_source(
@@ -104,7 +102,7 @@ def check_against_source(
         found.wrong("no row can be compared with the source: plans or receipts are missing")
         return
     chosen, share = _draw(known, check)
-    encoders = lru_cache(1)(partial(_encoders, _spec(opened)))
+    spec, encoder = _spec(opened), None
     for shard in chosen:
         assert shard.receipt is not None
         journal, planned = plans[shard.receipt.shard]
@@ -112,7 +110,11 @@ def check_against_source(
         on_note(f"shard {planned.index}: comparing {shard.rows:,} rows with the source")
         with found.reading(f"shard {planned.index} cannot be compared with the source"):
             plan = _where_it_is_now(journal.plan, planned, hashes.get(journal.key, {}))
-            _Rebuild(opened, plan, planned, shard, check, encoders, found).compare(share)
+            if spec is not None and encoder is None:  # all builds of a version tokenize in the same way
+                reference = ReferenceEncoder(spec, plan.recipe)
+                fast = make_encoder(spec, plan.recipe, reference, parallel=True)
+                encoder = SampledEncoder(fast, reference, share, np.random.default_rng(check.seed))
+            _Rebuild(opened, plan, planned, shard, check, spec, encoder, found).compare()
 
 
 def _draw(shards: list[ShardRows], check: SourceCheck) -> tuple[list[ShardRows], float]:
@@ -124,9 +126,8 @@ def _draw(shards: list[ShardRows], check: SourceCheck) -> tuple[list[ShardRows],
     if len(shards) > MOST_SHARDS:
         chosen = np.sort(rng.choice(len(shards), MOST_SHARDS, replace=False, p=sizes / sizes.sum()))
         shards, sizes = [shards[i] for i in chosen], sizes[chosen]
-    total = int(sizes.sum())
-    if check.rows < total:
-        rows = rng.choice(total, check.rows, replace=False)
+    if check.rows < sizes.sum():
+        rows = rng.integers(0, sizes.sum(), min(check.rows, 1 << 16))
         hit = np.unique(np.searchsorted(np.cumsum(sizes), rows, side="right"))
         shards, sizes = [shards[i] for i in hit], sizes[hit]
     return shards, min(1.0, check.rows / int(sizes.sum()))
@@ -175,77 +176,58 @@ def _candidates(plan: Plan, file: SourceFile) -> Iterator[Path]:
         yield from (Path(found.url) for found in make_plan(plan.recipe).files if is_local(found.url))
 
 
+@dataclass
 class _Rebuild:
     """One shard, built again in memory."""
 
-    def __init__(
-        self,
-        opened: DatasetVersion,
-        plan: Plan,
-        planned: Shard,
-        shard: ShardRows,
-        check: SourceCheck,
-        encoders: Callable[[Recipe], _Encoders | None],
-        found: Verification,
-    ) -> None:
-        self._opened, self._plan, self._planned, self._shard = opened, plan, planned, shard
-        self._check, self._encoders, self._found = check, encoders(plan.recipe), found
+    opened: DatasetVersion
+    plan: Plan
+    planned: Shard
+    shard: ShardRows
+    check: SourceCheck
+    spec: TokenizerSpec | None
+    encoder: SampledEncoder | None
+    found: Verification
 
-    def compare(self, share: float) -> None:
-        assert self._shard.receipt is not None
+    def compare(self) -> None:
+        assert self.shard.receipt is not None
         content = ShardHash()
-        for batch in self._rows(share):
+        for batch in self._rows():
             content.update(batch)
-        if content.hexdigest() != self._shard.receipt.content_hash:
-            difference = self._first_difference()
-            if difference is not None:
-                self._found.wrong(f"shard {self._planned.index}, {difference}")
-        self._found.count("rows against the source", self._shard.rows)
+        same = content.hexdigest() == self.shard.receipt.content_hash
+        if not same and (difference := self._first_difference()) is not None:
+            self.found.wrong(f"shard {self.planned.index}, {difference}")
+        self.found.count("rows against the source", self.shard.rows)
 
-    def _rows(self, share: float) -> Iterator[pa.RecordBatch]:
+    def _rows(self) -> Iterator[pa.RecordBatch]:
         """Lay out the shard as the build did; count the texts that the reference encoded."""
-        assert self._shard.receipt is not None
-        tally, recipe, encoders = Tally(), self._plan.recipe, self._encoders
-        spec = encoders.spec if encoders else None
-        schema, limit = row_schema(self._plan, spec), self._shard.receipt.limit
-        job = LayoutJob(recipe, self._planned.index, schema, tally, limit=limit, spec=spec)
-        if encoders is not None:
-            rng = np.random.default_rng([self._check.seed, self._planned.index])
-            job.encoder = sampled = SampledEncoder(encoders.fast, encoders.reference, share, rng)
-        source = read_shard(self._plan, self._planned, tally, Transport.of(self._check.storage_options))
+        assert self.shard.receipt is not None
+        tally, limit, schema = Tally(), self.shard.receipt.limit, row_schema(self.plan, self.spec)
+        job = LayoutJob(self.plan.recipe, self.planned.index, schema, tally, self.encoder, self.spec, limit)
+        source = read_shard(self.plan, self.planned, tally, Transport.of(self.check.storage_options))
         with closing(source):  # type: ignore[type-var]
             yield from lay_out(source, job)
-        if encoders is not None:
-            self._found.count("texts encoded with tokenizers", sampled.rows_checked)
+        if self.encoder is not None:
+            self.found.count("texts encoded with tokenizers", self.encoder.rows_checked)
+            self.encoder.rows_checked = 0
 
     def _first_difference(self) -> str | None:
         """Build the shard with the reference alone, and describe the first stored row that is not equal."""
-        at, stop = self._shard.first, self._shard.first + self._shard.rows
-        for batch in self._rows(1.0):
+        if self.encoder is not None:
+            self.encoder = replace(self.encoder, share=1.0)
+        at, stop = self.shard.first, self.shard.first + self.shard.rows
+        for batch in self._rows():
             n = min(len(batch), stop - at)
-            stored = _one_batch(self._opened.dataset.to_table(offset=at, limit=n).cast(batch.schema)) if n else batch
+            stored = self.opened.dataset.to_table(offset=at, limit=n).cast(batch.schema).combine_chunks()
             row = _first_unequal(batch.slice(0, n), stored)
             if row is not None:
                 return f"row {at + row:,}{_origin(stored, row)}: {_what_differs(batch, stored, row)}"
             at += n
             if n < len(batch):
-                return f"row {stop:,}: the source gives more rows than the {self._shard.rows:,} that were written"
+                return f"row {stop:,}: the source gives more rows than the {self.shard.rows:,} that were written"
         if at < stop:
-            return f"row {at:,}: the source gives only {at - self._shard.first:,} of the {self._shard.rows:,} rows"
+            return f"row {at:,}: the source gives only {at - self.shard.first:,} of the {self.shard.rows:,} rows"
         return None
-
-
-class _Encoders(NamedTuple):
-    spec: TokenizerSpec
-    fast: Encoder
-    reference: ReferenceEncoder
-
-
-def _encoders(spec: TokenizerSpec | None, recipe: Recipe) -> _Encoders | None:
-    if spec is None:
-        return None
-    reference = ReferenceEncoder(spec, recipe)
-    return _Encoders(spec, make_encoder(spec, recipe, reference, parallel=True), reference)
 
 
 def _spec(opened: DatasetVersion) -> TokenizerSpec | None:
@@ -256,32 +238,22 @@ def _spec(opened: DatasetVersion) -> TokenizerSpec | None:
     return TokenizerSpec(**fields, file=opened.tokenizer_file())
 
 
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
-    return table.combine_chunks().to_batches()[0]
-
-
-def _first_unequal(made: pa.RecordBatch, stored: pa.RecordBatch) -> int | None:
+def _first_unequal(made: pa.RecordBatch, stored: pa.Table) -> int | None:
     """Return the first row in which two batches of the same length differ."""
-    if _hash(made) == _hash(stored):
+    if not len(made) or _hash(made) == _hash(stored):
         return None
-    first, last = 0, len(made) - 1
-    while first < last:
-        n = (last - first) // 2 + 1
-        if _hash(made.slice(first, n)) == _hash(stored.slice(first, n)):
-            first += n
-        else:
-            last = first + n - 1
-    return first
+    return next(row for row in range(len(made)) if _hash(made.slice(row, 1)) != _hash(stored.slice(row, 1)))
 
 
-def _hash(batch: pa.RecordBatch) -> str:
+def _hash(rows: pa.RecordBatch | pa.Table) -> str:
     """Return a hash that is equal for equal rows, NaN included, which Arrow's own comparison calls unequal."""
     content = ShardHash()
-    content.update(batch)
+    for batch in rows.to_batches() if isinstance(rows, pa.Table) else [rows]:
+        content.update(batch)
     return content.hexdigest()
 
 
-def _origin(stored: pa.RecordBatch, row: int) -> str:
+def _origin(stored: pa.Table, row: int) -> str:
     for name in ("doc_id", "doc_ids"):
         if name in stored.schema.names:
             value = stored.column(name)[row].as_py()
@@ -290,7 +262,7 @@ def _origin(stored: pa.RecordBatch, row: int) -> str:
     return ""
 
 
-def _what_differs(made: pa.RecordBatch, stored: pa.RecordBatch, row: int) -> str:
+def _what_differs(made: pa.RecordBatch, stored: pa.Table, row: int) -> str:
     said = []
     for name in made.schema.names:
         one, other = stored.select([name]).slice(row, 1), made.select([name]).slice(row, 1)

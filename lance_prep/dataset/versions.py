@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,6 @@ class Version:
     files_new: tuple[str, ...] = ()
     files_gone: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def list_versions(uri: str | Path, storage_options: Mapping[str, str] | None = None) -> list[Version]:
     """Return all versions, the oldest first. One that cannot be read is listed as such.
@@ -54,7 +51,10 @@ def list_versions(uri: str | Path, storage_options: Mapping[str, str] | None = N
     latest = open_any(where, None, transport)
     tags = tags_by_version(latest)
     try:
-        times = {int(entry["version"]): _utc(entry) for entry in version_entries(latest)}
+        times = {
+            int(entry["version"]): entry["timestamp"].astimezone(UTC).isoformat(timespec="seconds")
+            for entry in version_entries(latest)
+        }
     except DatasetError:
         # Lance lists all or none.
         times = dict.fromkeys(version_numbers(where, transport), "time unknown")
@@ -77,10 +77,6 @@ def version_entries(dataset: Any) -> list[dict[str, Any]]:
             f"a version is damaged: {one_line(error)}",
             "`lance-prep versions` says which; others stay readable with --version",
         ) from error
-
-
-def _utc(entry: dict[str, Any]) -> str:
-    return str(entry["timestamp"].astimezone(UTC).isoformat(timespec="seconds"))
 
 
 def tags_by_version(dataset: Any) -> dict[int, tuple[str, ...]]:
@@ -164,9 +160,6 @@ class Difference:
     files_changed: tuple[str, ...]
     recipe: dict[str, tuple[Any, Any]]
     other: dict[str, tuple[Any, Any]]
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def diff_versions(
