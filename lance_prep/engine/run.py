@@ -55,7 +55,7 @@ class RunOptions:
     append: bool = False
     overwrite: bool = False
     skip_existing: bool = False
-    storage_options: Mapping[str, str] | None = None
+    storage_options: Mapping[str, str] | None = field(default=None, repr=False)
     progress: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
@@ -106,16 +106,14 @@ def build(
 def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     """Build a recipe into the dataset at `uri`. Raises as `build` does."""
     started = time.monotonic()
-    if (
-        options.skip_existing
-        and (existing := committed(Output(uri, Transport.of(options.storage_options)))).ours is not None
-    ):
+    output = Output(uri, Transport.of(options.storage_options))
+    if options.skip_existing and (existing := committed(output)).ours is not None:
         return existing_report(existing, "skipped", time.monotonic() - started)
     check_folder(uri, overwrite=options.overwrite)
-    plan = _plan(recipe, options, uri)
+    plan = _plan(recipe, output)
     if plan.left_out:
         options.progress.warned(plan.left_out)
-    job = _job(plan, uri, options)
+    job = _job(plan, output)
     with job.output.lock() as lock:
         decision = decide(job, append=options.append, overwrite=options.overwrite)
         if decision.job is None:
@@ -125,15 +123,15 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
 
 def preview_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildPreview:
     """Say what `run_build` would do. Nothing is written, and the tokenizer is loaded only to compare it."""
-    if options.skip_existing and committed(Output(uri, Transport.of(options.storage_options))).ours is not None:
-        return BuildPreview(_plan(recipe, options, uri), "skip", "the output exists and would be left alone")
-    plan = _plan(recipe, options, uri)
+    output = Output(uri, Transport.of(options.storage_options))
+    if options.skip_existing and committed(output).ours is not None:
+        return BuildPreview(_plan(recipe, output), "skip", "the output exists and would be left alone")
+    plan = _plan(recipe, output)
     try:
         check_folder(uri, overwrite=options.overwrite)
-        there = committed(Output(uri, Transport.of(options.storage_options))).number > 0
-        if not there and not Output(uri, Transport.of(options.storage_options)).unfinished():
+        if not committed(output).number and not output.unfinished():
             return BuildPreview(plan, "build", f"a new dataset at {uri}")
-        job = _job(plan, uri, options)
+        job = _job(plan, output)
         return _preview(decide(job, append=options.append, overwrite=options.overwrite, settle=False), job)
     except (OutputExists, SourceChanged) as error:
         return BuildPreview(plan, "refuse", str(error), error)
@@ -154,32 +152,33 @@ def _preview(decision: Decision, asked: BuildJob) -> BuildPreview:
     return BuildPreview(job.plan, "build", f"a new dataset at {job.uri}")
 
 
-def _plan(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
-    check_storage_options(recipe, uri, options.storage_options)
-    plan = make_plan(recipe, Transport.of(options.storage_options))
-    refuse_own_source(uri, plan.files)
+def _plan(recipe: Recipe, output: Output) -> Plan:
+    check_storage_options(recipe, output)
+    plan = make_plan(recipe, output.transport)
+    refuse_own_source(output.uri, plan.files)
     return plan
 
 
-def check_storage_options(recipe: Recipe, uri: str, options: Mapping[str, str] | None) -> None:
+def check_storage_options(recipe: Recipe, output: Output) -> None:
     """Refuse options for object stores if neither the source nor the output is in one.
 
     Raises:
         UsageError: nothing would use the options.
     """
     sources = (recipe.source,) if isinstance(recipe.source, str) else recipe.source
-    if options and not any("://" in name and not name.startswith("hf://") for name in (*sources, uri)):
+    in_store = any("://" in name and not name.startswith("hf://") for name in (*sources, output.uri))
+    if output.transport.storage_options and not in_store:
+        where = f"neither {recipe.asked} nor {output.uri or 'the output'} is in an object store"
         raise UsageError(
-            f"storage_options have no effect: neither {recipe.asked} nor {uri or 'the output'} is in an object store",
+            f"storage_options have no effect: {where}",
             "remove them; for the Hub, set HF_TOKEN and HF_ENDPOINT",
         )
 
 
-def _job(plan: Plan, uri: str, options: RunOptions) -> BuildJob:
+def _job(plan: Plan, output: Output) -> BuildJob:
     spec = load_spec(plan.recipe)
-    key = build_key(plan_as_json(plan, uri), spec.sha256 if spec else None)
-    transport = Transport.of(options.storage_options)
-    return BuildJob(plan=plan, spec=spec, output=Output(uri, transport), origin=transport, key=key)
+    key = build_key(plan_as_json(plan, output.uri), spec.sha256 if spec else None)
+    return BuildJob(plan=plan, spec=spec, output=output, origin=output.transport, key=key)
 
 
 def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLock, started: float) -> BuildReport:
@@ -254,10 +253,10 @@ def stream(
             where the fast backend proves to disagree with `tokenizers`, whose shard `build` would encode again.
     """
     recipe = load_recipe(source, overrides)
-    check_storage_options(recipe, "", storage_options)
-    transport = Transport.of(storage_options)
-    made = make_plan(recipe, transport)
-    job = BuildJob(made, load_spec(made.recipe), output=Output(""), origin=transport, key="")
+    output = Output("", Transport.of(storage_options))
+    check_storage_options(recipe, output)
+    made = make_plan(recipe, output.transport)
+    job = BuildJob(made, load_spec(made.recipe), output=output, origin=output.transport, key="")
     return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), READ_AHEAD_BATCHES))
 
 

@@ -22,7 +22,7 @@ from lance_prep.train.order import PAD_ROW
 from lance_prep.train.permutation import IndexArray
 from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
 from lance_prep.train.views import BlockView, Mask, RecordView, RowView, StreamView, View, read_columns
-from lance_prep.transport import absolute_uri
+from lance_prep.transport import Transport, absolute_uri
 
 #: Columns of the on-disk format that are returned as tensors, unlike kept columns.
 _NUMBERS = ("num_tokens", "doc_id")
@@ -120,7 +120,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
             access,
             str(cache_dir) if cache_dir else None,
             cache_bytes,
-            storage_options,
+            Transport.of(storage_options),
         )
         chosen: Labels = "same" if isinstance(labels, EllipsisType) else labels
         self._labels_given = labels is not ...

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -24,10 +24,11 @@ import pyarrow as pa
 
 from lance_prep.errors import DatasetError, LancePrepError, UsageError, without_credentials
 from lance_prep.store.cache import Cache
-from lance_prep.store.version import DatasetVersion, open_version
+from lance_prep.store.version import DatasetVersion, open_at
 from lance_prep.train.index import Index, build_index, cache_folder, copy_tokens
 from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.train.permutation import IndexArray
+from lance_prep.transport import Transport
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,7 +69,7 @@ class ReadOptions:
     access: Way
     cache_dir: str | None
     cache_bytes: int | None
-    storage_options: Mapping[str, str] | None = field(repr=False)
+    transport: Transport = field(repr=False)
 
     def __post_init__(self) -> None:
         if self.access not in ("auto", "mmap", "take"):
@@ -160,7 +161,7 @@ class Lance:
 
     def _version(self, version: int | str | None) -> DatasetVersion:
         if self._opened is None:
-            opened = open_version(self._options.uri, version, self._options.storage_options)
+            opened = open_at(self._options.uri, version, self._options.transport)
             self._check_content(opened.metadata.content_hash)
             self._opened = opened
         return self._opened
