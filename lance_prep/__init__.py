@@ -42,4 +42,4 @@ __all__ = [
     "versions",
 ]
 
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, _ = lazy_exports(__name__)

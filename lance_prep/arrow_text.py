@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Indices = npt.NDArray[np.int64]
+from lance_prep.keyed import Indices
 
 NEWLINE = 10
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+Indices = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -44,7 +45,7 @@ def hashes(seed: int, positions: U64) -> U64:
     return z
 
 
-def permutation(n: int, seed: int) -> npt.NDArray[np.int64]:
+def permutation(n: int, seed: int) -> Indices:
     """A permutation of `range(n)`, int64 `[n]`, for n below 2^32.
 
     The hash of each position, with the position in its low bits, is sorted: keys never tie, so every correct sort

@@ -23,8 +23,11 @@ class _LazyPackage(ModuleType):
             super().__setattr__(name, value)
 
 
-def lazy_exports(package: str, *, extra: str = "") -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return `__getattr__` and `__dir__` for a package that imports its exports on first use.
+Exports = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
+
+
+def lazy_exports(package: str, *, extra: str = "") -> Exports:
+    """Return `__getattr__`, `__dir__` and `__all__` for a package that imports its exports on first use.
 
     The exports are read from the `if TYPE_CHECKING:` block of the package's `__init__.py`, as `lazy_loader` reads them
     from a stub. So type checkers and this function have one list.
@@ -55,7 +58,7 @@ def lazy_exports(package: str, *, extra: str = "") -> tuple[Callable[[str], Any]
         module.__dict__[name] = value
         return value
 
-    return get, lambda: sorted({*vars(module), *homes})
+    return get, lambda: sorted({*vars(module), *homes}), sorted(homes)
 
 
 def _type_checking_imports(package: str) -> dict[str, tuple[str, str]]:

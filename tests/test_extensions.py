@@ -19,12 +19,12 @@ import pytest
 from torch.utils.data import DataLoader
 
 import lance_prep
-from lance_prep.arrow_text import Indices
 from lance_prep.cli.main import run
 from lance_prep.dataset import SourceCheck, show_rows
 from lance_prep.errors import DatasetError, SourceError, UsageError
 from lance_prep.fetch import open_stream
 from lance_prep.formats import Chunk, Format, PartJob, register_format, registry, row_chunks
+from lance_prep.keyed import Indices
 from lance_prep.layout import LayoutJob, RowMaker
 from lance_prep.layout.rows import text_columns, text_rows
 from lance_prep.layouts import LAYOUTS, Layout, register_layout

@@ -33,9 +33,9 @@ from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe, builtin_recipes, load_recipe
 
 if TYPE_CHECKING:
-    from lance_prep.engine.report import Progress
+    from lance_prep.engine import Progress
     from lance_prep.model import Plan
-    from lance_prep.store.journal import Receipt
+    from lance_prep.store import Receipt
 
 ABOUT = f"""SOURCE is a built-in recipe ({", ".join(builtin_recipes())}), a recipe .yaml, a Hub id owner/name, an hf://,
 s3:// or https:// URL, or local files, folders and globs. Several files, folders and globs are read in order, as one

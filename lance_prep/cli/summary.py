@@ -9,7 +9,7 @@ from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_wor
 from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan
-from lance_prep.store.metadata import Lengths
+from lance_prep.store import Lengths
 
 #: If a build rejects a larger share of the source rows, its options are probably wrong.
 REJECTED_SHARE = 0.01

@@ -12,33 +12,6 @@ if TYPE_CHECKING:
     from lance_prep.dataset.show import ShownDocument, ShownRow, pinned_recipe, show_rows
     from lance_prep.dataset.verify import Listener, verify
     from lance_prep.dataset.versions import Difference, Version, diff_versions, list_versions
-    from lance_prep.store.version import DatasetVersion, open_version
+    from lance_prep.store import DatasetVersion, open_version
 
-__all__ = [
-    "SAMPLE_ROWS",
-    "Compaction",
-    "DatasetVersion",
-    "Difference",
-    "Listener",
-    "Pruning",
-    "Restored",
-    "ShownDocument",
-    "ShownRow",
-    "SourceCheck",
-    "Tagged",
-    "Verification",
-    "Version",
-    "compact",
-    "delete_tag",
-    "diff_versions",
-    "list_versions",
-    "open_version",
-    "pinned_recipe",
-    "prune",
-    "restore",
-    "show_rows",
-    "tag",
-    "verify",
-]
-
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -14,11 +14,22 @@ from lance_prep.errors import one_line
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan, Shard
-from lance_prep.store.content_hash import combine
-from lance_prep.store.journal import COMMITTED, Journal, Receipt, build_key, plan_from_json, read_committed
-from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, Metadata
-from lance_prep.store.seal import hash_bytes
-from lance_prep.store.version import LOADER, LOADER_FILE, DatasetVersion
+from lance_prep.store import (
+    BUILDS_FOLDER,
+    COMMITTED,
+    LOADER,
+    LOADER_FILE,
+    BuildRecord,
+    DatasetVersion,
+    Journal,
+    Metadata,
+    Receipt,
+    build_key,
+    combine,
+    hash_bytes,
+    plan_from_json,
+    read_committed,
+)
 
 MOST_PROBLEMS = 100
 

@@ -14,9 +14,7 @@ import pyarrow.compute as pc
 from lance_prep.dataset.check_builds import BuildJournal, Verification
 from lance_prep.dataset.check_stored import StoredFragment
 from lance_prep.layouts import LAYOUTS, ROW_BITS
-from lance_prep.store.content_hash import ShardHash
-from lance_prep.store.journal import Receipt
-from lance_prep.store.version import DatasetVersion
+from lance_prep.store import DatasetVersion, Receipt, ShardHash
 
 SCAN_ROWS = 8192
 

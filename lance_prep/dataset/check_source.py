@@ -31,9 +31,7 @@ from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import make_plan
 from lance_prep.source import check_unchanged, read_shard
-from lance_prep.store.content_hash import ShardHash
-from lance_prep.store.seal import hash_file
-from lance_prep.store.version import DatasetVersion
+from lance_prep.store import DatasetVersion, ShardHash, hash_file
 from lance_prep.tokenizer import Encoder, ReferenceEncoder, TokenizerSpec, TokenLists, make_encoder
 from lance_prep.transport import Transport, is_local
 

@@ -13,21 +13,24 @@ import pyarrow as pa
 
 from lance_prep.dataset.check_builds import BuildJournal, Verification
 from lance_prep.layout import row_columns
-from lance_prep.store.cache import damaged_files
-from lance_prep.store.journal import QUARANTINE_NOTE, read_quarantine_note
-from lance_prep.store.metadata import FOLDER, KEY
-from lance_prep.store.output import VERSION_HINT
-from lance_prep.store.seal import (
+from lance_prep.store import (
+    FOLDER,
+    KEY,
+    QUARANTINE_NOTE,
+    VERSION_HINT,
+    DatasetVersion,
+    Files,
+    LocalFiles,
+    damaged_files,
     data_hashes,
     hash_bytes,
     hash_file,
     manifest_path,
     manifest_versions,
+    read_quarantine_note,
     read_seal,
     transactions_in,
 )
-from lance_prep.store.sidecar import Files, LocalFiles
-from lance_prep.store.version import DatasetVersion
 from lance_prep.transport import is_local
 
 

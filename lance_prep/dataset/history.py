@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lance_prep.errors import DatasetError, UsageError
-from lance_prep.store.output import Output
-from lance_prep.store.version import DatasetVersion
+from lance_prep.store import DatasetVersion, Output
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 

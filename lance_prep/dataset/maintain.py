@@ -23,11 +23,16 @@ import pyarrow as pa
 
 from lance_prep.dataset.versions import tags_by_version, version_entries
 from lance_prep.errors import DamagedDataset, OutputError, reading_dataset
-from lance_prep.store.journal import Journal
-from lance_prep.store.output import Output
-from lance_prep.store.seal import data_hashes, hash_files, manifest_path, manifest_versions
-from lance_prep.store.sidecar import Files
-from lance_prep.store.version import DatasetVersion
+from lance_prep.store import (
+    DatasetVersion,
+    Files,
+    Journal,
+    Output,
+    data_hashes,
+    hash_files,
+    manifest_path,
+    manifest_versions,
+)
 
 TARGET_BYTES = 1 << 30
 SCAN_ROWS = 8192

@@ -11,8 +11,7 @@ from typing import Any
 from lance_prep.errors import UsageError, reading_dataset
 from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.recipe import Recipe
-from lance_prep.store.metadata import TokenizerRecord
-from lance_prep.store.version import DatasetVersion, tokenizer_path
+from lance_prep.store import DatasetVersion, TokenizerRecord, tokenizer_path
 from lance_prep.tokenizer import load_reference
 
 

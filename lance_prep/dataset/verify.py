@@ -11,9 +11,7 @@ from lance_prep.dataset.check_rows import check_rows, shards_of
 from lance_prep.dataset.check_source import SourceCheck, check_against_source
 from lance_prep.dataset.check_stored import check_data_files, check_manifest, check_sealed, check_small_files
 from lance_prep.errors import DamagedDataset, DatasetError
-from lance_prep.store.seal import manifest_versions
-from lance_prep.store.sidecar import files_of
-from lance_prep.store.version import DatasetVersion, open_version
+from lance_prep.store import DatasetVersion, files_of, manifest_versions, open_version
 from lance_prep.transport import Transport, absolute_uri
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import DatasetError, one_line
-from lance_prep.store.metadata import KEY, Metadata
-from lance_prep.store.version import DatasetVersion, open_any, open_version, opened, version_numbers
+from lance_prep.store import KEY, DatasetVersion, Metadata, open_any, open_version, opened, version_numbers
 from lance_prep.transport import Transport, absolute_uri
 
 

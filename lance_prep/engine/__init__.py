@@ -9,17 +9,4 @@ if TYPE_CHECKING:
     from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
     from lance_prep.engine.run import RunOptions, build, preview_build, run_build, stream
 
-__all__ = [
-    "BuildPreview",
-    "BuildReport",
-    "Progress",
-    "RunOptions",
-    "Silent",
-    "build",
-    "default_workers",
-    "preview_build",
-    "run_build",
-    "stream",
-]
-
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from lance_prep.model import Plan, SourceFile
 from lance_prep.source import check_unchanged
-from lance_prep.store.metadata import FileRecord
-from lance_prep.store.seal import hash_file
+from lance_prep.store import FileRecord, hash_file
 from lance_prep.transport import Transport, is_local
 
 _HASH_THREADS = 4

@@ -15,23 +15,26 @@ from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import DocumentLengths, Ledger
-from lance_prep.store.content_hash import combine
-from lance_prep.store.journal import MOST_NAMES, Journal, Receipt, asked, receipts_of, recipe_as_json
-from lance_prep.store.metadata import (
-    BuildRecord,
-    Lengths,
-    Metadata,
-    SourceRecord,
-    TokenizerRecord,
-    versions_in_use,
-    with_metadata,
-)
-from lance_prep.store.version import (
+from lance_prep.store import (
     LOADER,
     LOADER_FILE,
+    MOST_NAMES,
+    BuildRecord,
     DatasetVersion,
+    Journal,
+    Lengths,
+    Metadata,
+    Receipt,
+    SourceRecord,
+    TokenizerRecord,
+    asked,
+    combine,
     portable_url,
+    receipts_of,
+    recipe_as_json,
     tokenizer_path,
+    versions_in_use,
+    with_metadata,
     write_by_hash,
     write_list,
 )

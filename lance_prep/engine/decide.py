@@ -10,10 +10,20 @@ from lance_prep.engine.changes import Digests, compare
 from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import OutputExists, SourceChanged
 from lance_prep.plan import restrict
-from lance_prep.store.journal import Journal, build_key, plan_as_json, recipe_as_json, unfinished_builds
-from lance_prep.store.metadata import FOLDER, KEY, Metadata
-from lance_prep.store.output import Output
-from lance_prep.store.version import DatasetVersion, opened, resolved_recipe
+from lance_prep.store import (
+    FOLDER,
+    KEY,
+    DatasetVersion,
+    Journal,
+    Metadata,
+    Output,
+    build_key,
+    opened,
+    plan_as_json,
+    recipe_as_json,
+    resolved_recipe,
+    unfinished_builds,
+)
 from lance_prep.transport import is_local
 
 OVERWRITE = "make a new version with the new content: overwrite=True; or choose another output"

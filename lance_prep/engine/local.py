@@ -10,7 +10,7 @@ from dataclasses import replace
 from lance_prep.engine.report import Progress
 from lance_prep.engine.schedule import Schedule
 from lance_prep.engine.shard import BuildJob, Worker
-from lance_prep.store.journal import Receipt
+from lance_prep.store import Receipt
 
 
 def default_workers() -> int:

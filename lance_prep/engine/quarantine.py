@@ -19,10 +19,17 @@ from pathlib import Path
 from lance_prep.errors import DatasetError, RowRejected, UsageError
 from lance_prep.ledger import Rejected
 from lance_prep.model import SourceFile
-from lance_prep.store.journal import Journal, QuarantineNote, read_quarantine_note, receipts_of, write_quarantine_note
-from lance_prep.store.metadata import BuildRecord
-from lance_prep.store.seal import hash_bytes
-from lance_prep.store.sidecar import Files, files_of
+from lance_prep.store import (
+    BuildRecord,
+    Files,
+    Journal,
+    QuarantineNote,
+    files_of,
+    hash_bytes,
+    read_quarantine_note,
+    receipts_of,
+    write_quarantine_note,
+)
 from lance_prep.transport import Transport, is_local
 
 QUARANTINE_BYTES = 4 << 10

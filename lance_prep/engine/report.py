@@ -9,8 +9,7 @@ from typing import Any, Literal, Protocol
 from lance_prep.errors import LancePrepError
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan
-from lance_prep.store.journal import Receipt
-from lance_prep.store.metadata import Lengths
+from lance_prep.store import Lengths, Receipt
 
 
 class Progress(Protocol):

@@ -26,10 +26,7 @@ from lance_prep.model import Plan
 from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Recipe, RecipeFields, Source, load_recipe
-from lance_prep.store.journal import Journal, build_key, plan_as_json, unfinished_builds
-from lance_prep.store.leftovers import with_data
-from lance_prep.store.lock import OutputLock
-from lance_prep.store.output import Output
+from lance_prep.store import Journal, Output, OutputLock, build_key, plan_as_json, unfinished_builds, with_data
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
 from lance_prep.transport import Transport, absolute_uri, is_local
 

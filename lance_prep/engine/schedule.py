@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lance_prep.model import Plan, Shard
-from lance_prep.store.journal import Receipt
+from lance_prep.store import Receipt
 
 
 class Schedule:

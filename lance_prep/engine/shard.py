@@ -17,10 +17,7 @@ from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard
 from lance_prep.process import read_ahead, trim
 from lance_prep.source import SourceBatch, read_shard
-from lance_prep.store.journal import Journal, Receipt
-from lance_prep.store.output import Output
-from lance_prep.store.seal import hash_bytes
-from lance_prep.store.sidecar import Files
+from lance_prep.store import Files, Journal, Output, Receipt, hash_bytes
 from lance_prep.tokenizer import (
     BackendDisagrees,
     CheckedEncoder,

@@ -8,29 +8,10 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.fetch.hub import HubPath, hub_api, hub_url_of, parse_hub_url
+    from lance_prep.fetch.hub import LIBRARY, HubPath, guard_session, hub_api, hub_url_of, parse_hub_url
     from lance_prep.fetch.prefetch import RANGE_BYTES, Prefetch, Range, RangeFile, split_range
     from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, open_ranges, state_of
     from lance_prep.fetch.stream import open_stream
     from lance_prep.fetch.web import http_state
 
-__all__ = [
-    "RANGE_BYTES",
-    "HubPath",
-    "Prefetch",
-    "Range",
-    "RangeFile",
-    "Ranges",
-    "fsspec_of",
-    "http_state",
-    "hub_api",
-    "hub_url_of",
-    "identity_of",
-    "open_ranges",
-    "open_stream",
-    "parse_hub_url",
-    "split_range",
-    "state_of",
-]
-
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -25,29 +25,4 @@ if TYPE_CHECKING:
     )
     from lance_prep.formats.tables import pin_lance
 
-__all__ = [
-    "COMPRESSIONS",
-    "TOPICS",
-    "Chunk",
-    "CutJob",
-    "Format",
-    "PartJob",
-    "Piece",
-    "check_one_family",
-    "find_registered",
-    "format_named",
-    "format_of",
-    "is_data",
-    "pin_lance",
-    "plain_type",
-    "register_format",
-    "registered",
-    "require_format",
-    "row_chunk",
-    "row_chunks",
-    "stream_file",
-    "topics_file",
-    "without_extensions",
-]
-
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic_core import from_json
 
-from lance_prep.arrow_text import Indices, is_utf8
+from lance_prep.arrow_text import is_utf8
 from lance_prep.formats.base import Chunk, PartJob
 from lance_prep.formats.json_records import LONGEST, Planned, Row, fractions, nested_names, null_key, scalars
+from lance_prep.keyed import Indices
 from lance_prep.ledger import Rejected
 
 _SPARSE_BYTES = 64 << 10

@@ -7,6 +7,4 @@ from lance_prep.process import lazy_exports
 if TYPE_CHECKING:
     from lance_prep.layout.base import LayoutJob, RowMaker, check_tokenizer, lay_out, row_columns, row_schema
 
-__all__ = ["LayoutJob", "RowMaker", "check_tokenizer", "lay_out", "row_columns", "row_schema"]
-
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

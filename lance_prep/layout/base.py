@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lance_prep.arrow_text import Indices
-from lance_prep.keyed import key, permutation
+from lance_prep.keyed import Indices, key, permutation
 from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.arrow_text import Indices, drop_blank, without_nulls
+from lance_prep.arrow_text import drop_blank, without_nulls
 from lance_prep.errors import TokenizerError
+from lance_prep.keyed import Indices
 from lance_prep.layout.base import LayoutJob, RowMaker, encode_together
 from lance_prep.layout.packing import BestFitPacker, Blocks, ConcatPacker, Packer
 from lance_prep.recipe import Recipe

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lance_prep.arrow_text import Indices
+from lance_prep.keyed import Indices
 from lance_prep.layout.base import DocIds
 from lance_prep.tokenizer import TokenLists
 

@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.arrow_text import Indices, count_ended, drop_blank, split_lines, without_nulls
+from lance_prep.arrow_text import count_ended, drop_blank, split_lines, without_nulls
+from lance_prep.keyed import Indices
 from lance_prep.layout.base import LayoutJob, RowMaker, encode_together
 from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import TokenLists

@@ -10,6 +10,4 @@ if TYPE_CHECKING:
     from lance_prep.plan.make import default_output, make_plan, restrict
     from lance_prep.plan.template import TemplatePrints, compile_template
 
-__all__ = ["SHARD_BYTES", "TOPICS", "TemplatePrints", "compile_template", "default_output", "make_plan", "restrict"]
-
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

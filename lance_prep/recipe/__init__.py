@@ -8,15 +8,4 @@ if TYPE_CHECKING:
     from lance_prep.recipe.load import Source, builtin_recipes, load_recipe, source_names
     from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit
 
-__all__ = [
-    "DEFAULT_TOKENIZER",
-    "Recipe",
-    "RecipeFields",
-    "Source",
-    "TextUnit",
-    "builtin_recipes",
-    "load_recipe",
-    "source_names",
-]
-
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -8,6 +8,4 @@ if TYPE_CHECKING:
     from lance_prep.source.cutter import SourceBatch
     from lance_prep.source.read import check_unchanged, read_shard
 
-__all__ = ["SourceBatch", "check_unchanged", "read_shard"]
-
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

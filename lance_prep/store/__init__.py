@@ -1,1 +1,71 @@
 """Store stage: record batches and receipts in, one fragment a shard and one commit a build out."""
+
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.store.cache import Cache, Stat, damaged_files, user_folder
+    from lance_prep.store.content_hash import ShardHash, combine
+    from lance_prep.store.journal import (
+        COMMITTED,
+        MOST_NAMES,
+        QUARANTINE_NOTE,
+        Journal,
+        QuarantineNote,
+        Receipt,
+        asked,
+        build_key,
+        plan_as_json,
+        plan_from_json,
+        read_committed,
+        read_quarantine_note,
+        receipts_of,
+        recipe_as_json,
+        unfinished_builds,
+        write_quarantine_note,
+    )
+    from lance_prep.store.leftovers import with_data
+    from lance_prep.store.lock import OutputLock
+    from lance_prep.store.metadata import (
+        BUILDS_FOLDER,
+        FOLDER,
+        KEY,
+        BuildRecord,
+        FileRecord,
+        Lengths,
+        Metadata,
+        SourceRecord,
+        TokenizerRecord,
+        versions_in_use,
+        with_metadata,
+    )
+    from lance_prep.store.output import VERSION_HINT, Output
+    from lance_prep.store.seal import (
+        data_hashes,
+        hash_bytes,
+        hash_file,
+        hash_files,
+        manifest_path,
+        manifest_versions,
+        read_seal,
+        transactions_in,
+    )
+    from lance_prep.store.sidecar import Files, LocalFiles, files_of
+    from lance_prep.store.version import (
+        LOADER,
+        LOADER_FILE,
+        DatasetVersion,
+        open_any,
+        open_at,
+        open_version,
+        opened,
+        portable_url,
+        resolved_recipe,
+        tokenizer_path,
+        version_numbers,
+        write_by_hash,
+        write_list,
+    )
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

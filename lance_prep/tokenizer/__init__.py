@@ -10,18 +10,4 @@ if TYPE_CHECKING:
     from lance_prep.tokenizer.lists import TokenLists
     from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, load_tokenizer
 
-__all__ = [
-    "BackendDisagrees",
-    "CheckedEncoder",
-    "Encoder",
-    "ExactEncoder",
-    "ReferenceEncoder",
-    "SpecialTokenGuard",
-    "TokenLists",
-    "TokenizerSpec",
-    "load_reference",
-    "load_tokenizer",
-    "make_encoder",
-]
-
-__getattr__, __dir__ = lazy_exports(__name__)
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

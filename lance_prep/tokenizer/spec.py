@@ -12,8 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, UsageError, translating
-from lance_prep.fetch import hub_api
-from lance_prep.fetch.hub import LIBRARY, guard_session
+from lance_prep.fetch import LIBRARY, guard_session, hub_api
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer.slow import convert_slow, is_slow
 from lance_prep.transport import FIRST_ATTEMPTS, Retries

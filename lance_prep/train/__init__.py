@@ -40,4 +40,4 @@ __all__ = [
 ]
 
 # Deferred: the helper process of a forked worker (`lance_reads`) needs no torch, whose import takes 2 to 5 s.
-__getattr__, __dir__ = lazy_exports(__name__, extra="train")
+__getattr__, __dir__, _ = lazy_exports(__name__, extra="train")

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.errors import DatasetError
+from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
-from lance_prep.store.cache import Cache, Stat
+from lance_prep.store import Cache, Stat
 from lance_prep.train.index import Index, filtered_rows, load_index, token_pages
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions
 from lance_prep.train.pages import FlatPages, NotFlat
-from lance_prep.train.permutation import IndexArray
 from lance_prep.train.tokens import MappedTokens, TakeTokens, TokenSource, list_values
 
 #: The largest flat copy of a local dataset's tokens that is made without being asked for.
@@ -63,7 +63,7 @@ class Reader:
 
     index: Index | None
     rows: int
-    chosen: IndexArray | None
+    chosen: Indices | None
     tokens: TokenSource | None
     verdict: Verdict
     doc_ids: TokenSource | None = None
@@ -73,7 +73,7 @@ class Reader:
         """How tokens are read, and why."""
         return self.verdict.access
 
-    def documents(self, rows: IndexArray) -> pa.LargeListArray | None:
+    def documents(self, rows: Indices) -> pa.LargeListArray | None:
         """Return the doc_ids of live rows from the mapped files, or None if they have to be read through Lance."""
         if self.doc_ids is None or self.index is None or self.index.pieces is None:
             return None
@@ -83,7 +83,7 @@ class Reader:
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         return pa.LargeListArray.from_arrays(bounds, ids)
 
-    def live(self, rows: IndexArray) -> IndexArray:
+    def live(self, rows: Indices) -> Indices:
         """Return the live rows of the dataset that these rows after the filter are."""
         return rows if self.chosen is None else self.chosen[rows]
 
@@ -167,10 +167,10 @@ class _Opening:
         """
         size, offsets, block, root = self.facts.itemsize, index.offsets, self.facts.block_size, self.options.root
 
-        def row_start(rows: IndexArray) -> IndexArray:
+        def row_start(rows: Indices) -> Indices:
             if offsets is None:
                 return rows * (block or 0)
-            starts: IndexArray = offsets[rows] - rows
+            starts: Indices = offsets[rows] - rows
             return starts
 
         if index.pages is not None and root is not None:
@@ -246,6 +246,6 @@ class _Opening:
         return docs
 
 
-def _some_rows(index: Index) -> IndexArray:
+def _some_rows(index: Index) -> Indices:
     """Return rows to compare with those that Lance reads, different ones each time."""
     return np.unique(np.random.default_rng().integers(0, index.rows, 16))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lance_prep.errors import UsageError
-from lance_prep.train.permutation import IndexArray
+from lance_prep.keyed import Indices
 from lance_prep.train.samples import IGNORE, MASK_AND_POSITIONS, Batch, Documents, Sample, SampleOptions
 from lance_prep.train.tokens import ragged_arange
 
@@ -114,7 +114,7 @@ def _documents(samples: Sequence[Mapping[str, Any]]) -> Documents:
 
 def _flatten(
     samples: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, torch.Tensor], dict[str, list[Any]], IndexArray, SampleOptions | None]:
+) -> tuple[dict[str, torch.Tensor], dict[str, list[Any]], Indices, SampleOptions | None]:
     """Return samples end to end: tensors `[tokens]`, lists, where each sample begins, and the samples' options."""
     if isinstance(samples, Batch):
         tensors, lists = dict(samples.tensors), dict(samples.lists)
@@ -141,13 +141,13 @@ def _flatten(
     return flat, lists, starts, first.options if isinstance(first, Sample) else None
 
 
-def _valid(samples: Sequence[Mapping[str, Any]], starts: IndexArray) -> IndexArray:
+def _valid(samples: Sequence[Mapping[str, Any]], starts: Indices) -> Indices:
     if isinstance(samples, Batch):
         return np.diff(starts) if samples.valid is None else samples.valid
     return np.array([s.valid if isinstance(s, Sample) else len(s["input_ids"]) for s in samples], np.int64)
 
 
-def _without_padding(flat: dict[str, torch.Tensor], starts: IndexArray, valid: IndexArray) -> dict[str, torch.Tensor]:
+def _without_padding(flat: dict[str, torch.Tensor], starts: Indices, valid: Indices) -> dict[str, torch.Tensor]:
     lengths = np.diff(starts)
     if np.array_equal(valid, lengths):
         return dict(flat)

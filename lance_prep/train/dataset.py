@@ -15,11 +15,11 @@ import torch
 from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
+from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
 from lance_prep.train.access import Access, Reader, Verdict, open_reader
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
 from lance_prep.train.order import PAD_ROW
-from lance_prep.train.permutation import IndexArray
 from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
 from lance_prep.train.views import BlockView, Mask, RecordView, RowView, StreamView, View, read_columns
 from lance_prep.transport import Transport, absolute_uri
@@ -272,7 +272,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
     #: torch fetches a batch in one call.
     __getitems__ = take
 
-    def _add_columns(self, batch: Batch, view: View, indices: IndexArray, padding: Mask | None) -> None:
+    def _add_columns(self, batch: Batch, view: View, indices: Indices, padding: Mask | None) -> None:
         values = read_columns(self._take_columns, view.row_of(indices), list(self._columns or ()))
         for name, found in values.items():
             empty = 0 if name in _NUMBERS else None
@@ -283,7 +283,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
             else:
                 batch.lists[name] = column
 
-    def origins(self, indices: IndexArray) -> list[Origin]:
+    def origins(self, indices: Indices) -> list[Origin]:
         """Return where samples come from, leaving out padding samples."""
         indices = indices[indices != PAD_ROW]
         rows = self._open().row_of(indices)
@@ -330,7 +330,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
 
     # Opening.
 
-    def _take_columns(self, rows: IndexArray, columns: list[str]) -> Any:
+    def _take_columns(self, rows: Indices, columns: list[str]) -> Any:
         documents = self._reader.documents(rows) if self._reader and columns == ["doc_ids"] else None
         if documents is not None:
             return pa.table({"doc_ids": documents})
@@ -391,7 +391,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         return StreamView(reader, reader.tokens, options, self._block_size)
 
 
-def _normalised(indices: IndexArray, size: int) -> tuple[IndexArray, Mask | None]:
+def _normalised(indices: Indices, size: int) -> tuple[Indices, Mask | None]:
     """Return indices as 0..size-1, and which of them are padding samples (index 0 then), or None if none is.
 
     Raises:

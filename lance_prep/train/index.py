@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lance_prep.errors import DatasetError
-from lance_prep.store.cache import Cache, user_folder
+from lance_prep.keyed import Indices
+from lance_prep.store import Cache, user_folder
 from lance_prep.train.pages import FlatPages, NotFlat, find_flat_pages
-from lance_prep.train.permutation import IndexArray
 from lance_prep.train.tokens import list_values, ragged_arange
 
 
@@ -37,10 +37,10 @@ class Pieces:
         lengths: uint32 `[offsets[-1]]`, tokens of each piece.
     """
 
-    offsets: IndexArray
+    offsets: Indices
     lengths: npt.NDArray[np.uint32]
 
-    def of(self, rows: IndexArray) -> tuple[IndexArray, IndexArray]:
+    def of(self, rows: Indices) -> tuple[Indices, Indices]:
         """Return the number of pieces of each row, and their lengths end to end; int64."""
         first = self.offsets[rows]
         counts = self.offsets[rows + 1] - first
@@ -64,10 +64,10 @@ class Index:
     """
 
     rows: int
-    offsets: IndexArray | None
+    offsets: Indices | None
     pieces: Pieces | None
-    short: IndexArray
-    short_tokens: IndexArray
+    short: Indices
+    short_tokens: Indices
     pages: FlatPages | None
     docs: FlatPages | None
     why: str
@@ -179,16 +179,16 @@ def _pages(dataset: Any, root: Path | None, itemsize: int, block_size: int | Non
         return None, str(error)
 
 
-def _row_offsets(dataset: Any) -> IndexArray:
+def _row_offsets(dataset: Any) -> Indices:
     """Return where rows begin in the stream, each followed by one EOS, from one scan of `num_tokens`."""
     counts = [batch.column(0).to_numpy() for batch in dataset.scanner(columns=["num_tokens"]).to_batches()]
     lengths = np.concatenate([np.zeros(1, np.int64), *counts]).astype(np.int64)
     lengths[1:] += 1
-    out: IndexArray = np.cumsum(lengths, out=lengths)
+    out: Indices = np.cumsum(lengths, out=lengths)
     return out
 
 
-def _read_pieces(dataset: Any) -> tuple[IndexArray, Pieces]:
+def _read_pieces(dataset: Any) -> tuple[Indices, Pieces]:
     """Read the real tokens of each block, and its pieces, in one scan."""
     tokens, counts, lengths, row = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.uint32)], 0
     for batch in dataset.scanner(columns=["num_tokens", "seq_lengths"], scan_in_order=True).to_batches():
@@ -223,7 +223,7 @@ def _store(cache: Cache, index: Index) -> None:
     cache.write("index.npz", lambda file: np.savez(file, **arrays))
 
 
-def filtered_rows(find: Callable[[], IndexArray], cache: Cache, sql: str) -> IndexArray:
+def filtered_rows(find: Callable[[], Indices], cache: Cache, sql: str) -> Indices:
     """Return the live rows that pass a filter, in order: int64, from the cache or else from `find`."""
     name = f"filter-{hashlib.sha256(sql.encode()).hexdigest()[:24]}.npy"
     return _mapped(cache, name) if cache.find(name) is not None else _stored(cache, name, find())

@@ -23,11 +23,10 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.errors import DatasetError, LancePrepError, UsageError, without_credentials
-from lance_prep.store.cache import Cache
-from lance_prep.store.version import DatasetVersion, open_at
+from lance_prep.keyed import Indices
+from lance_prep.store import Cache, DatasetVersion, open_at
 from lance_prep.train.index import Index, build_index, cache_folder, copy_tokens
 from lance_prep.train.pages import FlatPages, NotFlat
-from lance_prep.train.permutation import IndexArray
 from lance_prep.transport import Transport
 
 P = ParamSpec("P")
@@ -224,7 +223,7 @@ class Lance:
         )
 
     @_through_lance
-    def filtered(self, facts: Facts, sql: str) -> IndexArray:
+    def filtered(self, facts: Facts, sql: str) -> Indices:
         """Return the live rows that pass a filter, in order.
 
         Raises:
@@ -252,7 +251,7 @@ class Lance:
         return int(self._version(version).dataset.count_rows())
 
     @_through_lance
-    def take(self, version: int, rows: IndexArray, columns: list[str]) -> pa.Table:
+    def take(self, version: int, rows: Indices, columns: list[str]) -> pa.Table:
         """Return columns at live rows. `rows` must be sorted and without repeats."""
         dataset = self._version(version).dataset
         with self._lock:

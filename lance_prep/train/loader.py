@@ -22,10 +22,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lance_prep.errors import StateMismatch, UsageError
+from lance_prep.keyed import Indices
 from lance_prep.train.collate import moved, on_gpu
 from lance_prep.train.dataset import Origin
 from lance_prep.train.order import Place, Share
-from lance_prep.train.permutation import IndexArray
 from lance_prep.train.sampler import OrderArguments, find_place, order_and_place, runs_of_steps
 from lance_prep.train.samples import Batch, CompactBatch
 
@@ -40,9 +40,9 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, indices: IndexArray, /) -> Batch: ...
+    def __getitems__(self, indices: Indices, /) -> Batch: ...
 
-    def origins(self, indices: IndexArray, /) -> list[Origin]:
+    def origins(self, indices: Indices, /) -> list[Origin]:
         """Return where samples come from."""
 
     def _identity(self, position: int = 0) -> dict[str, Any]:
@@ -266,7 +266,7 @@ class TokenLoader:
             return chain.from_iterable(_read_ahead(runs, read, self._prefetch, at_once=self.data._slow))
         return chain.from_iterable(read[indices] for indices in runs)
 
-    def _from_workers(self, runs: Iterator[IndexArray], share: Share) -> Iterator[list[Any]]:
+    def _from_workers(self, runs: Iterator[Indices], share: Share) -> Iterator[list[Any]]:
         if self._workers is None or not self._workers.serve(len(share)):
             read = _RunReader(self.data, len(share), self._collate)
             self._workers = _Workers(read, len(share), self._num_workers, self._context, self._prefetch)
@@ -388,14 +388,14 @@ class _RunReader(Dataset[list[Any]]):
     def __init__(self, data: Samples, share: int, collate: Collate | None) -> None:
         self._data, self._share, self._collate = data, share, collate
 
-    def lazily(self, indices: IndexArray) -> Iterable[Any]:
+    def lazily(self, indices: Indices) -> Iterable[Any]:
         """Return the batches of a run. A compact batch is converted to int64 step by step, at first use."""
         batch = self._data.__getitems__(indices)
         if self._collate is None and isinstance(batch, CompactBatch):
             return (batch[i : i + self._share].collated() for i in range(0, len(batch), self._share))
         return self._steps(batch)
 
-    def __getitem__(self, indices: IndexArray) -> list[Any]:
+    def __getitem__(self, indices: Indices) -> list[Any]:
         return self._steps(self._data.__getitems__(indices))
 
     def _steps(self, batch: Batch) -> list[Any]:
@@ -411,7 +411,7 @@ class _RunReader(Dataset[list[Any]]):
         return [dict(zip(whole, step, strict=True)) for step in zip(*parts, strict=True)]
 
 
-def _read_ahead(runs: Iterator[IndexArray], read: _RunReader, depth: int, *, at_once: bool) -> Iterator[Iterable[Any]]:
+def _read_ahead(runs: Iterator[Indices], read: _RunReader, depth: int, *, at_once: bool) -> Iterator[Iterable[Any]]:
     """Yield runs in order, reading up to `depth` of them ahead on a thread.
 
     Args:
@@ -444,9 +444,9 @@ def _read_ahead(runs: Iterator[IndexArray], read: _RunReader, depth: int, *, at_
 class _Turn:
     """The sampler of the worker processes' DataLoader: the runs of the current pass."""
 
-    runs: Iterator[IndexArray] = iter(())
+    runs: Iterator[Indices] = iter(())
 
-    def __iter__(self) -> Iterator[IndexArray]:
+    def __iter__(self) -> Iterator[Indices]:
         return self.runs
 
 
@@ -483,7 +483,7 @@ class _Workers:
         """Return whether this process started them, for the same number of samples per step."""
         return (share, os.getpid()) == (self._share, self._owner)
 
-    def read(self, runs: Iterator[IndexArray]) -> Iterator[list[Any]]:
+    def read(self, runs: Iterator[Indices]) -> Iterator[list[Any]]:
         """Yield the batches of each run, in order."""
         self._turn.runs = runs
         yield from self._loader

@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
+from lance_prep.keyed import Indices
 from lance_prep.train.dataset import DatasetOptions, LanceDataset, Origin
 from lance_prep.train.order import DEFAULT_SEED, PAD_ROW, Place
-from lance_prep.train.permutation import IndexArray, KeyedPermutation
+from lance_prep.train.permutation import KeyedPermutation
 from lance_prep.train.samples import Batch, Documents, Sample
 from lance_prep.train.shares import Shares, make_shares
 
@@ -193,7 +194,7 @@ class Mixture(Dataset[dict[str, Any]]):
         """Whether reading ahead always pays."""
         return any(source._slow for source in self.sources)
 
-    def locate(self, indices: IndexArray) -> tuple[IndexArray, IndexArray]:
+    def locate(self, indices: Indices) -> tuple[Indices, Indices]:
         """Return the number of the source of each position, and the sample of that source: int64 `[positions]` each.
 
         Raises:
@@ -214,7 +215,7 @@ class Mixture(Dataset[dict[str, Any]]):
                 source[here], ordinal[here] = found, number + np.array(stretch.before, np.int64)[found]
         return source, self._permuted(source, ordinal, epoch)
 
-    def _permuted(self, source: IndexArray, ordinal: IndexArray, epoch: IndexArray) -> IndexArray:
+    def _permuted(self, source: Indices, ordinal: Indices, epoch: Indices) -> Indices:
         """Return each source's samples in its own order, which is another one each time it repeats."""
         out = np.zeros_like(ordinal)
         for i in np.unique(source).tolist():
@@ -266,7 +267,7 @@ class Mixture(Dataset[dict[str, Any]]):
 
     # Where samples come from, and what a checkpoint compares.
 
-    def origins(self, indices: IndexArray) -> list[Origin]:
+    def origins(self, indices: Indices) -> list[Origin]:
         """Return where the samples at positions come from, leaving out padding samples."""
         indices = indices[indices != PAD_ROW]
         source, sample = self.locate(indices)
@@ -347,7 +348,7 @@ def _epoch_length(stretches: Sequence[_Stretch], sizes: Sequence[int], stopping:
     return low if stopping == "stop" else high
 
 
-def _merged(parts: Sequence[Batch], wheres: Sequence[IndexArray], count: int) -> Batch:
+def _merged(parts: Sequence[Batch], wheres: Sequence[Indices], count: int) -> Batch:
     """Merge batches of samples of one size, `parts[i]` at positions `wheres[i]`."""
     first = parts[0]
     tensors = {}

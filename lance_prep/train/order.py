@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from lance_prep.errors import UsageError
-from lance_prep.train.permutation import IndexArray, KeyedPermutation
+from lance_prep.keyed import Indices
+from lance_prep.train.permutation import KeyedPermutation
 
 Tail = Literal["drop", "pad", "repeat"]
 
@@ -27,7 +28,7 @@ DEFAULT_WINDOW = 16
 class PositionMap(Protocol):
     """Maps positions in an epoch's order to sample indices. Immutable."""
 
-    def __getitem__(self, position: IndexArray, /) -> IndexArray: ...
+    def __getitem__(self, position: Indices, /) -> Indices: ...
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Order:
             return KeyedPermutation(self.n, chosen.seed, epoch)
         return RunOrder(self.n, chosen.seed, epoch, run=chosen.locality, window=chosen.window)
 
-    def indices(self, epoch: int, first: int, steps: int, share: Share) -> IndexArray:
+    def indices(self, epoch: int, first: int, steps: int, share: Share) -> Indices:
         """Return the sample indices of a share of `steps` steps from step `first` of an epoch.
 
         Returns:
@@ -186,7 +187,7 @@ class Order:
             found[over] = PAD_ROW
         return found
 
-    def index_blocks(self, epoch: int, first: int, share: Share, at_once: int) -> Iterator[IndexArray]:
+    def index_blocks(self, epoch: int, first: int, share: Share, at_once: int) -> Iterator[Indices]:
         """Yield the sample indices from step `first` to the end of an epoch: int64 `[at_once or fewer, len(share)]`."""
         for step in range(first, self.steps, at_once):
             yield self.indices(epoch, step, min(at_once, self.steps - step), share)
@@ -210,7 +211,7 @@ class RunOrder:
         self._short = n - (len(self._runs) - 1) * run
         self._short_start = self._runs.inverse(len(self._runs) - 1) * run
 
-    def __getitem__(self, position: IndexArray, /) -> IndexArray:
+    def __getitem__(self, position: Indices, /) -> Indices:
         flat = np.asarray(position, np.int64).reshape(-1)
         mixed = np.empty_like(flat)
         windows = flat // self.window_rows
@@ -224,7 +225,7 @@ class RunOrder:
     def _inside(self, window: int, size: int) -> KeyedPermutation:
         return KeyedPermutation(size, self.seed, self.epoch, stream=f"window/{window}")
 
-    def _row(self, slot: IndexArray) -> IndexArray:
+    def _row(self, slot: Indices) -> Indices:
         """Return the row at a slot of the permuted runs laid end to end."""
         after = slot >= self._short_start + self._short
         run, offset = np.divmod(slot + np.where(after, self.run - self._short, 0), self.run)

@@ -18,7 +18,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-IndexArray = npt.NDArray[np.int64]
+from lance_prep.keyed import Indices
+
 #: uint32 or uint64, depending on n.
 _Words = npt.NDArray[Any]
 
@@ -73,8 +74,8 @@ class KeyedPermutation:
     @overload
     def __getitem__(self, position: int) -> int: ...
     @overload
-    def __getitem__(self, position: npt.NDArray[Any]) -> IndexArray: ...
-    def __getitem__(self, position: int | npt.NDArray[Any]) -> int | IndexArray:
+    def __getitem__(self, position: npt.NDArray[Any]) -> Indices: ...
+    def __getitem__(self, position: int | npt.NDArray[Any]) -> int | Indices:
         """Return the value at a position, or at each of an array of positions as int64 of the same shape.
 
         Raises:
@@ -85,8 +86,8 @@ class KeyedPermutation:
     @overload
     def inverse(self, value: int) -> int: ...
     @overload
-    def inverse(self, value: npt.NDArray[Any]) -> IndexArray: ...
-    def inverse(self, value: int | npt.NDArray[Any]) -> int | IndexArray:
+    def inverse(self, value: npt.NDArray[Any]) -> Indices: ...
+    def inverse(self, value: int | npt.NDArray[Any]) -> int | Indices:
         """Return the position of a value, or of each of an array of values: `perm.inverse(perm[i]) == i`.
 
         Raises:
@@ -94,7 +95,7 @@ class KeyedPermutation:
         """
         return self._apply(value, self._backward)
 
-    def _apply(self, given: int | npt.NDArray[Any], step: Any) -> int | IndexArray:
+    def _apply(self, given: int | npt.NDArray[Any], step: Any) -> int | Indices:
         array = np.asarray(given)
         if array.size == 0:
             return np.empty(array.shape, np.int64)
@@ -108,7 +109,7 @@ class KeyedPermutation:
         while outside.size:
             out[outside] = step(out[outside])
             outside = outside[out[outside] >= self.n]
-        values: IndexArray = out.astype(np.int64).reshape(array.shape)
+        values: Indices = out.astype(np.int64).reshape(array.shape)
         return int(values) if np.isscalar(given) or values.ndim == 0 else values
 
     def _forward(self, x: _Words) -> _Words:

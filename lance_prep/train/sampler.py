@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import Sampler
 
 from lance_prep.errors import UsageError
+from lance_prep.keyed import Indices
 from lance_prep.train.order import DEFAULT_SEED, DEFAULT_WINDOW, Order, OrderOptions, Place, Share, Tail
-from lance_prep.train.permutation import IndexArray
 
 #: Positions computed per call. A position costs 50 ns at this size, and 1,000 ns when 64 are computed at a time.
 AT_ONCE = 4096
@@ -221,7 +221,7 @@ class TakeSampler(Sampler[list[int]]):
             yield from block.tolist()
 
 
-def runs_of_steps(order: Order, share: Share, epoch: int, step: int, steps: int) -> Iterator[IndexArray]:
+def runs_of_steps(order: Order, share: Share, epoch: int, step: int, steps: int) -> Iterator[Indices]:
     """Yield the sample indices of runs of steps, from a step of an epoch to its end: int64 `[steps * len(share)]` each.
 
     Args:

@@ -19,7 +19,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from torch.utils.data.dataloader import default_collate
 
 from lance_prep.errors import UsageError
-from lance_prep.train.permutation import IndexArray
+from lance_prep.keyed import Indices
 from lance_prep.train.tokens import ragged_arange
 
 Labels = Literal["same", "shifted"] | None
@@ -93,8 +93,8 @@ class Documents:
         lengths: int64 `[sum(counts)]`, tokens of each document.
     """
 
-    counts: IndexArray
-    lengths: IndexArray
+    counts: Indices
+    lengths: Indices
 
     def slice(self, start: int, stop: int) -> Documents:
         """Return the documents of the samples `start` to `stop`."""
@@ -102,7 +102,7 @@ class Documents:
         return Documents(self.counts[start:stop], self.lengths[first:last])
 
     @staticmethod
-    def merged(parts: Sequence[Documents], wheres: Sequence[IndexArray], count: int) -> Documents:
+    def merged(parts: Sequence[Documents], wheres: Sequence[Indices], count: int) -> Documents:
         """Return the documents of `count` samples, where `parts[i]` holds those of the samples `wheres[i]`."""
         counts = np.zeros(count, np.int64)
         for part, where in zip(parts, wheres, strict=True):
@@ -186,8 +186,8 @@ class Batch(Sequence[Sample]):
         count: int,
         options: SampleOptions,
         *,
-        valid: IndexArray | None = None,
-        offsets: IndexArray | None = None,
+        valid: Indices | None = None,
+        offsets: Indices | None = None,
         find: FindDocuments = no_documents,
     ) -> None:
         self._find = Lookup(find)
@@ -295,7 +295,7 @@ class CompactBatch(Batch):
         return CompactBatch(self._tokens[start:stop], self.options, partial(_sliced, self._find, start, stop))
 
 
-def plain_tensors(ids: IndexArray, options: SampleOptions) -> dict[str, torch.Tensor]:
+def plain_tensors(ids: Indices, options: SampleOptions) -> dict[str, torch.Tensor]:
     """Return `input_ids` and, if asked for, equal labels: int64 `[samples, block_size]`."""
     tensors = {"input_ids": torch.from_numpy(ids)}
     if options.labels is not None:
@@ -314,13 +314,13 @@ default_collate_fn_map[Sample] = _collate_samples
 
 
 def annotate(
-    ids: IndexArray,
-    starts: IndexArray,
+    ids: Indices,
+    starts: Indices,
     options: SampleOptions,
     documents: Callable[[], Documents],
     *,
-    valid: IndexArray | None = None,
-    following: IndexArray | None = None,
+    valid: Indices | None = None,
+    following: Indices | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return `input_ids` and what else was asked for, for samples laid end to end.
 
@@ -371,12 +371,12 @@ class Runs:
         number: int64 `[runs]`, the number of the document in its sample; -1 for padding.
     """
 
-    starts: IndexArray
-    lengths: IndexArray
-    number: IndexArray
+    starts: Indices
+    lengths: Indices
+    number: Indices
 
     @classmethod
-    def of(cls, documents: Documents, sizes: IndexArray, valid: IndexArray) -> Runs:
+    def of(cls, documents: Documents, sizes: Indices, valid: Indices) -> Runs:
         """Return the runs of samples of `sizes` tokens, of which the first `valid` are not padding."""
         lengths, counts = documents.lengths, documents.counts
         number = ragged_arange(counts)
@@ -388,12 +388,12 @@ class Runs:
         stops = np.cumsum(lengths)
         return cls(stops - lengths, lengths, number)
 
-    def positions(self) -> IndexArray:
+    def positions(self) -> Indices:
         """Return the position of each token in its run. Padding counts from 0 too, as one run."""
         return ragged_arange(self.lengths)
 
 
-def _padding(starts: IndexArray, lengths: IndexArray, valid: IndexArray) -> IndexArray | None:
+def _padding(starts: Indices, lengths: Indices, valid: Indices) -> Indices | None:
     """Return the places of padding in the flat samples, or None."""
     missing = lengths - valid
     if not missing.any():
@@ -401,7 +401,7 @@ def _padding(starts: IndexArray, lengths: IndexArray, valid: IndexArray) -> Inde
     return np.repeat(starts[:-1] + valid, missing) + ragged_arange(missing)
 
 
-def _shifted(ids: IndexArray, starts: IndexArray, valid: IndexArray, following: IndexArray | None) -> IndexArray:
+def _shifted(ids: Indices, starts: Indices, valid: Indices, following: Indices | None) -> Indices:
     labels = np.full_like(ids, IGNORE)
     labels[:-1] = ids[1:]
     # The label of each sample's last real token is outside of the sample, or missing.

@@ -24,7 +24,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lance_prep.train.permutation import IndexArray
+from lance_prep.keyed import Indices
 
 _ONE = 1 << 62
 _LOW = np.uint64((1 << 31) - 1)
@@ -43,7 +43,7 @@ class Shares(Protocol):
     #: The shares in use; they sum to 1.
     exact: tuple[Fraction, ...]
 
-    def locate(self, positions: IndexArray) -> tuple[IndexArray, IndexArray]:
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
         """Return the source of each position, and the number of samples of that source before it."""
 
     def counts(self, length: int) -> list[int]:
@@ -78,10 +78,10 @@ class TreeShares:
         self.exact = exact
         self._tree = tree
 
-    def locate(self, positions: IndexArray) -> tuple[IndexArray, IndexArray]:
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
         flat = np.asarray(positions, np.int64).reshape(-1)
         source, ordinal = np.zeros(flat.shape, np.int64), np.zeros(flat.shape, np.int64)
-        todo: list[tuple[_Node | int, IndexArray, IndexArray]] = [(self._tree, np.arange(flat.size), flat)]
+        todo: list[tuple[_Node | int, Indices, Indices]] = [(self._tree, np.arange(flat.size), flat)]
         while todo:
             node, where, at = todo.pop()
             if isinstance(node, int):
@@ -106,14 +106,14 @@ class TreeShares:
         return out
 
 
-def _left_of(count: IndexArray, share: int) -> IndexArray:
+def _left_of(count: Indices, share: int) -> Indices:
     """Return `floor(share * count / 2^62 + 1/2)` for counts below 2^61, by halves: the product has 124 bits."""
     x = count.astype(np.uint64)
     a_high, a_low = np.uint64(share >> 31), np.uint64(share & ((1 << 31) - 1))
     high, low = x >> _HALF_SHIFT, x & _LOW
     carry = (a_low * low + _HALF) >> _HALF_SHIFT
     middle = a_high * low + a_low * high + carry
-    left: IndexArray = (a_high * high + (middle >> _HALF_SHIFT)).astype(np.int64)
+    left: Indices = (a_high * high + (middle >> _HALF_SHIFT)).astype(np.int64)
     return left
 
 
@@ -169,10 +169,10 @@ class PeriodShares:
             here = self._source == i
             self._ordinal[here] = np.arange(int(here.sum()))
 
-    def locate(self, positions: IndexArray) -> tuple[IndexArray, IndexArray]:
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
         whole, rest = np.divmod(np.asarray(positions, np.int64), self._period)
         source = self._source[rest].astype(np.int64)
-        ordinal: IndexArray = whole * np.array(self._parts, np.int64)[source] + self._ordinal[rest]
+        ordinal: Indices = whole * np.array(self._parts, np.int64)[source] + self._ordinal[rest]
         return source, ordinal
 
     def counts(self, length: int) -> list[int]:

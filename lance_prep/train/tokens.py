@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.errors import DatasetError
+from lance_prep.keyed import Indices
 from lance_prep.train.pages import FlatPages, NotFlat
-from lance_prep.train.permutation import IndexArray
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 
@@ -29,20 +29,20 @@ class TokenSource(Protocol):
     #: Whether consecutive rows are stored end to end, so that `windows` works.
     contiguous: bool
 
-    def pieces(self, rows: IndexArray, begins: IndexArray, lengths: IndexArray) -> Tokens:
+    def pieces(self, rows: Indices, begins: Indices, lengths: Indices) -> Tokens:
         """Return runs of tokens within rows, end to end: `[sum(lengths)]`."""
 
-    def blocks(self, rows: IndexArray, size: int) -> Tokens | IndexArray:
+    def blocks(self, rows: Indices, size: int) -> Tokens | Indices:
         """Return whole rows of `size` tokens each: a new array `[len(rows), size]`, int64 or as on disk."""
 
-    def windows(self, starts: IndexArray, length: int) -> Tokens:
+    def windows(self, starts: Indices, length: int) -> Tokens:
         """Return `[len(starts), length]` tokens of the flat column, from each start.
 
         Tokens beyond the end of the column are undefined. The caller must overwrite them.
         """
 
 
-def ragged_arange(lengths: IndexArray) -> IndexArray:
+def ragged_arange(lengths: Indices) -> Indices:
     """Return 0..lengths[0]-1, 0..lengths[1]-1, ... end to end."""
     ends = np.cumsum(lengths)
     out = np.arange(int(ends[-1]) if ends.size else 0, dtype=np.int64)
@@ -93,7 +93,7 @@ class MappedTokens:
         pages: FlatPages,
         *,
         itemsize: int,
-        row_start: Callable[[IndexArray], IndexArray],
+        row_start: Callable[[Indices], Indices],
         beside: MappedTokens | None = None,
     ) -> None:
         shared = beside is not None and beside.files == pages.files
@@ -124,16 +124,16 @@ class MappedTokens:
         shape = (max(self._span - length + 1, 0), length)
         return np.asarray(_Span(self._start, shape, (size, size), self._dtype.str))
 
-    def _place(self, tokens: IndexArray) -> IndexArray:
+    def _place(self, tokens: Indices) -> Indices:
         if len(self._shift) == 1:
-            place: IndexArray = tokens + self._shift[0]
+            place: Indices = tokens + self._shift[0]
         else:
             place = tokens + self._shift[self._page(tokens)]
         return place
 
-    def _page(self, tokens: IndexArray) -> IndexArray:
+    def _page(self, tokens: Indices) -> Indices:
         # Of several pages that begin at the same token, take the last: the others are empty.
-        page: IndexArray = self._first.searchsorted(tokens, side="right") - 1
+        page: Indices = self._first.searchsorted(tokens, side="right") - 1
         return page
 
     def _windows_at(self, length: int) -> Tokens:
@@ -144,7 +144,7 @@ class MappedTokens:
         view = self._views.get(length)
         return view if view is not None else self._views.setdefault(length, self._view(length))
 
-    def blocks(self, rows: IndexArray, size: int) -> Tokens | IndexArray:
+    def blocks(self, rows: Indices, size: int) -> Tokens | Indices:
         # A block is never split between pages.
         view, place = self._windows_at(size), self._place(rows * size)
         if len(rows) <= _AT_ONCE:
@@ -155,7 +155,7 @@ class MappedTokens:
             out[i : i + _AT_ONCE] = view[place[i : i + _AT_ONCE]]
         return out
 
-    def windows(self, starts: IndexArray, length: int) -> Tokens:
+    def windows(self, starts: Indices, length: int) -> Tokens:
         view = self._windows_at(length)
         ends = starts + length
         page = self._page(starts)
@@ -184,7 +184,7 @@ class MappedTokens:
         whole: Tokens = np.concatenate(parts).astype(self._dtype, copy=False)
         return whole
 
-    def pieces(self, rows: IndexArray, begins: IndexArray, lengths: IndexArray) -> Tokens:
+    def pieces(self, rows: Indices, begins: Indices, lengths: Indices) -> Tokens:
         starts = self._row_start(rows) + begins
         found: Tokens = self._flat[self._place(np.repeat(starts, lengths) + ragged_arange(lengths))]
         return found
@@ -234,19 +234,19 @@ class TakeTokens:
 
     contiguous = False
 
-    def __init__(self, take: Callable[[IndexArray], Any]) -> None:
+    def __init__(self, take: Callable[[Indices], Any]) -> None:
         self._take = take
 
-    def blocks(self, rows: IndexArray, size: int) -> Tokens | IndexArray:
+    def blocks(self, rows: Indices, size: int) -> Tokens | Indices:
         unique, inverse = np.unique(rows, return_inverse=True)
         tokens, _ = self._rows(unique)
         found: Tokens = tokens.reshape(-1, size)[inverse]
         return found
 
-    def windows(self, starts: IndexArray, length: int) -> Tokens:
+    def windows(self, starts: Indices, length: int) -> Tokens:
         raise NotImplementedError("rows read by take are not stored end to end")
 
-    def pieces(self, rows: IndexArray, begins: IndexArray, lengths: IndexArray) -> Tokens:
+    def pieces(self, rows: Indices, begins: Indices, lengths: Indices) -> Tokens:
         unique, inverse = np.unique(rows, return_inverse=True)  # read a row of several pieces once
         tokens, offsets = self._rows(unique)
         starts = offsets[inverse] + begins
@@ -255,12 +255,12 @@ class TakeTokens:
             return tokens
         return tokens[np.repeat(starts, lengths) + ragged_arange(lengths)]
 
-    def _rows(self, rows: IndexArray) -> tuple[Tokens, IndexArray]:
+    def _rows(self, rows: Indices) -> tuple[Tokens, Indices]:
         """Return the tokens of sorted, distinct rows, and where each row begins in them."""
         return list_values(self._take(rows)["input_ids"])
 
 
-def list_values(column: Any, name: str = "input_ids") -> tuple[Tokens, IndexArray]:
+def list_values(column: Any, name: str = "input_ids") -> tuple[Tokens, Indices]:
     """Return the values of an Arrow list array as numpy, and the offsets `[rows + 1]` of the rows in them.
 
     Raises:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.errors import UsageError
+from lance_prep.keyed import Indices
 from lance_prep.train.access import Reader
-from lance_prep.train.permutation import IndexArray
 from lance_prep.train.samples import (
     IGNORE,
     Batch,
@@ -31,7 +31,7 @@ from lance_prep.train.tokens import Tokens, TokenSource, ragged_arange
 Mask = npt.NDArray[np.bool_]
 
 #: Returns columns at sorted rows, as a table.
-TakeColumns = Callable[[IndexArray, list[str]], Any]
+TakeColumns = Callable[[Indices, list[str]], Any]
 
 #: Larger batches are always split before use, so their conversion to int64 is deferred.
 _MANY = 1024
@@ -42,21 +42,21 @@ class View(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
+    def read(self, indices: Indices, padding: Mask | None) -> Batch:
         """Return the samples at indices in 0..len-1, in any order. Those marked in `padding` are all padding."""
 
-    def row_of(self, indices: IndexArray) -> IndexArray:
+    def row_of(self, indices: Indices) -> Indices:
         """Return the live row of the dataset in which each sample begins."""
 
 
 def _fixed_batch(
-    tokens: Tokens | IndexArray,
+    tokens: Tokens | Indices,
     size: int,
     options: SampleOptions,
     find: FindDocuments,
     *,
-    valid: IndexArray | None,
-    following: IndexArray | None = None,
+    valid: Indices | None,
+    following: Indices | None = None,
 ) -> Batch:
     """Make a batch of samples of `size` tokens from `[samples, size or more]` tokens."""
     count = len(tokens)
@@ -83,7 +83,7 @@ class _RowSamples:
     def __len__(self) -> int:
         return self._reader.rows
 
-    def row_of(self, indices: IndexArray) -> IndexArray:
+    def row_of(self, indices: Indices) -> Indices:
         return self._reader.live(indices)
 
 
@@ -102,7 +102,7 @@ class BlockView(_RowSamples):
         self._short_or_none = np.append(self._short, -1)
         self._short_tokens = np.append(reader.index.short_tokens, block_size)
 
-    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
+    def read(self, indices: Indices, padding: Mask | None) -> Batch:
         rows = self._reader.live(indices)
         size = self._size
         tokens = self._source.blocks(rows, size)
@@ -112,14 +112,14 @@ class BlockView(_RowSamples):
             valid = np.where(padding, 0, size if valid is None else valid)
         return _fixed_batch(tokens, size, self._options, partial(self._documents, rows, padding), valid=valid)
 
-    def _documents(self, rows: IndexArray, padding: Mask | None) -> Documents:
+    def _documents(self, rows: Indices, padding: Mask | None) -> Documents:
         if padding is None:
             return Documents(*self._pieces.of(rows))
         counts = np.zeros(len(rows), np.int64)
         counts[~padding], lengths = self._pieces.of(rows[~padding])
         return Documents(counts, lengths)
 
-    def _valid(self, rows: IndexArray) -> IndexArray | None:
+    def _valid(self, rows: Indices) -> Indices | None:
         """Return the real tokens of each row, or None if all are full. Only the last row of a shard can be short."""
         if not self._short.size:
             return None
@@ -151,10 +151,10 @@ class StreamView:
     def __len__(self) -> int:
         return -(-self._total // self._size)
 
-    def row_of(self, indices: IndexArray) -> IndexArray:
+    def row_of(self, indices: Indices) -> Indices:
         return self._reader.live(np.searchsorted(self._offsets, indices * self._size, side="right") - 1)
 
-    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
+    def read(self, indices: Indices, padding: Mask | None) -> Batch:
         size = self._size
         starts = indices * size
         # The label of the last token is the first one of the next sample: read one more.
@@ -175,7 +175,7 @@ class StreamView:
         find = partial(self._documents, starts, padding)
         return _fixed_batch(tokens, size, self._options, find, valid=valid, following=following)
 
-    def _documents(self, starts: IndexArray, padding: Mask | None) -> Documents:
+    def _documents(self, starts: Indices, padding: Mask | None) -> Documents:
         """Return the documents of samples: the rows of the stream, each with the EOS that follows it."""
         stops = np.minimum(starts + self._size, self._total)
         if padding is not None:
@@ -187,7 +187,7 @@ class StreamView:
         begin = np.maximum(self._offsets[rows], np.repeat(starts, counts))
         return Documents(counts, np.minimum(self._offsets[rows + 1], np.repeat(stops, counts)) - begin)
 
-    def _by_windows(self, starts: IndexArray, length: int) -> Tokens:
+    def _by_windows(self, starts: Indices, length: int) -> Tokens:
         """Read samples from a flat column of unfiltered rows: copy each sample's tokens, then insert EOS between rows.
 
         Reads 360 Mtok/s at 64 samples of 17 rows each. `_by_pieces`, with one index per token, reads 170.
@@ -212,7 +212,7 @@ class StreamView:
         out.reshape(-1)[eos] = self._eos
         return out[:, :length]
 
-    def _by_pieces(self, starts: IndexArray, length: int) -> Tokens:
+    def _by_pieces(self, starts: Indices, length: int) -> Tokens:
         """Read samples from any source: copy each piece of a row to its place. The places between are EOS."""
         offsets, count = self._offsets, len(starts)
         first = np.searchsorted(offsets, starts, side="right") - 1
@@ -239,7 +239,7 @@ class RowView(_RowSamples):
         self._source, self._options = source, options
         self._offsets = reader.index.offsets
 
-    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
+    def read(self, indices: Indices, padding: Mask | None) -> Batch:
         rows = self._reader.live(indices)
         lengths = self._offsets[rows + 1] - self._offsets[rows] - 1
         if padding is not None:
@@ -251,7 +251,7 @@ class RowView(_RowSamples):
         return Batch(flat, {}, len(rows), self._options, valid=lengths, offsets=starts, find=find)
 
 
-def _whole_rows(lengths: IndexArray) -> Documents:
+def _whole_rows(lengths: Indices) -> Documents:
     """Return the documents of whole rows: one each, or none if the row is empty."""
     return Documents((lengths > 0).astype(np.int64), lengths[lengths > 0])
 
@@ -263,14 +263,14 @@ class RecordView(_RowSamples):
         super().__init__(reader)
         self._take, self._options, self._columns = take, options, columns
 
-    def read(self, indices: IndexArray, padding: Mask | None) -> Batch:
+    def read(self, indices: Indices, padding: Mask | None) -> Batch:
         if padding is not None:
             raise UsageError("a raw record cannot be padding", "use tail='drop' or 'repeat'")
         lists = read_columns(self._take, self._reader.live(indices), self._columns)
         return Batch({}, lists, len(indices), self._options)
 
 
-def read_columns(take: TakeColumns, rows: IndexArray, columns: list[str]) -> dict[str, list[Any]]:
+def read_columns(take: TakeColumns, rows: Indices, columns: list[str]) -> dict[str, list[Any]]:
     """Return the values of columns at live rows, in the rows' order, as Python objects."""
     unique, inverse = np.unique(rows, return_inverse=True)
     table = take(unique, columns).take(pa.array(inverse))
