@@ -62,7 +62,8 @@ subprocess.run([sys.executable, "-c", code], input=pickle.dumps(ds), check=True)
     assert not {"lance", "pydantic", "fsspec", "httpx", "rich", "click"} & {name.split(".")[0] for name in loaded}
     ours = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("lance_prep.")}
     assert ours == {
-        f"lance_prep.{name}" for name in ("errors", "layouts", "ledger", "process", "store", "train", "transport")
+        f"lance_prep.{name}"
+        for name in ("errors", "keyed", "layouts", "ledger", "process", "store", "train", "transport")
     }
     assert "lance_prep.store.journal" not in loaded
 
