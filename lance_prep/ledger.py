@@ -91,7 +91,7 @@ class LengthRecord:
 
     Attributes:
         bins, counts: bins of `DocumentLengths` that hold documents, ascending, and how many each holds.
-        longest: tokens of the longest document; 0 if there is none.
+        longest: tokens of the longest document, or 0 without documents.
         longest_doc_id: the first document of that length.
     """
 

@@ -70,7 +70,7 @@ def compact(
     Raises:
         DatasetError: not a dataset that lance-prep made, or a file to merge is damaged (`DamagedDataset`).
         OutputLocked: a build or another command works on the dataset.
-        DiskFull: there is no room for the copies.
+        DiskFull: the disk has no space for the copies.
     """
     output = Output.at(uri, storage_options)
     with output.locked() as opened:

@@ -5,7 +5,7 @@ proxies work alike). Its file object is not used: it reads in blocks of 5 MiB wh
 over when the connection is cut in the middle. Here a range is fetched exactly, and a cut one continues where it was.
 
 A Hub need not be trusted. `guard_session` keeps the token from other hosts, and refuses names that huggingface_hub
-would use as paths in its cache although they are none.
+would use as paths in its cache although they are not paths.
 """
 
 from __future__ import annotations

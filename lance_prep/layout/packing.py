@@ -1,4 +1,4 @@
-"""How documents are packed into blocks: one after the other (concat), or whole documents together (best fit).
+"""Pack documents into blocks: one after the other (concat), or whole documents together (best fit).
 
 Best-fit decreasing follows Ding et al., Fewer Truncations, 2024, section 2. A batch of source rows is the window. A
 document longer than a block gives full blocks and a remainder. Documents and remainders are placed longest first, each
@@ -101,7 +101,7 @@ class ConcatPacker:
         return self._cut(len(self._ids))
 
     def _cut(self, length: int) -> Blocks:
-        """Blocks of the first `length` tokens held; the rest is kept."""
+        """Return blocks of the first `length` tokens held, and keep the rest."""
         n = -(-length // self._size)
         num_tokens = np.full(n, self._size, np.int64)
         ids = _filled_up(self._ids[:length], n * self._size, self._pad)
@@ -139,7 +139,7 @@ def _filled_up(values: npt.NDArray[Any], length: int, fill: Any) -> npt.NDArray[
 
 
 class BestFitPacker:
-    """Packs each batch's documents by best-fit decreasing; a document is cut only where it exceeds a block."""
+    """Packs each batch's documents by best-fit decreasing. Only documents longer than a block are cut."""
 
     def __init__(self, block_size: int, pad_id: int, dtype: np.dtype[Any]) -> None:
         self._size = block_size
@@ -185,7 +185,7 @@ def best_fit_decreasing(lengths: npt.NDArray[np.int64], size: int) -> tuple[Indi
     """
     block_of = np.empty(len(lengths), np.int64)
     free: list[list[int]] = [[] for _ in range(size + 1)]  # blocks by what is free in them
-    sizes = 0  # bit c: there is a block with c tokens free
+    sizes = 0  # bit c: some block has c tokens free
     n = 0
     for piece in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[piece])

@@ -138,7 +138,7 @@ def _hash(path: Path) -> str:
 
 
 def _key(*, create: bool) -> bytes | None:
-    """This user's key, or None if there is none and none can be made."""
+    """This user's key, or None if it is missing and cannot be made."""
     path = user_folder() / "key"
     with suppress(OSError, RuntimeError):  # RuntimeError: the user has no home directory
         if create and not path.exists():

@@ -130,7 +130,7 @@ class QuarantineNote:
 
 
 def read_quarantine_note(files: Files) -> QuarantineNote | None:
-    """Return the note about the quarantine file; None if there is none, or it is damaged."""
+    """Return the note about the quarantine file; None if it is missing or damaged."""
     data = files.read(QUARANTINE_NOTE)
     try:
         return decode(QuarantineNote, checked(data)) if data is not None else None
@@ -328,7 +328,7 @@ class Journal:
             self._files.write(f"{self._folder}/{COMMITTED}", with_checksum({"versions": [*versions, version]}))
 
     def discard(self) -> None:
-        """Delete the journal: its shards' files belong to nothing then."""
+        """Delete the journal. Nothing names its shards' files any more."""
         for path in sorted(self._files.list(self._folder), key=self.order_of_deletion):
             self._files.delete(path)
 

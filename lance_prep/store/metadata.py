@@ -222,7 +222,7 @@ def read_metadata(schema: pa.Schema) -> Metadata:
     """Return the metadata in a dataset's schema.
 
     Raises:
-        DatasetError: there is none, it has another format, or it is invalid (`DamagedDataset`).
+        DatasetError: it is missing, has another format, or is invalid (`DamagedDataset`).
     """
     text = (schema.metadata or {}).get(KEY)
     if text is None:

@@ -270,7 +270,7 @@ def _sync(files: LocalFiles, version: int, transaction: str) -> None:
     """Make a commit durable: Lance leaves it to the system when its files go to the disk."""
     written = [path for path in files.list("_transactions") if transaction in path]
     manifest = manifest_path(files, version)
-    # Lance ignores a failure to write its hint, and lists the versions if there is none.
+    # Lance ignores a failure to write its hint, and lists the versions if it is missing.
     hint = files.read(VERSION_HINT)
     if hint is not None and hint != json.dumps({"version": version}, separators=(",", ":")).encode():
         files.delete(VERSION_HINT)

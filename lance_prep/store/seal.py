@@ -2,10 +2,10 @@
 
     NAME.lance/.lance_prep/seals/<version>.json     {"files": {path: xxh3-128}, "checksum": xxh3-64}
 
-Lance keeps no checksum of a manifest or a data file. What is in a data file is covered by the content hash and, byte by
-byte, by `file_hashes` of the shard's receipt; a manifest exists only once its version does, so its hash stands in a
-file of its own that is written right after the commit. A version without one (the process was killed in between, or
-another program made it) is checked by what it says alone.
+Lance keeps no checksum of a manifest or a data file. The rows of a data file are covered by the content hash, and its
+bytes by `file_hashes` of the shard's receipt. A manifest exists only once its version does, so its hash is in a file of
+its own, written right after the commit. If that file is missing (the process was killed in between, or another program
+made the version), only the manifest's content is checked.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
     A folder may also hold `vocab.json` and `merges.txt` of a GPT-2 tokenizer.
 
     Raises:
-        TokenizerError: there is none, or the file is no tokenizer, or `eos_token` is not in it.
+        TokenizerError: the tokenizer is missing or invalid, or lacks `eos_token`.
         UsageError: a revision is given for a tokenizer that is not on the Hub.
         HubUnreachable, AccessDenied, SourceNotFound: the Hub's answer.
     """
@@ -174,7 +174,7 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise TokenizerError(f"{where} is not JSON: {error}", "mend or remove it") from error
+        raise TokenizerError(f"{where} is not valid JSON: {error}", "fix or remove it") from error
     return value if isinstance(value, dict) else {}
 
 
