@@ -68,7 +68,9 @@ def _option(name: str, field: FieldInfo) -> Any:
     if bool in kinds:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=description + shown)
     choices = [value for kind in kinds for value in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal]
-    choices = list(LAYOUTS) if name == "layout" else choices
+    if name == "layout":
+        # The recipe checks the name: a layout may be registered after this module is imported.
+        return click.option(flag, metavar=f"[{'|'.join(LAYOUTS)}]", default=None, help=description + shown)
     if choices:
         return click.option(flag, type=click.Choice(choices), default=None, help=description + shown)
     # A field that parses text itself ("128MiB", "all") is handed the text.
