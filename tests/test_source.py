@@ -95,6 +95,66 @@ def test_every_string_type_is_read(tmp_path: Path, kind: pa.DataType) -> None:
         assert read(tmp_path / "x.parquet")[0] == TEXTS
 
 
+UTC = pa.timestamp("us", "UTC")
+WIDENED = [
+    (pa.int32(), 1, pa.int64(), 2),
+    (pa.float64(), 1.5, pa.float32(), 0.5),
+    (pa.float32(), 0.5, pa.float64(), float("nan")),
+    (pa.int64(), 1, pa.float64(), 2.0),
+    (pa.timestamp("us"), 1_000_000, pa.timestamp("s"), 2),
+    (pa.string(), "a", pa.null(), None),
+    (pa.list_(pa.float64()), [1.5], pa.list_(pa.int64()), [2, None]),
+    (pa.struct({"a": pa.int64(), "b": pa.string()}), {"a": 1, "b": "x"}, pa.struct({"a": pa.int32()}), {"a": 2}),
+]
+LOST = [
+    (pa.float32(), 0.5, pa.float64(), 0.1),
+    (pa.float16(), 0.5, pa.float32(), 1e6),
+    (pa.bool_(), True, pa.int64(), 5),
+    (pa.int64(), 1, pa.bool_(), True),
+    (pa.int64(), 1, pa.string(), "05"),
+    (pa.string(), "05", pa.int64(), 5),
+    (pa.int64(), 1, pa.float64(), 1.5),
+    (pa.timestamp("us"), 1, UTC, 1),
+    (UTC, 1, pa.timestamp("us"), 1),
+    (pa.timestamp("us"), 1, pa.int64(), 5),
+    (pa.list_(pa.float32()), [0.5], pa.list_(pa.float64()), [0.1]),
+    (pa.struct({"a": pa.int64()}), {"a": 1}, pa.struct({"a": pa.int64(), "b": pa.int64()}), {"a": 1, "b": 2}),
+    (pa.struct({"a": pa.int64()}), {"a": 1}, pa.struct({"b": pa.int64()}), {"b": 2}),
+]
+
+
+def write_two_types(folder: Path, first: pa.DataType, one: Any, second: pa.DataType, two: Any) -> None:
+    pq.write_table(pa.table({"text": ["a"], "v": pa.array([one], first)}), folder / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "v": pa.array([two], second)}), folder / "b.parquet")
+
+
+@pytest.mark.parametrize(("first", "one", "second", "two"), WIDENED, ids=str)
+def test_a_later_file_may_have_a_type_whose_values_fit(
+    tmp_path: Path, first: pa.DataType, one: Any, second: pa.DataType, two: Any
+) -> None:
+    write_two_types(tmp_path, first, one, second, two)
+    (_, row), rejected = rows_of(plan_of(tmp_path, keep_columns=["v"]))
+    assert repr([row["v"]]) == repr(pa.array([two], second).cast(first).to_pylist())
+    assert not rejected
+
+
+@pytest.mark.parametrize(("first", "one", "second", "two"), LOST, ids=str)
+def test_a_later_file_whose_values_would_change_is_refused(
+    tmp_path: Path, first: pa.DataType, one: Any, second: pa.DataType, two: Any
+) -> None:
+    write_two_types(tmp_path, first, one, second, two)
+    for fields in ({"keep_columns": ["v"]}, {"template": "{{ text }} {{ v }}"}, {"layout": "raw"}):
+        with pytest.raises(BadFile, match=r"b.parquet: column 'v' is .* planned as"):
+            rows_of(plan_of(tmp_path, **fields))
+
+
+def test_a_text_column_of_numbers_in_a_later_file_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": [5]}), tmp_path / "b.parquet")
+    with pytest.raises(BadFile, match=r"b.parquet: column 'text' is int64, and was planned as string"):
+        read(tmp_path)
+
+
 def test_a_row_of_a_text_file_can_be_a_line(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\n\r\n\ntwo\rthree\n  four")
     assert read(tmp_path / "x.txt", text_unit="line")[0] == ["one", "", "", "two\rthree", "  four"]

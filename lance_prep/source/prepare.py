@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,13 @@ from lance_prep.formats import Chunk, PartJob
 from lance_prep.ledger import Rejected
 from lance_prep.plan import TemplatePrints
 
+# Types by the beginning of their names. Values keep their meaning only within a kind; any other type is its own kind.
+_KINDS = {
+    r"u?int\d|float|double|halffloat|decimal": "number",
+    r"(dictionary<values=)?(large_)?(string|binary)|fixed_size_binary": "text",
+    r"timestamp.* tz=": "point in time",
+    r"timestamp|date": "local time",
+}
 _ROW = "\0row"
 
 Render = Callable[[Mapping[str, Any]], str]
@@ -41,7 +49,7 @@ def _conform(columns: pa.RecordBatch, job: PartJob) -> pa.RecordBatch:
     arrays, fields = [], []
     for want in job.read_schema:
         array = columns.column(want.name)
-        if array.type != want.type and want.name != text:
+        if array.type != want.type and (want.name != text or set(_kinds(array.type)) != set(_kinds(want.type))):
             array = _cast(array, want, job)
         arrays.append(array)
         fields.append(pa.field(want.name, array.type))
@@ -49,13 +57,29 @@ def _conform(columns: pa.RecordBatch, job: PartJob) -> pa.RecordBatch:
 
 
 def _cast(array: pa.Array, want: pa.Field, job: PartJob) -> pa.Array:
+    """Return the array in its planned type. Arrow's `cast` rounds floats and drops struct fields without an error."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
+    kinds = set(_kinds(array.type))
     try:
-        return array.cast(want.type)
+        cast = array.cast(want.type)
+        back = cast.cast(array.type, safe=False) if kinds else array
+        # NaN equals NaN only as text.
+        same = back.equals(array) or repr(back.to_pylist()) == repr(array.to_pylist())
+        if same and kinds <= set(_kinds(want.type)):
+            return cast
+        raise pa.ArrowInvalid("a value or its meaning would change")
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         said = f"{job.file.url}: column {want.name!r} is {array.type}, and was planned as {want.type} ({error})"
-        raise BadFile(said, "build files of different types one by one") from error
+        raise BadFile(said, "give the column one type in all files, or build the files separately") from error
+
+
+def _kinds(kind: pa.DataType, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path and the kind of every type inside a type. Nulls have none, and names of list items vary."""
+    for field in map(kind.field, range(kind.num_fields)):
+        yield from _kinds(field.type, f"{path}.{field.name if pa.types.is_struct(kind) else ''}")
+    if not kind.num_fields and not pa.types.is_null(kind):
+        yield path, next((name for begins, name in _KINDS.items() if re.match(begins, str(kind))), str(kind))
 
 
 def _filter(chunk: Chunk, job: PartJob) -> Chunk:
