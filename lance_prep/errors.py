@@ -224,7 +224,8 @@ def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
         return OutputError(f"writing {uri}: the object store refuses access", _STORE_LOGIN)
     if isinstance(error, PermissionError):
         return OutputError(_named(error, f"writing {uri}: permission denied"), _PERMISSION)
-    if isinstance(error, FileNotFoundError) or "Not found" in text:
+    # Lance words it in its own way for each call, and as the system does when it renames its temporary file.
+    if isinstance(error, FileNotFoundError) or "Not found" in text or "No such file or directory" in text:
         return OutputError(f"{uri} was removed while it was being built", "run the same command again")
     advice = _STORE_ADVICE if _names_store(uri) else "check the disk"
     return OutputError(f"writing {uri}: {one_line(error)}", f"{advice}; the same command continues the build")

@@ -337,7 +337,7 @@ def check_no_hub_options(recipe: Recipe) -> None:
     """
     given = [f"--{name}" for name in ("config", "split", "revision") if getattr(recipe, name) is not None]
     if given:
-        said = f"{recipe.asked} is no dataset of the Hub, so {' and '.join(given)} would mean nothing"
+        said = f"{recipe.asked} is not a Hub dataset, and only Hub datasets take {' and '.join(given)}"
         raise UsageError(said, "leave them out")
 
 

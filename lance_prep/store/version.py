@@ -194,7 +194,7 @@ def open_at(uri: str, version: int | str | None, transport: Transport) -> Datase
 
 
 def open_dataset(uri: str, version: int | str | None, transport: Transport) -> Any | None:
-    """Return the Lance dataset at `uri`, or None if there is none, as in a folder with only a journal.
+    """Return the Lance dataset at `uri`, or None if it is missing, as in a folder with only a journal.
 
     Raises:
         DamagedDataset: a local dataset cannot be opened.
