@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -130,6 +131,20 @@ class Plan:
     def shard(self, index: int) -> Shard:
         """The shard with this number in the dataset."""
         return self.shards[index - self.shards[0].index]
+
+    def split(self) -> Iterator[Plan]:
+        """Return one plan for each shard, with its own files alone, so that it is small.
+
+        It reads the same rows. The names in the recipe's source, which may be thousands, are left out of it.
+        """
+        recipe = self.recipe.model_copy(update={"source": ()})
+        source = replace(self.source, asked="")
+        for shard in self.shards:
+            places = {number: place for place, number in enumerate(dict.fromkeys(part.file for part in shard.parts))}
+            parts = tuple(replace(part, file=places[part.file]) for part in shard.parts)
+            files = tuple(self.files[number] for number in places)
+            own = replace(shard, parts=parts)
+            yield Plan(recipe, source, files, (own,), self.schema, self.read_schema)
 
     @property
     def left_out(self) -> str:

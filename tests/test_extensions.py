@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import multiprocessing
 import os
+import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -21,6 +23,8 @@ from torch.utils.data import DataLoader
 import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.dataset import SourceCheck, show_rows
+from lance_prep.engine import Hooks, Schedule, build_shard, register_engine, schedule
+from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import DatasetError, SourceError, UsageError
 from lance_prep.fetch import open_stream
 from lance_prep.formats import Chunk, Format, PartJob, register_format, registry, row_chunks
@@ -29,8 +33,11 @@ from lance_prep.layout import LayoutJob, RowMaker
 from lance_prep.layout.rows import text_columns, text_rows
 from lance_prep.layouts import LAYOUTS, Layout, register_layout
 from lance_prep.model import SourceFile
+from lance_prep.plan import make_plan
 from lance_prep.recipe import Recipe, load_recipe
 from lance_prep.source import SourceBatch
+from lance_prep.store.output import Output
+from lance_prep.tokenizer import load_tokenizer
 from lance_prep.train import LanceDataset, TokenLoader
 from lance_prep.transport import Transport
 from tests import tokenizers_made as made
@@ -220,3 +227,58 @@ def test_a_layout_that_is_not_registered_is_refused_by_name(tmp_path: Path) -> N
     assert "import the module that registers" in refusal.value.advice
     with pytest.raises(UsageError, match="layout: use one of lines, documents, blocks, raw"):
         load_recipe("sample", {"layout": "sentences"})
+
+
+class SpawnedInReverse:
+    """Builds shards in a fresh process, the last one first."""
+
+    def __init__(self, workers: int | None) -> None:
+        self.built = 0
+
+    def run(self, schedule: Schedule, hooks: Hooks) -> None:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            while not schedule.done:
+                jobs = list(iter(schedule.next, None))
+                for receipt in pool.starmap(build_shard, reversed(jobs), chunksize=len(jobs)):
+                    self.built += 1
+                    schedule.add(receipt)
+                    hooks.progress.finished(receipt)
+
+
+@pytest.mark.parametrize("max_rows", [None, 700])
+def test_an_engine_from_outside_gives_the_same_rows(tmp_path: Path, max_rows: int | None) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(2000)))
+    tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
+    fields: dict[str, Any] = {"tokenizer": tokenizer, "layout": "lines", "shard_size": "8KB", "max_rows": max_rows}
+    engine = SpawnedInReverse(None)
+    with mock.patch.dict(schedule._ENGINES):
+        register_engine("reverse", lambda workers: engine)
+        there = lance_prep.build(tmp_path / "a.txt", output=tmp_path / "there.lance", engine="reverse", **fields)
+    here = lance_prep.build(tmp_path / "a.txt", output=tmp_path / "here.lance", **fields)
+    assert there.content_hash == here.content_hash
+    assert there.rows == (max_rows or 2000)
+    assert engine.built >= there.shards > 1
+    assert lance_prep.verify(tmp_path / "there.lance", against=SourceCheck()).ok
+
+
+def test_an_unregistered_engine_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown engine 'spark'"):
+        lance_prep.build("sample", output=tmp_path / "o.lance", engine="spark")
+    assert not (tmp_path / "o.lance").exists()
+
+
+def test_a_task_of_a_build_of_ten_thousand_files_is_small(tmp_path: Path) -> None:
+    for i in range(10_000):
+        (tmp_path / f"{i:05}.txt").write_text("some text\n" * 20)
+    tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
+    names = [str(path) for path in sorted(tmp_path.glob("*.txt"))]
+    recipe = load_recipe(names, {"tokenizer": tokenizer, "layout": "blocks", "shard_size": "4KB"})
+    plan = make_plan(recipe, Transport())
+    assert len(plan.files) == 10_000
+    output = Output(str(tmp_path / "o.lance"))
+    tasks = BuildJob(plan, load_tokenizer(recipe), Transport(), output, key="0" * 16).tasks()
+    assert len(tasks) == len(plan.shards) > 400
+    assert max(len(pickle.dumps(task)) for task in tasks) < 20_000
+    assert [task.shard.index for task in tasks] == list(range(len(tasks)))
+    read = [task.plan.files[part.file].url for task in tasks for part in task.shard.parts]
+    assert read == names

@@ -121,6 +121,7 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @_recipe_options
 @click.option("--workers", type=click.IntRange(min=1), help="Shards built at once.  [default: number of cores]")
+@click.option("--engine", default="local", hidden=True, help="Where shards are built.")
 @click.option("--append", is_flag=True, help="Add what is new in the source as a new version.")
 @click.option("--overwrite", "--force", is_flag=True, help="Make a new version with the new content; old ones stay.")
 @click.option("--skip-existing", is_flag=True, help="Leave a dataset that exists alone, whatever it was built from.")
@@ -131,6 +132,7 @@ def build(
     source: tuple[str, ...],
     output: str | None,
     workers: int | None,
+    engine: str,
     append: bool,
     overwrite: bool,
     skip_existing: bool,
@@ -145,7 +147,7 @@ def build(
     from lance_prep.plan import default_output
 
     where = output or default_output(source)
-    options = RunOptions(where, workers, append, overwrite, skip_existing, storage_options, Silent())
+    options = RunOptions(where, workers, append, overwrite, skip_existing, storage_options, Silent(), engine)
     recipe = load_recipe(source, overrides)
     if dry_run:
         preview = preview_build(recipe, options, uri=options.uri(source))

@@ -24,10 +24,8 @@ from lance_prep.store import (
     Journal,
     Metadata,
     Receipt,
-    build_key,
     combine,
     hash_bytes,
-    plan_from_json,
     read_committed,
 )
 
@@ -123,7 +121,7 @@ def _read_journal(opened: DatasetVersion, key: str, shards: range, found: Verifi
     journal = BuildJournal(key)
     folder = f"{BUILDS_FOLDER}/{key}"
     with found.reading(f"{folder}/plan.json"):
-        journal.plan = _read_plan(opened, key, folder)
+        journal.plan = Journal(opened.files, key).plan(opened.uri, opened.metadata.tokenizer_sha256)
         _check_form(opened.files.read(f"{folder}/plan.json"))
     for index in shards:
         path = f"{folder}/shard-{index:06d}.json"
@@ -148,22 +146,6 @@ def _check_form(data: bytes | None) -> None:
     """
     if data is not None and json.dumps(json.loads(data)).encode() != data:
         raise ValueError("it is not what was written")
-
-
-def _read_plan(opened: DatasetVersion, key: str, folder: str) -> Plan:
-    data = opened.files.read(f"{folder}/plan.json")
-    if data is None:
-        raise ValueError("it is gone")
-    # The key is the hash of the plan and the tokenizer: a plan that was changed has another.
-    tokenizer = opened.metadata.tokenizer
-    try:
-        plan = dict(json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"it is damaged ({error})") from error
-    actual = build_key(plan, tokenizer.sha256 if tokenizer else None)
-    if actual != key:
-        raise ValueError(f"it is not the plan of this build: its key is {actual}")
-    return plan_from_json(plan, opened.uri)
 
 
 def check_ledgers(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> None:

@@ -1,4 +1,4 @@
-"""Engine: runs shards and commits them."""
+"""Engine stage: runs the shards of a plan, and commits them."""
 
 from typing import TYPE_CHECKING
 
@@ -8,5 +8,7 @@ if TYPE_CHECKING:
     from lance_prep.engine.local import default_workers
     from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
     from lance_prep.engine.run import RunOptions, build, preview_build, run_build, stream
+    from lance_prep.engine.schedule import Engine, Schedule, register_engine
+    from lance_prep.engine.shard import Hooks, ShardTask, build_shard
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

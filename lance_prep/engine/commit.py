@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from lance_prep.engine.changes import record_files
-from lance_prep.engine.decide import Decision, Existing
-from lance_prep.engine.quarantine import publish, published
+from lance_prep.engine.decide import Decision, Existing, record_files
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
 from lance_prep.layouts import LAYOUTS
@@ -20,8 +18,6 @@ from lance_prep.store import (
     LOADER_FILE,
     MOST_NAMES,
     BuildRecord,
-    DatasetVersion,
-    Journal,
     Lengths,
     Metadata,
     Receipt,
@@ -30,34 +26,15 @@ from lance_prep.store import (
     asked,
     combine,
     portable_url,
+    publish,
+    published,
     receipts_of,
     recipe_as_json,
-    tokenizer_path,
     versions_in_use,
     with_metadata,
-    write_by_hash,
     write_list,
 )
 from lance_prep.tokenizer import TokenizerSpec
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """A build whose shards are all done.
-
-    Attributes:
-        job: the build.
-        decision: what it does to the output.
-        before: the version that an append adds to, else None.
-        builds: the builds of the new version, in order.
-        receipts: of all of them, in order.
-    """
-
-    job: BuildJob
-    decision: Decision
-    before: DatasetVersion | None
-    builds: tuple[BuildRecord, ...]
-    receipts: tuple[Receipt, ...]
 
 
 def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, started: float) -> BuildReport:
@@ -69,22 +46,20 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
     """
     job, existing = decision.job, decision.existing
     assert job is not None
-    finished = _gather(decision, job, receipts)
-    metadata = _metadata(finished)
-    if job.spec is not None:
-        write_by_hash(job.files(), tokenizer_path(job.spec.sha256), job.spec.file)
-    if job.files().read(LOADER_FILE) is None:
-        job.files().write(LOADER_FILE, LOADER)
-    old = finished.before.fragments() if finished.before is not None else []
+    builds, all_receipts = _gather(decision, job, receipts)
+    metadata = _metadata(job, builds, all_receipts)
+    if job.output.files.read(LOADER_FILE) is None:
+        job.output.files.write(LOADER_FILE, LOADER)
+    old = decision.before.fragments() if decision.before is not None else []
     new = [receipt.fragment for receipt in receipts if receipt.fragment is not None]
-    journal = Journal(job.files(), job.key)
+    journal = job.journal
     job.output.remove_leftovers([*old, *new], journal, overwritten=existing.number > 0)
     why = {"lance_prep.build": job.key}
     version = job.output.commit(with_metadata(job.schema, metadata), [*old, *new], on=existing.number, why=why)
     journal.close(version)
     rejected_file = None
     if metadata.ledger.rejected:
-        rejected_file = publish(job.uri, job.files(), finished.builds, metadata.builds, job.output.transport)
+        rejected_file = publish(job.uri, job.output.files, builds, metadata.builds, job.output.transport)
     report = _report(job.uri, metadata, version, time.monotonic() - started, "resumed" if resumed else "built")
     return replace(
         report,
@@ -134,10 +109,11 @@ def _report(
     )
 
 
-def _gather(decision: Decision, job: BuildJob, receipts: list[Receipt]) -> _Finished:
-    """Record the build and its source files, and bring together all builds of the new version."""
-    existing, files = decision.existing, job.files()
-    before = existing.ours if decision.appends else None
+def _gather(
+    decision: Decision, job: BuildJob, receipts: list[Receipt]
+) -> tuple[tuple[BuildRecord, ...], tuple[Receipt, ...]]:
+    """Record the build and its source files. Return all builds of the new version, and their receipts, in order."""
+    existing, before, files = decision.existing, decision.before, job.output.files
     found = record_files(job.plan, decision.digests, job.origin)
     sources = [replace(file, url=portable_url(file.url, job.uri)) for file in found]
     build = BuildRecord(
@@ -155,7 +131,7 @@ def _gather(decision: Decision, job: BuildJob, receipts: list[Receipt]) -> _Fini
     )
     earlier = before.builds if before else ()
     old = [receipt for one in earlier for receipt in receipts_of(files, one)]
-    return _Finished(job, decision, before, (*earlier, build), (*old, *receipts))
+    return (*earlier, build), (*old, *receipts)
 
 
 def _lengths(receipts: Iterable[Receipt]) -> Lengths | None:
@@ -168,8 +144,7 @@ def _lengths(receipts: Iterable[Receipt]) -> Lengths | None:
     return Lengths(total.quantile(0.5), total.quantile(0.99), total.longest, total.longest_doc_id)
 
 
-def _metadata(finished: _Finished) -> Metadata:
-    job, builds, receipts = finished.job, finished.builds, finished.receipts
+def _metadata(job: BuildJob, builds: tuple[BuildRecord, ...], receipts: tuple[Receipt, ...]) -> Metadata:
     recipe, spec = job.plan.recipe, job.spec
     recorded = recipe_as_json(job.plan, job.uri)
     source = SourceRecord(**{**asdict(job.plan.source), "asked": asked(recorded)})
@@ -193,7 +168,7 @@ def _metadata(finished: _Finished) -> Metadata:
         shards=sum(build.shards for build in builds),
         files=sum(build.files for build in builds),
         build=builds[-1],
-        builds=write_list(job.files(), builds),
+        builds=write_list(job.output.files, builds),
         lengths=_lengths(receipts),
         versions=versions_in_use(),
     )

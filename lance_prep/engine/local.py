@@ -3,46 +3,41 @@
 from __future__ import annotations
 
 import os
-import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
-from lance_prep.engine.report import Progress
-from lance_prep.engine.schedule import Schedule
-from lance_prep.engine.shard import BuildJob, Worker
+from lance_prep.engine.schedule import Schedule, register_engine
+from lance_prep.engine.shard import Hooks, build_shard
 from lance_prep.store import Receipt
 
 
 def default_workers() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_local(job: BuildJob, schedule: Schedule, *, workers: int, progress: Progress) -> None:
-    """Build what the schedule hands out, `workers` shards at once.
+class LocalEngine:
+    """Builds `workers` shards at once, each on a thread; by default one for each core."""
 
-    Raises:
-        LancePrepError: the first that a shard raised. The others are stopped; finished shards keep their receipts.
-        KeyboardInterrupt: likewise.
-    """
-    at_once = max(1, min(workers, len(job.plan.shards)))
-    job = replace(job, at_once=at_once, parallel_encode=at_once < workers)
-    stop = threading.Event()
-    reference = job.make_reference()
-    disagreed = threading.Event()
-    idle = [Worker(job, reference, progress, stop, disagreed) for _ in range(at_once)]
-    running: dict[Future[Receipt], Worker] = {}
-    pool = ThreadPoolExecutor(at_once, thread_name_prefix="shard")
-    try:
-        while not schedule.done:
-            while idle and (task := schedule.next()) is not None:
-                worker = idle.pop()
-                running[pool.submit(worker.build_shard, *task)] = worker
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                idle.append(running.pop(future))
-                schedule.add(future.result())
-    finally:
-        # After the end this stops shards that were begun but, under a row limit, turned out not to be needed.
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers or default_workers()
+
+    def run(self, schedule: Schedule, hooks: Hooks) -> None:
+        at_once = max(1, min(self._workers, len(schedule.tasks)))
+        hooks = replace(hooks, encoders=hooks.encoders.sized(at_once, parallel=at_once < self._workers))
+        running: set[Future[Receipt]] = set()
+        pool = ThreadPoolExecutor(at_once, thread_name_prefix="shard")
+        try:
+            while not schedule.done:
+                while len(running) < at_once and (job := schedule.next()) is not None:
+                    running.add(pool.submit(build_shard, *job, hooks))
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    schedule.add(future.result())
+        finally:
+            # Also stops shards that were begun but, under a row limit, are not needed.
+            hooks.stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+register_engine("local", LocalEngine)

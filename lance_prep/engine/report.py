@@ -17,31 +17,23 @@ class Progress(Protocol):
 
     def planned(self, plan: Plan, done: Sequence[int]) -> None:
         """The plan is made; the shards `done` were finished by an earlier run."""
-        ...
+        return
 
     def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
         """A batch went through: source rows, tokens made, bytes of text read."""
-        ...
+        return
 
     def finished(self, receipt: Receipt) -> None:
         """A shard is done."""
-        ...
+        return
 
     def warned(self, message: str) -> None:
         """Something that the user should know, once."""
-        ...
+        return
 
 
-class Silent:
+class Silent(Progress):
     """Tells nothing."""
-
-    def planned(self, plan: Plan, done: Sequence[int]) -> None: ...
-
-    def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None: ...
-
-    def finished(self, receipt: Receipt) -> None: ...
-
-    def warned(self, message: str) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Unpack
 
 import pyarrow as pa
 
+from lance_prep.engine import local  # noqa: F401  (registers itself)
 from lance_prep.engine.commit import commit_build, existing_report
-from lance_prep.engine.decide import Decision, check_folder, committed, decide
-from lance_prep.engine.local import default_workers, run_local
-from lance_prep.engine.quarantine import refuse_own_source
+from lance_prep.engine.decide import Decision, check_folder, decide, look_at, refuse_own_source
 from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
-from lance_prep.engine.schedule import Schedule
-from lance_prep.engine.shard import BuildJob, Worker
-from lance_prep.errors import OutputError, OutputExists, RowRejected, SourceChanged, TokenizerError, UsageError
+from lance_prep.engine.schedule import Engine, Schedule, make_engine
+from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
+from lance_prep.errors import OutputError, OutputExists, SourceChanged, TokenizerError, UsageError
 from lance_prep.layout import check_tokenizer
 from lance_prep.layouts import LAYOUTS
-from lance_prep.ledger import Rejected, Tally
+from lance_prep.ledger import Tally
 from lance_prep.model import Plan
 from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Recipe, RecipeFields, Source, load_recipe
-from lance_prep.store import Journal, Output, OutputLock, build_key, plan_as_json, unfinished_builds, with_data
+from lance_prep.store import Output, OutputLock, Quarantine, build_key, tokenizer_path, with_data, write_by_hash
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
-from lance_prep.transport import Transport, absolute_uri, is_local
+from lance_prep.transport import Transport, absolute_uri
 
 READ_AHEAD_BATCHES = 2
 
@@ -39,12 +38,13 @@ class RunOptions:
 
     Attributes:
         output: path or URI of the dataset; by default the source's name with `.lance`, in the current folder.
-        workers: shards built at once; by default as many as there are cores.
+        workers: number of shards built at once; by default the number of cores.
         append: if the source has grown, add what is new as a new version.
         overwrite: if the output holds something else, make a new version with the new content.
         skip_existing: if the output holds a dataset, whatever it was built from, leave it alone.
         storage_options: for object stores, as Lance and object_store name them.
         progress: told what happens.
+        engine: where shards are built: `local`, or a name given to `register_engine`.
     """
 
     output: str | Path | None = None
@@ -54,6 +54,7 @@ class RunOptions:
     skip_existing: bool = False
     storage_options: Mapping[str, str] | None = field(default=None, repr=False)
     progress: Progress = field(default_factory=Silent)
+    engine: str = "local"
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -67,6 +68,10 @@ class RunOptions:
         output = str(self.output) if self.output is not None else default_output(source)
         return absolute_uri(output)
 
+    def at(self, uri: str) -> Output:
+        """Return the output at `uri`."""
+        return Output(uri, Transport.of(self.storage_options))
+
 
 def build(
     source: Source,
@@ -78,6 +83,7 @@ def build(
     skip_existing: bool = False,
     storage_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    engine: str = "local",
     **overrides: Unpack[RecipeFields],
 ) -> BuildReport:
     """Build a Lance token dataset.
@@ -87,7 +93,8 @@ def build(
     Args:
         source: a built-in recipe (`sample`, `wikitext`), a recipe `.yaml`, a Hub id `owner/name`, an `hf://` or `s3://`
             URL, a local file, folder or glob, a list of these local names, or a `Recipe`.
-        output, workers, append, overwrite, skip_existing, storage_options, progress: see `RunOptions`.
+        output, workers, append, overwrite, skip_existing, storage_options, progress, engine: see
+            `RunOptions`.
         overrides: fields of `Recipe`, such as `layout="blocks"` or `max_rows=1000`.
 
     Raises:
@@ -96,37 +103,39 @@ def build(
         TokenizerError: the tokenizer cannot be used.
         OutputError: the output cannot be written, holds something else, or is being built by another process.
     """
-    options = RunOptions(output, workers, append, overwrite, skip_existing, storage_options, progress or Silent())
+    options = RunOptions(
+        output, workers, append, overwrite, skip_existing, storage_options, progress or Silent(), engine
+    )
     return run_build(load_recipe(source, overrides), options, uri=options.uri(source))
 
 
 def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     """Build a recipe into the dataset at `uri`. Raises as `build` does."""
     started = time.monotonic()
-    output = Output(uri, Transport.of(options.storage_options))
-    if options.skip_existing and (existing := committed(output)).ours is not None:
+    output, engine = options.at(uri), make_engine(options.engine, options.workers)
+    if options.skip_existing and (existing := look_at(output)).ours is not None:
         return existing_report(existing, "skipped", time.monotonic() - started)
     check_folder(uri, overwrite=options.overwrite)
     plan = _plan(recipe, output)
     if plan.left_out:
         options.progress.warned(plan.left_out)
     job = _job(plan, output)
-    with job.output.lock() as lock:
+    with output.lock() as lock:
         decision = decide(job, append=options.append, overwrite=options.overwrite)
         if decision.job is None:
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)
-        return _run(decision.job, decision, options, lock, started)
+        return _run(decision, engine, options.progress, lock, started)
 
 
 def preview_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildPreview:
     """Say what `run_build` would do. Nothing is written, and the tokenizer is loaded only to compare it."""
-    output = Output(uri, Transport.of(options.storage_options))
-    if options.skip_existing and committed(output).ours is not None:
+    output = options.at(uri)
+    if options.skip_existing and look_at(output).ours is not None:
         return BuildPreview(_plan(recipe, output), "skip", "the output exists and would be left alone")
     plan = _plan(recipe, output)
     try:
         check_folder(uri, overwrite=options.overwrite)
-        if not committed(output).number and not output.unfinished():
+        if not look_at(output).number and not output.unfinished():
             return BuildPreview(plan, "build", f"a new dataset at {uri}")
         job = _job(plan, output)
         return _preview(decide(job, append=options.append, overwrite=options.overwrite, settle=False), job)
@@ -138,7 +147,7 @@ def _preview(decision: Decision, asked: BuildJob) -> BuildPreview:
     job, version = decision.job, decision.existing.number
     if job is None:
         return BuildPreview(asked.plan, "nothing", f"version {version} is up to date")
-    done = len(Journal(job.files(), job.key).receipts())
+    done = len(job.journal.receipts())
     resumed = f", with {done} of {len(job.plan.shards)} shards already finished" if done else ""
     if decision.appends:
         return BuildPreview(job.plan, "append", f"{len(job.plan.files)} new files as version {version + 1}{resumed}")
@@ -174,31 +183,25 @@ def check_storage_options(recipe: Recipe, output: Output) -> None:
 
 def _job(plan: Plan, output: Output) -> BuildJob:
     spec = load_spec(plan.recipe)
-    key = build_key(plan_as_json(plan, output.uri), spec.sha256 if spec else None)
-    return BuildJob(plan=plan, spec=spec, output=output, origin=output.transport, key=key)
+    key = build_key(plan, output.uri, spec.sha256 if spec else None)
+    return BuildJob(plan, spec, output.transport, output, key)
 
 
-def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLock, started: float) -> BuildReport:
-    files = job.files()
-    for key in unfinished_builds(files):
-        # `decide` has let this build replace them: their shards belong to nothing from here on.
-        # (In an object store another process may be at work on them: there `prune` does it.)
-        if key != job.key and is_local(job.uri):
-            other = Journal(files, key)
-            options.progress.warned(
-                f"{len(other.receipts())} finished shards of another unfinished build are discarded"
-            )
-            other.discard()
-    journal = Journal(files, job.key)
-    journal.begin(job.plan, job.uri)
-    receipts = with_data(files, journal.receipts().values())
-    there = decision.existing.number > 0
-    # Now too, not only before the commit: on a full disk what a killed build has left would be in the way.
+def _run(decision: Decision, engine: Engine, progress: Progress, lock: OutputLock, started: float) -> BuildReport:
+    job = decision.job
+    assert job is not None
+    output, files = job.output, job.output.files
+    _discard_others(job, progress)
+    job.journal.begin(job.plan, job.uri)
+    if job.spec is not None:
+        write_by_hash(files, tokenizer_path(job.spec.sha256), job.spec.file)
+    receipts = with_data(files, job.journal.receipts().values())
+    # Also before the build, not only before the commit: on a full disk, leftovers of a killed build take its space.
     keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
-    job.output.remove_leftovers(keep, journal, overwritten=there)
-    schedule = Schedule(job.plan, receipts, max_rows=_rows_left(job, decision))
-    options.progress.planned(job.plan, sorted(receipts))
-    run_local(job, schedule, workers=options.workers or default_workers(), progress=options.progress)
+    output.remove_leftovers(keep, job.journal, overwritten=decision.existing.number > 0)
+    schedule = Schedule(job.tasks(), receipts, max_rows=_rows_left(job, decision))
+    progress.planned(job.plan, sorted(receipts))
+    engine.run(schedule, Hooks(progress, encoders=Encoders(job.spec)))
     lock.check()
     finished = schedule.result()
     if len(with_data(files, finished)) < len(finished):
@@ -208,16 +211,28 @@ def _run(job: BuildJob, decision: Decision, options: RunOptions, lock: OutputLoc
     return commit_build(decision, finished, resumed=len(receipts), started=started)
 
 
+def _discard_others(job: BuildJob, progress: Progress) -> None:
+    """Discard unfinished builds of something else, which `decide` has let this build replace.
+
+    In an object store another process may be working on them, so `prune` does it there.
+    """
+    for key in job.output.unfinished() if job.output.is_local else ():
+        if key != job.key:
+            other = job.output.journal(key)
+            progress.warned(f"{len(other.receipts())} finished shards of another unfinished build are discarded")
+            other.discard()
+
+
 def _rows_left(job: BuildJob, decision: Decision) -> int | None:
-    """Rows that may still be written: `max_rows` is of the whole dataset, what an append adds to included."""
+    """Return the rows that may still be written. `max_rows` includes the rows that an append adds to."""
     if not job.plan.recipe.max_rows:
         return None
-    there = decision.existing.ours.metadata.rows if decision.appends and decision.existing.ours else 0
+    there = decision.before.metadata.rows if decision.before else 0
     return max(0, job.plan.recipe.max_rows - there)
 
 
 def load_spec(recipe: Recipe) -> TokenizerSpec | None:
-    """The recipe's tokenizer, or None where the layout takes none.
+    """Return the recipe's tokenizer, or None if the layout takes none.
 
     Raises:
         TokenizerError: it cannot be used with the recipe's layout.
@@ -236,7 +251,7 @@ def load_spec(recipe: Recipe) -> TokenizerSpec | None:
 def stream(
     source: Source, *, storage_options: Mapping[str, str] | None = None, **overrides: Unpack[RecipeFields]
 ) -> pa.RecordBatchReader:
-    """The rows that `build` would write, as a streaming reader: nothing is written, and a few batches are in memory.
+    """Return the rows that `build` would write, as a streaming reader. It holds a few batches and writes nothing.
 
     Args:
         source, storage_options, overrides: as in `build`.
@@ -246,38 +261,33 @@ def stream(
         would set aside is left out; with `strict=True` it is an error.
 
     Raises:
-        RecipeError, SourceError, TokenizerError: at once, or from the reader as it comes to them; TokenizerError also
-            where the fast backend proves to disagree with `tokenizers`, whose shard `build` would encode again.
+        RecipeError, SourceError, TokenizerError: at once, or from the reader. TokenizerError also if the fast backend
+            disagrees with `tokenizers`; `build` would encode that shard again.
     """
     recipe = load_recipe(source, overrides)
     output = Output("", Transport.of(storage_options))
     check_storage_options(recipe, output)
     made = make_plan(recipe, output.transport)
-    job = BuildJob(made, load_spec(made.recipe), output=output, origin=output.transport, key="")
+    job = BuildJob(made, load_spec(made.recipe), output.transport, output, key="")
     return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), READ_AHEAD_BATCHES))
 
 
 def _stream(job: BuildJob) -> Iterator[pa.RecordBatch]:
-    worker = Worker(job, job.make_reference())
+    hooks = Hooks(encoders=Encoders(job.spec))
     left = job.plan.recipe.max_rows or None
-    for shard in job.plan.shards:
-        with ExitStack() as stack:
-            tally = Tally(on_reject=_raise_rejected if job.plan.recipe.strict else lambda rejected: None)
-            rows = worker.rows(shard, left, tally)
-            stack.callback(rows.close)  # type: ignore[attr-defined]
+    for task in job.tasks():
+        tally = Tally(on_reject=Quarantine(strict=job.plan.recipe.strict).add)
+        with (
+            hooks.encoders.lend(task) as lent,
+            closing(shard_rows(task, left, tally, hooks, lent)) as rows,
+        ):
             try:
                 for batch in rows:
                     yield batch
                     if left is not None:
                         left -= len(batch)
             except BackendDisagrees as error:
-                # What was given out cannot be taken back, as a build takes a shard back.
-                raise TokenizerError(str(error), "give tokenizer_backend='tokenizers'") from error
+                # A build discards the shard and encodes it again; a stream cannot take rows back.
+                raise TokenizerError(str(error), "use tokenizer_backend='tokenizers'") from error
         if left == 0:
             return
-
-
-def _raise_rejected(rejected: Rejected) -> None:
-    raise RowRejected(
-        f"{rejected.file}, {rejected.unit} {rejected.position}: {rejected.reason}", "mend the row, or leave out strict"
-    )

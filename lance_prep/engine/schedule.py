@@ -1,48 +1,53 @@
-"""Which shard comes next, under a row limit that shards built at the same time share."""
+"""Which shard comes next, under a row limit that shards built at the same time share; and the engines that ask."""
 
 from __future__ import annotations
 
-from lance_prep.model import Plan, Shard
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from lance_prep.engine.shard import Hooks, ShardTask
+from lance_prep.errors import UsageError
 from lance_prep.store import Receipt
 
 
 class Schedule:
-    """Hands out shards until every one that is needed has a receipt that counts.
+    """Hands out tasks until every shard that is needed has a receipt that counts.
 
-    With `max_rows` the dataset is the first so many rows in shard order. How many of them a shard may give is known
-    when all before it are done; one that is built earlier gets the most that it could be, and is built again if
-    that proves too many. So the result does not depend on how many are built at once.
+    With `max_rows=N` the dataset is the first N rows in shard order. How many of them a shard may give is known when
+    all shards before it are done. A shard that is built earlier gets the most that it could be, and is built again if
+    that proves too many. So the result does not depend on how many shards are built at once.
 
-    Not thread-safe: one thread hands out and takes in.
+    Not thread-safe: one thread calls `next` and `add`.
 
     Args:
-        receipts: of shards that are done, by shard index.
-        max_rows: rows that the shards may give together; None for all.
+        tasks: of all shards, in order.
+        receipts: of finished shards, by shard index.
+        max_rows: maximum number of rows of all shards together; None for no limit.
     """
 
-    def __init__(self, plan: Plan, receipts: dict[int, Receipt], *, max_rows: int | None) -> None:
-        self._shards = plan.shards
-        self._first = plan.shards[0].index if plan.shards else 0
+    def __init__(self, tasks: Sequence[ShardTask], receipts: dict[int, Receipt], *, max_rows: int | None) -> None:
+        self.tasks = tasks
+        self._first = tasks[0].shard.index if tasks else 0
         self._max_rows = max_rows
         self._receipts = {shard - self._first: receipt for shard, receipt in receipts.items()}
-        self._prefix = 0  # shards before it are done for good
-        self._taken = 0  # rows of those
+        self._prefix = 0  # the shards before it are final
+        self._taken = 0  # rows of those shards
         self._next = 0
         self._in_flight: set[int] = set()
         self._settle()
 
     @property
     def done(self) -> bool:
-        """No further shard is needed."""
-        return self._prefix >= len(self._shards) or self._left() == 0
+        """Whether no further shard is needed."""
+        return self._prefix >= len(self.tasks) or self._left() == 0
 
-    def next(self) -> tuple[Shard, int | None] | None:
-        """The next shard and its row limit, or None while there is nothing to hand out."""
+    def next(self) -> tuple[ShardTask, int | None] | None:
+        """Return the next task and its row limit, for `build_shard`; None if all must wait for receipts."""
         if self.done:
             return None
         if self._prefix not in self._receipts and self._prefix not in self._in_flight:
             return self._hand_out(self._prefix)
-        while self._next < len(self._shards):
+        while self._next < len(self.tasks):
             index = self._next
             self._next += 1
             if index not in self._receipts and index not in self._in_flight and index >= self._prefix:
@@ -57,18 +62,18 @@ class Schedule:
         self._settle()
 
     def result(self) -> list[Receipt]:
-        """The receipts that make the dataset, in order."""
+        """Return the receipts that make the dataset, in order."""
         return [self._receipts[i] for i in range(self._prefix)]
 
-    def _hand_out(self, index: int) -> tuple[Shard, int | None]:
+    def _hand_out(self, index: int) -> tuple[ShardTask, int | None]:
         self._in_flight.add(index)
-        return self._shards[index], self._left()
+        return self.tasks[index], self._left()
 
     def _left(self) -> int | None:
         return self._max_rows - self._taken if self._max_rows is not None else None
 
     def _settle(self) -> None:
-        while self._prefix < len(self._shards) and self._prefix in self._receipts:
+        while self._prefix < len(self.tasks) and self._prefix in self._receipts:
             left, receipt = self._left(), self._receipts[self._prefix]
             if left == 0:
                 return
@@ -77,3 +82,43 @@ class Schedule:
                 return
             self._taken += receipt.rows
             self._prefix += 1
+
+
+class Engine(Protocol):
+    """Decides where shards are built: threads, processes, a cluster. It calls `build_shard` for each task.
+
+    Tasks can be pickled, receipts too. Hooks cannot: `build_shard` in another process makes its own. Order and place
+    do not change a row.
+    """
+
+    def run(self, schedule: Schedule, hooks: Hooks) -> None:
+        """Build what the schedule hands out, and add the receipts to it, until it is done.
+
+        Raises:
+            LancePrepError: the first error of a shard, after the shards in work have ended. Finished shards keep their
+                receipts, so the next run continues.
+        """
+        ...
+
+
+_ENGINES: dict[str, Callable[[int | None], Engine]] = {}
+
+
+def register_engine(name: str, make: Callable[[int | None], Engine]) -> None:
+    """Add an engine, for `build(engine=name)`.
+
+    Args:
+        make: takes the number of shards to build at once, or None for the engine's default.
+    """
+    _ENGINES[name] = make
+
+
+def make_engine(name: str, workers: int | None) -> Engine:
+    """Return the engine with this name.
+
+    Raises:
+        UsageError: there is no such engine.
+    """
+    if name not in _ENGINES:
+        raise UsageError(f"unknown engine {name!r}", f"use one of: {', '.join(sorted(_ENGINES))}")
+    return _ENGINES[name](workers)

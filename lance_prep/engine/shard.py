@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from lance_prep.engine.quarantine import Quarantine
 from lance_prep.engine.report import Progress, Silent
 from lance_prep.errors import Interrupted
 from lance_prep.layout import LayoutJob, lay_out, row_schema
@@ -17,7 +16,7 @@ from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard
 from lance_prep.process import read_ahead, trim
 from lance_prep.source import SourceBatch, read_shard
-from lance_prep.store import Files, Journal, Output, Receipt, hash_bytes
+from lance_prep.store import Journal, Output, Quarantine, Receipt, hash_bytes, read_by_hash, tokenizer_path
 from lance_prep.tokenizer import (
     BackendDisagrees,
     CheckedEncoder,
@@ -33,171 +32,245 @@ from lance_prep.transport import Transport
 #: Rows that wait for the writer while the next batch is tokenized. Two batches are enough to keep both busy.
 WRITE_AHEAD_BATCHES = 2
 
+#: Code points whose texts `tokenizers` encodes; None for all texts.
+Points = frozenset[int] | None
+
 
 @dataclass(frozen=True)
 class BuildJob:
-    """What every shard of a build needs. Picklable.
+    """A whole build: what is built into which dataset.
 
     Attributes:
         plan: what to build.
         spec: the tokenizer; None for layout `raw`.
-        output: the dataset.
         origin: how to reach the source.
+        output: the dataset.
         key: of the build, see `store.journal`.
-        at_once: shards built at once in one process.
-        parallel_encode: let one shard's tokenizer use all cores: for when shards are fewer than workers.
     """
 
     plan: Plan
     spec: TokenizerSpec | None
-    output: Output
     origin: Transport
+    output: Output
     key: str
-    at_once: int = 1
-    parallel_encode: bool = False
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Of the dataset's rows, without its metadata."""
-        return row_schema(self.plan, self.spec)
 
     @property
     def uri(self) -> str:
+        """Absolute path or URI of the dataset."""
         return self.output.uri
 
-    def files(self) -> Files:
-        return self.output.files
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the dataset's rows, without its metadata."""
+        return row_schema(self.plan, self.spec)
 
-    def make_reference(self) -> ReferenceEncoder | None:
-        """The reference encoder that this process' workers share."""
-        return ReferenceEncoder(self.spec, self.plan.recipe) if self.spec is not None else None
+    @property
+    def journal(self) -> Journal:
+        """The journal of the build."""
+        return self.output.journal(self.key)
+
+    def tasks(self) -> list[ShardTask]:
+        """Return one task for each shard, in order."""
+        spec = replace(self.spec, file=b"") if self.spec is not None else None
+        return [ShardTask(plan, spec, self.origin, self.output, self.key) for plan in self.plan.split()]
 
 
-@dataclass
-class Worker:
-    """What one thread keeps between shards: encoders, which take 0.2 s to make and learn the corpus' words.
+@dataclass(frozen=True)
+class ShardTask(BuildJob):
+    """One shard to build. Small, so that it can be pickled and built by any process.
 
-    Attributes:
-        job: the build.
-        reference: shared by the workers of a process, which saves 60 MB each; None for `raw`.
-        progress: told of each batch.
-        stop: set to make the shard in work end with `Interrupted`.
-        disagreed: set once the user was warned that the fast backend disagrees with the reference.
+    `plan` is of this shard alone (see `Plan.split`), and `spec` lacks the tokenizer's file. The output has the file.
     """
 
-    job: BuildJob
-    reference: ReferenceEncoder | None
+    @property
+    def shard(self) -> Shard:
+        """The shard."""
+        return self.plan.shards[0]
+
+
+@dataclass(frozen=True)
+class Lent:
+    """The encoder of one shard, lent by `Encoders`.
+
+    Attributes:
+        encoder: encodes the shard's texts.
+        guard: refuses texts with special tokens; None if the recipe does not ask for it.
+        checked: `encoder`, with a sample of its answers compared with the reference's; None if it is the reference.
+    """
+
+    encoder: Encoder
+    guard: SpecialTokenGuard | None
+    checked: CheckedEncoder | None
+
+
+class Encoders:
+    """The encoders of one build in one process. Shards take turns with them.
+
+    An encoder takes 0.2 s to make, and gets faster as it learns the words of the corpus. The reference is shared by
+    all threads, which saves 60 MB each. Thread-safe, and never sent to another process.
+
+    Args:
+        spec: the tokenizer with its file; by default it is read from the output of the first task.
+        at_once: shards built at once in this process, whose encoders share one memory limit.
+        parallel: let one encoder use all cores, for when shards are fewer than workers.
+    """
+
+    def __init__(self, spec: TokenizerSpec | None = None, *, at_once: int = 1, parallel: bool = False) -> None:
+        self._spec = spec
+        self._at_once = at_once
+        self._parallel = parallel
+        self._reference: ReferenceEncoder | None = None
+        self._guard: SpecialTokenGuard | None = None
+        self._idle: list[Encoder] = []
+        self._lock = threading.Lock()
+
+    def sized(self, at_once: int, *, parallel: bool) -> Encoders:
+        """Return encoders of the same tokenizer for this number of shards at once."""
+        return Encoders(self._spec, at_once=at_once, parallel=parallel)
+
+    @contextmanager
+    def lend(self, task: ShardTask, points: Points = frozenset()) -> Iterator[Lent | None]:
+        """Lend an encoder to one shard while the block runs; None if the layout takes no tokenizer.
+
+        Raises:
+            DamagedDataset: the tokenizer's file is missing from the output, or damaged.
+            TokenizerError: the recipe's backend cannot be used with the tokenizer.
+        """
+        if task.spec is None:
+            yield None
+            return
+        recipe = task.plan.recipe
+        with self._lock:
+            spec, reference = self._load(task, task.spec)
+            idle = self._idle.pop() if self._idle and points is not None else None
+        encoder: Encoder = reference
+        if points is not None:
+            encoder = idle or make_encoder(spec, recipe, reference, encoders=self._at_once, parallel=self._parallel)
+        lent = encoder.with_points(points) if points and isinstance(encoder, ExactEncoder) else encoder
+        check = CheckedEncoder(lent, reference, seed=recipe.seed, shard=task.shard.index)
+        try:
+            with check if encoder is not reference else nullcontext() as checked:
+                yield Lent(lent, self._guard, checked)
+        finally:
+            if points is not None:
+                with self._lock:
+                    self._idle.append(encoder)
+
+    def _load(self, task: ShardTask, spec: TokenizerSpec) -> tuple[TokenizerSpec, ReferenceEncoder]:
+        if self._spec is None:
+            self._spec = replace(spec, file=read_by_hash(task.output.files, tokenizer_path(spec.sha256)))
+        if self._reference is None:
+            self._reference = ReferenceEncoder(self._spec, task.plan.recipe)
+            if task.plan.recipe.special_tokens == "error":
+                self._guard = SpecialTokenGuard(self._spec)
+        return self._spec, self._reference
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a shard shares with the other shards of its process. Never sent to another process.
+
+    Attributes:
+        progress: told of each batch and each finished shard.
+        stop: set to make the shards in work end with `Interrupted`.
+        encoders: the process' encoders.
+    """
+
     progress: Progress = field(default_factory=Silent)
     stop: threading.Event = field(default_factory=threading.Event)
-    disagreed: threading.Event = field(default_factory=threading.Event)
-    _encoder: Encoder | None = field(default=None, init=False)
+    encoders: Encoders = field(default_factory=Encoders)
+    _warned: threading.Event = field(default_factory=threading.Event)
 
-    def build_shard(self, shard: Shard, limit: int | None) -> Receipt:
-        """Read, tokenize, lay out and write one shard, and make its receipt durable.
+    def warn_once(self, message: str) -> None:
+        """Warn the user, unless another shard did already."""
+        if not self._warned.is_set():
+            self._warned.set()
+            self.progress.warned(message)
 
-        Args:
-            limit: write at most so many rows; None for all.
 
-        Raises:
-            LancePrepError: what went wrong; nothing of the shard counts then.
-        """
-        points: frozenset[int] | None = frozenset()
-        while True:
-            try:
-                return self._attempt(shard, limit, points)
-            except BackendDisagrees as error:
-                if not self.disagreed.is_set():
-                    self.disagreed.set()
-                    self.progress.warned(f"shard {shard.index}: {error}; {error.advice}")
-                # Of plain ASCII, or of characters that tokenizers encoded already, nothing can be singled out.
-                points = points | error.points if points is not None and error.points - points else None
+def build_shard(task: ShardTask, limit: int | None, hooks: Hooks | None = None) -> Receipt:
+    """Read, tokenize, lay out and write one shard, and make its receipt durable.
 
-    def rows(
-        self, shard: Shard, limit: int | None, tally: Tally, *, points: frozenset[int] | None = frozenset()
-    ) -> Iterator[pa.RecordBatch]:
-        """The rows of one shard, as they are written.
+    Args:
+        limit: write at most this number of rows; None for all.
+        hooks: shared by the shards of this process; one's own by default.
 
-        Args:
-            points: code points whose texts `tokenizers` encodes; None for all texts.
+    Raises:
+        LancePrepError: what went wrong. The shard has no receipt then.
+    """
+    hooks = hooks or Hooks()
+    points: Points = frozenset()
+    while True:
+        try:
+            return _build(task, limit, hooks, points)
+        except BackendDisagrees as error:
+            hooks.warn_once(f"shard {task.shard.index}: {error}; {error.advice}")
+            # If the texts are plain ASCII, or their characters are in `points` already, `tokenizers` encodes all texts.
+            points = points | error.points if points is not None and error.points - points else None
 
-        Raises:
-            BackendDisagrees: the reference check failed; nothing that was yielded may be used.
-        """
-        job, recipe = self.job, self.job.plan.recipe
-        layout = LayoutJob(recipe=recipe, shard=shard.index, schema=job.schema, tally=tally, spec=job.spec, limit=limit)
-        with ExitStack() as stack:
-            checked = None
-            if job.spec is not None and self.reference is not None:
-                layout.encoder = self._get_encoder(points)
-                if recipe.special_tokens == "error":
-                    layout.guard = SpecialTokenGuard(job.spec)
-                if not isinstance(layout.encoder, ReferenceEncoder):
-                    checked = CheckedEncoder(layout.encoder, self.reference, seed=recipe.seed, shard=shard.index)
-                    layout.encoder = stack.enter_context(checked)
-            source = read_shard(job.plan, shard, tally, job.origin, stop=self.stop)
-            stack.enter_context(closing(source))  # type: ignore[type-var]
-            yield from lay_out(self._watched(source, shard, tally), layout)
-            if checked is not None:
-                checked.finish()
-                tally.ledger.rows_checked += checked.rows_checked
-            if points is None:
-                tally.ledger.shards_by_reference += 1
 
-    def _attempt(self, shard: Shard, limit: int | None, points: frozenset[int] | None) -> Receipt:
-        job = self.job
-        journal = Journal(job.files(), job.key)
-        quarantine = Quarantine(strict=job.plan.recipe.strict)
-        tally = Tally(on_reject=quarantine.add)
-        batches = read_ahead(self.rows(shard, limit, tally, points=points), WRITE_AHEAD_BATCHES)
-        with closing(batches):
-            written = job.output.write(batches, job.schema, layout=job.plan.recipe.layout)
-        receipt = Receipt(
-            shard=shard.index,
-            limit=limit,
-            rows=written.rows,
-            tokens=tally.ledger.tokens_written,
-            ledger=tally.ledger,
-            content_hash=written.content_hash,
-            text_bytes=tally.text_bytes,
-            fragment=written.fragment,
-            backend=self._backend_name(points),
-            retries=tally.retries,
-            lengths=tally.lengths.record() if job.spec is not None else None,
-            quarantine_hash=hash_bytes(quarantine.lines),
-        )
-        journal.write_rejected(shard.index, quarantine.lines)
-        journal.add(receipt)
-        trim()
-        self.progress.finished(receipt)
-        return receipt
+def _build(task: ShardTask, limit: int | None, hooks: Hooks, points: Points) -> Receipt:
+    quarantine = Quarantine(strict=task.plan.recipe.strict)
+    tally = Tally(on_reject=quarantine.add)
+    with hooks.encoders.lend(task, points) as lent:
+        made = shard_rows(task, limit, tally, hooks, lent)
+        with closing(read_ahead(made, WRITE_AHEAD_BATCHES)) as rows:
+            written = task.output.write(rows, task.schema, layout=task.plan.recipe.layout)
+    if points is None:
+        tally.ledger.shards_by_reference += 1
+    receipt = Receipt(
+        shard=task.shard.index,
+        limit=limit,
+        rows=written.rows,
+        tokens=tally.ledger.tokens_written,
+        ledger=tally.ledger,
+        content_hash=written.content_hash,
+        text_bytes=tally.text_bytes,
+        fragment=written.fragment,
+        backend=lent.encoder.name if lent else None,
+        retries=tally.retries,
+        lengths=tally.lengths.record() if lent else None,
+        quarantine_hash=hash_bytes(quarantine.lines),
+    )
+    journal = task.output.journal(task.key)
+    journal.write_rejected(task.shard.index, quarantine.lines)
+    journal.add(receipt)
+    trim()
+    hooks.progress.finished(receipt)
+    return receipt
 
-    def _watched(self, source: Iterator[SourceBatch], shard: Shard, tally: Tally) -> Iterator[SourceBatch]:
-        tokens = 0
-        for batch in source:
-            if self.stop.is_set():
-                raise Interrupted("stopped", "run the same command again: it goes on where it stopped")
-            tally.text_bytes += batch.source_bytes
-            yield batch
-            made = tally.ledger.tokens_in
-            self.progress.advanced(shard.index, len(batch.rows), made - tokens, batch.source_bytes)
-            tokens = made
 
-    def _get_encoder(self, points: frozenset[int] | None) -> Encoder:
-        assert self.job.spec is not None
-        assert self.reference is not None
-        if points is None:
-            return self.reference
-        if self._encoder is None:
-            self._encoder = make_encoder(
-                self.job.spec,
-                self.job.plan.recipe,
-                self.reference,
-                encoders=self.job.at_once,
-                parallel=self.job.parallel_encode,
-            )
-        if points and isinstance(self._encoder, ExactEncoder):
-            return self._encoder.with_points(points)
-        return self._encoder
+def shard_rows(
+    task: ShardTask, limit: int | None, tally: Tally, hooks: Hooks, lent: Lent | None
+) -> Generator[pa.RecordBatch, None, None]:
+    """Yield the rows of one shard, as they are written.
 
-    def _backend_name(self, points: frozenset[int] | None) -> str | None:
-        return self._get_encoder(points).name if self.job.spec is not None else None
+    Args:
+        limit: yield at most this number of rows; None for all.
+        tally: counted into.
+
+    Raises:
+        BackendDisagrees: the reference check failed; nothing that was yielded may be used.
+    """
+    recipe, index = task.plan.recipe, task.shard.index
+    layout = LayoutJob(recipe=recipe, shard=index, schema=task.schema, tally=tally, spec=task.spec, limit=limit)
+    if lent is not None:
+        layout.encoder, layout.guard = lent.checked or lent.encoder, lent.guard
+    with closing(read_shard(task.plan, task.shard, tally, task.origin, stop=hooks.stop)) as source:  # type: ignore[type-var]
+        yield from lay_out(_watched(source, index, tally, hooks), layout)
+        if lent is not None and lent.checked is not None:
+            lent.checked.finish()
+            tally.ledger.rows_checked += lent.checked.rows_checked
+
+
+def _watched(source: Iterable[SourceBatch], shard: int, tally: Tally, hooks: Hooks) -> Iterator[SourceBatch]:
+    """Pass batches on: stop when told to, count bytes and report progress."""
+    tokens = 0
+    for batch in source:
+        if hooks.stop.is_set():
+            raise Interrupted("stopped", "run the same command again: it goes on where it stopped")
+        tally.text_bytes += batch.source_bytes
+        yield batch
+        made = tally.ledger.tokens_in
+        hooks.progress.advanced(shard, len(batch.rows), made - tokens, batch.source_bytes)
+        tokens = made

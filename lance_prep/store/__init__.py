@@ -10,20 +10,14 @@ if TYPE_CHECKING:
     from lance_prep.store.journal import (
         COMMITTED,
         MOST_NAMES,
-        QUARANTINE_NOTE,
         Journal,
-        QuarantineNote,
         Receipt,
         asked,
         build_key,
-        plan_as_json,
-        plan_from_json,
         read_committed,
-        read_quarantine_note,
         receipts_of,
         recipe_as_json,
         unfinished_builds,
-        write_quarantine_note,
     )
     from lance_prep.store.leftovers import with_data
     from lance_prep.store.lock import OutputLock
@@ -41,6 +35,14 @@ if TYPE_CHECKING:
         with_metadata,
     )
     from lance_prep.store.output import VERSION_HINT, Output
+    from lance_prep.store.quarantine import (
+        QUARANTINE_NOTE,
+        Quarantine,
+        default_path,
+        publish,
+        published,
+        read_quarantine_note,
+    )
     from lance_prep.store.seal import (
         data_hashes,
         hash_bytes,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         open_version,
         opened,
         portable_url,
+        read_by_hash,
         resolved_recipe,
         tokenizer_path,
         version_numbers,

@@ -19,12 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import xxhash
-
-from lance_prep.store.seal import checked, with_checksum
+from lance_prep.store.seal import checked, hash_file, with_checksum
 
 SEAL = ".seal"
-_CHUNK = 16 << 20
 
 #: Size, time of the last change in ns, inode.
 Stat = tuple[int, int, int]
@@ -56,7 +53,7 @@ class Cache:
             if self.checked.get(name) == stat:
                 return path
             seal = checked(path.with_name(name + SEAL).read_bytes())
-            digest = _hash(path)
+            digest = hash_file(path, follow=False)
             key = _key(create=False)
             if (
                 key is None
@@ -96,7 +93,7 @@ class Cache:
         try:
             with os.fdopen(os.open(temporary, flags, 0o666), "w+b") as file:
                 fill(file)
-            digest = _hash(temporary)
+            digest = hash_file(temporary, follow=False)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -115,7 +112,7 @@ def damaged_files(folder: Path) -> list[Path]:
     wrong = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.suffix != SEAL):
         try:
-            if checked(path.with_name(path.name + SEAL).read_bytes())["xxh3"] != _hash(path):
+            if checked(path.with_name(path.name + SEAL).read_bytes())["xxh3"] != hash_file(path, follow=False):
                 wrong.append(path)
         except FileNotFoundError:
             continue
@@ -127,14 +124,6 @@ def damaged_files(folder: Path) -> list[Path]:
 def _stat(path: Path) -> Stat:
     found = path.lstat()
     return found.st_size, found.st_mtime_ns, found.st_ino
-
-
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return str(digest.hexdigest())
 
 
 def _key(*, create: bool) -> bytes | None:

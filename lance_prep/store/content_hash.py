@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+_BINARY = {"string", "large_string", "string_view", "binary", "large_binary", "binary_view"}
+
 
 class ShardHash:
     """Hash of one shard's rows, fed batch by batch."""
@@ -54,7 +56,7 @@ class ShardHash:
             self._feed(f"{name}[]", values.null_count > 0, values)
         elif pa.types.is_null(kind):
             self._bytes(f"{name}:length", pa.array([len(array)]))
-        elif _is_binary(kind):
+        elif str(kind) in _BINARY:
             array = array.cast(pa.large_binary())
             self._bytes(f"{name}:length", pc.binary_length(array).fill_null(0).cast(pa.int64()))
             self._bytes(name, array.fill_null(b"") if array.null_count else array)
@@ -75,20 +77,6 @@ def combine(shard_hashes: Iterable[str]) -> str:
     for digest in shard_hashes:
         whole.update(digest.encode())
     return str(whole.hexdigest())
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return any(
-        test(kind)
-        for test in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_string_view,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_binary_view,
-        )
-    )
 
 
 def _as_fixed(array: pa.Array) -> pa.Array:

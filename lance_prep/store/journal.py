@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from lance_prep.errors import DatasetError
 from lance_prep.ledger import Ledger, LengthRecord
 from lance_prep.model import Plan
-from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, BuildRecord, check_key, decode
+from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import checked, hash_files, is_sealed, seal, with_checksum
 from lance_prep.store.sidecar import Files
 from lance_prep.store.version import portable_path, portable_url, resolved_path, resolved_recipe
@@ -32,7 +32,6 @@ COMMITTED = "committed.json"
 
 #: Names of sources that metadata and messages list.
 MOST_NAMES = 20
-QUARANTINE_NOTE = f"{FOLDER}/quarantine.json"
 
 T = TypeVar("T")
 
@@ -110,39 +109,6 @@ class Receipt:
             raise ValueError("its fragment names files that no build writes")
 
 
-@dataclass(frozen=True)
-class QuarantineNote:
-    """The quarantine file that was written beside a dataset.
-
-    Attributes:
-        file: its name.
-        hash: xxh3-128 of its content.
-        builds: hash of the builds whose rejected rows it holds, as in the metadata.
-    """
-
-    file: str
-    hash: str
-    builds: str
-
-    def __post_init__(self) -> None:
-        if "/" in self.file:
-            raise ValueError(f"{ascii(self.file)[:80]} is not the name of a file")
-
-
-def read_quarantine_note(files: Files) -> QuarantineNote | None:
-    """Return the note about the quarantine file; None if it is missing or damaged."""
-    data = files.read(QUARANTINE_NOTE)
-    try:
-        return decode(QuarantineNote, checked(data)) if data is not None else None
-    except ValueError:
-        return None
-
-
-def write_quarantine_note(files: Files, note: QuarantineNote) -> None:
-    """Write the note about the quarantine file."""
-    files.write(QUARANTINE_NOTE, with_checksum(asdict(note)))
-
-
 def _receipt_name(shard: int) -> str:
     return f"shard-{shard:06d}.json"
 
@@ -187,12 +153,12 @@ def plan_from_json(data: dict[str, Any], uri: str) -> Plan:
     return Plan.from_json({**data, "files": files, "recipe": resolved_recipe(data["recipe"], uri)})
 
 
-def build_key(plan: dict[str, Any], tokenizer_sha256: str | None) -> str:
-    """Return 16 hex digits that name what decides the rows.
+def build_key(plan: Plan, uri: str, tokenizer_sha256: str | None) -> str:
+    """Return 16 hex digits that name what decides the rows, wherever the dataset and its source are."""
+    return _key_of(plan_as_json(plan, uri), tokenizer_sha256)
 
-    Args:
-        plan: as `plan_as_json` returns it, so that the key does not depend on where dataset and source are.
-    """
+
+def _key_of(plan: dict[str, Any], tokenizer_sha256: str | None) -> str:
     parts = {**plan, "tokenizer_sha256": tokenizer_sha256}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -265,16 +231,29 @@ class Journal:
         if self._files.read(f"{self._folder}/plan.json") is None:
             self._files.write(f"{self._folder}/plan.json", json.dumps(plan_as_json(plan, uri)).encode())
 
-    def plan(self, uri: str) -> Plan:
+    def plan(self, uri: str, tokenizer_sha256: str | None) -> Plan:
         """Return the plan of a build into the dataset at `uri`.
 
+        Args:
+            tokenizer_sha256: of the build's tokenizer. With it the plan must give the build's key.
+
         Raises:
-            DatasetError: it is missing or damaged.
+            DatasetError: it is missing, damaged or of another build.
         """
-        return self._read_plan(lambda data: plan_from_json(data, uri))
+
+        def convert(data: dict[str, Any]) -> Plan:
+            if (actual := _key_of(data, tokenizer_sha256)) != self.key:
+                raise ValueError(f"it is not the plan of this build: its key is {actual}")
+            return plan_from_json(data, uri)
+
+        return self._read_plan(convert)
 
     def recipe(self) -> dict[str, Any]:
-        """Return the plan's recipe as `recipe_as_json` made it. Raises as `plan` does."""
+        """Return the plan's recipe as `recipe_as_json` made it.
+
+        Raises:
+            DatasetError: the plan is missing or damaged.
+        """
         return self._read_plan(lambda data: dict(data["recipe"]))
 
     def _read_plan(self, convert: Callable[[dict[str, Any]], T]) -> T:
@@ -282,7 +261,7 @@ class Journal:
         try:
             if data is None:
                 raise ValueError("it is missing")
-            return convert(json.loads(data))
+            return convert(dict(json.loads(data)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise DatasetError(
                 f"{self._folder}/plan.json is missing or damaged ({error})",

@@ -19,7 +19,7 @@ from typing import Any
 from lance_prep.errors import DatasetError, reading_dataset
 from lance_prep.store.journal import Journal, Receipt, unfinished_builds
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
-from lance_prep.store.seal import SEALS, hash_files, is_sealed, manifest_versions, read_seal, seal
+from lance_prep.store.seal import SEALS, hash_files, is_sealed, known_hashes, manifest_versions, seal
 from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, files_of
 from lance_prep.store.version import (
     LOADER_FILE,
@@ -182,7 +182,7 @@ def forget(uri: str, transport: Transport) -> None:
     for path in files.list(SEALS):
         name = Path(path).stem
         # The seal of a compaction also holds hashes of data files, which later versions may have too.
-        if name.isdigit() and int(name) not in versions and needed.isdisjoint(_sealed(files, int(name))):
+        if name.isdigit() and int(name) not in versions and needed.isdisjoint(known_hashes(files, int(name))):
             files.delete(path)
     for path in files.list(f"{FOLDER}/cache"):
         match = _CACHE.match(path)
@@ -198,10 +198,3 @@ def _needed_by(version: DatasetVersion) -> set[str]:
     for build in version.builds:
         needed |= {f"{BUILDS_FOLDER}/{build.key}", list_path(build.sources)}
     return needed
-
-
-def _sealed(files: Files, version: int) -> dict[str, str]:
-    try:
-        return read_seal(files, version) or {}
-    except ValueError:
-        return {}

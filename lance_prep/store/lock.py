@@ -86,7 +86,8 @@ def _held(uri: str) -> Iterator[OutputLock]:
         interrupted = bool(file.read(1))
         # In place, and cut to its length afterwards: on a full disk the text of an interrupted command stays.
         file.seek(0)
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}))
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}))
         file.flush()
         file.truncate()
         make_durable(file.fileno())  # a command after a power cut also learns of this one
@@ -136,7 +137,3 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -202,6 +202,11 @@ class Metadata:
         """Bytes of a token on disk; 0 for `raw`."""
         return {"uint16": 2, "uint32": 4, None: 0}[self.dtype]
 
+    @property
+    def tokenizer_sha256(self) -> str | None:
+        """Hash of the tokenizer's file; None for `raw`."""
+        return self.tokenizer.sha256 if self.tokenizer else None
+
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON, with the format's version."""
         return {"format": FORMAT, **asdict(self)}

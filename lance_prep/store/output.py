@@ -40,10 +40,6 @@ class Written:
     content_hash: str
     fragment: dict[str, Any] | None
 
-    def data_files(self) -> list[str]:
-        """Return the paths of its data files in the dataset."""
-        return [f"data/{file['path']}" for file in self.fragment["files"]] if self.fragment else []
-
 
 @dataclass(frozen=True)
 class Output:

@@ -12,27 +12,47 @@ import base64
 import codecs
 import itertools
 import json
-import os
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
-from lance_prep.errors import DatasetError, RowRejected, UsageError
+from lance_prep.errors import DatasetError, RowRejected
 from lance_prep.ledger import Rejected
-from lance_prep.model import SourceFile
-from lance_prep.store import (
-    BuildRecord,
-    Files,
-    Journal,
-    QuarantineNote,
-    files_of,
-    hash_bytes,
-    read_quarantine_note,
-    receipts_of,
-    write_quarantine_note,
-)
-from lance_prep.transport import Transport, is_local
+from lance_prep.store.journal import Journal, receipts_of
+from lance_prep.store.metadata import FOLDER, BuildRecord, decode
+from lance_prep.store.seal import checked, hash_bytes, with_checksum
+from lance_prep.store.sidecar import Files, files_of
+from lance_prep.transport import Transport
 
+QUARANTINE_NOTE = f"{FOLDER}/quarantine.json"
 QUARANTINE_BYTES = 4 << 10
+
+
+@dataclass(frozen=True)
+class QuarantineNote:
+    """The quarantine file that was written beside a dataset.
+
+    Attributes:
+        file: its name.
+        hash: xxh3-128 of its content.
+        builds: hash of the builds whose rejected rows it holds, as in the metadata.
+    """
+
+    file: str
+    hash: str
+    builds: str
+
+    def __post_init__(self) -> None:
+        if "/" in self.file:
+            raise ValueError(f"{ascii(self.file)[:80]} is not the name of a file")
+
+
+def read_quarantine_note(files: Files) -> QuarantineNote | None:
+    """Return the note about the quarantine file; None if there is none, or it is damaged."""
+    data = files.read(QUARANTINE_NOTE)
+    try:
+        return decode(QuarantineNote, checked(data)) if data is not None else None
+    except ValueError:
+        return None
 
 
 class Quarantine:
@@ -54,9 +74,7 @@ class Quarantine:
     def add(self, rejected: Rejected) -> None:
         where = f"{rejected.file}, {rejected.unit} {rejected.position}"
         if self._strict:
-            raise RowRejected(
-                f"{where}: {rejected.reason}", "mend the row, or leave out --strict to set such rows aside"
-            )
+            raise RowRejected(f"{where}: {rejected.reason}", "fix the row, or remove strict to set such rows aside")
         record = {"file": rejected.file, rejected.unit: rejected.position, "reason": rejected.reason}
         data = rejected.data[:QUARANTINE_BYTES]
         try:
@@ -67,39 +85,6 @@ class Quarantine:
         if rejected.size > QUARANTINE_BYTES:
             record["bytes"] = rejected.size
         self._lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-
-
-def refuse_own_source(uri: str, files: Iterable[SourceFile]) -> None:
-    """Refuse an output that would be written over its source, or whose quarantine file would be.
-
-    Raises:
-        UsageError: names the file.
-    """
-    if not is_local(uri):
-        for file in files:
-            if file.url in (uri, _default_path(uri)):
-                raise UsageError(f"{file.url} is the source itself", "choose another output")
-        return
-    output, quarantine = _identity(uri), _identity(_default_path(uri))
-    roots = (f"{uri}/", f"{os.path.realpath(uri)}/")
-    for file in files:
-        if not is_local(file.url):
-            continue
-        if output and (_identity(file.url) == output or file.url.startswith(roots)):
-            raise UsageError(f"{file.url} is the source itself, or is inside it", "choose another output")
-        if quarantine and _identity(file.url) == quarantine:
-            raise UsageError(
-                f"{file.url} is a source, and the rejected rows of {uri} would be written over it",
-                "choose another output, or rename the source",
-            )
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino
 
 
 def published(uri: str, files: Files, builds: str) -> str | None:
@@ -132,7 +117,7 @@ def publish(uri: str, files: Files, builds: Iterable[BuildRecord], digest: str, 
     name = _free_name(uri, beside, lines, read_quarantine_note(files))
     beside.write(name, lines)
     # After the file: one of the same content is known as ours without a note.
-    write_quarantine_note(files, QuarantineNote(name, hash_bytes(lines), digest))
+    files.write(QUARANTINE_NOTE, with_checksum(asdict(QuarantineNote(name, hash_bytes(lines), digest))))
     return _beside(uri, name)
 
 
@@ -150,7 +135,8 @@ def _free_name(uri: str, beside: Files, lines: bytes, note: QuarantineNote | Non
     raise AssertionError("the numbers have no end")
 
 
-def _default_path(uri: str) -> str:
+def default_path(uri: str) -> str:
+    """Return the usual path of the quarantine file of a dataset."""
     return f"{uri.removesuffix('.lance')}.rejected.jsonl"
 
 
