@@ -11,7 +11,7 @@ from typing import Unpack
 
 import pyarrow as pa
 
-from lance_prep.engine import local  # noqa: F401  (registers itself)
+import lance_prep.engine.local  # noqa: F401  (registers itself)
 from lance_prep.engine.commit import commit_build, existing_report
 from lance_prep.engine.decide import Decision, check_folder, decide, look_at, refuse_own_source
 from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
