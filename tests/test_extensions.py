@@ -250,11 +250,11 @@ def test_an_engine_from_outside_gives_the_same_rows(tmp_path: Path, max_rows: in
     (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(2000)))
     tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
     fields: dict[str, Any] = {"tokenizer": tokenizer, "layout": "lines", "shard_size": "8KB", "max_rows": max_rows}
+    here = lance_prep.build(tmp_path / "a.txt", output=tmp_path / "here.lance", **fields)
     engine = SpawnedInReverse(None)
     with mock.patch.dict(schedule._ENGINES):
         register_engine("reverse", lambda workers: engine)
         there = lance_prep.build(tmp_path / "a.txt", output=tmp_path / "there.lance", engine="reverse", **fields)
-    here = lance_prep.build(tmp_path / "a.txt", output=tmp_path / "here.lance", **fields)
     assert there.content_hash == here.content_hash
     assert there.rows == (max_rows or 2000)
     assert engine.built >= there.shards > 1
