@@ -69,13 +69,20 @@ def _option(name: str, field: FieldInfo) -> Any:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=description + shown)
     choices = [value for kind in kinds for value in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal]
     if name == "layout":
-        # The recipe checks the name: a layout may be registered after this module is imported.
-        return click.option(flag, metavar=f"[{'|'.join(LAYOUTS)}]", default=None, help=description + shown)
+        # Not a click.Choice: a layout may be registered after this module is imported.
+        shape = f"[{'|'.join(LAYOUTS)}]"
+        return click.option(flag, metavar=shape, callback=_known_layout, default=None, help=description + shown)
     if choices:
         return click.option(flag, type=click.Choice(choices), default=None, help=description + shown)
     # A field that parses text itself ("128MiB", "all") is handed the text.
     number = int in kinds and not any(isinstance(each, BeforeValidator) for each in field.metadata)
     return click.option(flag, type=int if number else str, default=None, help=description + shown)
+
+
+def _known_layout(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and value not in LAYOUTS:
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, LAYOUTS))}.")
+    return value
 
 
 def _sentence(description: str) -> str:
