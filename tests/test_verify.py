@@ -99,7 +99,7 @@ def problems(uri: object, **fields: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with rejected rows and a cached index, to be damaged and mended."""
+    """A dataset with rejected rows and a cached index, for tests that damage and repair it."""
     from lance_prep.train import LanceDataset
 
     home = tmp_path_factory.mktemp("used")

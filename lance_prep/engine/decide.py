@@ -111,7 +111,7 @@ class Decision:
 
     Attributes:
         job: the build; for an append, of the new files alone. None where the dataset is up to date.
-        existing: what is there.
+        existing: the output before this build.
         appends: the job's rows come after those that are there.
         first_shard: number of the job's first shard.
         digests: hashes of source files that were computed on the way.
@@ -201,7 +201,7 @@ def look_at(output: Output) -> Existing:
 
 
 def _refuse_unfinished(job: BuildJob) -> None:
-    """A build of something else was begun here and never committed: its work is not thrown away in silence."""
+    """Refuse to discard an unfinished build of something else."""
     for key, recipe in job.output.unfinished().items():
         differences = _differences(job, recipe, set())
         if key != job.key and differences:

@@ -105,7 +105,7 @@ class Cache:
 
 
 def damaged_files(folder: Path) -> list[Path]:
-    """Return the files below a folder that are not what was written, whoever wrote them.
+    """Return the files below a folder that do not match their seal's hash, for any user's key.
 
     A file without a seal counts as missing and is left out: its process may have been killed.
     """

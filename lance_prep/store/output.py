@@ -99,7 +99,7 @@ class Output:
         return open_at(self.uri, version, self.transport)
 
     def open(self) -> Any | None:
-        """Return the Lance dataset at its latest version, whichever program built it; None if there is none.
+        """Return the Lance dataset at its latest version, or None if it is missing. Any program may have built it.
 
         Raises:
             DamagedDataset: a local dataset cannot be opened.

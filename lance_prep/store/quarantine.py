@@ -47,7 +47,7 @@ class QuarantineNote:
 
 
 def read_quarantine_note(files: Files) -> QuarantineNote | None:
-    """Return the note about the quarantine file; None if there is none, or it is damaged."""
+    """Return the note about the quarantine file; None if it is missing or damaged."""
     data = files.read(QUARANTINE_NOTE)
     try:
         return decode(QuarantineNote, checked(data)) if data is not None else None

@@ -90,7 +90,7 @@ def test_every_damaged_byte_is_noticed(make: Make, layout: str) -> None:
             if not name.endswith(".seal") or damaged in (b"", data[:-1]):
                 assert [path.name for path in damaged_files(folder)] == [name.removesuffix(".seal")]
             read(made)
-            # It was made anew, and is whole for the next process.
+            # The cache was rebuilt, so the next process finds it undamaged.
             assert damaged_files(folder) == []
             for path in folder.iterdir():
                 path.write_bytes(whole[path.name])
