@@ -1,0 +1,10 @@
+"""Collection stage: a recipe of recipes in; raw text by category, or a dataset for each source and a manifest out."""
+
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__)
