@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
+    from lance_prep.collection.load import Collection, builtin_collections, builtin_text, is_collection, load_collection
     from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -5,15 +5,22 @@ A source is a `Recipe` with a few fields of its own, so whatever a single build 
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from lance_prep.recipe import Recipe
+from lance_prep.recipe import Recipe, make_recipe
 
 #: Becomes part of file names.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+
+
+#: Fields of a source that `Recipe` has too, and those that have another name there.
+_SAME = ("source", "config", "split", "revision", "filter", "text_column", "template", "max_tokens")
+_RENAMED = {"max_rows": "max_source_rows"}
 
 
 def _parse_limit(value: Any) -> Any:
@@ -38,7 +45,7 @@ class CollectionSource(BaseModel):
     messages: str | None = Field(None, description="column with the turns of a conversation, written one after another")
     max_rows: Limit = Field(None, description="maximum number of source rows to use; all by default")
     max_tokens: Limit = Field(None, description="stop with the source row that reaches this number of tokens")
-    share: Annotated[float, Field(gt=0)] | None = Field(
+    share: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="target share within the category; by default in proportion to tokens"
     )
     license: str | None = Field(None, description="note on the license")
@@ -51,13 +58,39 @@ class CollectionSource(BaseModel):
             raise ValueError(f"{' and '.join(given)} exclude each other")
         return self
 
+    def recipe(self, defaults: Mapping[str, Any], *, where: str = "the source", **overrides: Any) -> Recipe:
+        """Return the recipe that builds this source by itself.
+
+        Args:
+            defaults: `CollectionRecipe.defaults`.
+            where: the source's place, for messages.
+            overrides: fields of `Recipe`, which take precedence over the collection's.
+
+        Raises:
+            RecipeError: the source and the defaults do not fit together.
+            UsageError: an override is invalid.
+        """
+        fields = {name: getattr(self, name) for name in _SAME}
+        fields |= {there: getattr(self, name) for name, there in _RENAMED.items()}
+        if self.messages is not None:
+            fields["template"] = _turn_by_turn(self.messages)
+        given = {name: value for name, value in fields.items() if value is not None and name in Recipe.model_fields}
+        return make_recipe({**defaults, **given}, overrides, where)
+
+
+def _turn_by_turn(column: str) -> str:
+    """Return the template that writes the turns of a conversation one after another."""
+    return f"{{{{ {column} | turns }}}}"
+
 
 class Category(BaseModel):
     """Sources that together get a share of training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    share: Annotated[float, Field(ge=0)] = Field(description="target share of the category; shares are normalised")
+    share: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        description="target share of the category; shares are normalised"
+    )
     sources: dict[Name, CollectionSource] = Field(min_length=1)
 
 
@@ -79,18 +112,21 @@ class CollectionRecipe(BaseModel):
 
     @field_validator("defaults")
     @classmethod
-    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
-        unknown = sorted(value.keys() - (Recipe.model_fields.keys() - CollectionSource.model_fields.keys()))
-        if unknown:
-            raise ValueError(f"no such field for all sources: {', '.join(unknown)}")
+    def _for_all_sources(cls, value: dict[str, Any]) -> dict[str, Any]:
+        own = [name for name in value if name in CollectionSource.model_fields]
+        if own:
+            raise ValueError(f"{own[0]} differs between sources; set it in each source")
         return value
 
     @model_validator(mode="after")
     def _distinct(self) -> CollectionRecipe:
-        names = [name for category in self.categories.values() for name in category.sources]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        # File systems that ignore case would put two sources into one file.
+        times = Counter(name.lower() for category in self.categories.values() for name in category.sources)
+        twice = [name for name, number in times.items() if number > 1]
         if twice:
             raise ValueError(f"source names must be unique in a collection: {', '.join(twice)}")
+        if len({name.lower() for name in self.categories}) < len(self.categories):
+            raise ValueError(f"category names must be unique: {', '.join(self.categories)}")
         if not sum(category.share for category in self.categories.values()) > 0:
             raise ValueError("every category has share 0")
         return self
@@ -99,6 +135,14 @@ class CollectionRecipe(BaseModel):
         """Return the target share of each category; they sum to 1."""
         total = sum(category.share for category in self.categories.values())
         return {name: category.share / total for name, category in self.categories.items()}
+
+    def notes(self) -> list[str]:
+        """Return what a user should know before the collection is used, a sentence each: how shares are normalised."""
+        total = sum(category.share for category in self.categories.values())
+        if abs(total - 100) < 1e-9:
+            return []
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in self.shares().items())
+        return [f"The shares of the categories add up to {total:g}, not 100, and are normalised: {shares}."]
 
     def sources(self) -> list[tuple[str, str, CollectionSource]]:
         """Return category, name and source of each source, in the recipe's order."""

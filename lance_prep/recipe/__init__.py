@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.recipe.load import Source, builtin_recipes, load_recipe, source_names
+    from lance_prep.recipe.load import (
+        Source,
+        builtin_recipes,
+        load_recipe,
+        make_recipe,
+        parse_yaml,
+        resolve_beside,
+        source_names,
+    )
     from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -44,10 +44,10 @@ def load_recipe(source: Source, overrides: Mapping[str, object] | None = None) -
         UsageError: an override is invalid.
     """
     if isinstance(source, Recipe):
-        return _validated(source.model_dump(), dict(overrides or {}), "the recipe")
+        return make_recipe(source.model_dump(), overrides or {}, "the recipe")
     names = source_names(source)
     fields = _fields(names[0]) if len(names) == 1 else _several(names)
-    return _validated(fields, dict(overrides or {}), ", ".join(names))
+    return make_recipe(fields, overrides or {}, ", ".join(names))
 
 
 def source_names(source: Source) -> tuple[str, ...]:
@@ -68,16 +68,16 @@ def _fields(source: str) -> dict[str, Any]:
         raise UsageError("SOURCE is empty", "name a recipe, a Hub id, a file, a folder or a glob")
     if source in builtin_recipes():
         text = (_builtin_folder() / f"{source}.yaml").read_text(encoding="utf-8")
-        return _parse(text, source)
+        return parse_yaml(text, source)
     if source.endswith((".yaml", ".yml")):
         path = Path(source)
         if not path.exists():
             raise RecipeError(f"no such recipe file: {source}", f"built-in recipes: {', '.join(builtin_recipes())}")
-        fields = _parse(path.read_text(encoding="utf-8"), source)
+        fields = parse_yaml(path.read_text(encoding="utf-8"), source)
         named = fields.get("source")
         if isinstance(named, str) and named in builtin_recipes():
             return {**_fields(named), **{name: value for name, value in fields.items() if name != "source"}}
-        return {**fields, **{f: _beside(path, fields[f]) for f in ("source", "tokenizer") if f in fields}}
+        return {**fields, **{f: resolve_beside(path, fields[f]) for f in ("source", "tokenizer") if f in fields}}
     if "://" not in source and not _HUB_ID.fullmatch(source) and not _looks_like_path(source):
         close = difflib.get_close_matches(source, builtin_recipes(), 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -92,10 +92,10 @@ def _looks_like_path(source: str) -> bool:
     return "/" in source or "." in source or "*" in source or source.startswith("pydoc:") or Path(source).exists()
 
 
-def _beside(recipe: Path, source: Any) -> Any:
-    """Resolve a relative path in a recipe file against the file's own folder."""
+def resolve_beside(recipe: Path, source: Any) -> Any:
+    """Resolve a relative path in a recipe file against the file's own folder. Return other sources unchanged."""
     if isinstance(source, list):
-        return [_beside(recipe, each) for each in source]
+        return [resolve_beside(recipe, each) for each in source]
     if not isinstance(source, str) or "://" in source or Path(source).is_absolute():
         return source
     beside = recipe.parent / source
@@ -104,7 +104,15 @@ def _beside(recipe: Path, source: Any) -> Any:
     return source
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """Return the fields of a recipe file.
+
+    Args:
+        where: name of the file, for messages.
+
+    Raises:
+        RecipeError: not valid YAML, or not a mapping.
+    """
     import yaml
 
     try:
@@ -116,7 +124,16 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     return fields
 
 
-def _validated(fields: dict[str, Any], overrides: dict[str, Any], where: str) -> Recipe:
+def make_recipe(fields: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Recipe:
+    """Return the recipe with these fields.
+
+    Args:
+        where: what gave `fields`, for messages.
+
+    Raises:
+        RecipeError: a field is unknown or invalid.
+        UsageError: an override is.
+    """
     try:
         return Recipe(**{**_still_read(fields, overrides), **overrides})
     except ValidationError as error:
@@ -139,12 +156,12 @@ def _validated(fields: dict[str, Any], overrides: dict[str, Any], where: str) ->
         raise RecipeError(f"{where}: {f'{name}: ' if name else ''}{what}", f"fields: {_known()}") from error
 
 
-def _still_read(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def _still_read(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's own fields without those that an override leaves without effect, such as layout='raw'."""
     defaults = {name: field.default for name, field in Recipe.model_fields.items()}
     asked = {**defaults, **fields, **overrides}
     if asked["layout"] not in LAYOUTS:
-        return fields  # the recipe refuses it
+        return dict(fields)  # the recipe refuses it
     before = unread_options({**asked, **{name: fields.get(name, defaults[name]) for name in _DECIDING}})
     dropped = unread_options(asked).keys() - before.keys()
     # Columns to keep are asked for by name: to lose them has to be said.
