@@ -128,7 +128,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         DamagedDataset: it is invalid.
     """
     path = Path(folder)
-    path = path / MANIFEST if path.is_dir() else path
+    path = path if path.suffix == ".json" else path / MANIFEST
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict) or data.get("format") != FORMAT:

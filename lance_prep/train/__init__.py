@@ -5,11 +5,13 @@
     index, lance_reads  the index of a version; reading through Lance, in a helper process after a fork
     access              opens a version, and chooses how its tokens are read
     samples, views      what a sample is, and which tokens and documents it has
+    sources             what a loader and a mixture ask of data
     dataset             `LanceDataset`: samples by index
     collate             batches of ragged samples; moving batches to a device
     sampler             `TakeSampler`, for torch's DataLoader
     loader              `TokenLoader`: the same with a state, reading ahead
-    shares, mixture     `Mixture`: several datasets by weight
+    shares, splits      which source each position is of; the splits of a manifest, and their weights
+    mixture             `Mixture`: several datasets by weight
 
 Each module imports only from lines above it, and from the rest of lance-prep only ground modules and `store`.
 """
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     from lance_prep.train.collate import pad_collate, varlen_collate
     from lance_prep.train.dataset import LanceDataset
     from lance_prep.train.loader import TokenLoader
-    from lance_prep.train.mixture import Mixture, Phase
+    from lance_prep.train.mixture import Mixture
     from lance_prep.train.permutation import KeyedPermutation
     from lance_prep.train.sampler import TakeSampler
+    from lance_prep.train.splits import Phase
 
 __all__ = [
     "KeyedPermutation",

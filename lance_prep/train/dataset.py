@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, NamedTuple, TypedDict, overload
+from typing import Any, TypedDict, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,26 +21,12 @@ from lance_prep.train.access import Access, Reader, Verdict, open_reader
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
+from lance_prep.train.sources import Origin
 from lance_prep.train.views import BlockView, Mask, RecordView, RowView, StreamView, View, read_columns
 from lance_prep.transport import Transport, absolute_uri
 
 #: Columns of the on-disk format that are returned as tensors, unlike kept columns.
 _NUMBERS = ("num_tokens", "doc_id")
-
-
-class Origin(NamedTuple):
-    """Where a sample comes from.
-
-    Attributes:
-        source: the dataset.
-        row: the row of the dataset in which the sample begins.
-        documents: the `doc_ids` of that row, shard << 40 | row of the source: one per document in a block, one for
-            `lines` and `documents`, none for `raw`.
-    """
-
-    source: str
-    row: int
-    documents: tuple[int, ...]
 
 
 class DatasetOptions(TypedDict, total=False):
@@ -184,6 +170,11 @@ class LanceDataset(Dataset[dict[str, Any]]):
     def uri(self) -> str:
         """Absolute path or URL of the dataset."""
         return self._read.uri
+
+    @property
+    def _content_hash(self) -> str:
+        """Hash of the version's rows, whatever its path."""
+        return self._facts.content_hash
 
     @property
     def _read_rows(self) -> int:

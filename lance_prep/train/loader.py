@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
-from typing import Any, Protocol, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -24,37 +24,15 @@ from torch.utils.data import DataLoader, Dataset
 from lance_prep.errors import StateMismatch, UsageError
 from lance_prep.keyed import Indices
 from lance_prep.train.collate import moved, on_gpu
-from lance_prep.train.dataset import Origin
 from lance_prep.train.order import Place, Share
 from lance_prep.train.sampler import OrderArguments, find_place, order_and_place, runs_of_steps
 from lance_prep.train.samples import Batch, CompactBatch
+from lance_prep.train.sources import Origin, Samples
 
 STATE_FORMAT = 1
 
 
 Collate = Callable[[Any], Any]
-
-
-class Samples(Protocol):
-    """Data that a loader reads: a `LanceDataset` or a `Mixture`. Threads may share one. Workers get a pickle."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, indices: Indices, /) -> Batch: ...
-
-    def origins(self, indices: Indices, /) -> list[Origin]:
-        """Return where samples come from."""
-
-    def _identity(self, position: int = 0) -> dict[str, Any]:
-        """Return the values that must not differ when a checkpoint made at a position is resumed."""
-
-    @property
-    def _read_rows(self) -> int:
-        """Number of samples that are best read at once."""
-
-    @property
-    def _slow(self) -> bool:
-        """Whether reading waits for more than memory, so that reading ahead always pays."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, Unpack
+from pathlib import Path
+from typing import Any, Literal, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -15,30 +16,16 @@ from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
-from lance_prep.train.dataset import DatasetOptions, LanceDataset, Origin
+from lance_prep.train.dataset import DatasetOptions, LanceDataset
 from lance_prep.train.order import DEFAULT_SEED, PAD_ROW, Place
 from lance_prep.train.permutation import KeyedPermutation
 from lance_prep.train.samples import Batch, Documents, Sample
 from lance_prep.train.shares import Shares, make_shares
+from lance_prep.train.sources import Origin, Source
+from lance_prep.train.splits import Phase, Pin, Splits, Weights
 
 #: Positions must stay below 2^61 to be exact (see `shares`).
 _FAR = 1 << 60
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Weights in force until `until_tokens` tokens have been delivered in all, or to the end if None. Validates itself.
-
-    Raises:
-        UsageError: there are no weights, one is negative, or all are 0.
-    """
-
-    weights: Mapping[str, float]
-    until_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()) > 0:
-            raise UsageError(f"invalid weights {dict(self.weights)}", "use weights of at least 0, and one above 0")
 
 
 @dataclass(frozen=True)
@@ -83,17 +70,16 @@ class Mixture(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        weights: Mapping[str, float] | Sequence[Phase],
+        weights: Mapping[str, float | Fraction] | Sequence[Phase],
         *,
         block_size: int | None = None,
         by: Literal["tokens", "rows"] = "tokens",
         seed: int = DEFAULT_SEED,
         stopping: Literal["repeat", "stop"] = "repeat",
-        datasets: Mapping[str, LanceDataset] | None = None,
+        datasets: Mapping[str, Source] | None = None,
         **options: Unpack[DatasetOptions],
     ) -> None:
-        if misspelt := sorted(options.keys() - DatasetOptions.__annotations__.keys()):
-            raise TypeError(f"Mixture() got an unexpected keyword argument {misspelt[0]!r}")
+        _check_options(options)
         if by not in ("tokens", "rows") or stopping not in ("repeat", "stop"):
             raise UsageError(
                 f"invalid by={by!r} or stopping={stopping!r}",
@@ -112,13 +98,65 @@ class Mixture(Dataset[dict[str, Any]]):
                 "pass these options to each LanceDataset",
             )
         self._block_size = block_size
-        self.sources = [
+        self.sources: list[Source] = [
             given[name] if name in given else LanceDataset(name, block_size=block_size, **options)
             for name in self.names
         ]
         self.by, self.seed, self.stopping = by, seed, stopping
+        self._pins: dict[str, Pin] = {}
         self._laid: list[_Stretch] | None = None
         self._length = 0
+
+    @classmethod
+    def from_manifest(
+        cls,
+        folder: str | Path,
+        splits: Sequence[str] | None = None,
+        *,
+        weights: Weights | Sequence[Phase] = "target",
+        validation: bool = False,
+        block_size: int | None = None,
+        by: Literal["tokens", "rows"] = "tokens",
+        seed: int = DEFAULT_SEED,
+        stopping: Literal["repeat", "stop"] = "repeat",
+        **options: Unpack[DatasetOptions],
+    ) -> Self:
+        """Mix the splits of a collection, as its `manifest.json` lists them.
+
+        Args:
+            folder: with the manifest: the output of `lance-prep build DIR -o OUT --recursive`.
+            splits: names of the splits to use. By default those that `weights` names, or all that hold data.
+            weights: "target" gives each split the share that the recipe asks for: its category's, times its own in the
+                category, which is in proportion to tokens unless the recipe gives one. With fewer splits, these keep
+                the proportions between them. "tokens" is in proportion to tokens. A mapping gives weights to splits,
+                or to whole categories; phases hold such mappings.
+            validation: mix the validation sets instead.
+            block_size, by, seed, stopping, options: see `Mixture`. The manifest chooses the versions.
+
+        Splits without sequences are left out with a warning, and refused if they are named. Each split is read at the
+        version and with the content that the manifest names, whatever was built into its folder later.
+
+        Raises:
+            DatasetError: there is no manifest, or no split with sequences. A split is missing, at first use also: its
+                version is missing or has other content.
+            UsageError: a name is unknown, a split that is named is empty, or there is no target share.
+            TypeError: an option has a name that `LanceDataset` does not know.
+        """
+        _check_options(options)
+        if "version" in options:
+            raise UsageError(
+                "version cannot be combined with a manifest, which names a version of each split", "remove it"
+            )
+        found = Splits.read(folder, validation=validation)
+        phases = found.phases(weights, splits)
+        _check_phases(phases)
+        opened: dict[str, Source] = {}
+        for name in phases[0].weights:
+            chosen: dict[str, Any] = {**options, "version": found.filled[name].version}
+            opened[name] = LanceDataset(found.location(name), block_size=block_size, **chosen)
+        mixture = cls(phases, block_size=block_size, by=by, seed=seed, stopping=stopping, datasets=opened)
+        mixture._pins = {name: found.pin(name) for name in opened}
+        return mixture
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_laid": None}
@@ -157,6 +195,8 @@ class Mixture(Dataset[dict[str, Any]]):
 
     def _check_sources(self) -> None:
         for name, source in zip(self.names, self.sources, strict=True):
+            if name in self._pins:
+                self._pins[name].check(source)
             if not len(source) and any(phase.weights.get(name) for phase in self.phases):
                 raise UsageError(
                     f"{name} has a weight but no samples", "remove it from the mixture, or check its filter"
@@ -225,7 +265,7 @@ class Mixture(Dataset[dict[str, Any]]):
             for time in np.unique(times[source == i]).tolist():
                 here = (source == i) & (times == time)
                 # Seeded by content and position rather than path: a dataset that was moved keeps its order.
-                order = KeyedPermutation(len(data), self.seed, time, stream=f"{i}/{data._facts.content_hash}")
+                order = KeyedPermutation(len(data), self.seed, time, stream=f"{i}/{data._content_hash}")
                 out[here] = order[place[here]]
         return out
 
@@ -257,10 +297,12 @@ class Mixture(Dataset[dict[str, Any]]):
         sample = np.where(padding, PAD_ROW, sample)
         used = np.unique(source).tolist()
         if len(used) == 1:
-            whole: Batch = self.sources[used[0]].take(sample)
+            whole: Batch = self.sources[used[0]].__getitems__(sample)
             return whole
         wheres = [np.flatnonzero(source == i) for i in used]
-        return _merged([self.sources[i].take(sample[w]) for i, w in zip(used, wheres, strict=True)], wheres, len(array))
+        return _merged(
+            [self.sources[i].__getitems__(sample[w]) for i, w in zip(used, wheres, strict=True)], wheres, len(array)
+        )
 
     #: torch fetches a batch in one call.
     __getitems__ = take
@@ -301,6 +343,11 @@ class Mixture(Dataset[dict[str, Any]]):
             "mixture_seed": self.seed,
             "stopping": self.stopping,
         }
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    if misspelt := sorted(options.keys() - DatasetOptions.__annotations__.keys()):
+        raise TypeError(f"Mixture() got an unexpected keyword argument {misspelt[0]!r}")
 
 
 def _check_phases(phases: Sequence[Phase]) -> None:
