@@ -9,6 +9,10 @@ import pytest
 
 from lance_prep.collection import CollectionRecipe, is_collection, load_collection
 from lance_prep.errors import RecipeError, UsageError
+from lance_prep.plan import make_plan
+from tests.collection_sources import SHAPES, add_source, texts
+from tests.loopback_hub import TOKEN, LoopbackHub
+from tests.sources import read_plan
 
 MIXED = """
 name: mixed
@@ -126,3 +130,35 @@ def test_shares_are_normalised_and_a_note_says_so() -> None:
     assert with_shares(30, 10).notes() == [
         "The shares of the categories add up to 40, not 100, and are normalised: c0 75.0%, c1 25.0%."
     ]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_each_source_of_distillation_becomes_the_text_that_it_should(
+    hub: LoopbackHub, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    commit = add_source(hub, name)
+    collection = load_collection("distillation")
+    source = {name: source for _, name, source in collection.sources()}[name]
+    plan = make_plan(source.recipe(collection.defaults, layout="documents", shuffle=False))
+    assert plan.source.commit == commit
+    batches, _, rejected = read_plan(plan)
+    assert rejected == []
+    read = [text or "" for batch in batches for text in batch.columns.column(0).to_pylist()]
+    assert read == texts(name, 12)
+    assert source.license
+    assert source.gated == SHAPES[name].gated
+
+
+def test_distillation_has_the_shares_of_its_curriculum() -> None:
+    collection = load_collection("distillation")
+    assert {name: category.share for name, category in collection.categories.items()} == {
+        "instruction_chat": 35,
+        "code": 25,
+        "math_reasoning": 20,
+        "factual_qa": 10,
+    }
+    assert [len(category.sources) for category in collection.categories.values()] == [4, 4, 4, 4]
+    assert [name for _, name, _ in collection.sources()] == list(SHAPES)
+    (note,) = collection.notes()
+    assert note.startswith("The shares of the categories add up to 90, not 100, and are normalised: ")

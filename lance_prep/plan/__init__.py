@@ -8,6 +8,6 @@ if TYPE_CHECKING:
     from lance_prep.formats import TOPICS
     from lance_prep.plan.cut import SHARD_BYTES
     from lance_prep.plan.make import default_output, make_plan, restrict
-    from lance_prep.plan.template import TemplatePrints, compile_template
+    from lance_prep.plan.template import NoText, compile_template
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

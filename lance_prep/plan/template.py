@@ -2,12 +2,15 @@
 
 The text must be the same in every run and with every Python. So functions that draw random numbers are removed, a
 template that prints an object instead of its content is refused, and a record cannot be changed.
+
+Two filters are added to jinja2's: `turns` writes a conversation, and `fromjson` reads JSON inside a column.
 """
 
 from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -26,8 +29,17 @@ _OF_THE_CLOCK = ("now", "today", "utcnow", "timestamp", "astimezone", "fromtimes
 _ADDRESS = re.compile(r"<[^<>]{1,200} at 0x[0-9a-f]{4,16}>", re.IGNORECASE)
 
 
-class TemplatePrints(Exception):
-    """A template prints something that is not text, a number or a date; the message says what."""
+#: Who speaks in a turn, by the names that datasets give to roles.
+_SPEAKERS = {
+    **dict.fromkeys(("system", "developer"), "System"),
+    **dict.fromkeys(("user", "human", "prompter"), "User"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bard", "bing", "model"), "Assistant"),
+    **dict.fromkeys(("tool", "function", "observation"), "Tool"),
+}
+
+
+class NoText(Exception):
+    """A template can make no text of a record. The message is the reason, one of few: each is counted by itself."""
 
 
 def compile_template(template: str) -> Callable[[Mapping[str, Any]], str]:
@@ -109,14 +121,69 @@ def _environment() -> Any:
     for name in _REMOVED:
         del environment.globals[name]
     del environment.filters["random"]
+    environment.filters |= {"turns": _turns, "fromjson": _from_json}
     return environment
+
+
+def _turns(conversation: Any) -> str:
+    """Write a conversation turn by turn: `User: ...`, a blank line, `Assistant: ...`.
+
+    Turns have `role` and `content`, or `from` and `value`. The conversation may be JSON text. A system turn without
+    text says nothing and is left out. A conversation without turns is an empty text.
+
+    Raises:
+        NoText: a turn lacks text or a known role, so that writing the rest would change what was said.
+    """
+    if conversation is None:
+        return ""
+    turns = _from_json(conversation) if isinstance(conversation, str) else conversation
+    if not isinstance(turns, list | tuple):
+        raise NoText("the conversation is not a list of turns")
+    said = []
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            raise NoText("a turn of the conversation is not an object with a role and a text")
+        speaker = _SPEAKERS.get(str(_first(turn, "role", "from")).strip().lower())
+        if speaker is None:
+            raise NoText(f"a turn of the conversation has none of the roles {', '.join(_SPEAKERS)}")
+        text = _content(_first(turn, "content", "value"))
+        if text.strip():
+            said.append(f"{speaker}: {text}")
+        elif speaker != "System":
+            raise NoText("a turn of the conversation has no text")
+    return "\n\n".join(said)
+
+
+def _first(turn: Mapping[str, Any], *names: str) -> Any:
+    """Return the first of these fields that is not null. In Arrow, every turn has the fields of all turns."""
+    return next((turn[name] for name in names if turn.get(name) is not None), None)
+
+
+def _content(content: Any) -> str:
+    """Return the text of a turn, which may be a list of parts as in `[{"type": "text", "text": "Hi"}]`."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list | tuple) else [content]
+    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise NoText("a turn of the conversation holds something other than text")
+    return "".join(map(str, texts))
+
+
+def _from_json(text: Any) -> Any:
+    if not isinstance(text, str):
+        raise NoText("fromjson is given a value that is not text")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NoText("fromjson is given text that is not JSON") from error
 
 
 def _printed(value: Any) -> Any:
     """Return what the template prints for a value.
 
     Raises:
-        TemplatePrints: the value has no text form of its own; says what to write instead.
+        NoText: the value has no text form of its own; says what to write instead.
     """
     if value is None:
         return ""
@@ -128,23 +195,23 @@ def _printed(value: Any) -> Any:
         return str(value)  # raises, and says which name is undefined
     kind = type(value).__name__
     if isinstance(value, list | tuple | dict | set):
-        raise TemplatePrints(f"the template prints a {kind}; write {{{{ x | join(', ') }}}} or {{{{ x | tojson }}}}")
+        raise NoText(f"the template prints a {kind}; write {{{{ x | join(', ') }}}} or {{{{ x | tojson }}}}")
     if callable(value):
-        raise TemplatePrints("the template prints a method, not its result; write {{ text.upper() }}")
+        raise NoText("the template prints a method, not its result; write {{ text.upper() }}")
     if isinstance(value, Iterator):
-        raise TemplatePrints(f"the template prints a {kind}; write {{{{ x | ... | join(', ') }}}}")
-    raise TemplatePrints(f"the template prints a {kind}; it may print text, numbers, dates, true, false and null")
+        raise NoText(f"the template prints a {kind}; write {{{{ x | ... | join(', ') }}}}")
+    raise NoText(f"the template prints a {kind}; it may print text, numbers, dates, true, false and null")
 
 
 def _check_addresses(text: str, template: str, record: Mapping[str, Any]) -> None:
     """Refuse an object's address in memory that a filter made into text, as in `{{ text.upper | trim }}`.
 
     Raises:
-        TemplatePrints: such an address is in the text, and neither in the record nor in the template.
+        NoText: such an address is in the text, and neither in the record nor in the template.
     """
     for found in set(_ADDRESS.findall(text)):
         if found.lower() not in template.lower() and not _holds(record, found.lower()):
-            raise TemplatePrints("the template prints an object with its address in memory; call the method: x.upper()")
+            raise NoText("the template prints an object with its address in memory; call the method: x.upper()")
 
 
 def _holds(value: Any, text: str) -> bool:
@@ -166,4 +233,4 @@ def _unknown_filter(name: str, line: int) -> UsageError:
         said = "its result differs between runs, so that a build could not be repeated"
         return UsageError(f"the template uses the filter random in line {line}: {said}", "leave it out")
     said = f"the template uses an unknown filter {name!r} in line {line}"
-    return UsageError(said, "use one of jinja2's filters, such as trim, upper, join or tojson")
+    return UsageError(said, "use one of jinja2's filters, such as trim, upper, join or tojson; or turns or fromjson")

@@ -14,7 +14,7 @@ from lance_prep.arrow_text import bad_rows, raw_bytes, to_large_string
 from lance_prep.errors import BadFile
 from lance_prep.formats import Chunk, PartJob
 from lance_prep.ledger import Rejected
-from lance_prep.plan import TemplatePrints
+from lance_prep.plan import NoText
 
 # Types by the beginning of their names. Values keep their meaning only within a kind; any other type is its own kind.
 _KINDS = {
@@ -143,7 +143,7 @@ def _rendered(chunk: Chunk, job: PartJob, render: Render) -> Chunk:
         except MemoryError:
             raise
         except Exception as error:  # a template is the user's code: whatever it raises is about this row
-            reason = str(error) if isinstance(error, TemplatePrints) else f"the template fails: {type(error).__name__}"
+            reason = str(error) if isinstance(error, NoText) else f"the template fails: {type(error).__name__}"
             data = chunk.record(int(chunk.rows[row])) if chunk.record else str(record).encode(errors="replace")
             bad[row] = job.rejected(int(chunk.positions[row]), chunk.unit, reason, data)
             texts.append(None)
