@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         unfinished_builds,
     )
     from lance_prep.store.leftovers import with_data
-    from lance_prep.store.lock import OutputLock
+    from lance_prep.store.lock import OutputLock, output_lock
     from lance_prep.store.manifest import MANIFEST, Manifest, Split, read_manifest
     from lance_prep.store.metadata import (
         BUILDS_FOLDER,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Metadata,
         SourceRecord,
         TokenizerRecord,
+        decode,
         versions_in_use,
         with_metadata,
     )
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
         read_seal,
         transactions_in,
     )
-    from lance_prep.store.sidecar import Files, LocalFiles, files_of
+    from lance_prep.store.sidecar import Files, LocalFiles, files_of, make_durable
     from lance_prep.store.version import (
         LOADER,
         LOADER_FILE,

@@ -1,0 +1,266 @@
+"""One source of a collection: planned, read as a build reads it, and written as JSON lines, continued after a kill."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lance_prep.arrow_text import drop_blank, without_nulls
+from lance_prep.collection.folder import REJECTED, SourceStats
+from lance_prep.collection.json_lines import LineWriter
+from lance_prep.collection.model import CollectionSource
+from lance_prep.collection.unfinished import Parts, State, Unfinished
+from lance_prep.errors import Interrupted
+from lance_prep.ledger import Ledger, Tally
+from lance_prep.model import Plan, Shard
+from lance_prep.plan import make_plan
+from lance_prep.recipe import Recipe
+from lance_prep.source import SourceBatch, read_shard
+from lance_prep.store import Quarantine
+from lance_prep.tokenizer import Encoder, ReferenceEncoder, load_tokenizer, make_encoder
+
+# A shard is what a resumed download reads again.
+SHARD_BYTES = 16 << 20
+# Text between two states on disk, or seconds if the source is slow. Each waits for the disk.
+SAVE_BYTES = 64 << 20
+SAVE_SECONDS = 5.0
+
+# Fields of a source that do not decide its text.
+_NOTES = {"share", "license", "gated"}
+_READING = ("text_unit", "delimiter")
+# Lines and tokens are counted by a build.
+_LEDGER = ("rows_in", "rows_used", "empty", "filtered", "rejected", "over_limit", "reasons")
+_COUNTING = ("tokenizer", "tokenizer_revision", "special_tokens")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A source as the collection recipe wants it.
+
+    Attributes:
+        category, name: in the collection.
+        source: the recipe's entry.
+        recipe: that reads it.
+    """
+
+    category: str
+    name: str
+    source: CollectionSource
+    recipe: Recipe
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """The fields that decide the text, as plain JSON."""
+        own = self.source.model_dump(mode="json", exclude=_NOTES)
+        names = (*_READING, *(_COUNTING if self.source.max_tokens else ()))
+        shared = self.recipe.model_dump(mode="json", include=set(names))
+        return {name: value for name, value in {**own, **shared}.items() if value is not None}
+
+
+class Progress(Protocol):
+    """Told how a download goes. Called from several threads."""
+
+    def begun(self, wanted: Wanted, plan: Plan, state: State) -> None:
+        """A source is planned; `state` says what earlier runs did."""
+
+    def advanced(self, wanted: Wanted, rows: int, text_bytes: int) -> None:
+        """Rows were written."""
+
+    def shard_read(self, wanted: Wanted, shard: Shard) -> None:
+        """A shard was read to its end."""
+
+    def warned(self, message: str) -> None:
+        """Something the user should know."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the sources of one download share.
+
+    Attributes:
+        progress: told what happens.
+        stop: if set, sources in work end with `Interrupted`.
+        at_once: number of sources downloaded at once.
+    """
+
+    progress: Progress
+    stop: threading.Event
+    at_once: int
+
+
+def fetch_text(wanted: Wanted, unfinished: Unfinished, plan: Plan, state: State, run: Run) -> SourceStats:
+    """Write the text of a source, from where `state` says on, and finish its file.
+
+    Raises:
+        Interrupted: `run.stop` is set.
+        SourceError: the source cannot be read.
+        OSError: the file cannot be written.
+    """
+    run.progress.begun(wanted, plan, state)
+    with closing(unfinished.open(state)) as parts:
+        made = _Text(wanted, unfinished, parts, plan, state, run)
+        done = made.write()
+    stats = _stats(wanted, plan, done, made.sha256)
+    unfinished.finish(done, stats)
+    return stats
+
+
+def make_text_plan(wanted: Wanted) -> Plan:
+    """Return the plan that reads a source's text. Its shards are small."""
+    return make_plan(wanted.recipe)
+
+
+class _Text:
+    """The file of one source while it is written."""
+
+    def __init__(
+        self, wanted: Wanted, unfinished: Unfinished, parts: Parts, plan: Plan, state: State, run: Run
+    ) -> None:
+        self._wanted = wanted
+        self._unfinished = unfinished
+        self._parts = parts
+        self._plan = plan
+        self._state = state
+        self._run = run
+        self._limit = _Limit(wanted, state, run.at_once)
+        self._lines = LineWriter(wanted.name, wanted.category, _origin(plan))
+        self._hash = parts.hashed()
+        self._saved = (time.monotonic(), state.bytes)
+        self._rows, self._characters = state.rows, state.characters
+
+    @property
+    def sha256(self) -> str:
+        return str(self._hash.hexdigest())
+
+    def write(self) -> State:
+        """Write the shards that are missing. Return the state of the whole file, which is durable."""
+        for shard in self._plan.shards[self._state.shards :]:
+            if self._limit.reached:
+                break
+            self._write_shard(shard)
+        self._save()
+        return self._state
+
+    def _write_shard(self, shard: Shard) -> None:
+        quarantine = Quarantine(strict=self._wanted.recipe.strict)
+        ledger = Ledger(**self._state.ledger)
+        first = ledger.rows_in
+        tally = Tally(on_reject=quarantine.add)
+        batches = read_shard(self._plan, shard, tally, stop=self._run.stop)
+        with closing(batches):  # type: ignore[type-var]
+            for batch in batches:
+                if self._run.stop.is_set():
+                    raise Interrupted("stopped", "run the same command again: it continues")
+                self._write_batch(batch, first, tally)
+                if self._limit.reached:
+                    break
+        self._parts.reject(quarantine.lines)
+        ledger.add(tally.ledger)
+        self._state = replace(
+            self._state,
+            shards=self._state.shards + 1,
+            bytes=self._parts.bytes,
+            rejected_bytes=self._parts.rejected_bytes,
+            rows=self._rows,
+            characters=self._characters,
+            tokens=self._limit.tokens,
+            ledger={name: value for name, value in ledger.as_json().items() if name in _LEDGER},
+        )
+        self._run.progress.shard_read(self._wanted, shard)
+        when, size = self._saved
+        if self._parts.bytes - size >= SAVE_BYTES or time.monotonic() - when >= SAVE_SECONDS:
+            self._save()
+
+    def _write_batch(self, batch: SourceBatch, first: int, tally: Tally) -> None:
+        texts, kept = drop_blank(without_nulls(batch.columns.column(0)))
+        used = self._limit.take(texts)
+        texts = texts.slice(0, used)
+        rows: npt.NDArray[np.uint64] = batch.rows[kept[:used]] + np.uint64(first)
+        tally.ledger.rows_used += used
+        tally.ledger.empty += len(batch.rows) - len(kept)
+        tally.ledger.over_limit += len(kept) - used
+        size = 0
+        for piece in self._lines.lines(texts, rows):
+            self._parts.write(memoryview(piece))
+            self._hash.update(piece)
+            size += piece.size
+        self._rows += used
+        self._characters += pc.sum(pc.utf8_length(texts)).as_py() or 0
+        self._run.progress.advanced(self._wanted, used, size)
+
+    def _save(self) -> None:
+        self._parts.sync()
+        now = time.monotonic()
+        self._state = replace(self._state, seconds=round(self._state.seconds + now - self._saved[0], 3))
+        self._unfinished.save(self._state)
+        self._saved = (now, self._state.bytes)
+
+
+class _Limit:
+    """Where a source's text ends: after `max_rows` rows, or with the row that reaches `max_tokens`."""
+
+    def __init__(self, wanted: Wanted, state: State, at_once: int) -> None:
+        self._rows_left = wanted.source.max_rows - state.rows if wanted.source.max_rows is not None else None
+        self._max_tokens = wanted.source.max_tokens
+        self.tokens = state.tokens
+        self._encoder: Encoder | None = None
+        if self._max_tokens is not None:
+            spec = load_tokenizer(wanted.recipe)
+            reference = ReferenceEncoder(spec, wanted.recipe)
+            self._encoder = make_encoder(spec, wanted.recipe, reference, encoders=at_once)
+
+    @property
+    def reached(self) -> bool:
+        full = self._max_tokens is not None and self.tokens >= self._max_tokens
+        return full or self._rows_left == 0
+
+    def take(self, texts: pa.LargeStringArray) -> int:
+        """Return how many of the texts still belong to the source, and count them."""
+        used = len(texts) if self._rows_left is None else min(self._rows_left, len(texts))
+        if self._encoder is not None and self._max_tokens is not None:
+            ends = np.cumsum(self._encoder.encode(texts.slice(0, used)).lengths)
+            used = min(used, int(np.searchsorted(ends, self._max_tokens - self.tokens)) + 1)
+            self.tokens += int(ends[used - 1]) if used else 0
+        if self._rows_left is not None:
+            self._rows_left -= used
+        return used
+
+
+def _origin(plan: Plan) -> dict[str, str]:
+    """Return what the metadata of each line says of where it is from."""
+    if plan.source.repo is None:
+        return {"source": plan.source.asked}
+    return {"repo": plan.source.repo, "commit": plan.source.commit or ""}
+
+
+def _stats(wanted: Wanted, plan: Plan, done: State, sha256: str) -> SourceStats:
+    return SourceStats(
+        source=wanted.name,
+        category=wanted.category,
+        rows=done.rows,
+        characters=done.characters,
+        bytes=done.bytes,
+        sha256=sha256,
+        asked=plan.recipe.asked,
+        repo=plan.source.repo,
+        config=plan.source.config,
+        split=plan.source.split,
+        revision=plan.source.revision,
+        commit=plan.source.commit,
+        license=wanted.source.license,
+        tokens=done.tokens if wanted.source.max_tokens is not None else None,
+        ledger=done.ledger,
+        rejected=f"{wanted.name}{REJECTED}" if done.rejected_bytes else None,
+        entry=wanted.entry,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=done.seconds,
+    )
