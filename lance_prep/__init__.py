@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
+    from lance_prep.collection import CollectionReport, build_collection
     from lance_prep.dataset import DatasetVersion, Verification, Version, verify
     from lance_prep.dataset import list_versions as versions
     from lance_prep.dataset import open_version as info
@@ -29,12 +30,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BuildReport",
+    "CollectionReport",
     "DatasetVersion",
     "LancePrepError",
     "Recipe",
     "Verification",
     "Version",
     "build",
+    "build_collection",
     "info",
     "load_recipe",
     "stream",

@@ -151,12 +151,14 @@ def test_every_package_is_in_the_readme() -> None:
 def test_the_public_names() -> None:
     assert sorted(lance_prep.__all__) == [
         "BuildReport",
+        "CollectionReport",
         "DatasetVersion",
         "LancePrepError",
         "Recipe",
         "Verification",
         "Version",
         "build",
+        "build_collection",
         "info",
         "load_recipe",
         "stream",

@@ -33,7 +33,7 @@ from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe, builtin_recipes, load_recipe
 
 if TYPE_CHECKING:
-    from lance_prep.engine import Progress
+    from lance_prep.engine import Progress, RunOptions
     from lance_prep.model import Plan
     from lance_prep.store import Receipt
 
@@ -43,6 +43,9 @@ source.
 
 Formats: {" ".join(extension for each in registered() for extension in each.extensions)}. JSON, CSV and text may be
 compressed ({" ".join(COMPRESSIONS)}).
+
+With --recursive, SOURCE is a folder. Each .jsonl file below it becomes a dataset of its own in the folder OUT, named as
+the file, and OUT/manifest.json lists them. Run again, this builds what is new or changed.
 
 Run again on the same output, build continues an interrupted build, says that the dataset is up to date, or names the
 options for a source or recipe that has changed."""
@@ -63,6 +66,8 @@ def _option(name: str, field: FieldInfo) -> Any:
     if name == "template":
         description += r" In this option \n, \t and \\ are newline, tab and backslash."
         return click.option(flag, callback=_unescape, default=None, help=description)
+    if name == "block_size":
+        return click.option(flag, "--max-seq-length", name, type=int, default=None, help=description + shown)
     if name == "keep_columns":
         return click.option(flag, metavar="A,B,...", callback=_split, default=None, help=description)
     if bool in kinds:
@@ -120,6 +125,7 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     "build HuggingFaceFW/fineweb --config sample-10BT --block-size 2048 --max-rows 10000",
     "build 'data/*.jsonl' --text-column body --keep-columns n,lang --layout documents -o documents.lance",
     "build data --filter \"lang = 'en'\" --template 'Q: {{ title }}\\nA: {{ body }}' -o english.lance --dry-run",
+    "build data --recursive --block-size 1024 -o tokens",
     about=ABOUT,
 )
 @click.argument("source", nargs=-1, required=True)
@@ -129,6 +135,9 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @_recipe_options
 @click.option("--workers", type=click.IntRange(min=1), help="Shards built at once.  [default: number of cores]")
 @click.option("--engine", default="local", hidden=True, help="Where shards are built.")
+@click.option(
+    "--recursive", is_flag=True, help="Build a dataset for each .jsonl file below the folder SOURCE, and a manifest."
+)
 @click.option("--append", is_flag=True, help="Add what is new in the source as a new version.")
 @click.option("--overwrite", "--force", is_flag=True, help="Make a new version with the new content; old ones stay.")
 @click.option("--skip-existing", is_flag=True, help="Leave a dataset that exists alone, whatever it was built from.")
@@ -140,6 +149,7 @@ def build(
     output: str | None,
     workers: int | None,
     engine: str,
+    recursive: bool,
     append: bool,
     overwrite: bool,
     skip_existing: bool,
@@ -153,6 +163,14 @@ def build(
     from lance_prep.engine import RunOptions, Silent, preview_build, run_build
     from lance_prep.plan import default_output
 
+    if recursive:
+        _build_many(
+            source,
+            RunOptions(output, workers, append, overwrite, storage_options=storage_options, engine=engine),
+            overrides,
+            as_json=as_json,
+        )
+        return
     where = output or default_output(source)
     options = RunOptions(where, workers, append, overwrite, skip_existing, storage_options, Silent(), engine)
     recipe = load_recipe(source, overrides)
@@ -171,6 +189,16 @@ def build(
         print_json(report.as_json())
     else:
         click.echo(printable(summary(report)))
+
+
+def _build_many(source: tuple[str, ...], options: RunOptions, overrides: dict[str, Any], *, as_json: bool) -> None:
+    from lance_prep.cli.many import build_many
+
+    if len(source) > 1:
+        raise click.UsageError(f"a collection is one folder or recipe, got {len(source)} sources; build each by itself")
+    if options.append:
+        raise click.UsageError("--append has no effect on a collection: what is new is added without it; remove it")
+    build_many(source[0], replace(options, refresh=not options.overwrite), overrides, as_json=as_json)
 
 
 class _Counts:

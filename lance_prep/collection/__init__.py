@@ -5,9 +5,17 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
+    from lance_prep.collection.build_many import (
+        CollectionProgress,
+        CollectionReport,
+        SourceReport,
+        build_collection,
+        run_collection,
+    )
     from lance_prep.collection.download import DownloadReport, Outcome, download
     from lance_prep.collection.folder import Download, DownloadedSource, SourceStats, read_download
     from lance_prep.collection.load import Collection, builtin_collections, builtin_text, is_collection, load_collection
     from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
+    from lance_prep.collection.sources import CollectionPlan, SourceJob, open_collection
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

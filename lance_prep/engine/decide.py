@@ -129,10 +129,11 @@ class Decision:
         return self.existing.ours if self.appends else None
 
 
-def decide(job: BuildJob, *, append: bool, overwrite: bool, settle: bool = True) -> Decision:
+def decide(job: BuildJob, *, append: bool, overwrite: bool, refresh: bool = False, settle: bool = True) -> Decision:
     """Look at the output and say what to do.
 
     Args:
+        append, overwrite, refresh: see `RunOptions`.
         settle: complete the notes of a process that died right after its commit. False writes nothing.
 
     Raises:
@@ -155,13 +156,16 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, settle: bool = True)
     digests = Digests()
     changes = compare(there.source_files, job.plan, digests)
     # A folder, a glob and the list of files that a shell makes of it may name the same files.
-    ignore = set() if changes.gone or changes.changed else {"source"}
-    _refuse_other_recipe(job, there.metadata, ignore | ({"revision"} if append else set()))
+    ignore = {"source"} if refresh or not (changes.gone or changes.changed) else set()
+    _refuse_other_recipe(job, there.metadata, ignore | ({"revision"} if append or refresh else set()))
     if not changes or (append and not changes.new and not changes.changed):
         return Decision(None, existing)
     limit = job.plan.recipe.max_rows
     if append and limit is not None and limit <= there.metadata.rows:
         return Decision(None, existing)
+    if refresh:
+        _refuse_unfinished(job)
+        return Decision(job, existing, digests=digests)
     if not append or changes.changed:
         raise SourceChanged(f"the source of {job.uri} has changed: {changes}", OVERWRITE if changes.changed else APPEND)
     _refuse_unfinished(job)

@@ -41,10 +41,11 @@ class RunOptions:
         workers: number of shards built at once; by default the number of cores.
         append: if the source has grown, add what is new as a new version.
         overwrite: if the output holds something else, make a new version with the new content.
+        refresh: if the source has changed, make a new version with its new content. Another recipe is still refused.
         skip_existing: if the output holds a dataset, whatever it was built from, leave it alone.
         storage_options: for object stores, as Lance and object_store name them.
         progress: told what happens.
-        engine: where shards are built: `local`, or a name given to `register_engine`.
+        engine: where shards are built: `local`, a name given to `register_engine`, or an engine.
     """
 
     output: str | Path | None = None
@@ -54,12 +55,13 @@ class RunOptions:
     skip_existing: bool = False
     storage_options: Mapping[str, str] | None = field(default=None, repr=False)
     progress: Progress = field(default_factory=Silent)
-    engine: str = "local"
+    engine: str | Engine = "local"
+    refresh: bool = False
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers: must be at least 1, got {self.workers}", "use a larger number")
-        chosen = [f"{name}=True" for name in ("append", "overwrite", "skip_existing") if getattr(self, name)]
+        chosen = [f"{name}=True" for name in ("append", "overwrite", "refresh", "skip_existing") if getattr(self, name)]
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} exclude each other", "use one of them")
 
@@ -109,8 +111,12 @@ def build(
     return run_build(load_recipe(source, overrides), options, uri=options.uri(source))
 
 
-def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
-    """Build a recipe into the dataset at `uri`. Raises as `build` does."""
+def run_build(recipe: Recipe, options: RunOptions, *, uri: str, spec: TokenizerSpec | None = None) -> BuildReport:
+    """Build a recipe into the dataset at `uri`. Raises as `build` does.
+
+    Args:
+        spec: the recipe's tokenizer, if it is loaded already.
+    """
     started = time.monotonic()
     output, engine = options.at(uri), make_engine(options.engine, options.workers)
     if options.skip_existing and (existing := look_at(output)).ours is not None:
@@ -119,9 +125,9 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildReport:
     plan = _plan(recipe, output)
     if plan.left_out:
         options.progress.warned(plan.left_out)
-    job = _job(plan, output)
+    job = _job(plan, output, spec)
     with output.lock() as lock:
-        decision = decide(job, append=options.append, overwrite=options.overwrite)
+        decision = decide(job, append=options.append, overwrite=options.overwrite, refresh=options.refresh)
         if decision.job is None:
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)
         return _run(decision, engine, options.progress, lock, started)
@@ -138,7 +144,8 @@ def preview_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildPrev
         if not look_at(output).number and not output.unfinished():
             return BuildPreview(plan, "build", f"a new dataset at {uri}")
         job = _job(plan, output)
-        return _preview(decide(job, append=options.append, overwrite=options.overwrite, settle=False), job)
+        how = {"append": options.append, "overwrite": options.overwrite, "refresh": options.refresh}
+        return _preview(decide(job, **how, settle=False), job)
     except (OutputExists, SourceChanged) as error:
         return BuildPreview(plan, "refuse", str(error), error)
 
@@ -181,8 +188,8 @@ def check_storage_options(recipe: Recipe, output: Output) -> None:
         )
 
 
-def _job(plan: Plan, output: Output) -> BuildJob:
-    spec = load_spec(plan.recipe)
+def _job(plan: Plan, output: Output, spec: TokenizerSpec | None = None) -> BuildJob:
+    spec = spec or load_spec(plan.recipe)
     key = build_key(plan, output.uri, spec.sha256 if spec else None)
     return BuildJob(plan, spec, output.transport, output, key)
 

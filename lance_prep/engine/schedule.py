@@ -113,12 +113,14 @@ def register_engine(name: str, make: Callable[[int | None], Engine]) -> None:
     _ENGINES[name] = make
 
 
-def make_engine(name: str, workers: int | None) -> Engine:
-    """Return the engine with this name.
+def make_engine(name: str | Engine, workers: int | None) -> Engine:
+    """Return the engine with this name; an engine as it is.
 
     Raises:
         UsageError: there is no such engine.
     """
+    if not isinstance(name, str):
+        return name
     if name not in _ENGINES:
         raise UsageError(f"unknown engine {name!r}", f"use one of: {', '.join(sorted(_ENGINES))}")
     return _ENGINES[name](workers)

@@ -31,6 +31,7 @@ from typing import Any
 
 from lance_prep.errors import DamagedDataset, DatasetError
 from lance_prep.store.metadata import decode
+from lance_prep.store.version import DatasetVersion
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -118,6 +119,22 @@ class Manifest:
             os.fsync(file.fileno())
         beside.replace(path)
         return path
+
+
+def split_of(version: DatasetVersion, *, category: str | None = None, share: float | None = None) -> Split:
+    """Return the entry of a dataset that is in the manifest's folder."""
+    metadata = version.metadata
+    return Split(
+        path=Path(version.uri).name,
+        shards=len(version.dataset.get_fragments()),
+        sequences=metadata.rows,
+        samples=metadata.ledger.rows_used,
+        tokens=metadata.tokens,
+        category=category,
+        share=share,
+        version=version.number,
+        content_hash=metadata.content_hash,
+    )
 
 
 def read_manifest(folder: str | Path) -> Manifest:

@@ -1,0 +1,159 @@
+"""`build --recursive` and `build_collection`: a dataset for each source, a manifest, and what a second run does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lance_prep
+from lance_prep.cli.main import run
+from lance_prep.errors import SourceNotFound, UsageError
+from lance_prep.store import read_manifest
+from tests.helpers import check_whole, ids_of
+from tests.processes import write_texts
+
+Out = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three sources in two categories, and one in none."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_texts(folder / "code", files=2, rows=60, seed=1)
+    write_texts(folder / "chat", files=1, rows=40, seed=2)
+    (folder / "code" / "0.jsonl").rename(folder / "code" / "part10.jsonl")
+    (folder / "code" / "1.jsonl").rename(folder / "code" / "part9.jsonl")
+    (folder / "chat" / "0.jsonl").rename(folder / "chat" / "turns.jsonl")
+    (folder / "own.jsonl").write_text('{"text": "hello world"}\n')
+    (folder / "chat" / "turns.stats.json").write_text("{}")
+    return folder
+
+
+def build(data: Path, tokenizer: str, *more: object) -> int:
+    out = data.parent / "out"
+    arguments = [data, "-o", out, "--recursive", "--tokenizer", tokenizer, "--max-seq-length", 64, *more]
+    return run(["build", *map(str, arguments)])
+
+
+def manifest_of(data: Path) -> dict[str, Any]:
+    return dict(json.loads((data.parent / "out" / "manifest.json").read_text()))
+
+
+def test_a_dataset_for_each_file_and_a_manifest(data: Path, tokenizer: str, capsys: Out) -> None:
+    assert build(data, tokenizer) == 0
+    shown = capsys.readouterr()
+    assert [line.split()[0] for line in shown.out.splitlines()[:5]] == ["source", "turns", "part9", "part10", "own"]
+    manifest, out = manifest_of(data), data.parent / "out"
+    assert list(manifest["splits"]) == ["own", "part10", "part9", "turns"]
+    assert (manifest["max_seq_length"], manifest["files_processed"]) == (64, 4)
+    assert (manifest["input_path"], manifest["output_path"]) == (str(data), str(out))
+    for name, split in manifest["splits"].items():
+        check_whole(out / split["path"])
+        path = next(data.rglob(f"{name}.jsonl"))
+        alone = lance_prep.build(path, output=data.parent / "alone" / name, tokenizer=tokenizer, block_size=64)
+        assert split["content_hash"] == alone.content_hash
+        assert (split["sequences"], split["samples"], split["tokens"], split["shards"]) == (
+            *(alone.rows, alone.ledger.rows_used, alone.tokens),
+            1,
+        )
+        assert split.get("category") == (None if name == "own" else path.parent.name)
+    assert len(ids_of(out / "part9.lance")) == manifest["splits"]["part9"]["sequences"]
+
+
+def test_a_second_run_does_what_is_new_or_changed(data: Path, tokenizer: str, capsys: Out) -> None:
+    assert build(data, tokenizer) == 0
+    first = manifest_of(data)
+    assert build(data, tokenizer, "--skip-existing", "--json") == 0
+    states = {source["name"]: source["status"] for source in last_json(capsys)["sources"]}
+    assert set(states.values()) == {"unchanged"}
+    assert manifest_of(data) == first
+    (data / "own.jsonl").open("a").write('{"text": "and more"}\n')
+    (data / "math").mkdir()
+    (data / "math" / "sums.jsonl").write_text('{"text": "1 + 1 = 2"}\n')
+    assert build(data, tokenizer, "--json") == 0
+    states = {source["name"]: source["status"] for source in last_json(capsys)["sources"]}
+    assert states == {**dict.fromkeys(["turns", "part9", "part10"], "unchanged"), "own": "rebuilt", "sums": "built"}
+    second = manifest_of(data)
+    assert (second["splits"]["own"]["version"], second["splits"]["own"]["samples"]) == (2, 2)
+    assert {name: second["splits"][name] for name in ("turns", "part9", "part10")} == {
+        name: first["splits"][name] for name in ("turns", "part9", "part10")
+    }
+
+
+def last_json(capsys: Out) -> dict[str, Any]:
+    out = capsys.readouterr().out
+    return dict(json.loads(out[out.index("{\n") :]))
+
+
+def test_another_recipe_needs_force(data: Path, tokenizer: str, capsys: Out) -> None:
+    assert build(data, tokenizer) == 0
+    before = (data.parent / "out" / "manifest.json").read_bytes()
+    assert build(data, tokenizer, "--seed", 7) == 1
+    err = capsys.readouterr().err
+    assert "failed: turns, part9, part10, own: its dataset was built by another recipe: seed was 1337, now 7" in err
+    assert "--overwrite" in err
+    assert "4 of 4 sources failed, so manifest.json was not written" in err
+    assert (data.parent / "out" / "manifest.json").read_bytes() == before
+    assert build(data, tokenizer, "--seed", 7, "--force") == 0
+    assert {split["version"] for split in manifest_of(data)["splits"].values()} == {2}
+    again = (data.parent / "out" / "manifest.json").read_bytes()
+    assert build(data, tokenizer, "--seed", 7, "--force") == 0
+    assert (data.parent / "out" / "manifest.json").read_bytes() == again
+
+
+def test_a_source_that_is_gone_leaves_the_manifest_and_is_reported(data: Path, tokenizer: str, capsys: Out) -> None:
+    assert build(data, tokenizer) == 0
+    shutil.rmtree(data / "chat")
+    for _ in range(2):  # as long as the dataset is there
+        capsys.readouterr()
+        assert build(data, tokenizer) == 0
+        assert "turns.lance has no source" in capsys.readouterr().err
+        assert list(manifest_of(data)["splits"]) == ["own", "part10", "part9"]
+    assert (data.parent / "out" / "turns.lance").is_dir()
+
+
+def test_one_source_that_fails_does_not_stop_the_others(data: Path, tokenizer: str, capsys: Out) -> None:
+    (data / "chat" / "turns.jsonl").write_text('{"words": 1}\n')
+    assert build(data, tokenizer, "--text-column", "text") == 1
+    err = capsys.readouterr().err
+    assert "failed: turns: " in err
+    assert "1 of 4 sources failed, so manifest.json was not written" in err
+    out = data.parent / "out"
+    assert not (out / "manifest.json").exists()
+    for name in ("own", "part9", "part10"):
+        check_whole(out / f"{name}.lance")
+    (data / "chat" / "turns.jsonl").write_text('{"text": "one"}\n')
+    report = lance_prep.build_collection(data, output=out, tokenizer=tokenizer, block_size=64, text_column="text")
+    assert report.ok
+    assert [source.status for source in report.sources] == ["built", "unchanged", "unchanged", "unchanged"]
+    assert read_manifest(out) == report.manifest
+
+
+def test_two_files_with_the_name_of_one_source_are_refused(data: Path, tokenizer: str) -> None:
+    shutil.copy(data / "own.jsonl", data / "chat" / "own.jsonl")
+    with pytest.raises(UsageError, match=r"own\.jsonl and .*own\.jsonl would both be the source 'own'"):
+        lance_prep.build_collection(data, output=data.parent / "out", tokenizer=tokenizer)
+    assert not (data.parent / "out").exists()
+
+
+def test_no_jsonl(tmp_path: Path, tokenizer: str) -> None:
+    with pytest.raises(SourceNotFound, match=r"no \.jsonl file in .* it is empty"):
+        lance_prep.build_collection(tmp_path, tokenizer=tokenizer)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.txt").write_text("text")
+    with pytest.raises(SourceNotFound, match=r"it holds deep/a\.txt"):
+        lance_prep.build_collection(tmp_path, tokenizer=tokenizer)
+
+
+def test_workers_do_not_change_the_manifest(data: Path, tokenizer: str) -> None:
+    texts = set()
+    for workers in (1, 2, 5):
+        shutil.rmtree(data.parent / "out", ignore_errors=True)
+        assert build(data, tokenizer, "--workers", workers) == 0
+        texts.add((data.parent / "out" / "manifest.json").read_bytes())
+    assert len(texts) == 1
