@@ -125,7 +125,7 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     "build HuggingFaceFW/fineweb --config sample-10BT --block-size 2048 --max-rows 10000",
     "build 'data/*.jsonl' --text-column body --keep-columns n,lang --layout documents -o documents.lance",
     "build data --filter \"lang = 'en'\" --template 'Q: {{ title }}\\nA: {{ body }}' -o english.lance --dry-run",
-    "build data --recursive --block-size 1024 -o tokens",
+    "build data --recursive --text-column body --block-size 1024 -o tokens",
     about=ABOUT,
 )
 @click.argument("source", nargs=-1, required=True)
