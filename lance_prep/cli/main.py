@@ -25,6 +25,7 @@ COMMANDS = {
     "compact": ("maintain", "Merge small fragments into large ones, as a new version."),
     "prune": ("maintain", "Remove old versions and the data files that only they use."),
     "verify": ("maintain", "Check a dataset's integrity: files, hashes, ledger, ids, lengths and counts."),
+    "export": ("exchange", "Write a dataset or a collection as Parquet or JSONL files."),
 }
 
 EXAMPLES = (

@@ -14,6 +14,6 @@ if TYPE_CHECKING:
         resolve_beside,
         source_names,
     )
-    from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit
+    from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit, parse_size
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

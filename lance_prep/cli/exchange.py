@@ -1,0 +1,72 @@
+"""`lance-prep export`: datasets as files of other formats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lance_prep.cli.common import command, count, json_option, print_json, printable, size, storage_option, table
+
+if TYPE_CHECKING:
+    from lance_prep.exchange import ExportReport
+
+GB = 10**9
+
+
+def _shard_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    """Return bytes. A number without a unit is in GB."""
+    from lance_prep.recipe import parse_size
+
+    try:
+        found = int(float(value) * GB) if value.replace(".", "", 1).isdigit() else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter("not a valid size; write a number of GB, or one with a unit such as 500MB") from error
+    return int(found)
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if value is not None else None
+
+
+@command(
+    "export sample.lance -o sample-parquet",
+    "export sample.lance -o sample-small --shard-size 500MB --json",
+    about="""SOURCE is a dataset, or a folder with manifest.json, all of whose sources are exported.
+
+Run again on the same output, export continues an interrupted export, or says that it is up to date.""",
+)
+@click.argument("source")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Local folder for the files.")
+@click.option("--format", default="parquet", show_default=True, help="Format of the files.")
+@click.option("--version", metavar="N|TAG", help="Version or tag of a dataset.  [default: the latest]")
+@click.option("--splits", metavar="A,B,...", callback=_names, help="Sources to export.  [default: all]")
+@click.option(
+    "--shard-size",
+    default="2",
+    show_default=True,
+    metavar="GB",
+    callback=_shard_size,
+    help="Maximum size of a file: GB, or with a unit, such as 500MB.",
+)
+@click.option("--force", is_flag=True, help="Write into a folder with other files; replace shards made otherwise.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
+@storage_option
+@json_option
+def export(source: str, as_json: bool, **options: Any) -> None:
+    from lance_prep import exchange
+
+    report = exchange.export(source, **options)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        click.echo(printable(_summary(report)))
+
+
+def _summary(report: ExportReport) -> str:
+    rows = [("output", report.output), ("format", report.format)]
+    for source in report.sources:
+        said = f"{source.status}: {source.rows:,} rows, {count(source.tokens)} tokens"
+        written = f", {source.shards} shards, {size(source.bytes)}" if source.status != "planned" else ""
+        rows.append((source.name, said + written))
+    return table(rows)

@@ -1,0 +1,177 @@
+"""Export targets: what a format is, and the registry of them.
+
+A target is a `Target` that is passed to `register_target`, and an `Encoder` that it names:
+
+    register_target(Target("ids", ".ids", "token ids as they are stored", "my_package.ids:IdsEncoder"))
+
+An encoder turns a fixed number of rows into a piece of a file, and never sees the file. `exchange.run` reads rows,
+encodes pieces on several threads, joins them to shards, writes shards durably, and continues after a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from lance_prep.errors import UsageError
+from lance_prep.store import DatasetVersion
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What decides the content of exported files. A target names those that it reads.
+
+    Attributes:
+        max_seq_length: tokens per row. Layouts with rows of different lengths are cut to it, as
+            `LanceDataset(block_size=...)` does: rows, each followed by EOS, form one stream.
+        mask_boundaries: ignore the label that leads from one document to the next.
+    """
+
+    max_seq_length: int | None = None
+    mask_boundaries: bool = False
+
+
+class Source(Protocol):
+    """The rows of one dataset, for an encoder.
+
+    Attributes:
+        opened: the dataset's version.
+        rows: number of rows.
+        length: tokens per row, or None if rows vary in length.
+    """
+
+    opened: DatasetVersion
+    rows: int
+    length: int | None
+
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows from `start`, in order, `size` at a time; only the last batch may be smaller."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rows as they stand in a file.
+
+    Attributes:
+        data: bytes-like objects, in order.
+        size: of all of them, in bytes.
+        rows: number of rows.
+        tokens: number of tokens without padding.
+        end: upper bound of what the piece adds to the end of its file, in bytes.
+        note: what `Encoder.end` needs to know of the piece.
+    """
+
+    data: Sequence[Any]
+    size: int
+    rows: int
+    tokens: int
+    end: int = 0
+    note: Any = None
+
+
+class Encoder(Protocol):
+    """Writes the rows of one source. A target makes it with the `Source` and the `ExportOptions`.
+
+    What it returns depends on its arguments alone, and threads share it.
+
+    Attributes:
+        columns: columns of the source that it reads.
+        batch_rows: number of rows that make a piece.
+    """
+
+    columns: Sequence[str]
+    batch_rows: int
+
+    def encode(self, batch: pa.RecordBatch) -> Piece:
+        """Return `batch_rows` rows (fewer at the end of the source) as a piece of a file."""
+
+    def begin(self) -> bytes:
+        """Return what is before the first piece of a file."""
+
+    def end(self, notes: Sequence[Any]) -> bytes:
+        """Return what is after the last piece of a file, given the notes of all pieces in it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format that datasets can be exported to.
+
+    Attributes:
+        name: for `--format`.
+        suffix: of its files, with the dot.
+        about: what its files hold, for help.
+        encoder: a function of `Source` and `ExportOptions` that returns an `Encoder`, or `module:name` of it.
+        version: changed when the same rows give other bytes, so that an unfinished export starts again.
+        reads: names of the `ExportOptions` that it reads. Others are refused.
+        tokens: it needs token ids, so layout `raw` is refused.
+        fixed: it needs rows of one length, so layouts with other rows need `max_seq_length`.
+    """
+
+    name: str
+    suffix: str
+    about: str
+    encoder: Any
+    version: int = 1
+    reads: Sequence[str] = ()
+    tokens: bool = True
+    fixed: bool = False
+
+    def make(self, source: Source, options: ExportOptions) -> Encoder:
+        """Return an encoder for a source."""
+        if isinstance(self.encoder, str):
+            module, _, name = self.encoder.partition(":")
+            made: Encoder = getattr(import_module(module), name)(source, options)
+            return made
+        return self.encoder(source, options)  # type: ignore[no-any-return]
+
+    def check(self, options: ExportOptions) -> None:
+        """Refuse options that have no effect.
+
+        Raises:
+            UsageError: names one.
+        """
+        for field in fields(ExportOptions):
+            if field.name not in self.reads and getattr(options, field.name) != field.default:
+                raise UsageError(f"{field.name} has no effect with format={self.name!r}", f"leave {field.name} out")
+
+
+#: By name, in the order of the help.
+TARGETS: dict[str, Target] = {}
+
+
+def register_target(target: Target) -> None:
+    """Make a target known under its name.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if target.name in TARGETS:
+        raise ValueError(f"{target.name!r} is registered already")
+    TARGETS[target.name] = target
+
+
+def target_named(name: str) -> Target:
+    """Return a target.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name not in TARGETS:
+        raise UsageError(f"unknown format {name!r}", f"use one of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+register_target(
+    Target(
+        "parquet",
+        ".parquet",
+        "input_ids, attention_mask and labels: lists of max_seq_length int32",
+        "lance_prep.exchange.parquet:ParquetEncoder",
+        reads=("max_seq_length", "mask_boundaries"),
+        fixed=True,
+    )
+)

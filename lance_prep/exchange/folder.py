@@ -1,0 +1,271 @@
+"""The folder that an export writes: shards, and the state by which the same command continues after a kill.
+
+    DIR/manifest.json                          all sources; written last
+    DIR/<source>_stats.json                    rows, tokens, bytes, shards and hashes of a source
+    DIR/<source>/shard_0000.parquet            its rows
+    DIR/.lance_prep/export/<source>.json       what the shards were made from, and each finished shard
+
+A shard is written to a hidden temporary file and made durable. Then its record is written, and then it is renamed. So
+a file under a shard's name is whole, and it is ours if and only if a record names it. After a kill between the record
+and the renaming, the temporary file is known by its hash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from lance_prep.errors import DamagedDataset, OutputExists, UsageError
+from lance_prep.store import FOLDER, MANIFEST, LocalFiles, Split, decode, hash_file, make_durable
+from lance_prep.transport import is_local
+
+STATE = f"{FOLDER}/export"
+_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,120}")
+_MEDDLED = "move it away, or pass force=True to write the shards of this source again"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished file.
+
+    Attributes:
+        rows: number of rows.
+        tokens: without padding.
+        bytes: size of the file.
+        hash: xxh3-128 of the file.
+    """
+
+    rows: int
+    tokens: int
+    bytes: int
+    hash: str
+
+
+@dataclass(frozen=True)
+class State:
+    """How far the export of a source is.
+
+    Attributes:
+        made_from: the target, its options and the content hash of the rows: what decides the bytes of the shards.
+        shards: finished, in order. The last may not be renamed yet.
+        split: its entry in the manifest; None while it is not finished.
+    """
+
+    made_from: dict[str, Any]
+    shards: tuple[Shard, ...] = ()
+    split: Split | None = None
+
+
+def check_name(name: str) -> str:
+    """Return a source's name, which becomes the name of a folder.
+
+    Raises:
+        UsageError: it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a folder", "rename the source: use letters, digits, _ . and -"
+        )
+    return name
+
+
+class ExportFolder:
+    """The folder that an export writes.
+
+    Args:
+        path: need not exist.
+        suffix: of the shards' names.
+    """
+
+    def __init__(self, path: str | Path, suffix: str) -> None:
+        if not is_local(str(path)):
+            raise UsageError(
+                f"cannot export to {path}: the output must be a local folder", "export, then copy the folder"
+            )
+        self.root = Path(str(path).removeprefix("file://")).absolute()
+        self._files = LocalFiles(self.root)
+        self._suffix = suffix
+
+    def check(self, *, force: bool) -> None:
+        """Refuse a folder with other things in it.
+
+        Raises:
+            OutputExists: it is a dataset, or holds files and no export.
+        """
+        if self.root.exists() and not self.root.is_dir():
+            raise OutputExists(f"{self.root} is a file", "name a folder")
+        if inside := [path for path in (self.root, *self.root.parents) if (path / "_versions").exists()]:
+            raise OutputExists(f"{self.root} is in a Lance dataset, {inside[0]}", "name a folder outside it")
+        found = [path.name for path in self.root.iterdir() if path.name != FOLDER] if self.root.is_dir() else []
+        if found and not (self.root / STATE).is_dir() and not force:
+            raise OutputExists(
+                f"{self.root} holds other files, such as {min(found)}",
+                "name an empty folder, or pass force=True to add the export to them",
+            )
+
+    def check_free(self, names: Sequence[str]) -> None:
+        """Refuse to write where other files are, whatever `check` allowed.
+
+        Raises:
+            OutputExists: names one.
+        """
+        first = not (self.root / STATE).is_dir()
+        ours = [f"{name}_stats.json" for name in names if self.state(name) is None]
+        for name in [*ours, *([MANIFEST] if first else [])]:
+            if os.path.lexists(self.root / name):
+                raise OutputExists(
+                    f"{self.root / name} was not written by an export", "name another folder, or move it away"
+                )
+
+    def state(self, name: str) -> State | None:
+        """Return the state of a source, or None if it was never exported here.
+
+        Raises:
+            DamagedDataset: it cannot be read.
+        """
+        data = self._files.read(f"{STATE}/{name}.json")
+        if data is None:
+            return None
+        try:
+            fields = json.loads(data)
+            if not isinstance(fields, dict) or fields.pop("format", None) != _FORMAT:
+                raise ValueError(f"its format is not {_FORMAT}")
+            return decode(State, fields)
+        except (ValueError, RecursionError) as error:
+            path = self.root / STATE / f"{name}.json"
+            raise DamagedDataset(f"{path} is invalid: {error}", "name another folder, or remove this one") from error
+
+    def save(self, name: str, state: State) -> None:
+        """Write the state of a source."""
+        self._write_json(f"{STATE}/{name}.json", {"format": _FORMAT, **asdict(state)})
+
+    def finished(self, name: str, state: State) -> State:
+        """Return the state without shards that are missing, after renaming one that a killed export left unnamed.
+
+        Raises:
+            OutputExists: a shard has changed.
+        """
+        for number, shard in enumerate(state.shards):
+            path, temporary = self.shard(name, number), self._temporary(name, number)
+            if not path.exists():
+                if (
+                    number + 1 < len(state.shards)
+                    or not temporary.exists()
+                    or hash_file(temporary, follow=False) != shard.hash
+                ):
+                    return replace(state, shards=state.shards[:number], split=None)
+                self._rename(temporary, path)
+            elif path.stat().st_size != shard.bytes:
+                raise OutputExists(f"{path} has changed since it was exported", _MEDDLED)
+        return state
+
+    def shard(self, name: str, number: int) -> Path:
+        """Return the path of a shard."""
+        return self._files.path(f"{name}/shard_{number:04}{self._suffix}", replace=True)
+
+    def _temporary(self, name: str, number: int) -> Path:
+        return self._files.path(f"{name}/.shard_{number:04}{self._suffix}.part", replace=True)
+
+    @contextmanager
+    def new_shard(self, name: str, state: State) -> Iterator[ShardFile]:
+        """Open the temporary file of a source's next shard. It is removed if the block fails.
+
+        Raises:
+            OutputExists: something else has the shard's name.
+        """
+        number = len(state.shards)
+        if os.path.lexists(self.shard(name, number)):
+            raise OutputExists(f"{self.shard(name, number)} was not written by this export", "move it away")
+        temporary = self._temporary(name, number)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        file = ShardFile(temporary)
+        try:
+            yield file
+        except BaseException:
+            file.abandon()
+            raise
+
+    def add(self, name: str, state: State, file: ShardFile, rows: int, tokens: int) -> State:
+        """Make a written shard durable and give it its name. Return the state with it."""
+        added = replace(state, shards=(*state.shards, file.finish(rows, tokens)))
+        self.save(name, added)
+        self._rename(file.path, self.shard(name, len(state.shards)))
+        return added
+
+    def remove(self, name: str, state: State) -> None:
+        """Remove the shards that the state names, and the state."""
+        for number in range(len(state.shards)):
+            self.shard(name, number).unlink(missing_ok=True)
+        self._files.delete(f"{STATE}/{name}.json")
+
+    def write_stats(self, name: str, stats: dict[str, Any]) -> None:
+        """Write `<source>_stats.json`."""
+        self._write_json(f"{name}_stats.json", stats)
+
+    def write_manifest(self, text: str) -> None:
+        """Write `manifest.json`."""
+        self._files.write(MANIFEST, text.encode())
+
+    def _write_json(self, path: str, value: dict[str, Any]) -> None:
+        self._files.write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def _rename(self, temporary: Path, path: Path) -> None:
+        temporary.rename(path)
+        self._files.sync(path.relative_to(self.root).as_posix())
+
+
+class ShardFile:
+    """A shard that is being written.
+
+    Attributes:
+        path: of the temporary file.
+        size: bytes written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self._hash = xxhash.xxh3_128()
+        path.unlink(missing_ok=True)
+        # O_EXCL follows no link.
+        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb", buffering=0)
+
+    def write(self, data: Sequence[Any]) -> None:
+        """Append bytes-like objects."""
+        for part in data:
+            self._hash.update(part)
+            self.size += memoryview(part).nbytes
+        _write_all(self._file.fileno(), data)
+
+    def finish(self, rows: int, tokens: int) -> Shard:
+        """Make the file durable and close it."""
+        make_durable(self._file.fileno())
+        self._file.close()
+        return Shard(rows, tokens, self.size, self._hash.hexdigest())
+
+    def abandon(self) -> None:
+        """Close and remove the file."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _write_all(fd: int, parts: Sequence[Any]) -> None:
+    """Write all parts with few system calls."""
+    views = [memoryview(part).cast("B") for part in parts]
+    while views:
+        some = views[:512]  # systems take at most 1,024 at once
+        written = os.writev(fd, some)
+        for view in some:
+            if written < view.nbytes:
+                views[0] = view[written:]
+                break
+            written -= view.nbytes
+            views.pop(0)

@@ -1,0 +1,366 @@
+"""Row groups of Parquet, encoded straight from token ids as Lance stores them.
+
+Arrow's Parquet writer makes two levels and an int32 for each of three values per token, then compresses 12 bytes. It
+reaches 33 Mtok/s on one core. This encoder knows more about the columns:
+
+- The values of a page are indices into a dictionary of 0, 1, 2, ... So the index of a token is the token, 16-bit
+  indices are the very bytes of a uint16 column, and Snappy compresses 2 bytes per token and column.
+- Lists have one length and nothing is null, so the levels of a page are a few runs.
+- The attention mask is one or two runs per row.
+
+This takes a quarter of the time, and 2.8 bytes per token instead of 3.8. Readers find ordinary Parquet: format 2, data
+pages of version 1, encodings RLE_DICTIONARY (PLAIN if a dictionary would be larger than what it saves) and RLE.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+COLUMNS = ("input_ids", "attention_mask", "labels")
+#: The label of a token from which nothing is learned.
+IGNORE = -100
+MAGIC = b"PAR1"
+
+# Numbers of Parquet's enums.
+_INT32, _SNAPPY, _LIST = 1, 1, 3
+_DATA_PAGE, _DICTIONARY_PAGE = 0, 2
+_PLAIN, _RLE, _RLE_DICTIONARY = 0, 3, 8
+_REQUIRED, _OPTIONAL, _REPEATED = 0, 1, 2
+
+#: Tokens in a data page. 256 KB of 16-bit indices stay in the second-level cache.
+_PAGE_TOKENS = 128 << 10
+#: With fewer tokens for each entry, a dictionary is larger than what it saves.
+_TOKENS_PER_ENTRY = 8
+#: Definition level of a value: its list is required, and the list's element optional.
+_DEFINED = 2
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one length, and what their labels depend on.
+
+    Attributes:
+        ids: uint16 or uint32 `[rows, length]`.
+        valid: `[rows]`, tokens of each row before its padding.
+        following: `[rows]`, the token after each row, which is the label of its last token, or `IGNORE`; None if all
+            are.
+        ignored: places in the flat `ids`, ascending, whose label is ignored too; None for none.
+    """
+
+    ids: npt.NDArray[Any]
+    valid: Indices
+    following: Indices | None = None
+    ignored: Indices | None = None
+
+    def slice(self, start: int, stop: int) -> Rows:
+        """Return the rows `start` to `stop`."""
+        length, ignored = self.ids.shape[1], self.ignored
+        if ignored is not None:
+            first, last = np.searchsorted(ignored, [start * length, stop * length])
+            ignored = ignored[first:last] - start * length
+        following = None if self.following is None else self.following[start:stop]
+        return Rows(self.ids[start:stop], self.valid[start:stop], following, ignored)
+
+    def write_labels(self, out: npt.NDArray[Any], ignore: int) -> None:
+        """Write labels into an array `[rows, length]`: the token after each token, or `ignore`."""
+        out[:, :-1] = self.ids[:, 1:]
+        following = self.following
+        out[:, -1] = ignore if following is None else np.where(following == IGNORE, ignore, following)
+        for row in np.flatnonzero(self.valid < out.shape[1]).tolist():
+            out[row, max(int(self.valid[row]) - 1, 0) :] = ignore
+        if self.ignored is not None:
+            out.reshape(-1)[self.ignored] = ignore
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The pages of one column in a row group.
+
+    Attributes:
+        pages: headers and bodies, in order.
+        values: number of values.
+        size: bytes of all pages.
+        raw: the same before compression.
+        dictionary: bytes of the dictionary page before the data pages; 0 without one.
+    """
+
+    pages: tuple[Any, ...]
+    values: int
+    size: int
+    raw: int
+    dictionary: int
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """The chunks of a row group, in the order of `COLUMNS`."""
+
+    rows: int
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return sum(chunk.size for chunk in self.chunks)
+
+    def without_pages(self) -> RowGroup:
+        """Return what `footer` needs, without the data."""
+        return RowGroup(self.rows, tuple(replace(chunk, pages=()) for chunk in self.chunks))
+
+
+def encode_row_group(rows: Rows) -> RowGroup:
+    """Encode rows as `input_ids`, `attention_mask` and `labels`."""
+    count, length = rows.ids.shape
+    largest = int(rows.ids.max())
+    if rows.following is not None:
+        largest = max(largest, int(rows.following.max()))
+    values = _Values.of(largest, rows.ids.size)
+    ids, labels = values.chunk(), values.chunk(IGNORE)
+    mask = _ChunkWriter(np.array([0, 1], np.int32))
+    step = max(1, _PAGE_TOKENS // length)
+    for start in range(0, count, step):
+        part = rows.slice(start, min(start + step, count))
+        size = part.ids.size
+        ids.add(values.page(part, labels=False), size)
+        mask.add(_levels(len(part.ids), length) + b"\1" + _mask_runs(part.valid, length), size)
+        labels.add(values.page(part, labels=True), size)
+    return RowGroup(count, (ids.finish(), mask.finish(), labels.finish()))
+
+
+@dataclass(frozen=True)
+class _Values:
+    """How the ids of a row group are written: as dictionary indices of `width` bytes, or as plain int32.
+
+    Attributes:
+        width: bytes per value.
+        entries: of the dictionary, which is 0, 1, 2, ...; None for plain values.
+    """
+
+    width: int
+    entries: int | None
+
+    @classmethod
+    def of(cls, largest: int, count: int) -> _Values:
+        """Choose for `count` ids up to `largest`. One more index is needed for `IGNORE`."""
+        width = next(width for width in (2, 3, 4) if largest + 1 < 1 << 8 * width)
+        plain = width == 4 or count < _TOKENS_PER_ENTRY * largest
+        return cls(4, None) if plain else cls(width, largest + 1)
+
+    def chunk(self, *more: int) -> _ChunkWriter:
+        """Return a writer for a chunk of such ids and of `more` values, which have the indices after them."""
+        if self.entries is None:
+            return _ChunkWriter(None)
+        return _ChunkWriter(np.concatenate([np.arange(self.entries, dtype=np.int32), np.array(more, np.int32)]))
+
+    def page(self, rows: Rows, *, labels: bool) -> pa.Buffer:
+        """Return the body of a data page with the ids, or the labels, of rows."""
+        shape, prefix = rows.ids.shape, _levels(*rows.ids.shape)
+        size = padded = rows.ids.size * self.width
+        if self.entries is not None:  # one run of bit-packed indices, in groups of 8
+            groups = -(-rows.ids.size // 8)
+            prefix += bytes([8 * self.width]) + varint(groups << 1 | 1)
+            padded = groups * 8 * self.width
+        skip = -len(prefix) % 8  # aligns the values
+        page = np.empty(skip + len(prefix) + padded, np.uint8)
+        page[skip + len(prefix) + size :] = 0
+        page[skip : skip + len(prefix)] = np.frombuffer(prefix, np.uint8)
+        area = page[skip + len(prefix) :][:size]
+        if self.width == 3:
+            whole = np.empty(shape, "<u4")
+            self._write(whole, rows, labels)
+            area.reshape(*shape, 3)[:] = whole.view(np.uint8).reshape(*shape, 4)[:, :, :3]
+        else:
+            self._write(area.view("<i4" if self.entries is None else "<u2").reshape(shape), rows, labels)
+        return pa.py_buffer(page[skip:])
+
+    def _write(self, out: npt.NDArray[Any], rows: Rows, labels: bool) -> None:
+        if labels:
+            rows.write_labels(out, IGNORE if self.entries is None else self.entries)
+        else:
+            out[:] = rows.ids
+
+
+class _ChunkWriter:
+    """Collects the pages of a chunk: a dictionary page, if there is a dictionary, and data pages."""
+
+    def __init__(self, dictionary: npt.NDArray[np.int32] | None) -> None:
+        self._codec = pa.Codec("snappy")
+        self._pages: list[Any] = []
+        self._values = self._size = self._raw = self._dictionary = 0
+        self._encoding = _PLAIN if dictionary is None else _RLE_DICTIONARY
+        if dictionary is not None:
+            header = Thrift().integer(1, len(dictionary)).integer(2, _PLAIN)
+            self._add(_DICTIONARY_PAGE, 7, header, pa.py_buffer(dictionary))
+            self._dictionary = self._size
+
+    def add(self, body: Any, values: int) -> None:
+        """Add a data page."""
+        header = Thrift().integer(1, values).integer(2, self._encoding).integer(3, _RLE).integer(4, _RLE)
+        self._add(_DATA_PAGE, 5, header, body)
+        self._values += values
+
+    def finish(self) -> Chunk:
+        return Chunk(tuple(self._pages), self._values, self._size, self._raw, self._dictionary)
+
+    def _add(self, kind: int, field: int, header: Thrift, body: Any) -> None:
+        packed, size = self._codec.compress(body), memoryview(body).nbytes
+        page = Thrift().integer(1, kind).integer(2, size).integer(3, packed.size).struct(field, header).done()
+        self._pages += [page, packed]
+        self._size += len(page) + packed.size
+        self._raw += len(page) + size
+
+
+@lru_cache(8)
+def _levels(rows: int, length: int) -> bytes:
+    """Return the repetition and definition levels of a page of full lists."""
+    row = b"\2\0" + (varint((length - 1) << 1) + b"\1" if length > 1 else b"")
+    repetition, definition = row * rows, varint(rows * length << 1) + bytes([_DEFINED])
+    return b"".join(len(part).to_bytes(4, "little") + part for part in (repetition, definition))
+
+
+def _mask_runs(valid: Indices, length: int) -> bytes:
+    """Return runs of 1 (tokens) and 0 (padding)."""
+    runs, done = [], 0
+    for row in np.flatnonzero(valid < length).tolist():
+        real = int(valid[row])
+        runs += [(row * length + real - done, 1), (length - real, 0)]
+        done = (row + 1) * length
+    runs.append((len(valid) * length - done, 1))
+    return b"".join(varint(count << 1) + bytes([value]) for count, value in runs if count)
+
+
+def arrow_schema(length: int) -> pa.Schema:
+    """Return the schema that Arrow reads from the files: lists of `length`."""
+    return pa.schema([pa.field(name, pa.list_(pa.int32(), length), nullable=False) for name in COLUMNS])
+
+
+def footer(groups: Sequence[RowGroup], length: int, metadata: dict[bytes, bytes]) -> bytes:
+    """Return the end of a file that begins with `MAGIC` and holds these row groups.
+
+    Args:
+        groups: in order.
+        length: of the lists.
+        metadata: key-value metadata, which Arrow reads as the schema's metadata.
+    """
+    at, described = len(MAGIC), []
+    for group in groups:
+        described.append(_described(group, at))
+        at += group.size
+    schema = arrow_schema(length).with_metadata(metadata)
+    pairs = {**metadata, b"ARROW:schema": base64.b64encode(schema.serialize())}
+    said = (
+        Thrift()
+        .integer(1, 2)
+        .structs(2, _schema_elements())
+        .long(3, sum(group.rows for group in groups))
+        .structs(4, described)
+        .structs(5, [Thrift().text(1, key).text(2, value) for key, value in pairs.items()])
+        .text(6, b"lance-prep")
+        .done()
+    )
+    return said + len(said).to_bytes(4, "little") + MAGIC
+
+
+def _schema_elements() -> list[Thrift]:
+    elements = [Thrift().text(4, b"schema").integer(5, len(COLUMNS))]
+    for name in COLUMNS:
+        is_list = Thrift().struct(3, Thrift())
+        elements += [
+            Thrift().integer(3, _REQUIRED).text(4, name.encode()).integer(5, 1).integer(6, _LIST).struct(10, is_list),
+            Thrift().integer(3, _REPEATED).text(4, b"list").integer(5, 1),
+            Thrift().integer(1, _INT32).integer(3, _OPTIONAL).text(4, b"element"),
+        ]
+    return elements
+
+
+def _described(group: RowGroup, at: int) -> Thrift:
+    """Return the metadata of a row group that begins at byte `at`."""
+    columns, begin = [], at
+    for name, chunk in zip(COLUMNS, group.chunks, strict=True):
+        encodings = (_PLAIN, _RLE, _RLE_DICTIONARY) if chunk.dictionary else (_PLAIN, _RLE)
+        data = (
+            Thrift()
+            .integer(1, _INT32)
+            .integers(2, encodings)
+            .texts(3, [name.encode(), b"list", b"element"])
+            .integer(4, _SNAPPY)
+            .long(5, chunk.values)
+            .long(6, chunk.raw)
+            .long(7, chunk.size)
+            .long(9, begin + chunk.dictionary)
+        )
+        if chunk.dictionary:
+            data.long(11, begin)
+        columns.append(Thrift().long(2, 0).struct(3, data))
+        begin += chunk.size
+    raw = sum(chunk.raw for chunk in group.chunks)
+    return Thrift().structs(1, columns).long(2, raw).long(3, group.rows).long(5, at).long(6, group.size)
+
+
+class Thrift:
+    """A struct in Thrift's compact protocol: as much of it as Parquet's metadata needs. Fields are added in order."""
+
+    def __init__(self) -> None:
+        self._out = bytearray()
+        self._last = 0
+
+    def integer(self, field: int, value: int) -> Thrift:
+        """Add an i32."""
+        return self._add(field, 5, varint(value << 1))
+
+    def long(self, field: int, value: int) -> Thrift:
+        """Add an i64."""
+        return self._add(field, 6, varint(value << 1))
+
+    def text(self, field: int, value: bytes) -> Thrift:
+        """Add a string or bytes."""
+        return self._add(field, 8, varint(len(value)) + value)
+
+    def struct(self, field: int, value: Thrift) -> Thrift:
+        """Add a struct."""
+        return self._add(field, 12, value.done())
+
+    def structs(self, field: int, values: Iterable[Thrift]) -> Thrift:
+        """Add a list of structs."""
+        return self._list(field, 12, [value.done() for value in values])
+
+    def integers(self, field: int, values: Iterable[int]) -> Thrift:
+        """Add a list of i32."""
+        return self._list(field, 5, [varint(value << 1) for value in values])
+
+    def texts(self, field: int, values: Iterable[bytes]) -> Thrift:
+        """Add a list of strings."""
+        return self._list(field, 8, [varint(len(value)) + value for value in values])
+
+    def done(self) -> bytes:
+        """Return the whole struct."""
+        return bytes(self._out) + b"\0"
+
+    def _list(self, field: int, kind: int, items: Sequence[bytes]) -> Thrift:
+        count = len(items)
+        header = bytes([count << 4 | kind]) if count < 15 else bytes([0xF0 | kind]) + varint(count)
+        return self._add(field, 9, header + b"".join(items))
+
+    def _add(self, field: int, kind: int, data: bytes) -> Thrift:
+        self._out += bytes([field - self._last << 4 | kind]) + data
+        self._last = field
+        return self
+
+
+def varint(value: int) -> bytes:
+    """Return a number of at least 0 as LEB128. Thrift's signed integers are twice their value."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(out) + bytes([value])
