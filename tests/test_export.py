@@ -57,3 +57,20 @@ def test_blocks_become_parquet(tmp_path: Path, dtype: str, capsys: pytest.Captur
     loaded = datasets.load_dataset("parquet", data_files=f"{folder}/*.parquet", cache_dir=str(tmp_path / "cache"))
     assert loaded["train"].num_rows == 64
     assert loaded["train"][63]["labels"] == table["labels"][63].as_py()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize(("layout", "size"), [("lines", 64), ("documents", 7), ("lines", 1), ("documents", 5000)])
+def test_rows_of_different_lengths_are_joined(tmp_path: Path, layout: str, size: int, mask: bool) -> None:
+    source = tmp_path / "web.lance"
+    make_tokens(source, layout, [50, 3, 1, 47], longest=100)
+    arguments = ["export", str(source), "-o", str(tmp_path / "out"), "--max-seq-length", str(size)]
+    assert run([*arguments, *(["--mask-boundaries"] if mask else [])]) == 0
+    check_same(tmp_path / "out" / "web", source, block_size=size, mask_boundaries=mask)
+
+
+def test_labels_stop_at_the_end_of_documents(tmp_path: Path) -> None:
+    source = tmp_path / "web.lance"
+    make_tokens(source, "blocks", [40, 1, 23], block_size=100)
+    assert run(["export", str(source), "-o", str(tmp_path / "out"), "--mask-boundaries"]) == 0
+    check_same(tmp_path / "out" / "web", source, mask_boundaries=True)

@@ -30,8 +30,8 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 
 @command(
-    "export sample.lance -o sample-parquet",
-    "export sample.lance -o sample-small --shard-size 500MB --json",
+    "export sample.lance -o sample-parquet --max-seq-length 128",
+    "export sample.lance -o sample-small --max-seq-length 128 --shard-size 500MB --dry-run",
     about="""SOURCE is a dataset, or a folder with manifest.json, all of whose sources are exported.
 
 Run again on the same output, export continues an interrupted export, or says that it is up to date.""",
@@ -49,14 +49,21 @@ Run again on the same output, export continues an interrupted export, or says th
     callback=_shard_size,
     help="Maximum size of a file: GB, or with a unit, such as 500MB.",
 )
+@click.option(
+    "--max-seq-length",
+    type=click.IntRange(min=1),
+    help="Tokens per row, for layouts with rows of different lengths: rows, each followed by EOS, are joined and cut.",
+)
+@click.option("--mask-boundaries", is_flag=True, help="Label the last token of each document with -100.")
 @click.option("--force", is_flag=True, help="Write into a folder with other files; replace shards made otherwise.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @storage_option
 @json_option
-def export(source: str, as_json: bool, **options: Any) -> None:
+def export(source: str, as_json: bool, max_seq_length: int | None, mask_boundaries: bool, **arguments: Any) -> None:
     from lance_prep import exchange
 
-    report = exchange.export(source, **options)
+    options = exchange.ExportOptions(max_seq_length, mask_boundaries)
+    report = exchange.export(source, options=options, **arguments)
     if as_json:
         print_json(report.as_json())
     else:

@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lance_prep.exchange.rows import IGNORE
+
 COLUMNS = ("input_ids", "attention_mask", "labels")
-#: The label of a token from which nothing is learned.
-IGNORE = -100
 MAGIC = b"PAR1"
 
 # Numbers of Parquet's enums.

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from lance_prep.errors import UsageError, reading_dataset
+from lance_prep.errors import DamagedDataset, TokenizerError, UsageError, reading_dataset
 from lance_prep.exchange.base import ExportOptions, Source, Target
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store import DatasetVersion
+
+#: The label of a token from which nothing is learned.
+IGNORE = -100
+_VERIFY = "`lance-prep verify` names the damage"
 
 
 class StoredRows:
@@ -41,6 +49,88 @@ class StoredRows:
             yield pa.concat_batches(waiting)
 
 
+class JoinedRows:
+    """Rows of different lengths as one stream, each followed by EOS, cut into rows of `length`; see `Source`.
+
+    The last row is padded. These are the samples of `LanceDataset(block_size=length)`.
+
+    Besides `input_ids` and `num_tokens`, batches have `following` (the first token of the next row, or `IGNORE`: the
+    label of the row's last token) and `seq_lengths` (the parts of documents in the row).
+    """
+
+    def __init__(self, opened: DatasetVersion, length: int, eos: int, pad: int) -> None:
+        self.opened, self._length = opened, length
+        self.length: int | None = length
+        self._eos, self._pad = eos, pad
+        with reading_dataset(opened.uri):
+            table = opened.dataset.to_table(columns=["num_tokens"])
+        lengths = table["num_tokens"].to_numpy().astype(np.int64)
+        #: Where each row begins in the stream.
+        self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)])
+        self.rows: int = -(-int(self._offsets[-1]) // length)
+
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        first = int(self._offsets.searchsorted(start * self._length, side="right")) - 1
+        skip = start * self._length - int(self._offsets[first])
+        stream = np.empty(0, np.uint16)
+        with closing(self._stream(first)) as parts:
+            while start < self.rows:
+                # One token more than the batch: the label of its last one.
+                while len(stream) <= skip + size * self._length and (part := next(parts, None)) is not None:
+                    stream = np.concatenate([stream[skip:], part])
+                    skip = 0
+                count = min(size, self.rows - start)
+                yield self._batch(start, count, stream[skip:])
+                start, skip = start + count, skip + count * self._length
+
+    def _stream(self, row: int) -> Generator[npt.NDArray[Any], None, None]:
+        """Yield tokens from the start of a row, EOS after each row."""
+        dataset = self.opened.dataset
+        with reading_dataset(self.opened.uri):
+            scanner = dataset.scanner(columns=["input_ids"], offset=row or None, batch_size=8192)
+            for batch in scanner.to_batches():
+                column = batch.column(0)
+                values = column.flatten().to_numpy()
+                lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+                stop = row + len(lengths)
+                if not np.array_equal(np.diff(self._offsets[row : stop + 1]) - 1, lengths):
+                    raise DamagedDataset(f"{self.opened.uri}: num_tokens differs from input_ids", _VERIFY)
+                out = np.full(len(values) + len(lengths), self._eos, values.dtype)
+                token = np.ones(len(out), np.bool_)
+                token[np.cumsum(lengths + 1) - 1] = False
+                out[token] = values
+                yield out
+                row = stop
+
+    def _batch(self, start: int, count: int, stream: npt.NDArray[Any]) -> pa.RecordBatch:
+        """Return `count` rows from row `start`, whose tokens the stream begins with."""
+        length, size = self._length, count * self._length
+        total = int(self._offsets[-1])
+        valid = np.full(count, length)
+        following = np.full(count, IGNORE, np.int64)
+        ids = stream[:size]
+        following[:-1] = ids[length::length]
+        if len(stream) > size:
+            following[-1] = stream[size]
+        elif len(ids) < size:
+            valid[-1] = total - (start + count - 1) * length
+            ids = np.concatenate([ids, np.full(size - len(ids), self._pad, ids.dtype)])
+        begins = np.arange(start, start + count + 1) * length
+        begins[-1] = min(begins[-1], total)
+        # Parts of documents begin where rows of the stored dataset and where rows of the result begin.
+        inner = self._offsets[slice(*self._offsets.searchsorted([begins[0], begins[-1]]))]
+        cuts = np.union1d(inner, begins)
+        offsets = np.searchsorted(cuts, begins).astype(np.int32)
+        return pa.record_batch(
+            {
+                "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(ids), length),
+                "num_tokens": pa.array(valid, pa.uint32()),
+                "following": pa.array(following),
+                "seq_lengths": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.diff(cuts).astype(np.uint32))),
+            }
+        )
+
+
 def open_source(opened: DatasetVersion, target: Target, options: ExportOptions) -> Source:
     """Return the rows of a dataset as a target needs them.
 
@@ -57,12 +147,26 @@ def open_source(opened: DatasetVersion, target: Target, options: ExportOptions) 
     if not target.fixed:
         return stored
     if stored.length is None:
-        raise UsageError(
-            f"{opened.uri} has layout {layout.name!r}, with rows of different lengths", "set max_seq_length"
-        )
+        return _joined(opened, target, asked)
     if asked not in (None, stored.length):
         raise UsageError(
             f"max_seq_length={asked} differs from the {stored.length} tokens of the blocks in {opened.uri}",
             "leave it out, or build blocks of that size",
         )
     return stored
+
+
+def _joined(opened: DatasetVersion, target: Target, length: int | None) -> JoinedRows:
+    layout, tokenizer = opened.metadata.layout, opened.metadata.tokenizer
+    if length is None:
+        raise UsageError(
+            f"{opened.uri} has layout {layout!r}: its rows differ in length, and format={target.name!r} needs one length",
+            "set max_seq_length: rows, each followed by EOS, are then joined and cut to that length",
+        )
+    if length < 1:
+        raise UsageError(f"max_seq_length must be at least 1, got {length}")
+    if tokenizer is None or tokenizer.eos_id is None:
+        raise TokenizerError(
+            f"{opened.uri}: its tokenizer has no EOS token to join rows with", "build it with layout blocks"
+        )
+    return JoinedRows(opened, length, tokenizer.eos_id, tokenizer.padding_id)
