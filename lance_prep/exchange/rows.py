@@ -160,7 +160,7 @@ def _joined(opened: DatasetVersion, target: Target, length: int | None) -> Joine
     layout, tokenizer = opened.metadata.layout, opened.metadata.tokenizer
     if length is None:
         raise UsageError(
-            f"{opened.uri} has layout {layout!r}: its rows differ in length, and format={target.name!r} needs one length",
+            f"{opened.uri} has layout {layout!r}, and format={target.name!r} needs rows of one length",
             "set max_seq_length: rows, each followed by EOS, are then joined and cut to that length",
         )
     if length < 1:
