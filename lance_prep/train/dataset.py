@@ -180,7 +180,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
     def _read_rows(self) -> int:
         """How many samples are best read at once: 64 K tokens of maps, which fit a cache; 8 M tokens by `take`."""
         tokens = (8 << 20) if self._slow else (64 << 10)
-        return min(max(1, tokens // max(1, int(self._mean_tokens))), 8192)
+        return min(max(1, tokens // max(1, int(self._mean_tokens or 1))), 8192)
 
     @property
     def _slow(self) -> bool:
@@ -188,11 +188,13 @@ class LanceDataset(Dataset[dict[str, Any]]):
         return self.access.way == "take"
 
     @property
-    def _mean_tokens(self) -> float:
-        """Mean tokens per sample without padding; 1.0 for `raw`."""
+    def _mean_tokens(self) -> float | None:
+        """Mean tokens per sample without padding; None for `raw`."""
         view = self._open()
         index = self._reader.index if self._reader else None
-        if index is None or not len(view):
+        if index is None:
+            return None
+        if not len(view):
             return 1.0
         if isinstance(view, BlockView):
             size = self.block_size or 0

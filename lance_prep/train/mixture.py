@@ -44,8 +44,8 @@ class Mixture(Dataset[dict[str, Any]]):
     Args:
         weights: weight of each dataset by path; or phases, whose weights change after `until_tokens` tokens. A phase
             does not affect the positions before it, so phases can be added to a run that is under way.
-        block_size: tokens per sample, equal for all sources.
-        by: what the weights count: "tokens" (real tokens, without padding) or "rows" (samples).
+        block_size: tokens per sample, equal for all sources. Left out for sources of records, such as raw datasets.
+        by: what the weights count: "tokens" (real tokens, without padding) or "rows" (samples). Records need "rows".
         seed: of the order within each source. Every source has an order of its own, and a new one each time it repeats.
         stopping: "repeat" starts a source again when it runs out, and an epoch ends when each was used up once.
             "stop" ends the epoch before the first source would repeat.
@@ -53,10 +53,10 @@ class Mixture(Dataset[dict[str, Any]]):
         options: arguments of `LanceDataset` for the sources that are opened here, such as `labels` or `filter` (see
             `DatasetOptions`).
 
-    Samples are those of the sources, dicts of int64 tensors `[block_size]`. They are in shuffled order already: read
-    them one after the other, as `TakeSampler` and `TokenLoader` do. At every position of a phase, each source's count
-    is at most one off its exact share. Indices from `len` on belong to the following epochs. Memory is O(sources). A
-    mixture pickles in a few KB, and opens nothing before use.
+    Samples are those of the sources: dicts of int64 tensors `[block_size]`, or records. They are in shuffled order
+    already: read them one after the other, as `TakeSampler` and `TokenLoader` do. At every position of a phase, each
+    source's count is at most one off its exact share. Indices from `len` on belong to the following epochs. Memory is
+    O(sources). A mixture pickles in a few KB, and opens nothing before use.
 
     Raises:
         UsageError: phases do not follow each other, or options contradict each other or would have no effect. At first
@@ -164,27 +164,34 @@ class Mixture(Dataset[dict[str, Any]]):
     # Laying out.
 
     @property
-    def block_size(self) -> int:
-        """Tokens per sample.
+    def block_size(self) -> int | None:
+        """Tokens per sample, or None if all sources hold records.
 
         Raises:
             UsageError: the sources' differ from each other or from the one asked for, or their samples vary in length.
         """
         sizes = {name: source.block_size for name, source in zip(self.names, self.sources, strict=True)}
         size = self._block_size or self.sources[0].block_size
-        if size is None or set(sizes.values()) != {size}:
+        if set(sizes.values()) != {size} or (size is None and not self._records):
             raise UsageError(
                 f"a mixture needs one block size, and its sources have {sizes}", "pass the same block_size for all"
             )
         return size
 
     @property
+    def _records(self) -> bool:
+        """Whether the samples of all sources are records without tokens."""
+        return all(source._mean_tokens is None for source in self.sources)
+
+    @property
     def _stretches(self) -> list[_Stretch]:
         if self._laid is None:
             self._check_sources()
             size, start, before, laid = self.block_size, 0, [0] * len(self.names), []
+            if size is None and (self.by == "tokens" or len(self.phases) > 1):
+                raise UsageError("records have no tokens to mix by or to end a phase", "use by='rows' and one phase")
             for phase in self.phases:
-                stop = _FAR if phase.until_tokens is None else -(-phase.until_tokens // size)
+                stop = _FAR if phase.until_tokens is None else -(-phase.until_tokens // (size or 1))
                 shares = make_shares(self._row_weights(phase))
                 laid.append(_Stretch(start, stop, shares, tuple(before)))
                 before = [b + c for b, c in zip(before, shares.counts(stop - start), strict=True)]
@@ -206,7 +213,7 @@ class Mixture(Dataset[dict[str, Any]]):
         """Return the weights per sample. They are read as decimals, so that 0.3 is 3/10."""
         weights = [Fraction(str(phase.weights.get(name, 0))) for name in self.names]
         if self.by == "tokens":
-            means = [Fraction(source._mean_tokens).limit_denominator(10**6) for source in self.sources]
+            means = [Fraction(source._mean_tokens or 1).limit_denominator(10**6) for source in self.sources]
             weights = [weight / mean for weight, mean in zip(weights, means, strict=True)]
         return weights
 
@@ -300,9 +307,8 @@ class Mixture(Dataset[dict[str, Any]]):
             whole: Batch = self.sources[used[0]].__getitems__(sample)
             return whole
         wheres = [np.flatnonzero(source == i) for i in used]
-        return _merged(
-            [self.sources[i].__getitems__(sample[w]) for i, w in zip(used, wheres, strict=True)], wheres, len(array)
-        )
+        parts = [self.sources[i].__getitems__(sample[w]) for i, w in zip(used, wheres, strict=True)]
+        return (_merged_records if self.block_size is None else _merged)(parts, wheres, len(array))
 
     #: torch fetches a batch in one call.
     __getitems__ = take
@@ -421,3 +427,15 @@ def _merged(parts: Sequence[Batch], wheres: Sequence[Indices], count: int) -> Ba
         return Documents.merged([part.documents for part in parts], wheres, count)
 
     return Batch(tensors, lists, count, first.options, valid=valid, find=find)
+
+
+def _merged_records(parts: Sequence[Batch], wheres: Sequence[Indices], count: int) -> Any:
+    """Merge batches of records. A record lacks other sources' fields, which are None in the batch."""
+    items: list[Any] = [None] * count
+    for part, where in zip(parts, wheres, strict=True):
+        for at, item in zip(where.tolist(), part, strict=True):
+            items[at] = item
+    if not all(isinstance(part, Batch) for part in parts):
+        return items  # made by a transform of the source: torch collates them
+    names = dict.fromkeys(name for item in items for name in item)
+    return Batch({}, {name: [item.get(name) for item in items] for name in names}, count, parts[0].options)

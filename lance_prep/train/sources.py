@@ -53,8 +53,8 @@ class Source(Samples, Protocol):
         """Tokens per sample, or None if samples vary in length or have no tokens."""
 
     @property
-    def _mean_tokens(self) -> float:
-        """Mean tokens per sample without padding; 1.0 if samples have no tokens."""
+    def _mean_tokens(self) -> float | None:
+        """Mean tokens per sample without padding; None for records, which have no tokens."""
 
     @property
     def _content_hash(self) -> str:

@@ -200,6 +200,30 @@ def test_a_mixture_passes_on_every_argument_of_a_dataset_but_its_path_and_block_
     assert DatasetOptions.__annotations__.keys() == arguments
 
 
+def test_records_are_mixed_by_rows(make: Callable[..., Made]) -> None:
+    made = [make("raw", [n], name=f"{n}.lance") for n in (12, 20)]
+    weights = {str(m.path): 1.0 for m in made}
+    mix = Mixture(weights, by="rows")
+    assert mix.block_size is None
+    source, row = mix.locate(np.arange(10))
+    batch = next(iter(TokenLoader(mix, 10)))
+    assert batch["text"] == [f"text {r}" for r in row]
+    assert batch["tags"] == [made[s].columns["tags"][r] for s, r in zip(source, row, strict=True)]
+    got = [text for batch in DataLoader(mix, batch_size=4, shuffle=True) for text in batch["text"]]
+    assert sorted(got) == sorted(mix.take(range(len(mix)))["text"])
+    narrow = {
+        path: LanceDataset(path, columns=columns) for path, columns in zip(weights, (["text"], ["tags"]), strict=True)
+    }
+    batch = Mixture(weights, by="rows", datasets=narrow).take(range(10))
+    assert [text is None for text in batch["text"]] == [bool(s) for s in source]
+    with pytest.raises(UsageError, match="records have no tokens to mix by"):
+        len(Mixture(weights))
+    with pytest.raises(UsageError, match="records have no tokens to mix by"):
+        len(Mixture([Phase(weights, until_tokens=100), Phase(weights)], by="rows"))
+    with pytest.raises(UsageError, match="block size"):
+        len(Mixture({**weights, str(make("blocks", [9], block_size=BLOCK).path): 1.0}, by="rows"))
+
+
 def test_what_contradicts_a_mixture_is_refused(three: dict[str, Made], lines: Made) -> None:
     with pytest.raises(UsageError, match="block size"):
         len(Mixture({str(lines.path): 1.0}))
