@@ -9,7 +9,8 @@
     dataset             `LanceDataset`: samples by index
     collate             batches of ragged samples; moving batches to a device
     sampler             `TakeSampler`, for torch's DataLoader
-    loader              `TokenLoader`: the same with a state, reading ahead
+    runs                reading several steps at once: when asked, on a thread, or in worker processes
+    loader              `TokenLoader`: the same with a state
     shares, splits      which source each position is of; the splits of a manifest, and their weights
     mixture             `Mixture`: several datasets by weight
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.errors import DatasetError
+from lance_prep.errors import DatasetError, UsageError
 from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store import Cache, Stat
@@ -100,6 +100,7 @@ def open_reader(options: ReadOptions, facts: Facts, lance: Lance, verdict: Verdi
     Raises:
         DatasetError: the dataset cannot be mapped although `access="mmap"`, Lance refuses the filter, or document
             boundaries are damaged.
+        UsageError: a raw dataset was to be mapped.
     """
     return _Opening(
         options, facts, lance, verdict, Cache(Path(facts.cache), verdict.checked if verdict else None)
@@ -121,6 +122,8 @@ class _Opening:
         if (sql := options.filter) is not None:
             chosen = filtered_rows(lambda: self.lance.filtered(facts, sql), self.cache, sql)
         if not LAYOUTS[facts.layout].tokens:
+            if options.access == "mmap":
+                raise UsageError("access='mmap': not possible with a raw dataset, which has no tokens", "remove it")
             rows = self.lance.count(facts.version) if chosen is None else len(chosen)
             access = Access("take", "raw rows hold no token column")
             return Reader(None, rows, chosen, None, Verdict(access, self.cache.checked))

@@ -6,13 +6,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType
-from typing import Any, TypedDict, overload
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch.utils.data import Dataset
 
 from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
@@ -20,9 +19,9 @@ from lance_prep.layouts import LAYOUTS
 from lance_prep.train.access import Access, Reader, Verdict, open_reader
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
 from lance_prep.train.order import PAD_ROW
-from lance_prep.train.samples import Batch, Labels, Sample, SampleOptions
-from lance_prep.train.sources import Origin
-from lance_prep.train.views import BlockView, Mask, RecordView, RowView, StreamView, View, read_columns
+from lance_prep.train.samples import Batch, Labels, SampleOptions
+from lance_prep.train.sources import MapStyle, Mask, Origin
+from lance_prep.train.views import BlockView, RecordView, StreamView, View, ViewOptions, make_view, read_columns
 from lance_prep.transport import Transport, absolute_uri
 
 #: Columns of the on-disk format that are returned as tensors, unlike kept columns.
@@ -46,7 +45,7 @@ class DatasetOptions(TypedDict, total=False):
     storage_options: Mapping[str, str] | None
 
 
-class LanceDataset(Dataset[dict[str, Any]]):
+class LanceDataset(MapStyle):
     """A version of a dataset, for `torch.utils.data.DataLoader` and for this package's sampler and loader.
 
     Args:
@@ -99,29 +98,34 @@ class LanceDataset(Dataset[dict[str, Any]]):
         cache_bytes: int | None = None,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
-        self._read = ReadOptions(
+        self._options = ReadOptions(
             absolute_uri(path),
-            version,
+            int(version) if isinstance(version, np.integer) else version,
             filter,
             access,
             str(cache_dir) if cache_dir else None,
             cache_bytes,
             Transport.of(storage_options),
         )
-        chosen: Labels = "same" if isinstance(labels, EllipsisType) else labels
-        self._labels_given = labels is not ...
-        self._asked = SampleOptions(chosen, attention_mask, position_ids, document_ids, mask_boundaries)
-        if block_size is not None and block_size < 1:
-            raise UsageError(f"block_size must be at least 1, got {block_size}")
-        self._block_size = block_size
-        self._columns = None if columns is None else tuple(columns)
+        self._view_options = ViewOptions(
+            SampleOptions(
+                "same" if isinstance(labels, EllipsisType) else labels,
+                attention_mask,
+                position_ids,
+                document_ids,
+                mask_boundaries,
+            ),
+            block_size,
+            None if columns is None else tuple(columns),
+            labels_given=labels is not ...,
+        )
         self._known: Facts | None = None
         self._verdict: Verdict | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
-        self._lance = Lance(self._read, self._known)
+        self._lance = Lance(self._options, self._known)
         self._reader: Reader | None = None
         self._view: View | None = None
         self._text: Any = None
@@ -131,7 +135,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_read", "_asked", "_labels_given", "_block_size", "_columns", "_known")
+        kept = ("_options", "_view_options", "_known")
         verdict = self._verdict if self._reader is None else self._reader.verdict
         return {**{name: getattr(self, name) for name in kept}, "_verdict": verdict}
 
@@ -157,7 +161,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
     @property
     def block_size(self) -> int | None:
         """Tokens per sample, or None if samples vary in length or have no tokens."""
-        return self._facts.block_size if LAYOUTS[self._facts.layout].packed else self._block_size
+        return self._facts.block_size if LAYOUTS[self._facts.layout].packed else self._view_options.block_size
 
     @property
     def access(self) -> Access:
@@ -169,7 +173,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
     @property
     def uri(self) -> str:
         """Absolute path or URL of the dataset."""
-        return self._read.uri
+        return self._options.uri
 
     @property
     def _content_hash(self) -> str:
@@ -200,7 +204,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
             size = self.block_size or 0
             return size - float((size - index.short_tokens).sum()) / max(index.rows, 1)
         if isinstance(view, StreamView):
-            return float(self._block_size or 0)
+            return float(self._view_options.block_size or 0)
         return index.tokens / max(index.rows, 1)
 
     def _identity(self, position: int = 0) -> dict[str, Any]:
@@ -209,7 +213,7 @@ class LanceDataset(Dataset[dict[str, Any]]):
             "content_hash": self._facts.content_hash,
             "layout": self._facts.layout,
             "block_size": self.block_size,
-            "filter": self._read.filter,
+            "filter": self._options.filter,
             "samples": len(self),
         }
 
@@ -221,52 +225,15 @@ class LanceDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._open())
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Batch: ...
-    def __getitem__(self, index: int | slice) -> Sample | Batch:
-        """Return a sample, or a batch of the samples in a slice. Negative indices count from the end.
-
-        Raises:
-            IndexError: the index is out of range.
-            DatasetError: the dataset cannot be read.
-        """
-        if isinstance(index, slice):
-            return self.take(np.arange(*index.indices(len(self)), dtype=np.int64))
-        return self.take([index])[0]
-
-    def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor) -> Batch:
-        """Return the samples at indices, in their order. All are read at once.
-
-        Args:
-            indices: `[samples]`. Negative ones count from the end.
-
-        Returns:
-            A sequence of samples (dicts). `batch["input_ids"]` is the int64 tensor of all, `[samples, block_size]`, or
-            flat `[tokens]` if samples vary in length. Kept columns are lists of `samples` values.
-
-        Raises:
-            IndexError: an index is out of range.
-            DatasetError: the dataset cannot be read.
-        """
+    def _read(self, indices: Indices, padding: Mask | None) -> Batch:
         view = self._open()
-        array = np.asarray(indices, dtype=np.int64).reshape(-1)
-        padding = None
-        if array.size:
-            low, high = array.min(), array.max()
-            if low < 0 or high >= len(view):
-                array, padding = _normalised(array, len(view))
-        batch = view.read(array, padding)
-        if self._columns is not None and not isinstance(view, RecordView):
-            self._add_columns(batch, view, array, padding)
+        batch = view.read(indices, padding)
+        if self._view_options.columns is not None and not isinstance(view, RecordView):
+            self._add_columns(batch, view, indices, padding)
         return batch
 
-    #: torch fetches a batch in one call.
-    __getitems__ = take
-
     def _add_columns(self, batch: Batch, view: View, indices: Indices, padding: Mask | None) -> None:
-        values = read_columns(self._take_columns, view.row_of(indices), list(self._columns or ()))
+        values = read_columns(self._take_columns, view.row_of(indices), list(self._view_options.columns or ()))
         for name, found in values.items():
             empty = 0 if name in _NUMBERS else None
             skip = [False] * len(found) if padding is None else padding.tolist()
@@ -334,65 +301,6 @@ class LanceDataset(Dataset[dict[str, Any]]):
             with self._lock:
                 if self._view is None:
                     facts = self._facts
-                    self._reader = open_reader(self._read, facts, self._lance, self._verdict)
-                    self._view = self._make_view(facts, self._reader)
+                    self._reader = open_reader(self._options, facts, self._lance, self._verdict)
+                    self._view = make_view(self._view_options, facts, self._reader, self._take_columns)
         return self._view
-
-    def _check_raw(self) -> None:
-        a = self._asked
-        asked = {
-            "block_size": self._block_size is not None,
-            "access='mmap'": self._read.access == "mmap",
-            f"labels={a.labels!r}": self._labels_given and a.labels is not None,
-            "attention_mask": a.attention_mask,
-            "position_ids": a.position_ids,
-            "document_ids": a.document_ids,
-            "mask_boundaries": a.mask_boundaries,
-        }
-        if wrong := [name for name, given in asked.items() if given]:
-            raise UsageError(
-                f"{', '.join(wrong)}: not possible with a raw dataset, which has no tokens", "remove these options"
-            )
-
-    def _make_view(self, facts: Facts, reader: Reader) -> View:
-        missing = sorted(set(self._columns or ()) - set(facts.columns))
-        if missing:
-            raise UsageError(f"unknown columns: {', '.join(missing)}", f"use some of: {', '.join(facts.columns)}")
-        pad = facts.pad_id if facts.pad_id is not None else facts.eos_id
-        a = self._asked
-        options = SampleOptions(
-            a.labels, a.attention_mask, a.position_ids, a.document_ids, a.mask_boundaries, facts.eos_id, pad or 0
-        )
-        if not LAYOUTS[facts.layout].tokens or reader.tokens is None:
-            self._check_raw()
-            return RecordView(reader, self._take_columns, options, list(self._columns or facts.columns))
-        if LAYOUTS[facts.layout].packed:
-            if self._block_size not in (None, facts.block_size):
-                raise UsageError(
-                    f"block_size={self._block_size} differs from the dataset's blocks of {facts.block_size} tokens",
-                    "remove block_size, or build the dataset with it",
-                )
-            return BlockView(reader, reader.tokens, options, facts.block_size or 0)
-        if self._block_size is None:
-            return RowView(reader, reader.tokens, options)
-        if facts.eos_id is None:
-            raise UsageError("the tokenizer has no EOS token to join rows with", "remove block_size, or build blocks")
-        if self._columns:
-            raise UsageError(
-                "columns cannot be combined with block_size: a sample then holds many rows", "remove one of them"
-            )
-        return StreamView(reader, reader.tokens, options, self._block_size)
-
-
-def _normalised(indices: Indices, size: int) -> tuple[Indices, Mask | None]:
-    """Return indices as 0..size-1, and which of them are padding samples (index 0 then), or None if none is.
-
-    Raises:
-        IndexError: an index is out of range.
-    """
-    padding = indices == PAD_ROW
-    bad = ((indices < -size) & ~padding) | (indices >= size)
-    if bad.any():
-        raise IndexError(f"index {indices[bad][0]} is out of range for {size} samples")
-    indices = np.where(padding, 0, np.where(indices < 0, indices + size, indices))
-    return indices, padding if padding.any() else None

@@ -73,6 +73,15 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.access not in ("auto", "mmap", "take"):
             raise UsageError(f"invalid access {self.access!r}", "use 'auto', 'mmap' or 'take'")
+        number = self.version
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, int | str | None)
+            or (isinstance(number, int) and number < 1)
+        ):
+            raise UsageError(
+                f"invalid version {number!r}", "use a number of at least 1, a tag, or None for the latest version"
+            )
 
     @property
     def root(self) -> Path | None:

@@ -7,32 +7,25 @@ a batch that is five times faster than reading batch by batch, because numpy's c
 from __future__ import annotations
 
 import atexit
-import os
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
-from typing import Any, Unpack
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from lance_prep.errors import StateMismatch, UsageError
 from lance_prep.keyed import Indices
 from lance_prep.train.collate import moved, on_gpu
-from lance_prep.train.order import Place, Share
-from lance_prep.train.sampler import OrderArguments, find_place, order_and_place, runs_of_steps
-from lance_prep.train.samples import Batch, CompactBatch
+from lance_prep.train.order import Place, Share, Tail
+from lance_prep.train.runs import Collate, RunReader, Workers, read_runs_ahead
+from lance_prep.train.sampler import find_place, order_and_place, runs_of_steps
 from lance_prep.train.sources import Origin, Samples
 
 STATE_FORMAT = 1
-
-
-Collate = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -67,8 +60,15 @@ class TokenLoader:
 
     Args:
         data: a `LanceDataset` or a `Mixture`.
-        global_batch_size: samples per step over all ranks. `TakeSampler` describes it and `seed`, `rank`,
-            `world_size`, `tail`, `drop_last`, `shuffle`, `locality` and `window`.
+        global_batch_size: B, samples per step over all ranks. Each rank gets a contiguous part of it, in order.
+        seed: of the shuffle, 1337 by default. Each epoch has another order. Refused for a `Mixture`, which has its own.
+        rank, world_size: by default those of the default process group, else `RANK` and `WORLD_SIZE` (torchrun), else
+            0 and 1. They are looked up when a pass begins.
+        tail: what happens to the last `n % B` samples: "drop" (the default), "pad" or "repeat" (see `OrderOptions`).
+        drop_last: True means tail="drop", False means tail="pad".
+        shuffle: True by default, but False for a `Mixture`, which is in shuffled order already.
+        locality, window: shuffle runs of `locality` rows, then rows inside windows of `window` runs, 16 by default. For
+            object stores, where a run is one request.
         num_workers: processes that read. 0 reads in this process, which is the fastest for memory-mapped data.
         multiprocessing_context: "fork", "forkserver" or "spawn", for these processes.
         collate_fn: makes a batch from a step's samples, e.g. `pad_collate`. By default their tensors are used as they
@@ -92,23 +92,41 @@ class TokenLoader:
         data: Samples,
         global_batch_size: int,
         *,
+        seed: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        tail: Tail | None = None,
+        drop_last: bool | None = None,
+        shuffle: bool | None = None,
+        locality: int | None = None,
+        window: int | None = None,
         num_workers: int = 0,
         multiprocessing_context: str | None = None,
         collate_fn: Collate | None = None,
         prefetch: int = 2,
         device: str | torch.device | None = None,
-        **order: Unpack[OrderArguments],
     ) -> None:
         _check_reading(num_workers, multiprocessing_context, prefetch)
         self.data = data
-        self.order, self._given = order_and_place(data, global_batch_size, **order)
+        self.order, self._given = order_and_place(
+            data,
+            global_batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            tail=tail,
+            drop_last=drop_last,
+            shuffle=shuffle,
+            locality=locality,
+            window=window,
+        )
         self.epoch = 0
         self.step = 0
         self._collate = collate_fn
         self._prefetch = prefetch
         self._num_workers = num_workers
         self._context = multiprocessing_context
-        self._workers: _Workers | None = None
+        self._workers: Workers | None = None
         self._passes = 0
         self._running: weakref.ref[Generator[Any, None, None]] | None = None
         self._device = None if device is None else torch.device(device)
@@ -239,15 +257,15 @@ class TokenLoader:
         runs = runs_of_steps(self.order, share, epoch, step, max(1, self.data._read_rows // len(share)))
         if self._num_workers:
             return chain.from_iterable(self._from_workers(runs, share))
-        read = _RunReader(self.data, len(share), self._collate)
+        read = RunReader(self.data, len(share), self._collate)
         if self._prefetch:
-            return chain.from_iterable(_read_ahead(runs, read, self._prefetch, at_once=self.data._slow))
+            return chain.from_iterable(read_runs_ahead(runs, read, self._prefetch, at_once=self.data._slow))
         return chain.from_iterable(read[indices] for indices in runs)
 
     def _from_workers(self, runs: Iterator[Indices], share: Share) -> Iterator[list[Any]]:
         if self._workers is None or not self._workers.serve(len(share)):
-            read = _RunReader(self.data, len(share), self._collate)
-            self._workers = _Workers(read, len(share), self._num_workers, self._context, self._prefetch)
+            read = RunReader(self.data, len(share), self._collate)
+            self._workers = Workers(read, len(share), self._num_workers, self._context, self._prefetch)
         yield from self._workers.read(runs)
 
     def _to_device(self, batches: Iterator[Any]) -> Any:
@@ -355,119 +373,3 @@ def compare_states(there: dict[str, Any], here: dict[str, Any]) -> None:
 def _tokens(batch: Any) -> int:
     ids = batch.get("input_ids") if isinstance(batch, dict) else None
     return int(ids.numel()) if ids is not None else 0
-
-
-# Reading.
-
-
-class _RunReader(Dataset[list[Any]]):
-    """Reads the batches of a run of steps from its sample indices, in the thread or process that asks."""
-
-    def __init__(self, data: Samples, share: int, collate: Collate | None) -> None:
-        self._data, self._share, self._collate = data, share, collate
-
-    def lazily(self, indices: Indices) -> Iterable[Any]:
-        """Return the batches of a run. A compact batch is converted to int64 step by step, at first use."""
-        batch = self._data.__getitems__(indices)
-        if self._collate is None and isinstance(batch, CompactBatch):
-            return (batch[i : i + self._share].collated() for i in range(0, len(batch), self._share))
-        return self._steps(batch)
-
-    def __getitem__(self, indices: Indices) -> list[Any]:
-        return self._steps(self._data.__getitems__(indices))
-
-    def _steps(self, batch: Batch) -> list[Any]:
-        share = self._share
-        if self._collate is not None:
-            return [self._collate(batch[i : i + share]) for i in range(0, len(batch), share)]
-        whole = batch.collated()
-        if len(batch) == share:
-            return [whole]
-        if batch.lists:
-            return [batch[i : i + share].collated() for i in range(0, len(batch), share)]
-        parts = [torch.split(values, share) for values in whole.values()]
-        return [dict(zip(whole, step, strict=True)) for step in zip(*parts, strict=True)]
-
-
-def _read_ahead(runs: Iterator[Indices], read: _RunReader, depth: int, *, at_once: bool) -> Iterator[Iterable[Any]]:
-    """Yield runs in order, reading up to `depth` of them ahead on a thread.
-
-    Args:
-        runs: the sample indices of each run.
-        read: reads a run.
-        depth: number of runs to read ahead.
-        at_once: read ahead from the start. Otherwise begin once the training loop is slower than reading.
-    """
-    pending: deque[Future[Iterable[Any]]] = deque()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lance-prep-read-ahead")
-    ahead = at_once
-    try:
-        for indices in runs:
-            if ahead:
-                pending.append(pool.submit(read.lazily, indices))
-                if len(pending) > depth:
-                    yield pending.popleft().result()
-                continue
-            started = time.perf_counter()
-            run = read.lazily(indices)
-            given = time.perf_counter()
-            yield run
-            ahead = time.perf_counter() - given > 2 * (given - started)
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Turn:
-    """The sampler of the worker processes' DataLoader: the runs of the current pass."""
-
-    runs: Iterator[Indices] = iter(())
-
-    def __iter__(self) -> Iterator[Indices]:
-        return self.runs
-
-
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-class _Workers:
-    """Worker processes that read runs of steps, and are kept for the next pass.
-
-    Args:
-        read: reads a run.
-        share: samples per step of this rank, which `read` was made for.
-        count: processes.
-        context: how the processes are started.
-        prefetch: runs that each reads ahead.
-    """
-
-    def __init__(self, read: _RunReader, share: int, count: int, context: str | None, prefetch: int) -> None:
-        self._share, self._owner = share, os.getpid()
-        self._turn = _Turn()
-        self._loader: DataLoader[Any] = DataLoader(
-            read,
-            batch_size=None,
-            sampler=self._turn,
-            num_workers=count,
-            multiprocessing_context=context,
-            prefetch_factor=prefetch,
-            persistent_workers=True,
-            collate_fn=_unchanged,
-        )
-
-    def serve(self, share: int) -> bool:
-        """Return whether this process started them, for the same number of samples per step."""
-        return (share, os.getpid()) == (self._share, self._owner)
-
-    def read(self, runs: Iterator[Indices]) -> Iterator[list[Any]]:
-        """Yield the batches of each run, in order."""
-        self._turn.runs = runs
-        yield from self._loader
-
-    def close(self) -> None:
-        """End the processes. In a forked child, do nothing, because they belong to its parent."""
-        iterator = getattr(self._loader, "_iterator", None)
-        if iterator is not None and os.getpid() == self._owner:
-            iterator._shutdown_workers()

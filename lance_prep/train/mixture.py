@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from lance_prep.train.order import DEFAULT_SEED, PAD_ROW, Place
 from lance_prep.train.permutation import KeyedPermutation
 from lance_prep.train.samples import Batch, Documents, Sample
 from lance_prep.train.shares import Shares, make_shares
-from lance_prep.train.sources import Origin, Source
+from lance_prep.train.sources import Origin, Source, as_indices
 from lance_prep.train.splits import Phase, Pin, Splits, Weights
 
 #: Positions must stay below 2^61 to be exact (see `shares`).
@@ -276,14 +276,22 @@ class Mixture(Dataset[dict[str, Any]]):
                 out[here] = order[place[here]]
         return out
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return a sample: a dict of int64 tensors `[block_size]`. Negative indices count from the first epoch's end.
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batch: ...
+    def __getitem__(self, index: int | slice) -> Sample | Batch:
+        """Return a sample, or a batch of those in a slice of the first epoch. Negative indices count from its end.
 
         Raises:
             IndexError: the index is below -len.
+            TypeError: it is not an integer.
             DatasetError: a source cannot be read.
         """
-        return self.take([index + len(self) if index < 0 else index])[0]
+        if isinstance(index, slice):
+            return self.take(np.arange(*index.indices(len(self)), dtype=np.int64))
+        position = as_indices([index])
+        return self.take(np.where(position < 0, position + len(self), position))[0]
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor) -> Batch:
         """Return the samples at positions, in their order. Each source is read once.
@@ -296,9 +304,10 @@ class Mixture(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: an index is negative.
+            TypeError: an index is not an integer.
             DatasetError: a source cannot be read.
         """
-        array = np.asarray(indices, dtype=np.int64).reshape(-1)
+        array = as_indices(indices)
         padding = array == PAD_ROW
         source, sample = self.locate(np.where(padding, 0, array))
         sample = np.where(padding, PAD_ROW, sample)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sized
-from typing import TypedDict, Unpack
 
 import torch
 from torch.utils.data import Sampler
@@ -56,19 +55,6 @@ def _environment() -> dict[str, int]:
             except ValueError:
                 raise UsageError(f"{name}={text!r} is not a number", f"correct or unset {name}") from None
     return found
-
-
-class OrderArguments(TypedDict, total=False):
-    """Keyword arguments of `TakeSampler` and `TokenLoader`, described at `TakeSampler`."""
-
-    seed: int | None
-    rank: int | None
-    world_size: int | None
-    tail: Tail | None
-    drop_last: bool | None
-    shuffle: bool | None
-    locality: int | None
-    window: int | None
 
 
 def order_and_place(
@@ -158,11 +144,29 @@ class TakeSampler(Sampler[list[int]]):
         data: Sized | int,
         global_batch_size: int,
         *,
+        seed: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        tail: Tail | None = None,
+        drop_last: bool | None = None,
         epoch: int = 0,
         start_step: int = 0,
-        **order: Unpack[OrderArguments],
+        shuffle: bool | None = None,
+        locality: int | None = None,
+        window: int | None = None,
     ) -> None:
-        self.order, self._given = order_and_place(data, global_batch_size, **order)
+        self.order, self._given = order_and_place(
+            data,
+            global_batch_size,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            tail=tail,
+            drop_last=drop_last,
+            shuffle=shuffle,
+            locality=locality,
+            window=window,
+        )
         if not 0 <= start_step <= self.order.steps:
             raise UsageError(
                 f"start_step={start_step} is outside of an epoch of {self.order.steps} steps", "see len(sampler)"

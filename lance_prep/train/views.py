@@ -6,16 +6,18 @@ A sample is a block, a piece of the stream of all rows, a row, or a raw record. 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
+from lance_prep.layouts import LAYOUTS
 from lance_prep.train.access import Reader
+from lance_prep.train.lance_reads import Facts
 from lance_prep.train.samples import (
     IGNORE,
     Batch,
@@ -26,9 +28,8 @@ from lance_prep.train.samples import (
     annotate,
     plain_tensors,
 )
+from lance_prep.train.sources import Mask
 from lance_prep.train.tokens import Tokens, TokenSource, ragged_arange
-
-Mask = npt.NDArray[np.bool_]
 
 #: Returns columns at sorted rows, as a table.
 TakeColumns = Callable[[Indices, list[str]], Any]
@@ -49,7 +50,7 @@ class View(Protocol):
         """Return the live row of the dataset in which each sample begins."""
 
 
-def _fixed_batch(
+def fixed_batch(
     tokens: Tokens | Indices,
     size: int,
     options: SampleOptions,
@@ -110,7 +111,7 @@ class BlockView(_RowSamples):
         if padding is not None:
             tokens[padding] = self._options.pad_id
             valid = np.where(padding, 0, size if valid is None else valid)
-        return _fixed_batch(tokens, size, self._options, partial(self._documents, rows, padding), valid=valid)
+        return fixed_batch(tokens, size, self._options, partial(self._documents, rows, padding), valid=valid)
 
     def _documents(self, rows: Indices, padding: Mask | None) -> Documents:
         if padding is None:
@@ -173,7 +174,7 @@ class StreamView:
         if length > size:
             following = np.where(starts + size < self._total, tokens[:, size].astype(np.int64), IGNORE)
         find = partial(self._documents, starts, padding)
-        return _fixed_batch(tokens, size, self._options, find, valid=valid, following=following)
+        return fixed_batch(tokens, size, self._options, find, valid=valid, following=following)
 
     def _documents(self, starts: Indices, padding: Mask | None) -> Documents:
         """Return the documents of samples: the rows of the stream, each with the EOS that follows it."""
@@ -268,6 +269,76 @@ class RecordView(_RowSamples):
             raise UsageError("a raw record cannot be padding", "use tail='drop' or 'repeat'")
         lists = read_columns(self._take, self._reader.live(indices), self._columns)
         return Batch({}, lists, len(indices), self._options)
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """What the samples of a dataset are to be. `LanceDataset` describes the fields. Validates itself.
+
+    Attributes:
+        sample: what each consists of.
+        labels_given: whether the caller chose the labels.
+
+    Raises:
+        UsageError: `block_size` is below 1.
+    """
+
+    sample: SampleOptions
+    block_size: int | None
+    columns: tuple[str, ...] | None
+    labels_given: bool
+
+    def __post_init__(self) -> None:
+        if self.block_size is not None and self.block_size < 1:
+            raise UsageError(f"block_size must be at least 1, got {self.block_size}")
+
+
+def make_view(options: ViewOptions, facts: Facts, reader: Reader, take: TakeColumns) -> View:
+    """Return the view of an open version.
+
+    Raises:
+        UsageError: an option contradicts the dataset's layout, or names an unknown column.
+    """
+    missing = sorted(set(options.columns or ()) - set(facts.columns))
+    if missing:
+        raise UsageError(f"unknown columns: {', '.join(missing)}", f"use some of: {', '.join(facts.columns)}")
+    pad = facts.pad_id if facts.pad_id is not None else facts.eos_id
+    sample = replace(options.sample, eos_id=facts.eos_id, pad_id=pad or 0)
+    if not LAYOUTS[facts.layout].tokens or reader.tokens is None:
+        _check_raw(options)
+        return RecordView(reader, take, sample, list(options.columns or facts.columns))
+    if LAYOUTS[facts.layout].packed:
+        if options.block_size not in (None, facts.block_size):
+            raise UsageError(
+                f"block_size={options.block_size} differs from the dataset's blocks of {facts.block_size} tokens",
+                "remove block_size, or build the dataset with it",
+            )
+        return BlockView(reader, reader.tokens, sample, facts.block_size or 0)
+    if options.block_size is None:
+        return RowView(reader, reader.tokens, sample)
+    if facts.eos_id is None:
+        raise UsageError("the tokenizer has no EOS token to join rows with", "remove block_size, or build blocks")
+    if options.columns:
+        raise UsageError(
+            "columns cannot be combined with block_size: a sample then holds many rows", "remove one of them"
+        )
+    return StreamView(reader, reader.tokens, sample, options.block_size)
+
+
+def _check_raw(options: ViewOptions) -> None:
+    sample = options.sample
+    asked = {
+        "block_size": options.block_size is not None,
+        f"labels={sample.labels!r}": options.labels_given and sample.labels is not None,
+        "attention_mask": sample.attention_mask,
+        "position_ids": sample.position_ids,
+        "document_ids": sample.document_ids,
+        "mask_boundaries": sample.mask_boundaries,
+    }
+    if wrong := [name for name, given in asked.items() if given]:
+        raise UsageError(
+            f"{', '.join(wrong)}: not possible with a raw dataset, which has no tokens", "remove these options"
+        )
 
 
 def read_columns(take: TakeColumns, rows: Indices, columns: list[str]) -> dict[str, list[Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lance_prep.errors import DatasetError, UsageError
-from lance_prep.train import LanceDataset, pad_collate
+from lance_prep.train import LanceDataset, Mixture, TakeSampler, TokenLoader, pad_collate
 from lance_prep.train.order import PAD_ROW
 from tests.train.made import BLOCK, PAD, Made
 
@@ -346,3 +348,37 @@ def test_threads_may_share_one(lines: Made) -> None:
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda i: ds[i]["input_ids"].tolist(), range(len(ds))))
     assert got == ds.take(range(len(ds)))["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_index_that_is_not_an_integer_is_refused_as_numpy_does(blocks: Made, mixed: bool) -> None:
+    ds = Mixture({str(blocks.path): 1.0}) if mixed else LanceDataset(blocks.path)
+    for wrong in ([True], [1.5], np.array([True, False]), torch.tensor([1.0]), ["a"], [None]):
+        with pytest.raises(TypeError, match="indices must be integers, got"):
+            ds.take(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="flatnonzero"):
+        ds.take(np.array([True, False]))  # type: ignore[arg-type]
+    for wrong in (True, 1.5, "a", None):
+        with pytest.raises(TypeError, match="indices must be integers, got"):
+            ds[wrong]  # type: ignore[call-overload]
+    assert len(ds.take([])) == 0
+    want = ds.take([3, 1])["input_ids"].tolist()
+    for right in ((3, 1), np.array([3, 1], np.uint64), torch.tensor([3, 1]), [np.int32(3), torch.tensor(1)]):
+        assert ds.take(right)["input_ids"].tolist() == want  # type: ignore[arg-type]
+    assert ds[3:0:-2]["input_ids"].tolist() == want
+    assert ds[np.int16(3)]["input_ids"].tolist() == want[0]  # type: ignore[call-overload]
+
+
+def test_a_version_is_a_number_from_1_or_a_tag(blocks: Made) -> None:
+    for wrong in (-1, 0, True, 1.0, [1]):
+        with pytest.raises(UsageError, match="invalid version"):
+            LanceDataset(blocks.path, version=wrong)  # type: ignore[arg-type]
+    for right in (1, "1", np.int64(1), None):
+        assert LanceDataset(blocks.path, version=right).version == 1  # type: ignore[arg-type]
+
+
+def test_the_options_of_sampler_and_loader_are_in_their_help() -> None:
+    order = {"seed", "rank", "world_size", "tail", "drop_last", "shuffle", "locality", "window"}
+    for described in (TakeSampler, TokenLoader):
+        assert order <= inspect.signature(described).parameters.keys()
+        assert all(re.search(rf"\b{name}\b.*:", described.__doc__ or "") for name in order)
