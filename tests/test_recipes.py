@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from lance_prep.collection import CollectionRecipe, is_collection, load_collection
+import lance_prep.collection
+from lance_prep.cli.main import run
+from lance_prep.collection import CollectionRecipe, collection_schema, is_collection, load_collection
+from lance_prep.collection.catalog import SCHEMA_FILE
 from lance_prep.errors import RecipeError, UsageError
 from lance_prep.plan import make_plan
+from lance_prep.recipe import load_recipe
 from tests.collection_sources import SHAPES, add_source, texts
 from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.sources import read_plan
@@ -162,3 +168,80 @@ def test_distillation_has_the_shares_of_its_curriculum() -> None:
     assert [name for _, name, _ in collection.sources()] == list(SHAPES)
     (note,) = collection.notes()
     assert note.startswith("The shares of the categories add up to 90, not 100, and are normalised: ")
+
+
+def test_recipes_lists_what_is_built_in(capsys: Any) -> None:
+    assert run(["recipes"]) == 0
+    text = capsys.readouterr().out
+    assert "distillation\n  kind     collection of 16 sources\n" in text
+    assert "gated    starcoder, the_stack: request access on the Hub" in text
+    assert run(["recipes", "--json"]) == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert {name: entry["kind"] for name, entry in listed.items()} == {
+        "distillation": "collection",
+        "sample": "dataset",
+        "wikitext": "dataset",
+    }
+    assert listed["distillation"]["sources"] == len(listed["distillation"]["licenses"]) == 16
+    for entry in listed.values():
+        assert entry["description"]
+        assert all(entry["licenses"].values())
+        assert entry["description"] in text
+
+
+@pytest.mark.parametrize("name", ["distillation", "sample", "wikitext"])
+def test_the_recipe_that_is_printed_is_the_built_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["recipes", name]) == 0
+    Path("mine.yaml").write_text(capsys.readouterr().out)
+    load = load_collection if name == "distillation" else load_recipe
+    assert load("mine.yaml") == load(name)
+    assert run(["recipes", name, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["yaml"] == Path("mine.yaml").read_text()
+    assert type(load(name))(**printed["recipe"]) == load(name)
+
+
+def test_an_unknown_recipe_is_refused(capsys: Any) -> None:
+    assert run(["recipes", "wikitxt"]) == 1
+    assert "did you mean wikitext?" in capsys.readouterr().err
+    assert run(["recipes", "wikitext", "--schema"]) == 2
+    assert "--schema cannot be combined with NAME" in capsys.readouterr().err
+
+
+def test_the_schema_in_the_package_is_up_to_date(capsys: Any) -> None:
+    assert run(["recipes", "--schema"]) == 0
+    path = Path(lance_prep.collection.__path__[0]) / SCHEMA_FILE
+    assert path.read_text() == capsys.readouterr().out, f"run: lance-prep recipes --schema > {path}"
+
+
+@pytest.mark.parametrize(
+    ("change", "valid"),
+    [
+        (("", ""), True),
+        (("block_size: 128", "shard_size: 1MiB"), True),
+        (("max_rows: 100", "max_tokens: all"), True),
+        (("template:", "templte:"), False),
+        (("share: 30", "share: lots"), False),
+        (("max_rows: 100", "max_rows: some"), False),
+        (("block_size: 128", "blocksize: 128"), False),
+        (("proofs:", "a/b:"), False),
+        (("proofs: {source: owner/proofs, max_rows: all}", ""), True),
+        (("sources:\n      talk: {source: data/talk.jsonl, text_column: body}", ""), False),
+    ],
+)
+def test_the_schema_accepts_what_the_loader_accepts(tmp_path: Path, change: tuple[str, str], valid: bool) -> None:
+    import jsonschema
+
+    text = MIXED.replace(*change)
+    (tmp_path / "c.yaml").write_text(text)
+    if valid:
+        jsonschema.validate(yaml.safe_load(text), collection_schema())
+        assert load_collection(tmp_path / "c.yaml")
+    else:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(yaml.safe_load(text), collection_schema())
+        with pytest.raises(RecipeError):
+            load_collection(tmp_path / "c.yaml")

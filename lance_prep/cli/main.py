@@ -16,6 +16,7 @@ from lance_prep.cli.stop import StopOnSignals
 #: name -> (module, first line of help). A command is a function of its name in that module, and a line here.
 COMMANDS = {
     "build": ("build", "Build a Lance token dataset from text."),
+    "recipes": ("recipes", "List the built-in recipes, or print one to copy and edit."),
     "info": ("look", "Print what a dataset is and how it was built."),
     "show": ("look", "Print rows, decoded to text."),
     "versions": ("history", "List a dataset's versions: when, how large, and what made each."),

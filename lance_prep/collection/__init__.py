@@ -12,9 +12,10 @@ if TYPE_CHECKING:
         build_collection,
         run_collection,
     )
+    from lance_prep.collection.catalog import CatalogEntry, collection_schema, list_recipes, recipe_text
     from lance_prep.collection.download import DownloadReport, Outcome, download
     from lance_prep.collection.folder import Download, DownloadedSource, SourceStats, read_download
-    from lance_prep.collection.load import Collection, builtin_collections, builtin_text, is_collection, load_collection
+    from lance_prep.collection.load import Collection, builtin_collections, is_collection, load_collection
     from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
     from lance_prep.collection.sources import CollectionPlan, SourceJob, open_collection
 

@@ -60,7 +60,7 @@ def load_collection(source: Collection) -> CollectionRecipe:
     if isinstance(source, Mapping):
         return _validated(source, "the collection")
     if str(source) in builtin_collections():
-        return _validated(parse_yaml(builtin_text(str(source)), str(source)), str(source))
+        return _validated(parse_yaml(builtin_collection(str(source)), str(source)), str(source))
     path = Path(source)
     if path.suffix not in _SUFFIXES:
         raise _unknown(str(source))
@@ -69,7 +69,7 @@ def load_collection(source: Collection) -> CollectionRecipe:
     return _validated(_resolved(parse_yaml(path.read_text(encoding="utf-8"), str(path)), path), str(path))
 
 
-def builtin_text(name: str) -> str:
+def builtin_collection(name: str) -> str:
     """Return the YAML of a built-in collection."""
     return str((_builtin_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
 

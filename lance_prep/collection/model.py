@@ -1,5 +1,8 @@
 """The collection recipe: categories with target shares, and named sources in each.
 
+The models are frozen and refuse unknown fields. The JSON Schema for editors is made from them: field descriptions and
+docstrings are what an editor shows.
+
 A source is a `Recipe` with a few fields of its own, so whatever a single build can read, a collection can too.
 """
 
@@ -9,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from lance_prep.recipe import Recipe, make_recipe
 
@@ -27,11 +30,15 @@ def _parse_limit(value: Any) -> Any:
     return None if value == "all" else value
 
 
-Limit = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_parse_limit)]
+Limit = Annotated[
+    Annotated[int, Field(ge=1)] | None,
+    BeforeValidator(_parse_limit),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}, {"type": "null"}]}),
+]
 
 
 class CollectionSource(BaseModel):
-    """One named source of a collection. Frozen; unknown fields are refused."""
+    """One named source of a collection."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +49,10 @@ class CollectionSource(BaseModel):
     filter: str | None = Field(None, description="SQL condition on the source's columns")
     text_column: str | None = Field(None, description="column with the text")
     template: str | None = Field(None, description="jinja2 template that makes the text of a record from its columns")
-    messages: str | None = Field(None, description="column with the turns of a conversation, written one after another")
+    messages: str | None = Field(
+        None,
+        description="column with a conversation, written turn by turn; a turn has role and content, or from and value",
+    )
     max_rows: Limit = Field(None, description="maximum number of source rows to use; all by default")
     max_tokens: Limit = Field(None, description="stop with the source row that reaches this number of tokens")
     share: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
@@ -91,24 +101,20 @@ class Category(BaseModel):
     share: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         description="target share of the category; shares are normalised"
     )
-    sources: dict[Name, CollectionSource] = Field(min_length=1)
+    sources: dict[Name, CollectionSource] = Field(min_length=1, description="sources by name")
 
 
 class CollectionRecipe(BaseModel):
-    """What a collection consists of.
-
-    Attributes:
-        name: of the collection.
-        defaults: fields of `Recipe` that apply to all sources, such as `tokenizer` and `block_size`.
-        categories: by name.
-    """
+    """Categories of sources with target shares, from which one dataset per source is built."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Name
-    description: str | None = None
-    defaults: dict[str, Any] = Field(default_factory=dict)
-    categories: dict[Name, Category] = Field(min_length=1)
+    name: Name = Field(description="name of the collection")
+    description: str | None = Field(None, description="what the collection is, in a sentence")
+    defaults: dict[str, Any] = Field(
+        default_factory=dict, description="recipe fields for all sources, such as tokenizer and block_size"
+    )
+    categories: dict[Name, Category] = Field(min_length=1, description="categories by name")
 
     @field_validator("defaults")
     @classmethod

@@ -31,6 +31,11 @@ def builtin_recipes() -> list[str]:
     )
 
 
+def builtin_recipe(name: str) -> str:
+    """Return the YAML of a built-in recipe."""
+    return str((_builtin_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
 def load_recipe(source: Source, overrides: Mapping[str, object] | None = None) -> Recipe:
     """Return the recipe that `source` names, with fields overridden.
 
@@ -67,8 +72,7 @@ def _fields(source: str) -> dict[str, Any]:
     if not source:
         raise UsageError("SOURCE is empty", "name a recipe, a Hub id, a file, a folder or a glob")
     if source in builtin_recipes():
-        text = (_builtin_folder() / f"{source}.yaml").read_text(encoding="utf-8")
-        return parse_yaml(text, source)
+        return parse_yaml(builtin_recipe(source), source)
     if source.endswith((".yaml", ".yml")):
         path = Path(source)
         if not path.exists():
