@@ -124,7 +124,7 @@ def examples(name: str) -> list[list[str]]:
     assert shown is not None
     text = shown.get_help(click.Context(shown, info_name=name))
     lines = text[text.index("\n  Examples:\n") :].splitlines()[2:]
-    assert all(line.startswith(f"    lance-prep {name} ") for line in lines), lines
+    assert all(f"{line} ".startswith(f"    lance-prep {name} ") for line in lines), lines
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
