@@ -11,12 +11,16 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
-from lance_prep.errors import SourceNotFound, UsageError
+from lance_prep.collection import download
+from lance_prep.errors import DatasetError, SourceNotFound
 from lance_prep.store import read_manifest
+from tests import test_download
 from tests.helpers import check_whole, ids_of
+from tests.loopback_hub import LoopbackHub
 from tests.processes import write_texts
 
 Out = pytest.CaptureFixture[str]
+NAMES = ["chat-turns", "code-part9", "code-part10", "own"]
 
 
 @pytest.fixture
@@ -30,7 +34,6 @@ def data(tmp_path: Path) -> Path:
     (folder / "code" / "1.jsonl").rename(folder / "code" / "part9.jsonl")
     (folder / "chat" / "0.jsonl").rename(folder / "chat" / "turns.jsonl")
     (folder / "own.jsonl").write_text('{"text": "hello world"}\n')
-    (folder / "chat" / "turns.stats.json").write_text("{}")
     return folder
 
 
@@ -47,22 +50,22 @@ def manifest_of(data: Path) -> dict[str, Any]:
 def test_a_dataset_for_each_file_and_a_manifest(data: Path, tokenizer: str, capsys: Out) -> None:
     assert build(data, tokenizer) == 0
     shown = capsys.readouterr()
-    assert [line.split()[0] for line in shown.out.splitlines()[:5]] == ["source", "turns", "part9", "part10", "own"]
+    assert [line.split()[0] for line in shown.out.splitlines()[:5]] == ["source", *NAMES]
     manifest, out = manifest_of(data), data.parent / "out"
-    assert list(manifest["splits"]) == ["own", "part10", "part9", "turns"]
+    assert list(manifest["splits"]) == sorted(NAMES)
     assert (manifest["max_seq_length"], manifest["files_processed"]) == (64, 4)
     assert (manifest["input_path"], manifest["output_path"]) == (str(data), str(out))
     for name, split in manifest["splits"].items():
         check_whole(out / split["path"])
-        path = next(data.rglob(f"{name}.jsonl"))
+        path = data / f"{name.replace('-', '/')}.jsonl"
         alone = lance_prep.build(path, output=data.parent / "alone" / name, tokenizer=tokenizer, block_size=64)
         assert split["content_hash"] == alone.content_hash
         assert (split["sequences"], split["samples"], split["tokens"], split["shards"]) == (
             *(alone.rows, alone.ledger.rows_used, alone.tokens),
             1,
         )
-        assert split.get("category") == (None if name == "own" else path.parent.name)
-    assert len(ids_of(out / "part9.lance")) == manifest["splits"]["part9"]["sequences"]
+        assert split.get("category") == ("own" if name == "own" else path.parent.name)
+    assert len(ids_of(out / "code-part9.lance")) == manifest["splits"]["code-part9"]["sequences"]
 
 
 def test_a_second_run_does_what_is_new_or_changed(data: Path, tokenizer: str, capsys: Out) -> None:
@@ -77,12 +80,10 @@ def test_a_second_run_does_what_is_new_or_changed(data: Path, tokenizer: str, ca
     (data / "math" / "sums.jsonl").write_text('{"text": "1 + 1 = 2"}\n')
     assert build(data, tokenizer, "--json") == 0
     states = {source["name"]: source["status"] for source in last_json(capsys)["sources"]}
-    assert states == {**dict.fromkeys(["turns", "part9", "part10"], "unchanged"), "own": "rebuilt", "sums": "built"}
+    assert states == {**dict.fromkeys(NAMES, "unchanged"), "own": "rebuilt", "math-sums": "built"}
     second = manifest_of(data)
     assert (second["splits"]["own"]["version"], second["splits"]["own"]["samples"]) == (2, 2)
-    assert {name: second["splits"][name] for name in ("turns", "part9", "part10")} == {
-        name: first["splits"][name] for name in ("turns", "part9", "part10")
-    }
+    assert [second["splits"][name] for name in NAMES[:3]] == [first["splits"][name] for name in NAMES[:3]]
 
 
 def last_json(capsys: Out) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def test_another_recipe_needs_force(data: Path, tokenizer: str, capsys: Out) -> 
     before = (data.parent / "out" / "manifest.json").read_bytes()
     assert build(data, tokenizer, "--seed", 7) == 1
     err = capsys.readouterr().err
-    assert "failed: turns, part9, part10, own: its dataset was built by another recipe: seed was 1337, now 7" in err
+    assert f"failed: {', '.join(NAMES)}: its dataset was built by another recipe: seed was 1337, now 7" in err
     assert "--overwrite" in err
     assert "4 of 4 sources failed, so manifest.json was not written" in err
     assert (data.parent / "out" / "manifest.json").read_bytes() == before
@@ -112,20 +113,20 @@ def test_a_source_that_is_gone_leaves_the_manifest_and_is_reported(data: Path, t
     for _ in range(2):  # as long as the dataset is there
         capsys.readouterr()
         assert build(data, tokenizer) == 0
-        assert "turns.lance has no source" in capsys.readouterr().err
-        assert list(manifest_of(data)["splits"]) == ["own", "part10", "part9"]
-    assert (data.parent / "out" / "turns.lance").is_dir()
+        assert "chat-turns.lance has no source" in capsys.readouterr().err
+        assert list(manifest_of(data)["splits"]) == ["code-part10", "code-part9", "own"]
+    assert (data.parent / "out" / "chat-turns.lance").is_dir()
 
 
 def test_one_source_that_fails_does_not_stop_the_others(data: Path, tokenizer: str, capsys: Out) -> None:
     (data / "chat" / "turns.jsonl").write_text('{"words": 1}\n')
     assert build(data, tokenizer, "--text-column", "text") == 1
     err = capsys.readouterr().err
-    assert "failed: turns: " in err
+    assert "failed: chat-turns: " in err
     assert "1 of 4 sources failed, so manifest.json was not written" in err
     out = data.parent / "out"
     assert not (out / "manifest.json").exists()
-    for name in ("own", "part9", "part10"):
+    for name in ("own", "code-part9", "code-part10"):
         check_whole(out / f"{name}.lance")
     (data / "chat" / "turns.jsonl").write_text('{"text": "one"}\n')
     report = lance_prep.build_collection(data, output=out, tokenizer=tokenizer, block_size=64, text_column="text")
@@ -135,8 +136,8 @@ def test_one_source_that_fails_does_not_stop_the_others(data: Path, tokenizer: s
 
 
 def test_two_files_with_the_name_of_one_source_are_refused(data: Path, tokenizer: str) -> None:
-    shutil.copy(data / "own.jsonl", data / "chat" / "own.jsonl")
-    with pytest.raises(UsageError, match=r"own\.jsonl and .*own\.jsonl would both be the source 'own'"):
+    shutil.copy(data / "own.jsonl", data / "chat-turns.jsonl")
+    with pytest.raises(DatasetError, match=r"chat/turns\.jsonl and .*chat-turns\.jsonl would both be the source"):
         lance_prep.build_collection(data, output=data.parent / "out", tokenizer=tokenizer)
     assert not (data.parent / "out").exists()
 
@@ -146,7 +147,7 @@ def test_no_jsonl(tmp_path: Path, tokenizer: str) -> None:
         lance_prep.build_collection(tmp_path, tokenizer=tokenizer)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.txt").write_text("text")
-    with pytest.raises(SourceNotFound, match=r"it holds deep/a\.txt"):
+    with pytest.raises(SourceNotFound, match=r"deep/a\.txt \(not a \.jsonl file\)"):
         lance_prep.build_collection(tmp_path, tokenizer=tokenizer)
 
 
@@ -157,3 +158,43 @@ def test_workers_do_not_change_the_manifest(data: Path, tokenizer: str) -> None:
         assert build(data, tokenizer, "--workers", workers) == 0
         texts.add((data.parent / "out" / "manifest.json").read_bytes())
     assert len(texts) == 1
+
+
+def test_a_download_and_the_hub_give_the_same_tokens(hub: LoopbackHub, tmp_path: Path, tokenizer: str) -> None:
+    collection = {**test_download.seed(hub), "defaults": {"tokenizer": tokenizer, "block_size": 64}}
+    wiki = collection["categories"]["web"]["sources"]["wiki"]
+    wiki["share"] = 2
+    del wiki["max_rows"]
+    (tmp_path / "mine.yaml").write_text(json.dumps(collection))
+    assert run(["build", str(tmp_path / "mine.yaml"), "-o", str(tmp_path / "direct")]) == 0
+    direct = read_manifest(tmp_path / "direct")
+    assert direct.categories == {"web": 0.75, "questions": 0.25}
+    assert {name: (split.category, split.share) for name, split in direct.splits.items()} == {
+        "pages": ("web", None),
+        "trivia": ("questions", None),
+        "wiki": ("web", 2),
+    }
+    assert not download(tmp_path / "mine.yaml", tmp_path / "text").failed
+    (tmp_path / "text" / "mine").mkdir()
+    (tmp_path / "text" / "mine" / "notes.jsonl").write_text('{"text": "a note"}\n')
+    assert run(["build", str(tmp_path / "text"), "-o", str(tmp_path / "tokens")]) == 0  # --recursive is implied
+    tokens = read_manifest(tmp_path / "tokens")
+    assert list(tokens.splits) == ["mine-notes", "pages", "trivia", "wiki"]
+    assert (tokens.categories, tokens.max_seq_length) == (direct.categories, 64)
+    for name, split in direct.splits.items():
+        there = tokens.splits[name]
+        assert (there.samples, there.tokens, there.category, there.share) == (
+            *(split.samples, split.tokens, split.category, split.share),
+        )
+
+
+def test_a_source_of_the_collection_that_was_not_downloaded_is_named(
+    hub: LoopbackHub, tmp_path: Path, tokenizer: str, capsys: Out
+) -> None:
+    collection = {**test_download.seed(hub), "defaults": {"tokenizer": tokenizer, "block_size": 64}}
+    hub.repos["datasets/owner/qa"].gated = True
+    assert [each.name for each in download(collection, tmp_path / "text").failed] == ["trivia"]
+    assert run(["build", str(tmp_path / "text"), "-o", str(tmp_path / "tokens")]) == 0
+    assert "questions/trivia of the collection is not in" in capsys.readouterr().err
+    assert run(["build", str(tmp_path / "text"), "--split", "train"]) == 2
+    assert "--split has no effect" in capsys.readouterr().err

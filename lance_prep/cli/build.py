@@ -160,16 +160,13 @@ def build(
 ) -> None:
     overrides = {name: value for name, value in fields.items() if value is not None}
     from lance_prep.cli.summary import preview_text, summary
+    from lance_prep.collection import is_collection, is_download
     from lance_prep.engine import RunOptions, Silent, preview_build, run_build
     from lance_prep.plan import default_output
 
-    if recursive:
-        _build_many(
-            source,
-            RunOptions(output, workers, append, overwrite, storage_options=storage_options, engine=engine),
-            overrides,
-            as_json=as_json,
-        )
+    if recursive or any(is_collection(name) or is_download(name) for name in source):
+        options = RunOptions(output, workers, append, overwrite, storage_options=storage_options, engine=engine)
+        _build_many(source, options, overrides, recursive=recursive, as_json=as_json)
         return
     where = output or default_output(source)
     options = RunOptions(where, workers, append, overwrite, skip_existing, storage_options, Silent(), engine)
@@ -191,14 +188,17 @@ def build(
         click.echo(printable(summary(report)))
 
 
-def _build_many(source: tuple[str, ...], options: RunOptions, overrides: dict[str, Any], *, as_json: bool) -> None:
+def _build_many(
+    source: tuple[str, ...], options: RunOptions, overrides: dict[str, Any], *, recursive: bool, as_json: bool
+) -> None:
     from lance_prep.cli.many import build_many
 
     if len(source) > 1:
         raise click.UsageError(f"a collection is one folder or recipe, got {len(source)} sources; build each by itself")
     if options.append:
         raise click.UsageError("--append has no effect on a collection: what is new is added without it; remove it")
-    build_many(source[0], replace(options, refresh=not options.overwrite), overrides, as_json=as_json)
+    options = replace(options, refresh=not options.overwrite)
+    build_many(source[0], options, overrides, recursive=recursive, as_json=as_json)
 
 
 class _Counts:

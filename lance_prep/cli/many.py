@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from lance_prep.store import Receipt
 
 
-def build_many(source: str, options: RunOptions, overrides: dict[str, Any], *, as_json: bool) -> None:
+def build_many(source: str, options: RunOptions, overrides: dict[str, Any], *, recursive: bool, as_json: bool) -> None:
     """Build a collection and print what became of its sources.
 
     Raises:
         OutputError: some sources failed.
     """
-    collection = open_collection(source, overrides)
+    collection = open_collection(source, overrides, recursive=recursive)
     with make_progress() as progress:
         report = run_collection(collection, options, progress)
     if as_json:
@@ -70,7 +70,7 @@ def summary(report: CollectionReport) -> str:
     for source in report.sources:
         split = source.split
         figures = (f"{split.sequences:,}", f"{split.tokens:,}", f"{split.tokens / total:.1%}") if split else ("",) * 3
-        rows.append((source.name, source.category or "-", _state(source), *figures))
+        rows.append((source.name, source.category, _state(source), *figures))
     lines = [_columns(rows), ""]
     if report.manifest is not None:
         lines.append(f"{report.output}/manifest.json: {len(report.manifest.splits)} splits, {total:,} tokens")
@@ -110,8 +110,12 @@ class _Progress(CollectionProgress):
     def planned(self, collection: CollectionPlan) -> None:
         self._sources = len(collection.sources)
         self._total = sum(source.size or 0 for source in collection.sources)
+        for note in collection.notes:
+            self.say(note)
         if collection.skipped:
-            self.say(f"{len(collection.skipped):,} left out of {collection.asked}")
+            some = ", ".join(f"{each.path} ({each.reason})" for each in collection.skipped[:3])
+            more = f" and {len(collection.skipped) - 3:,} more" if len(collection.skipped) > 3 else ""
+            self.say(f"left out of {collection.asked}: {some}{more}")
 
     def started(self, source: SourceJob) -> Progress:
         return _One(self, source)

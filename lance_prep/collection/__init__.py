@@ -17,6 +17,6 @@ if TYPE_CHECKING:
     from lance_prep.collection.folder import Download, DownloadedSource, SourceStats, read_download
     from lance_prep.collection.load import Collection, builtin_collections, is_collection, load_collection
     from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
-    from lance_prep.collection.sources import CollectionPlan, SourceJob, open_collection
+    from lance_prep.collection.sources import CollectionPlan, SourceJob, is_download, open_collection
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

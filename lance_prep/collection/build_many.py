@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Unpack
 
+from lance_prep.collection.load import Collection
 from lance_prep.collection.sources import CollectionPlan, SourceJob, open_collection
 from lance_prep.engine import BuildReport, Progress, RunOptions, SharedEngine, Silent, load_spec, run_build
 from lance_prep.errors import Interrupted, LancePrepError, OutputExists, UsageError, translate
@@ -62,7 +63,7 @@ class SourceReport:
     """
 
     name: str
-    category: str | None
+    category: str
     status: Status
     uri: str
     split: Split | None = None
@@ -122,7 +123,7 @@ class CollectionReport:
 
 
 def build_collection(
-    source: str | Path,
+    source: Collection,
     *,
     output: str | Path | None = None,
     workers: int | None = None,
@@ -137,7 +138,8 @@ def build_collection(
     whose recipe has changed, such as another tokenizer, fails unless `overwrite` is given.
 
     Args:
-        source: a folder; each JSONL file below it is a source, named as the file.
+        source: a built-in collection (`distillation`), a recipe `.yaml` with `categories` or its fields, which is read
+            from the Hub; or a folder, such as `download` writes, with `.jsonl` files below it.
         output: the folder to write to; by default the source's name with `-tokens`, in the current folder.
         workers: number of shards built at once, over all sources; by default the number of cores.
         overwrite: make a new version of each dataset that differs from what would be built, for whatever reason.
@@ -151,7 +153,8 @@ def build_collection(
 
     Raises:
         RecipeError, UsageError: the recipe or an option is invalid.
-        SourceNotFound: there is no such source.
+        SourceNotFound: there is no such folder, or no `.jsonl` file below it.
+        DatasetError: two files would be the same source.
         TokenizerError: the tokenizer cannot be used.
         OutputExists: the output is not a folder of datasets.
     """
@@ -165,7 +168,7 @@ def run_collection(
     """Build what `open_collection` returned. Raises as `build_collection` does."""
     started = time.monotonic()
     progress = progress or SilentCollection()
-    typed = str(options.output or default_folder(collection.asked))
+    typed = str(options.output or f"{collection.name}-tokens")
     folder = _folder(typed)
     recipe = collection.sources[0].recipe
     if not LAYOUTS[recipe.layout].tokens:
@@ -208,12 +211,6 @@ def _in_parallel(build: Any, sources: Sequence[SourceJob], at_once: int) -> list
         return [future.result() for future in futures]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def default_folder(source: str) -> str:
-    """Return the output's path if none is given: the source's name with `-tokens`, in the current folder."""
-    path = Path(source)
-    return f"{(path.resolve() if path.exists() else path).stem}-tokens"
 
 
 def _folder(output: str) -> Path:

@@ -1,4 +1,4 @@
-"""The sources of a collection, as recipes: what SOURCE means to `build_collection`."""
+"""The sources of a collection, each with the recipe that builds it: what SOURCE means to `build_collection`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lance_prep.collection.folder import RECIPE, read_download
+from lance_prep.collection.load import Collection, is_collection, load_collection
+from lance_prep.collection.model import CollectionRecipe, CollectionSource
 from lance_prep.errors import SourceNotFound, UsageError
-from lance_prep.formats import COMPRESSIONS
 from lance_prep.model import Skipped
-from lance_prep.plan import list_folder
-from lance_prep.recipe import Recipe, load_recipe
-
-#: Between the name of a source and `.lance`, in the name of its validation set.
-VALIDATION = ".val"
+from lance_prep.recipe import Recipe, make_recipe
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,14 @@ class SourceJob:
     Attributes:
         name: of the source. Its dataset is `<name>.lance`.
         recipe: builds it.
-        category: of the collection; None for a file that is in no subfolder.
+        category: of the collection, or the folder that a file of one's own is in.
         share: target share in the category; None to share it in proportion to tokens.
         size: bytes of its file, for progress; None if it is not known before planning.
     """
 
     name: str
     recipe: Recipe
-    category: str | None = None
+    category: str
     share: float | None = None
     size: int | None = None
 
@@ -42,63 +40,102 @@ class CollectionPlan:
 
     Attributes:
         asked: SOURCE, as it was given.
+        name: of the collection, or of the folder.
         sources: in order.
         categories: target share of each category; empty if there are no targets.
+        notes: what a user should know before it is built, a sentence each.
         skipped: what is left out of the folder.
     """
 
     asked: str
+    name: str
     sources: tuple[SourceJob, ...]
     categories: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
 
-def open_collection(source: str | Path, overrides: Mapping[str, Any]) -> CollectionPlan:
-    """Return the sources that SOURCE names: one for each JSONL file below a folder.
+def is_download(source: str | Path) -> bool:
+    """Return True for a folder that `download` wrote."""
+    return (Path(source) / RECIPE).is_file()
+
+
+def open_collection(source: Collection, overrides: Mapping[str, Any], *, recursive: bool = False) -> CollectionPlan:
+    """Return the sources of a collection recipe, or one for each `.jsonl` file below a folder.
 
     Args:
         overrides: fields of `Recipe` that apply to all sources.
+        recursive: SOURCE is a folder, also if a collection has the same name.
 
     Raises:
-        SourceNotFound: there is no such folder, or no JSONL file below it.
-        UsageError: two files would have the same name as sources, or an override is invalid.
-        RecipeError: the recipe is invalid.
+        SourceNotFound: there is no such folder, or no `.jsonl` file below it.
+        RecipeError: the collection recipe is invalid.
+        UsageError: an override is invalid.
+        DatasetError: two files would be the same source.
     """
+    if not (recursive and isinstance(source, str | Path) and Path(source).is_dir()) and is_collection(source):
+        return _from_recipe(load_collection(source), source, overrides)
+    if not isinstance(source, str | Path):
+        raise UsageError(f"{source!r} is not a collection", "name a folder, a collection or a .yaml with categories")
+    return _from_folder(source, overrides)
+
+
+def _from_recipe(recipe: CollectionRecipe, source: Collection, overrides: Mapping[str, Any]) -> CollectionPlan:
+    own = [name for name in overrides if name in CollectionSource.model_fields and name != "max_rows"]
+    if own:
+        raise UsageError(
+            f"{own[0]} differs between the sources of {recipe.name}",
+            f"remove {own[0]}, or set it in a copy of the recipe, for each source",
+        )
+    jobs = [
+        SourceJob(name, each.recipe(recipe.defaults, where=f"{recipe.name}: {name}", **overrides), category, each.share)
+        for category, name, each in recipe.sources()
+    ]
+    notes = recipe.notes()
+    if isinstance(source, str) and is_download(source):
+        notes.append(f"{source} is the built-in collection; for the folder of that name, write ./{source}")
+    asked = str(source) if isinstance(source, str | Path) else recipe.name
+    return CollectionPlan(asked, recipe.name, tuple(jobs), recipe.shares(), tuple(notes))
+
+
+def _from_folder(source: str | Path, overrides: Mapping[str, Any]) -> CollectionPlan:
     folder = Path(source)
     if not folder.is_dir():
-        raise SourceNotFound(f"{source}: no such folder", "name a folder with .jsonl files below it")
-    files, skipped = list_folder(folder, "jsonl")
-    if not files:
-        raise _no_jsonl(folder, skipped)
-    jobs: dict[str, SourceJob] = {}
-    for path in files:
-        job = _job(folder, path, overrides)
-        if (other := jobs.get(job.name)) is not None:
-            raise UsageError(
-                f"{other.recipe.asked} and {path} would both be the source {job.name!r}", "rename one of them"
-            )
-        jobs[job.name] = job
-    return CollectionPlan(str(source), tuple(jobs.values()), skipped=skipped)
-
-
-def _job(folder: Path, path: Path, overrides: Mapping[str, Any]) -> SourceJob:
-    name = path.name
-    for extension in COMPRESSIONS:
-        name = name.removesuffix(extension)
-    name = Path(name).stem
-    # It becomes a path in the manifest, which programs of other systems read.
-    if not name.isprintable() or "\\" in name or name.startswith("."):
-        raise UsageError(f"{str(path)!r}: the name of a source has printable characters, and no backslash", "rename it")
-    parts = path.relative_to(folder).parts
-    return SourceJob(name, load_recipe(path, overrides), parts[0] if len(parts) > 1 else None, size=path.stat().st_size)
+        what = "is a file" if folder.exists() else "no such folder"
+        raise SourceNotFound(
+            f"{source}: {what}", "name a folder with .jsonl files below it; without recursive=True, any source is built"
+        )
+    for name in ("config", "split", "revision"):
+        if name in overrides:
+            raise UsageError(f"{name} has no effect on a folder, only on Hub datasets", f"leave {name} out")
+    found = read_download(folder)
+    if not found.sources:
+        raise _no_jsonl(folder, found.skipped)
+    defaults = found.recipe.defaults if found.recipe is not None else {}
+    shares = {name: each.share for _, name, each in found.recipe.sources()} if found.recipe is not None else {}
+    jobs = []
+    for each in found.sources:
+        fields = {**defaults, "source": str(each.path)}
+        if each.stats is not None:
+            fields["text_column"] = "text"
+        recipe = make_recipe(fields, dict(overrides), str(each.path))
+        share = shares.get(each.name) if each.stats is not None else None
+        jobs.append(SourceJob(each.name, recipe, each.category, share, each.path.stat().st_size))
+    notes = [
+        f"{category}/{name} of the collection is not in {source}; fetch it with `lance-prep download`"
+        for category, name in found.missing()
+    ]
+    categories = found.recipe.shares() if found.recipe is not None else {}
+    name = folder.resolve().name
+    return CollectionPlan(str(source), name, tuple(jobs), categories, tuple(notes), found.skipped)
 
 
 def _no_jsonl(folder: Path, skipped: tuple[Skipped, ...]) -> SourceNotFound:
-    others = [each.path for each in skipped if each.reason.startswith("not ")]
-    there = f"; it holds {', '.join(others[:3])}{' and others' if len(others) > 3 else ''}" if others else ""
-    empty = not skipped and not any(folder.iterdir())
+    said = [f"{each.path} ({each.reason})" for each in skipped[:3]]
+    more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+    there = f"; what it holds is left out: {', '.join(said)}{more}" if said else "; it is empty"
     return SourceNotFound(
-        f"no .jsonl file in {folder} or in a folder below it{'; it is empty' if empty else there}",
+        f"no .jsonl file in {folder} or in a folder below it{there}",
         "name the folder that `lance-prep download` wrote, or one with .jsonl files; "
-        "without recursive=True, a folder of any format becomes one dataset",
+        "without recursive=True, a folder of another format becomes one dataset",
     )

@@ -7,7 +7,6 @@ from lance_prep.process import lazy_exports
 if TYPE_CHECKING:
     from lance_prep.formats import TOPICS
     from lance_prep.plan.cut import SHARD_BYTES
-    from lance_prep.plan.discover import list_folder
     from lance_prep.plan.make import default_output, make_plan, restrict
     from lance_prep.plan.template import NoText, compile_template
 

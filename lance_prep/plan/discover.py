@@ -78,30 +78,6 @@ def find_local(source: str) -> Found | None:
     return Found(PinnedSource(asked=source), tuple(_local_file(file) for file in walk.files), skipped=skipped)
 
 
-def list_folder(folder: str | Path, name: str) -> tuple[list[Path], tuple[Skipped, ...]]:
-    """Return the files below a folder that are of one format, in natural order, and what is left out.
-
-    Args:
-        name: of the format.
-
-    Raises:
-        SourceNotFound: a broken link with the name of a data file.
-        AccessDenied: a folder cannot be listed.
-    """
-    walk = _Walk(Path(folder))
-    walk.read_folder(Path(folder))
-    found = [path for path in walk.files if (format_of(path.name) or ("",))[0] == name]
-    for path in set(walk.files).difference(found):
-        walk._skip(path, f"not {name}")
-    return sorted(found, key=lambda path: natural(path.as_posix())), tuple(sorted(walk.skipped, key=lambda s: s.path))
-
-
-def natural(text: str) -> list[tuple[int, str]]:
-    """Return a key that sorts `part2` before `part10`."""
-    parts = re.split(r"(\d+)", text)
-    return [(int(part), part) if number % 2 else (-1, part) for number, part in enumerate(parts)]
-
-
 class _Walk:
     """The data files below a folder, or those that match a pattern, in order; and what is left out.
 
