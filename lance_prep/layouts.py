@@ -67,7 +67,7 @@ class Layout:
         unread = dict.fromkeys(("block_size", "packing"), "only blocks have a size")
         if not self.tokens:
             unread |= dict.fromkeys(_TEXT, "records are kept as they are")
-            unread |= dict.fromkeys(_TOKENIZER, "records are not tokenized")
+            unread |= dict.fromkeys((*_TOKENIZER, "max_tokens"), "records are not tokenized")
         return unread
 
     def rows_of(self, ledger: Ledger, block_size: int | None) -> tuple[int, str]:

@@ -70,8 +70,9 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("special tokens", f"{added}; those written in a text {written}"))
     shuffled = given.get("shuffle") and f"shuffled in batches of {given.get('shuffle_batch_size', 0):,} source rows"
     rows.append(("order", f"{shuffled}, seed {given.get('seed')}" if shuffled else "as in the source"))
-    if "max_rows" in given:
-        rows.append(("max rows", f"{given['max_rows']:,}"))
+    for name in ("max_rows", "max_source_rows", "max_tokens"):
+        if name in given:
+            rows.append((name.replace("_", " "), f"{given[name]:,}"))
     return rows
 
 

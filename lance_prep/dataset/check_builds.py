@@ -171,7 +171,7 @@ def _against_plan(opened: DatasetVersion, journal: BuildJournal, receipt: Receip
     ledger: Ledger = receipt.ledger
     wrong: list[str] = []
     shard = journal.shard(receipt.shard)
-    if shard and shard.rows is not None and receipt.limit is None and ledger.rows_in != shard.rows:
+    if shard and shard.rows is not None and not receipt.limit.limits and ledger.rows_in != shard.rows:
         wrong.append(f"the ledger has {ledger.rows_in:,} source rows, the plan {shard.rows:,}")
     if shard and shard.rows is not None and ledger.rows_in > shard.rows:
         wrong.append(f"the ledger has {ledger.rows_in:,} source rows, of {shard.rows:,} in the plan")

@@ -160,8 +160,7 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, refresh: bool = Fals
     _refuse_other_recipe(job, there.metadata, ignore | ({"revision"} if append or refresh else set()))
     if not changes or (append and not changes.new and not changes.changed):
         return Decision(None, existing)
-    limit = job.plan.recipe.max_rows
-    if append and limit is not None and limit <= there.metadata.rows:
+    if append and job.plan.recipe.limit.after_all(there.metadata.rows, there.metadata.ledger).reached:
         return Decision(None, existing)
     if refresh:
         _refuse_unfinished(job)

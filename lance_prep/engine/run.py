@@ -20,7 +20,7 @@ from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
 from lance_prep.errors import OutputError, OutputExists, SourceChanged, TokenizerError, UsageError
 from lance_prep.layout import check_tokenizer
 from lance_prep.layouts import LAYOUTS
-from lance_prep.ledger import Tally
+from lance_prep.ledger import Limit, Tally
 from lance_prep.model import Plan
 from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
@@ -206,7 +206,7 @@ def _run(decision: Decision, engine: Engine, progress: Progress, lock: OutputLoc
     # Also before the build, not only before the commit: on a full disk, leftovers of a killed build take its space.
     keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
     output.remove_leftovers(keep, job.journal, overwritten=decision.existing.number > 0)
-    schedule = Schedule(job.tasks(), receipts, max_rows=_rows_left(job, decision))
+    schedule = Schedule(job.tasks(), receipts, _left(job, decision))
     progress.planned(job.plan, sorted(receipts))
     engine.run(schedule, Hooks(progress, encoders=Encoders(job.spec)))
     lock.check()
@@ -230,12 +230,10 @@ def _discard_others(job: BuildJob, progress: Progress) -> None:
             other.discard()
 
 
-def _rows_left(job: BuildJob, decision: Decision) -> int | None:
-    """Return the rows that may still be written. `max_rows` includes the rows that an append adds to."""
-    if not job.plan.recipe.max_rows:
-        return None
-    there = decision.before.metadata.rows if decision.before else 0
-    return max(0, job.plan.recipe.max_rows - there)
+def _left(job: BuildJob, decision: Decision) -> Limit:
+    """Return the most that may still be written. The recipe's limit includes what an append adds to."""
+    limit, before = job.plan.recipe.limit, decision.before
+    return limit.after_all(before.metadata.rows, before.metadata.ledger) if before else limit
 
 
 def load_spec(recipe: Recipe) -> TokenizerSpec | None:
@@ -281,7 +279,7 @@ def stream(
 
 def _stream(job: BuildJob) -> Iterator[pa.RecordBatch]:
     hooks = Hooks(encoders=Encoders(job.spec))
-    left = job.plan.recipe.max_rows or None
+    left = job.plan.recipe.limit
     for task in job.tasks():
         tally = Tally(on_reject=Quarantine(strict=job.plan.recipe.strict).add)
         with (
@@ -289,12 +287,13 @@ def _stream(job: BuildJob) -> Iterator[pa.RecordBatch]:
             closing(shard_rows(task, left, tally, hooks, lent)) as rows,
         ):
             try:
+                written = 0
                 for batch in rows:
                     yield batch
-                    if left is not None:
-                        left -= len(batch)
+                    written += len(batch)
             except BackendDisagrees as error:
                 # A build discards the shard and encodes it again; a stream cannot take rows back.
                 raise TokenizerError(str(error), "use tokenizer_backend='tokenizers'") from error
-        if left == 0:
+        left = left.after_all(written, tally.ledger)
+        if left.reached:
             return

@@ -1,4 +1,4 @@
-"""Which shard comes next, under a row limit that shards built at the same time share; and the engines that ask."""
+"""Which shard comes next, under a limit that shards built at the same time share; and the engines that ask."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Protocol
 
 from lance_prep.engine.shard import Hooks, ShardTask
 from lance_prep.errors import UsageError
+from lance_prep.ledger import Limit
 from lance_prep.store import Receipt
 
 
 class Schedule:
     """Hands out tasks until every shard that is needed has a receipt that counts.
 
-    With `max_rows=N` the dataset is the first N rows in shard order. How many of them a shard may give is known when
-    all shards before it are done. A shard that is built earlier gets the most that it could be, and is built again if
-    that proves too many. So the result does not depend on how many shards are built at once.
+    A limit holds for all shards together, in shard order. How much of it is left for a shard is known when all shards
+    before it are done. A shard that is built earlier gets the most that could be left, and is built again if that
+    proves too much. So the result does not depend on how many shards are built at once.
 
     Not thread-safe: one thread calls `next` and `add`.
 
     Args:
         tasks: of all shards, in order.
         receipts: of finished shards, by shard index.
-        max_rows: maximum number of rows of all shards together; None for no limit.
+        limit: of all shards together.
     """
 
-    def __init__(self, tasks: Sequence[ShardTask], receipts: dict[int, Receipt], *, max_rows: int | None) -> None:
+    def __init__(self, tasks: Sequence[ShardTask], receipts: dict[int, Receipt], limit: Limit) -> None:
         self.tasks = tasks
         self._first = tasks[0].shard.index if tasks else 0
-        self._max_rows = max_rows
         self._receipts = {shard - self._first: receipt for shard, receipt in receipts.items()}
         self._prefix = 0  # the shards before it are final
-        self._taken = 0  # rows of those shards
+        self._left = limit  # for the shards from there on
         self._next = 0
         self._in_flight: set[int] = set()
         self._settle()
@@ -39,10 +39,10 @@ class Schedule:
     @property
     def done(self) -> bool:
         """Whether no further shard is needed."""
-        return self._prefix >= len(self.tasks) or self._left() == 0
+        return self._prefix >= len(self.tasks) or self._left.reached
 
-    def next(self) -> tuple[ShardTask, int | None] | None:
-        """Return the next task and its row limit, for `build_shard`; None if all must wait for receipts."""
+    def next(self) -> tuple[ShardTask, Limit] | None:
+        """Return the next task and its limit, for `build_shard`; None if all must wait for receipts."""
         if self.done:
             return None
         if self._prefix not in self._receipts and self._prefix not in self._in_flight:
@@ -65,22 +65,18 @@ class Schedule:
         """Return the receipts that make the dataset, in order."""
         return [self._receipts[i] for i in range(self._prefix)]
 
-    def _hand_out(self, index: int) -> tuple[ShardTask, int | None]:
+    def _hand_out(self, index: int) -> tuple[ShardTask, Limit]:
         self._in_flight.add(index)
-        return self.tasks[index], self._left()
-
-    def _left(self) -> int | None:
-        return self._max_rows - self._taken if self._max_rows is not None else None
+        return self.tasks[index], self._left
 
     def _settle(self) -> None:
-        while self._prefix < len(self.tasks) and self._prefix in self._receipts:
-            left, receipt = self._left(), self._receipts[self._prefix]
-            if left == 0:
-                return
-            if left is not None and receipt.rows >= left and receipt.limit != left:
+        while not self.done and self._prefix in self._receipts:
+            receipt = self._receipts[self._prefix]
+            left = self._left.after_all(receipt.rows, receipt.ledger)
+            if left.reached and receipt.limit != self._left:
                 del self._receipts[self._prefix]
                 return
-            self._taken += receipt.rows
+            self._left = left
             self._prefix += 1
 
 

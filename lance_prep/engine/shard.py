@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from lance_prep.engine.report import Progress, Silent
-from lance_prep.errors import Interrupted
+from lance_prep.errors import Interrupted, UsageError
 from lance_prep.layout import LayoutJob, lay_out, row_schema
-from lance_prep.ledger import Tally
+from lance_prep.ledger import Limit, Tally
 from lance_prep.model import Plan, Shard
 from lance_prep.process import read_ahead, trim
 from lance_prep.source import SourceBatch, read_shard
@@ -188,11 +188,11 @@ class Hooks:
             self.progress.warned(message)
 
 
-def build_shard(task: ShardTask, limit: int | None, hooks: Hooks | None = None) -> Receipt:
+def build_shard(task: ShardTask, limit: Limit, hooks: Hooks | None = None) -> Receipt:
     """Read, tokenize, lay out and write one shard, and make its receipt durable.
 
     Args:
-        limit: write at most this number of rows; None for all.
+        limit: write at most this.
         hooks: shared by the shards of this process; one's own by default.
 
     Raises:
@@ -209,7 +209,7 @@ def build_shard(task: ShardTask, limit: int | None, hooks: Hooks | None = None) 
             points = points | error.points if points is not None and error.points - points else None
 
 
-def _build(task: ShardTask, limit: int | None, hooks: Hooks, points: Points) -> Receipt:
+def _build(task: ShardTask, limit: Limit, hooks: Hooks, points: Points) -> Receipt:
     quarantine = Quarantine(strict=task.plan.recipe.strict)
     tally = Tally(on_reject=quarantine.add)
     with hooks.encoders.lend(task, points) as lent:
@@ -218,6 +218,9 @@ def _build(task: ShardTask, limit: int | None, hooks: Hooks, points: Points) -> 
             written = task.output.write(rows, task.schema, layout=task.plan.recipe.layout)
     if points is None:
         tally.ledger.shards_by_reference += 1
+    if broken := limit.broken(written.rows, tally.ledger):
+        said = f"layout {task.plan.recipe.layout!r} wrote more {broken}"
+        raise UsageError(said, "remove the limit, or make the layout's RowMaker call LayoutJob.admit and order")
     receipt = Receipt(
         shard=task.shard.index,
         limit=limit,
@@ -241,12 +244,12 @@ def _build(task: ShardTask, limit: int | None, hooks: Hooks, points: Points) -> 
 
 
 def shard_rows(
-    task: ShardTask, limit: int | None, tally: Tally, hooks: Hooks, lent: Lent | None
+    task: ShardTask, limit: Limit, tally: Tally, hooks: Hooks, lent: Lent | None
 ) -> Generator[pa.RecordBatch, None, None]:
     """Yield the rows of one shard, as they are written.
 
     Args:
-        limit: yield at most this number of rows; None for all.
+        limit: yield at most this.
         tally: counted into.
 
     Raises:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lance_prep.keyed import Indices, key, permutation
 from lance_prep.layouts import LAYOUTS, ROW_BITS
-from lance_prep.ledger import Tally
+from lance_prep.ledger import Limit, Tally
 from lance_prep.model import Plan
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
@@ -32,8 +32,9 @@ class RowMaker:
     """How a layout makes rows. The layout's `maker` in `lance_prep.layouts` names it.
 
     Attributes:
-        rows: lays out the batches of one shard, in order: shuffles the rows of each batch by `LayoutJob.order`, and
-            counts in the ledger what becomes of source rows and tokens. A function of the batches and the job alone,
+        rows: lays out the batches of one shard, in order: uses the source rows that `LayoutJob.admit` admits, shuffles
+            the rows of each batch by `LayoutJob.order`, and counts in the ledger what becomes of source rows and
+            tokens. A function of the batches and the job alone,
             called by several threads at once, each with a job of its own.
         columns: the columns of each row, before the kept ones, of the type of a token and the block size. None if rows
             are the source's records.
@@ -102,7 +103,7 @@ class LayoutJob:
         schema: of the rows to make, from `row_schema`.
         tally: counts of the shard.
         encoder, spec: None if rows hold no tokens.
-        limit: write at most this many rows; None for all.
+        limit: write at most this; what is left of it.
         guard: refuses special tokens that are written in a text, if the recipe says so.
     """
 
@@ -112,14 +113,28 @@ class LayoutJob:
     tally: Tally
     encoder: Encoder | None = None
     spec: TokenizerSpec | None = None
-    limit: int | None = None
+    limit: Limit = field(default_factory=Limit)
     guard: SpecialTokenGuard | None = None
     _batches: int = field(default=0, init=False)
 
     @property
     def exhausted(self) -> bool:
-        """Whether the limit is reached: no further row may be written."""
-        return self.limit is not None and self.limit <= 0
+        """Whether the limit is reached: no further source row or row may be written."""
+        return self.limit.reached
+
+    def admit(self, tokens: Indices) -> int:
+        """Return how many of a batch's source rows may be used, from the first on, and take them off the limit.
+
+        Args:
+            tokens: number of tokens of each source row that can be used, in the source's order; 0 for a record.
+        """
+        n = len(tokens)
+        if self.limit.source_rows is not None:
+            n = min(n, self.limit.source_rows)
+        if self.limit.tokens is not None:
+            n = min(n, int(np.searchsorted(np.cumsum(tokens), self.limit.tokens)) + 1)
+        self.limit = self.limit.after(source_rows=n, tokens=int(tokens[:n].sum()))
+        return n
 
     def order(self, n: int) -> Indices:
         """Return which of the `n` rows of the next batch to write, and in which order: shuffled, then limited."""
@@ -129,9 +144,8 @@ class LayoutJob:
             if self.recipe.shuffle
             else np.arange(n, dtype=np.int64)
         )
-        if self.limit is not None:
-            order = order[: self.limit]
-            self.limit -= len(order)
+        order = order[: self.limit.rows]
+        self.limit = self.limit.after(rows=len(order))
         return order
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
@@ -151,7 +165,7 @@ def encode_together(
 ) -> Iterator[tuple[T, TokenLists]]:
     """Encode several batches per call, and return each item with the ids of its texts, in order.
 
-    Each call to gigatoken has a fixed overhead of 2 ms. Under a row limit each batch is encoded alone: what is read
+    Each call to gigatoken has a fixed overhead of 2 ms. Under a limit each batch is encoded alone: what is read
     after the limit is reached would be counted and not used.
 
     Args:
@@ -162,7 +176,7 @@ def encode_together(
     for item, batch, texts in items:
         group.append((item, texts))
         held += max(texts.nbytes, batch.columns.nbytes)
-        if held >= GROUP_BYTES or job.limit is not None:
+        if held >= GROUP_BYTES or job.limit.limits:
             yield from _encode(job, group)
             group, held = [], 0
     if group:

@@ -36,10 +36,13 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
         docs = job.doc_ids(batch.rows[kept])
         counts.documents(len(batch.rows), len(kept), len(tokens.ids))
         job.tally.lengths.add(tokens.lengths, docs)
+        if job.limit.limits_source:
+            admitted = job.admit(tokens.lengths)
+            tokens, docs = tokens.slice(0, admitted), docs[:admitted]
         yield from _emit(packer.pack(tokens, docs), job, counts)
         if job.exhausted:
             break
-    if not job.exhausted:
+    if job.limit.rows != 0:
         yield from _emit(packer.flush(), job, counts)
     counts.finish()
 

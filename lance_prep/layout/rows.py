@@ -31,13 +31,22 @@ def text_rows(
     affixes = (job.spec.prefix, job.spec.suffix) if job.recipe.add_special_tokens else ((), ())
     for (batch, parents, units), plain in encode_together(job, _split(batches, split)):
         tokens, parents = _without_empty(plain.wrapped(*affixes), parents)
-        order = job.order(len(tokens))
+        order = job.order(_admitted(job, tokens, parents))
         job.tally.lengths.add(tokens.lengths, job.doc_ids(batch.rows[parents]))
         _count(job, batch, parents, order, tokens, units if split is not None else None)
         if len(order):
             yield _record_batch(job, batch, parents[order], tokens.take(order))
         if job.exhausted:
             return
+
+
+def _admitted(job: LayoutJob, tokens: TokenLists, parents: Indices) -> int:
+    """Return how many of the units may be written: those of the source rows that the limit admits."""
+    if not job.limit.limits_source:
+        return len(tokens)
+    starts = np.flatnonzero(np.diff(parents, prepend=-1))  # the first unit of each source row
+    bounds = np.append(starts, len(parents))
+    return int(bounds[job.admit(np.diff(tokens.offsets[bounds]))])
 
 
 def _split(
@@ -106,7 +115,7 @@ def raw_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Reco
     """Pass the source's records on, each batch shuffled."""
     ledger = job.tally.ledger
     for batch in batches:
-        order = job.order(len(batch.rows))
+        order = job.order(job.admit(np.zeros(len(batch.rows), np.int64)))
         ledger.rows_used += len(order)
         ledger.over_limit += len(batch.rows) - len(order)
         if len(order):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from lance_prep.layouts import LAYOUTS, unread_options
+from lance_prep.ledger import Limit
 from lance_prep.transport import hold_credentials
 
 #: Names for type checkers. The recipe accepts any layout that is registered.
@@ -66,8 +67,12 @@ def parse_delimiter(value: Any) -> Any:
     return value
 
 
-def _parse_max_rows(value: Any) -> Any:
+def _parse_maximum(value: Any) -> Any:
     return None if value == "all" else value
+
+
+#: A number of at least 1, or None, which "all" means too.
+Maximum = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_parse_maximum)]
 
 
 class Recipe(BaseModel):
@@ -137,9 +142,14 @@ class Recipe(BaseModel):
         ),
     ] = None
     max_rows: Annotated[
-        Annotated[int, Field(ge=1)] | None,
-        BeforeValidator(_parse_max_rows),
-        Field(description="keep only the first N output rows; all keeps every row [default: all]"),
+        Maximum, Field(description="keep only the first N output rows; all keeps every row [default: all]")
+    ] = None
+    max_source_rows: Annotated[
+        Maximum,
+        Field(description="use only the first N source rows that are neither empty nor filtered [default: all]"),
+    ] = None
+    max_tokens: Annotated[
+        Maximum, Field(description="stop after the source row whose tokens reach this number [default: all]")
     ] = None
     strict: bool = Field(False, description="stop at the first row that would be rejected")
 
@@ -177,6 +187,11 @@ class Recipe(BaseModel):
             return self.source
         return ", ".join(self.source[:3]) + (f" and {len(self.source) - 3:,} more" if len(self.source) > 3 else "")
 
+    @property
+    def limit(self) -> Limit:
+        """The most that the dataset may hold."""
+        return Limit(self.max_rows, self.max_source_rows, self.max_tokens)
+
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON, in the order of the model."""
         return self.model_dump(mode="json")
@@ -208,4 +223,6 @@ class RecipeFields(TypedDict, total=False):
     seed: int
     shard_size: int | str | None
     max_rows: int | Literal["all"] | None
+    max_source_rows: int | Literal["all"] | None
+    max_tokens: int | Literal["all"] | None
     strict: bool

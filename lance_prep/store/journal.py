@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lance_prep.errors import DatasetError
-from lance_prep.ledger import Ledger, LengthRecord
+from lance_prep.ledger import Ledger, LengthRecord, Limit
 from lance_prep.model import Plan
 from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import checked, hash_files, is_sealed, seal, with_checksum
@@ -45,7 +45,7 @@ class Receipt:
 
     Attributes:
         shard: its index.
-        limit: the row limit that it was built under, None for none.
+        limit: that it was built under.
         rows, tokens: written.
         ledger: of this shard.
         content_hash: of its rows.
@@ -59,7 +59,7 @@ class Receipt:
     """
 
     shard: int
-    limit: int | None
+    limit: Limit
     rows: int
     tokens: int
     ledger: Ledger
@@ -84,7 +84,10 @@ class Receipt:
             ValueError: it is damaged.
         """
         try:
-            receipt = decode(cls, checked(data))
+            fields = checked(data)
+            if not isinstance(fields.get("limit"), dict):  # once, only rows were limited
+                fields["limit"] = {"rows": fields.get("limit")}
+            receipt = decode(cls, fields)
             receipt._check_names()
             return receipt
         except RecursionError as error:
