@@ -25,6 +25,7 @@ COMMANDS = {
     "restore": ("history", "Make an old version the latest again, as a new version."),
     "compact": ("maintain", "Merge small fragments into large ones, as a new version."),
     "prune": ("maintain", "Remove old versions and the data files that only they use."),
+    "index": ("index", "Index JSONL files in place, for random access to their records."),
     "verify": ("maintain", "Check a dataset's integrity: files, hashes, ledger, ids, lengths and counts."),
     "export": ("exchange", "Write a dataset or a collection as Parquet or JSONL files."),
 }

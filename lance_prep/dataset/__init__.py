@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lance_prep.dataset.check_builds import Verification
     from lance_prep.dataset.check_source import SAMPLE_ROWS, SourceCheck
     from lance_prep.dataset.history import Restored, Tagged, delete_tag, restore, tag
+    from lance_prep.dataset.jsonl_index import Indexed, index_jsonl
     from lance_prep.dataset.maintain import Compaction, Pruning, compact, prune
     from lance_prep.dataset.show import ShownDocument, ShownRow, pinned_recipe, show_rows
     from lance_prep.dataset.verify import Listener, verify

@@ -19,6 +19,18 @@ if TYPE_CHECKING:
         recipe_as_json,
         unfinished_builds,
     )
+    from lance_prep.store.jsonl_index import (
+        SCHEMA as INDEX_SCHEMA,
+    )
+    from lance_prep.store.jsonl_index import (
+        IndexedFile,
+        IndexPlace,
+        JsonlIndex,
+        hash_of_chunks,
+        open_index,
+        open_unchanged,
+        write_index,
+    )
     from lance_prep.store.leftovers import with_data
     from lance_prep.store.lock import OutputLock, output_lock
     from lance_prep.store.manifest import MANIFEST, Manifest, Split, read_manifest, split_of

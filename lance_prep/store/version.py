@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lance_prep.errors import DamagedDataset, DatasetError, reading_dataset
 from lance_prep.store.metadata import (
@@ -35,6 +35,9 @@ from lance_prep.store.metadata import (
 from lance_prep.store.seal import manifest_versions
 from lance_prep.store.sidecar import Files, files_of, refuse_links
 from lance_prep.transport import Transport, absolute_uri, is_local
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 #: `datasets` infers a folder's format from the most frequent extension, and Lance writes each tag as a `.json` file.
 #: This file tells it which files to load, in a folder and in the root of a Hub repository.
@@ -52,7 +55,7 @@ configs:
 
 _LONGEST_LIST = 1 << 30  # bytes of JSON: about five million source files
 
-R = TypeVar("R", BuildRecord, FileRecord)
+R = TypeVar("R", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
     samples, views      what a sample is, and which tokens and documents it has
     sources             what a loader and a mixture ask of data
     dataset             `LanceDataset`: samples by index
+    jsonl               `JsonlDataset`: records of JSONL files in place
     collate             batches of ragged samples; moving batches to a device
     sampler             `TakeSampler`, for torch's DataLoader
     runs                reading several steps at once: when asked, on a thread, or in worker processes
@@ -26,6 +27,7 @@ from lance_prep.process import lazy_exports
 if TYPE_CHECKING:
     from lance_prep.train.collate import pad_collate, varlen_collate
     from lance_prep.train.dataset import LanceDataset
+    from lance_prep.train.jsonl import JsonlDataset
     from lance_prep.train.loader import TokenLoader
     from lance_prep.train.mixture import Mixture
     from lance_prep.train.permutation import KeyedPermutation
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from lance_prep.train.splits import Phase
 
 __all__ = [
+    "JsonlDataset",
     "KeyedPermutation",
     "LanceDataset",
     "Mixture",

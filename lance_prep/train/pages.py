@@ -86,14 +86,15 @@ def find_flat_pages(
         dataset: the open dataset.
         root: its directory.
         itemsize: bytes per value: 2, 4 or 8.
-        block_size: values per row for `fixed_size_list`, None for `list`.
+        block_size: values per row for `fixed_size_list`, None for `list` and for plain integers.
         column: its name.
 
     Raises:
         NotFlat: a fragment has deletions, several files hold the column, or a page is not flat.
     """
     field = dataset.lance_schema.field(column)
-    wanted = field.id() if block_size is not None else field.children()[0].id()
+    inner = field.children() if block_size is None else []
+    wanted = inner[0].id() if inner else field.id()
     files: list[str] = []
     columns: list[int] = []
     rows: list[int] = []

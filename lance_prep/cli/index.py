@@ -1,0 +1,77 @@
+"""`lance-prep index`: random access to JSONL files in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from lance_prep.cli.common import LINE_EVERY, command, json_option, print_json, printable, size, span
+
+if TYPE_CHECKING:
+    from lance_prep.dataset import Indexed
+
+_NAMED = 5
+
+
+@command(
+    "index data                   # data/**/*.jsonl; the index is data/.jsonl_index.lance",
+    "index 'data/*.jsonl' -o index.lance",
+    about="""Writes where each record begins and how long it is, 16 bytes a record. The text is not copied.
+`lance_prep.train.JsonlDataset(SOURCE)` then reads any record in place.
+
+SOURCE is a folder, which is searched with its subfolders, a file or a glob. Files are in natural order: part-2 is
+before part-10. Blank lines are skipped. Records are not parsed. Hidden files and folders are left out, links are not
+followed, and compressed files cannot be indexed.
+
+Run it again after files were added, changed or removed: it reads only files whose size or time of change differs, and
+JsonlDataset refuses such files until then.""",
+)
+@click.argument("source", metavar="SOURCE")
+@click.option("-o", "--output", metavar="PATH", help="Where to write the index.  [default: a hidden name in the folder]")
+@click.option("--rescan", is_flag=True, help="Read all files again, also those that seem unchanged.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of reading threads.  [default: the CPUs, at most 8]")
+@json_option
+def index(source: str, output: str | None, rescan: bool, workers: int | None, as_json: bool) -> None:
+    from lance_prep.dataset import index_jsonl
+
+    started = time.monotonic()
+    found = index_jsonl(source, output=output, rescan=rescan, workers=workers, on_bytes=_lines_of_progress())
+    if as_json:
+        print_json(asdict(found))
+    else:
+        click.echo(printable(_text(found, time.monotonic() - started)))
+
+
+def _lines_of_progress() -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def on_bytes(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            click.echo(f"{size(done)} of {size(total)} read", err=True)
+
+    return on_bytes
+
+
+def _text(found: Indexed, seconds: float) -> str:
+    lines = [f"{found.status}: {found.rows:,} records in {found.files:,} files ({size(found.bytes)}): {found.index}"]
+    if found.scanned_bytes:
+        rate = size(found.scanned_bytes / max(seconds, 1e-6))
+        lines.append(f"read {size(found.scanned_bytes)} in {span(seconds)} ({rate}/s)")
+    for verb, names in (("new", found.added), ("changed", found.changed), ("removed", found.removed)):
+        if names and found.status == "updated":
+            lines.append(f"{verb}: {_named(names)}")
+    reasons = sorted({reason for _, reason in found.left_out})
+    for reason in reasons:
+        lines.append(f"left out ({reason}): {_named([path for path, why in found.left_out if why == reason])}")
+    return "\n".join(lines)
+
+
+def _named(names: list[str] | tuple[str, ...]) -> str:
+    more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
