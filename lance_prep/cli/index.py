@@ -31,19 +31,22 @@ Run it again after files were added, changed or removed: it reads only files who
 JsonlDataset refuses such files until then.""",
 )
 @click.argument("source", metavar="SOURCE")
-@click.option("-o", "--output", metavar="PATH", help="Where to write the index.  [default: a hidden name in the folder]")
+@click.option(
+    "-o", "--output", metavar="PATH", help="Where to write the index.  [default: a hidden name in the folder]"
+)
 @click.option("--rescan", is_flag=True, help="Read all files again, also those that seem unchanged.")
-@click.option("--workers", type=click.IntRange(min=1), help="Number of reading threads.  [default: the CPUs, at most 8]")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Number of reading threads.  [default: the CPUs, at most 8]"
+)
 @json_option
 def index(source: str, output: str | None, rescan: bool, workers: int | None, as_json: bool) -> None:
     from lance_prep.dataset import index_jsonl
 
-    started = time.monotonic()
     found = index_jsonl(source, output=output, rescan=rescan, workers=workers, on_bytes=_lines_of_progress())
     if as_json:
         print_json(asdict(found))
     else:
-        click.echo(printable(_text(found, time.monotonic() - started)))
+        click.echo(printable(_text(found)))
 
 
 def _lines_of_progress() -> Callable[[int, int], None]:
@@ -58,11 +61,11 @@ def _lines_of_progress() -> Callable[[int, int], None]:
     return on_bytes
 
 
-def _text(found: Indexed, seconds: float) -> str:
+def _text(found: Indexed) -> str:
     lines = [f"{found.status}: {found.rows:,} records in {found.files:,} files ({size(found.bytes)}): {found.index}"]
     if found.scanned_bytes:
-        rate = size(found.scanned_bytes / max(seconds, 1e-6))
-        lines.append(f"read {size(found.scanned_bytes)} in {span(seconds)} ({rate}/s)")
+        rate = size(found.scanned_bytes / max(found.seconds, 1e-6))
+        lines.append(f"read {size(found.scanned_bytes)} in {span(found.seconds)} ({rate}/s)")
     for verb, names in (("new", found.added), ("changed", found.changed), ("removed", found.removed)):
         if names and found.status == "updated":
             lines.append(f"{verb}: {_named(names)}")

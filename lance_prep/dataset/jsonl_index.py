@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,6 +64,7 @@ class Indexed:
         added, changed, removed: paths of files, compared with the earlier index.
         left_out: path and reason of each JSONL file that is not indexed.
         content_hash: of the content of all files.
+        seconds: from the first byte that was read to the last one.
     """
 
     status: str
@@ -77,6 +79,7 @@ class Indexed:
     removed: tuple[str, ...]
     left_out: tuple[tuple[str, str], ...]
     content_hash: str
+    seconds: float
 
 
 def index_jsonl(
@@ -217,6 +220,7 @@ class _Work:
     removed: list[str] = field(default_factory=list)
     scanned: list[_Found] = field(default_factory=list)
     status: str = "up to date"
+    seconds: float = 0.0
 
     def start(
         self, earlier: tuple[JsonlIndex, Any] | None
@@ -244,7 +248,7 @@ class _Work:
         self, earlier: tuple[JsonlIndex, Any] | None, old: dict[str, tuple[IndexedFile, int]]
     ) -> Iterator[pa.RecordBatch]:
         total, done, some = sum(file.size for file in self.scanned), 0, False
-        again = {file.path for file in self.scanned}
+        again, started = {file.path for file in self.scanned}, time.monotonic()
         local = LocalFiles(Path(self.place.root))
         with ThreadPoolExecutor(self.workers, thread_name_prefix="lance-prep-index") as pool:
             chunks = _chunks(pool, local, self.scanned, ahead=2 * self.workers)
@@ -265,6 +269,7 @@ class _Work:
                         yield _batch(number, offsets, lengths)
                 self.files.append(lines.finished())
                 some = some or lines.rows > 0
+        self.seconds = time.monotonic() - started
         if not some:
             raise SourceNotFound(
                 f"{self.place.root}: the {len(self.found)} .jsonl files hold no records", "check that they are complete"
@@ -285,6 +290,7 @@ class _Work:
             tuple(self.removed),
             tuple(left_out),
             index.content_hash,
+            self.seconds,
         )
 
 
@@ -359,11 +365,11 @@ def _scan(path: Path, file: _Found, start: int) -> _Chunk:
         for at in range(start, stop, _BLOCK_BYTES):
             size = min(_BLOCK_BYTES, stop - at)
             buffer[0], buffer[size + 1] = before, 0
-            got = os.preadv(handle.fileno(), [memoryview(buffer)[1 : size + 2]], at)
+            got = os.preadv(handle.fileno(), [buffer.data[1 : size + 2]], at)
             if got < size:
                 raise SourceChanged(f"{path} became shorter {_SINCE}", "run the same command again")
             block = buffer[1 : size + 1]
-            digest.update(block)
+            digest.update(block.data)
             found = np.flatnonzero(block == _NEWLINE)
             ends.append(found + at)
             returns.append(buffer[found] == _RETURN)

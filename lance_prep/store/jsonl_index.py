@@ -217,7 +217,7 @@ def _commit(
             pa.RecordBatchReader.from_batches(SCHEMA, kept()),
             uri,
             schema=SCHEMA,
-            mode="overwrite",
+            mode="overwrite" if version else "create",  # Lance warns if there is nothing to overwrite
             data_storage_version="2.0",
             max_rows_per_file=(1 << 32) - 1,
             max_bytes_per_file=1 << 60,
@@ -300,4 +300,3 @@ def hash_of_chunks(digests: Sequence[bytes]) -> str:
 def content_hash(files: Sequence[IndexedFile]) -> str:
     """Return a hash of the content of files, in order."""
     return str(xxhash.xxh3_128_hexdigest(json.dumps([[file.xxh3, file.rows] for file in files]).encode()))
-

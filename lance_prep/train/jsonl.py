@@ -26,11 +26,11 @@ from torch.utils.data import Dataset
 from lance_prep.errors import BadFile, DatasetError, SourceChanged, UsageError
 from lance_prep.keyed import Indices
 from lance_prep.store import IndexedFile, IndexPlace, JsonlIndex, LocalFiles, open_index, open_unchanged
-from lance_prep.train.dataset import Origin
 from lance_prep.train.lance_reads import renew_after_fork
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.pages import FlatPages, NotFlat, find_flat_pages
 from lance_prep.train.samples import Batch, Sample, SampleOptions, no_documents
+from lance_prep.train.sources import Origin
 from lance_prep.train.tokens import MappedTokens
 
 Record = dict[str, Any]
@@ -253,7 +253,9 @@ class JsonlDataset(Dataset[Any]):
     def _opened(self, file: int) -> FileIO:
         """Open a file, if it is as it was indexed."""
         if not file < len(self.files):
-            raise DatasetError(f"{self._index.uri} names file {file} of {len(self.files)}", "remove it, and index again")
+            raise DatasetError(
+                f"{self._index.uri} names file {file} of {len(self.files)}", "remove it, and index again"
+            )
         handle = open_unchanged(self._path(file), self.files[file])
         with self._lock:
             if len(self._handles) >= _OPEN_FILES:
@@ -287,40 +289,28 @@ class Records(Batch):
     """Records that were read together: a sequence of them, whose `["name"]` is the list of one field's values."""
 
     def __init__(self, items: list[Record]) -> None:
-        super().__init__({}, _Fields(items), len(items), _PLAIN)
+        super().__init__({}, {}, len(items), _PLAIN)
         self._items = items
+
+    @property
+    def lists(self) -> dict[str, list[Any]]:
+        """The values of each field of any record, None where a record lacks it; gathered at first use."""
+        if not self._lists:
+            names = dict.fromkeys(itertools.chain.from_iterable(self._items))
+            self._lists.update({name: [item.get(name) for item in self._items] for name in names})
+        return self._lists
 
     def _sample(self, i: int, tensors: dict[str, Any]) -> Sample:
         return Sample(self._items[i], _PLAIN, 0, no_documents)
 
     def __iter__(self) -> Iterator[Sample]:
-        for i in range(len(self)):
-            yield self._sample(i, {})
+        return (self._sample(i, {}) for i in range(len(self)))
 
     def _cut(self, start: int, stop: int) -> Records:
         return Records(self._items[start:stop])
 
-    def collated(self) -> dict[str, Any]:
-        """Return a dict of lists, with None for what a record lacks."""
-        names = dict.fromkeys(name for item in self._items for name in item)
-        return {name: self.lists[name] for name in names}
-
 
 _PLAIN = SampleOptions(None)
-
-
-class _Fields(dict[str, list[Any]]):
-    """The values of each field, gathered when they are asked for."""
-
-    def __init__(self, items: list[Record]) -> None:
-        super().__init__()
-        self._items = items
-
-    def __contains__(self, name: object) -> bool:
-        return any(name in item for item in self._items)
-
-    def __missing__(self, name: str) -> list[Any]:
-        return [item.get(name) for item in self._items]
 
 
 def _runs(files: Indices, offsets: Indices, lengths: Indices) -> list[int]:
@@ -356,7 +346,8 @@ def _checked(indices: Indices, size: int) -> Indices:
     bad = (indices < -size) | (indices >= size)
     if bad.any():
         raise IndexError(f"index {indices[bad][0]} is out of range for {size} records")
-    return np.where(indices < 0, indices + size, indices)
+    normalised: Indices = np.where(indices < 0, indices + size, indices)
+    return normalised
 
 
 # The index.
@@ -426,5 +417,5 @@ class _Lookup:
         if self._arrays:
             file, offset, length = (column[rows] for column in self._arrays)
         else:
-            file, offset, length = (np.asarray(mapped.blocks(rows, 1)).reshape(-1) for mapped in self._maps)
+            file, offset, length = (mapped.blocks(rows, 1).reshape(-1).astype(np.int64) for mapped in self._maps)
         return file, offset, length

@@ -191,7 +191,7 @@ class Batch(Sequence[Sample]):
         find: FindDocuments = no_documents,
     ) -> None:
         self._find = Lookup(find)
-        self._tensors, self.lists, self.options = tensors, lists, options
+        self._tensors, self._lists, self.options = tensors, lists, options
         self.valid, self.offsets = valid, offsets
         self._count = count
 
@@ -199,6 +199,11 @@ class Batch(Sequence[Sample]):
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors of all samples, by name."""
         return self._tensors
+
+    @property
+    def lists(self) -> dict[str, list[Any]]:
+        """The values of kept columns, by name."""
+        return self._lists
 
     @property
     def documents(self) -> Documents:
