@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
+from lance_prep.cli.main import run
 from lance_prep.collection import download, read_download
 from lance_prep.collection.json_lines import LineWriter
 from tests.loopback_hub import LoopbackHub
@@ -105,3 +109,111 @@ def test_lines_are_those_of_json_dumps(texts: list[str], first: int) -> None:
     ]
     expected = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in want)
     assert b"".join(bytes(piece) for piece in writer.lines(array, rows)) == expected.encode()
+
+
+def write_recipe(folder: Path, recipe: dict[str, Any]) -> str:
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    return str(folder / "recipe.yaml")
+
+
+def test_the_table_before_and_after(hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path, seed(hub))
+    arguments = ["download", recipe, "-o", str(tmp_path / "raw")]
+    assert run([*arguments, "--status-only"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\n +wiki +- +120 rows +0.0% +at most [0-9.]+ kB +no\n", said)
+    assert re.search(r"\n +pages +- +all 2,000 rows ", said)
+    assert "The shares of the categories add up to 4, not 100, and are normalised: web 75.0%, questions 25.0%." in said
+    assert "by characters" in said
+    assert not (tmp_path / "raw").exists()
+    assert run([*arguments, "--dry-run", "--category", "questions"]) == 0
+    said = capsys.readouterr().out
+    assert "questions/trivia: would download owner/qa at " in said
+    assert "web/" not in said
+    assert not (tmp_path / "raw").exists()
+    assert run([*arguments, "--category", "web"]) == 0
+    capsys.readouterr()
+    hub.log.clear()
+    assert run([*arguments, "--status-only", "--json"]) == 0
+    status = json.loads(capsys.readouterr().out)
+    assert status["categories"]["questions"] == {"share": 0, "target": 0.25}
+    assert status["categories"]["web"] == {"share": 1, "target": 0.75}
+    assert [(s["name"], s["status"], s["rows"], s["to_fetch"]) for s in status["sources"][:2]] == [
+        ("pages", "complete", 2000, 0),
+        ("wiki", "complete", 120, 0),
+    ]
+    assert {entry["path"].split("owner/")[1][:2] for entry in hub.log} == {"qa"}
+
+
+def test_a_source_that_fails_does_not_stop_the_others(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = seed(hub)
+    hub.add_dataset("owner/gated", {"train.parquet": parquet_bytes({"text": ["x"]})}, gated=True)
+    recipe["categories"]["questions"]["sources"] |= {
+        "gated": {"source": "owner/gated", "gated": True},
+        "gone": {"source": "owner/gone"},
+        "wrong": {"source": "owner/qa", "text_column": "body"},
+    }
+    arguments = ["download", write_recipe(tmp_path, recipe), "-o", str(tmp_path / "raw")]
+    assert run(arguments) == 1
+    out, err = capsys.readouterr()
+    assert "3 of 6 sources failed" in out
+    assert "error: questions/gated: dataset owner/gated is gated" in err
+    assert "error: questions/gone: dataset owner/gone: no such repository" in err
+    assert "error: questions/wrong: no column 'body' in the source\n  try: there are question (string)" in err
+    assert len(records(tmp_path / "raw" / "questions" / "trivia.jsonl")) == 300
+    assert run([*arguments, "--json"]) == 1
+    outcomes = {each["source"]: each["status"] for each in json.loads(capsys.readouterr().out)["sources"]}
+    assert outcomes == {
+        **dict.fromkeys(("pages", "wiki", "trivia"), "unchanged"),
+        **dict.fromkeys(("gated", "gone", "wrong"), "failed"),
+    }
+    # Access that was granted later: the same command fetches what is missing.
+    hub.repos["datasets/owner/gated"].gated = False
+    assert run([*arguments, "--status-only"]) == 0
+    assert run([*arguments, "--category", "web", "--category", "questions"]) == 1
+    assert len(records(tmp_path / "raw" / "questions" / "gated.jsonl")) == 1
+
+
+def test_a_changed_entry_is_downloaded_again_only_if_told(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, raw = seed(hub), tmp_path / "raw"
+    arguments = ["-o", str(raw), "--category", "web"]
+    assert run(["download", write_recipe(tmp_path, recipe), *arguments]) == 0
+    wiki = recipe["categories"]["web"]["sources"]["wiki"]
+    wiki |= {"license": "MIT", "share": 2.0}  # notes: they decide no text
+    assert run(["download", write_recipe(tmp_path, recipe), *arguments]) == 0
+    wiki["max_rows"] = 300
+    capsys.readouterr()
+    assert run(["download", write_recipe(tmp_path, recipe), *arguments]) == 1
+    said = capsys.readouterr().err
+    assert f"error: web/wiki: {raw / 'web/wiki.jsonl'} was downloaded with max_rows 120 (now 300)\n" in said
+    assert "  try: use --force to download it again\n" in said
+    assert len(records(raw / "web" / "wiki.jsonl")) == 120
+    assert run(["download", write_recipe(tmp_path, recipe), *arguments, "--force"]) == 0
+    assert len(records(raw / "web" / "wiki.jsonl")) == 300
+
+
+def test_a_file_that_was_not_downloaded_is_not_replaced(hub: LoopbackHub, tmp_path: Path) -> None:
+    recipe = seed(hub)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "pages.jsonl").write_text('{"text": "mine"}\n')
+    outcomes = {each.name: each for each in download(recipe, tmp_path).outcomes}
+    assert "was not downloaded" in str(outcomes["pages"].error)
+    assert (tmp_path / "web" / "pages.jsonl").read_text() == '{"text": "mine"}\n'
+    download(recipe, tmp_path, force=True)
+    assert len(records(tmp_path / "web" / "pages.jsonl")) == 2000
+
+
+def test_max_tokens_ends_with_the_row_that_reaches_it(hub: LoopbackHub, tmp_path: Path, tokenizer: str) -> None:
+    recipe = seed(hub)
+    recipe["defaults"] = {"tokenizer": tokenizer}
+    recipe["categories"]["web"]["sources"]["pages"]["max_tokens"] = 5000
+    outcome = download(recipe, tmp_path, categories=["web"]).outcomes[0]
+    assert outcome.stats is not None
+    reference = Tokenizer.from_file(f"{tokenizer}/tokenizer.json")
+    lengths = [len(reference.encode(each["text"]).ids) for each in records(tmp_path / "web" / "pages.jsonl")]
+    assert sum(lengths[:-1]) < 5000 <= sum(lengths) == outcome.stats.tokens
+    assert outcome.stats.ledger["over_limit"] > 0

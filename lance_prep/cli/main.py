@@ -17,6 +17,7 @@ from lance_prep.cli.stop import StopOnSignals
 COMMANDS = {
     "build": ("build", "Build a Lance token dataset from text."),
     "recipes": ("recipes", "List the built-in recipes, or print one to copy and edit."),
+    "download": ("download", "Download the text of a collection's sources, by category."),
     "info": ("look", "Print what a dataset is and how it was built."),
     "show": ("look", "Print rows, decoded to text."),
     "versions": ("history", "List a dataset's versions: when, how large, and what made each."),
@@ -145,7 +146,7 @@ def _stopped(stop: StopOnSignals | None) -> int:
 
 
 def _say_stopped() -> None:
-    _say("stopped", "run the same command again: a build continues where it stopped")
+    _say("stopped", "run the same command again: a build or download continues where it stopped")
 
 
 def _set_defaults() -> None:

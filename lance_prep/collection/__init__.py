@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     )
     from lance_prep.collection.catalog import CatalogEntry, collection_schema, list_recipes, recipe_text
     from lance_prep.collection.download import DownloadReport, Outcome, download
+    from lance_prep.collection.fetch_text import DownloadProgress
     from lance_prep.collection.folder import Download, DownloadedSource, SourceStats, read_download
     from lance_prep.collection.load import Collection, builtin_collections, is_collection, load_collection
     from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
     from lance_prep.collection.sources import CollectionPlan, SourceJob, is_download, open_collection
+    from lance_prep.collection.status import CollectionStatus, SourceStatus, collection_status
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

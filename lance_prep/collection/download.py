@@ -4,38 +4,23 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lance_prep.collection.fetch_text import SHARD_BYTES, Progress, Run, Wanted, fetch_text, make_text_plan
-from lance_prep.collection.folder import LINES, RECIPE, SourceStats, read_stats, refuse_dataset
+from lance_prep.collection.fetch_text import DownloadProgress, Run, Silent, Wanted, fetch_text, make_text_plan, select
+from lance_prep.collection.folder import LINES, RECIPE, SourceStats, refuse_dataset
 from lance_prep.collection.load import Collection, load_collection
-from lance_prep.collection.model import CollectionRecipe, CollectionSource
-from lance_prep.collection.unfinished import State, Unfinished
+from lance_prep.collection.model import CollectionRecipe
+from lance_prep.collection.status import look_at
+from lance_prep.collection.unfinished import Unfinished
 from lance_prep.engine import default_workers
-from lance_prep.errors import Interrupted, LancePrepError, OutputExists, UsageError, translate_output, translating
-from lance_prep.model import Plan, Shard
-from lance_prep.recipe import Recipe
+from lance_prep.errors import Interrupted, LancePrepError, UsageError, translate_output, translating
 from lance_prep.store import LocalFiles, output_lock
 
 Status = Literal["downloaded", "resumed", "unchanged", "failed"]
-
-
-class Silent:
-    """Progress that tells nobody."""
-
-    def begun(self, wanted: Wanted, plan: Plan, state: State) -> None: ...
-
-    def advanced(self, wanted: Wanted, rows: int, text_bytes: int) -> None: ...
-
-    def shard_read(self, wanted: Wanted, shard: Shard) -> None: ...
-
-    def finished(self, outcome: Outcome) -> None: ...
-
-    def warned(self, message: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -55,6 +40,13 @@ class Outcome:
     stats: SourceStats | None = None
     error: LancePrepError | None = None
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON."""
+        said = {"category": self.category, "source": self.name, "status": self.status}
+        if self.error is not None:
+            return {**said, "error": str(self.error), "advice": self.error.advice}
+        return {**said, "stats": asdict(self.stats) if self.stats is not None else None}
+
 
 @dataclass(frozen=True)
 class DownloadReport:
@@ -73,6 +65,11 @@ class DownloadReport:
         """The sources that failed."""
         return [outcome for outcome in self.outcomes if outcome.error is not None]
 
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON."""
+        sources = [outcome.as_json() for outcome in self.outcomes]
+        return {"ok": not self.failed, "folder": str(self.folder), "sources": sources}
+
 
 def download(
     collection: Collection,
@@ -81,7 +78,7 @@ def download(
     categories: Sequence[str] = (),
     workers: int | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> DownloadReport:
     """Write the text of a collection's sources as `<category>/<source>.jsonl`, with stats beside each.
 
@@ -114,37 +111,12 @@ def download(
     return DownloadReport(folder, tuple(outcomes))
 
 
-def select(recipe: CollectionRecipe, categories: Sequence[str]) -> list[Wanted]:
-    """Return the sources of some categories, or of all, in the recipe's order.
-
-    Raises:
-        UsageError: an unknown category.
-    """
-    for category in categories:
-        if category not in recipe.categories:
-            raise UsageError(
-                f"unknown category {category!r}", f"{recipe.name} has the categories {', '.join(recipe.categories)}"
-            )
-    return [
-        Wanted(category, name, source, _recipe(recipe, source, f"{category}.{name}"))
-        for category, name, source in recipe.sources()
-        if not categories or category in categories
-    ]
-
-
 def normalised(recipe: CollectionRecipe) -> dict[str, Any]:
-    """Return the recipe as plain JSON, with shares that sum to 1 and without fields that are not set."""
+    """Return the recipe as plain JSON, with shares that sum to 100 and without fields that are not set."""
     data = recipe.model_dump(mode="json", exclude_none=True)
     for name, share in recipe.shares().items():
-        data["categories"][name]["share"] = share
+        data["categories"][name]["share"] = 100 * share
     return data
-
-
-def _recipe(recipe: CollectionRecipe, source: CollectionSource, where: str) -> Recipe:
-    read = source.recipe(recipe.defaults, where=where, layout="documents", shard_size=SHARD_BYTES)
-    # Counted here: a limit of the recipe would be one of output rows.
-    unlimited = {"max_rows": None, "max_source_rows": None, "max_tokens": None}.keys() & Recipe.model_fields.keys()
-    return read.model_copy(update=dict.fromkeys(unlimited))
 
 
 def _all(wanted: Sequence[Wanted], fetch: Callable[[Wanted], Outcome], run: Run) -> list[Outcome]:
@@ -159,29 +131,33 @@ def _all(wanted: Sequence[Wanted], fetch: Callable[[Wanted], Outcome], run: Run)
 
 
 def _one(wanted: Wanted, files: LocalFiles, run: Run, *, force: bool) -> Outcome:
-    path = files.path(f"{wanted.category}/{wanted.name}{LINES}")
     try:
-        with translating(str(path), translate_output):
+        with translating(str(files.path(wanted.path + LINES)), translate_output):
             status, stats = _fetch(wanted, files, run, force=force)
-        return Outcome(wanted.category, wanted.name, status, stats)
+        outcome = Outcome(wanted.category, wanted.name, status, stats)
     except Interrupted:
         raise
     except LancePrepError as error:
-        return Outcome(wanted.category, wanted.name, "failed", error=error)
+        outcome = Outcome(wanted.category, wanted.name, "failed", error=error)
+    run.progress.ended(wanted.path, outcome.status)
+    return outcome
 
 
 def _fetch(wanted: Wanted, files: LocalFiles, run: Run, *, force: bool) -> tuple[Status, SourceStats]:
     unfinished = Unfinished(files, wanted.category, wanted.name)
-    state = unfinished.state()
-    if state is not None and state.stats is not None:
-        unfinished.settle(state.stats)
-        state = None
-    if not force and (there := kept(wanted, files)) is not None:
-        return "unchanged", there
+    have = look_at(wanted, files)
+    if have.state is not None and have.state.stats is not None:
+        unfinished.settle(have.state.stats)
+        have = look_at(wanted, files)
+        if have.kind == "complete" and have.stats is not None:
+            return "resumed", have.stats
+    if not force and have.error is not None:
+        raise have.error
+    if not force and have.kind == "complete" and have.stats is not None:
+        return "unchanged", have.stats
+    state = have.state
     if state is not None and state.entry != wanted.entry:
-        run.progress.warned(
-            f"{wanted.name}: its entry in the recipe has changed, so its unfinished download is discarded"
-        )
+        run.progress.warned(f"{wanted.path}: its entry has changed, so its unfinished download is discarded")
         state = None
     if state is not None and not force:
         return "resumed", fetch_text(wanted, unfinished, unfinished.plan(), state, run)
@@ -189,37 +165,3 @@ def _fetch(wanted: Wanted, files: LocalFiles, run: Run, *, force: bool) -> tuple
     if state is not None and plan == unfinished.plan():
         return "resumed", fetch_text(wanted, unfinished, plan, state, run)
     return "downloaded", fetch_text(wanted, unfinished, plan, unfinished.begin(plan, wanted.entry), run)
-
-
-def kept(wanted: Wanted, files: LocalFiles) -> SourceStats | None:
-    """Return the stats of a source that is there already; None if it is not.
-
-    Raises:
-        OutputExists: a file of its name is there that is not what the recipe describes.
-        DamagedDataset: its stats are invalid.
-    """
-    path = files.path(f"{wanted.category}/{wanted.name}{LINES}")
-    stats = read_stats(files, wanted.category, wanted.name)
-    if not path.exists():
-        return None
-    if stats is None:
-        raise OutputExists(f"{path} exists, and was not downloaded", "move it away, or use force=True to replace it")
-    if (size := path.stat().st_size) != stats.bytes:
-        raise OutputExists(
-            f"{path} has {size:,} bytes; as downloaded, it had {stats.bytes:,}",
-            "move it away, or use force=True to download it again",
-        )
-    if changed := differences(stats.entry, wanted.entry):
-        raise OutputExists(f"{path} was downloaded with {changed}", "use force=True to download it again")
-    return stats
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return the fields of an entry that differ, with both values; empty if none does."""
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return ", ".join(f"{name} {_short(before.get(name))} (the recipe says {_short(now.get(name))})" for name in names)
-
-
-def _short(value: Any) -> str:
-    text = "unset" if value is None else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

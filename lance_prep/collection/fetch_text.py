@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,9 +18,9 @@ import pyarrow.compute as pc
 from lance_prep.arrow_text import drop_blank, without_nulls
 from lance_prep.collection.folder import REJECTED, SourceStats
 from lance_prep.collection.json_lines import LineWriter
-from lance_prep.collection.model import CollectionSource
+from lance_prep.collection.model import CollectionRecipe, CollectionSource
 from lance_prep.collection.unfinished import Parts, State, Unfinished
-from lance_prep.errors import Interrupted
+from lance_prep.errors import Interrupted, UsageError
 from lance_prep.ledger import Ledger, Tally
 from lance_prep.model import Plan, Shard
 from lance_prep.plan import make_plan
@@ -58,6 +59,11 @@ class Wanted:
     recipe: Recipe
 
     @property
+    def path(self) -> str:
+        """`<category>/<source>`: the path of its file in the folder, without the extension."""
+        return f"{self.category}/{self.name}"
+
+    @property
     def entry(self) -> dict[str, Any]:
         """The fields that decide the text, as plain JSON."""
         own = self.source.model_dump(mode="json", exclude=_NOTES)
@@ -66,20 +72,57 @@ class Wanted:
         return {name: value for name, value in {**own, **shared}.items() if value is not None}
 
 
-class Progress(Protocol):
-    """Told how a download goes. Called from several threads."""
+def select(recipe: CollectionRecipe, categories: Sequence[str]) -> list[Wanted]:
+    """Return the sources of some categories, or of all, in the recipe's order.
 
-    def begun(self, wanted: Wanted, plan: Plan, state: State) -> None:
-        """A source is planned; `state` says what earlier runs did."""
+    Raises:
+        UsageError: an unknown category.
+    """
+    for category in categories:
+        if category not in recipe.categories:
+            raise UsageError(
+                f"unknown category {category!r}", f"{recipe.name} has the categories {', '.join(recipe.categories)}"
+            )
+    return [
+        Wanted(category, name, source, _recipe(recipe, source, f"{category}.{name}"))
+        for category, name, source in recipe.sources()
+        if not categories or category in categories
+    ]
 
-    def advanced(self, wanted: Wanted, rows: int, text_bytes: int) -> None:
+
+def _recipe(recipe: CollectionRecipe, source: CollectionSource, where: str) -> Recipe:
+    read = source.recipe(recipe.defaults, where=where, layout="documents", shard_size=SHARD_BYTES)
+    # Counted here: a limit of the recipe would be one of output rows.
+    unlimited = {"max_rows": None, "max_source_rows": None, "max_tokens": None}.keys() & Recipe.model_fields.keys()
+    return read.model_copy(update=dict.fromkeys(unlimited))
+
+
+class DownloadProgress(Protocol):
+    """Listens to a download. Called from several threads. `name` is `<category>/<source>`."""
+
+    def begun(self, name: str, plan: Plan, shards_done: int) -> None:
+        """A source is planned; earlier runs wrote some of its shards."""
+        return
+
+    def advanced(self, name: str, rows: int, text_bytes: int) -> None:
         """Rows were written."""
+        return
 
-    def shard_read(self, wanted: Wanted, shard: Shard) -> None:
+    def shard_read(self, name: str, shard: Shard) -> None:
         """A shard was read to its end."""
+        return
+
+    def ended(self, name: str, status: str) -> None:
+        """Nothing more is done for a source: `downloaded`, `resumed`, `unchanged` or `failed`."""
+        return
 
     def warned(self, message: str) -> None:
-        """Something the user should know."""
+        """Something that the user should know."""
+        return
+
+
+class Silent(DownloadProgress):
+    """Tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +135,7 @@ class Run:
         at_once: number of sources downloaded at once.
     """
 
-    progress: Progress
+    progress: DownloadProgress
     stop: threading.Event
     at_once: int
 
@@ -105,7 +148,7 @@ def fetch_text(wanted: Wanted, unfinished: Unfinished, plan: Plan, state: State,
         SourceError: the source cannot be read.
         OSError: the file cannot be written.
     """
-    run.progress.begun(wanted, plan, state)
+    run.progress.begun(wanted.path, plan, state.shards)
     with closing(unfinished.open(state)) as parts:
         made = _Text(wanted, unfinished, parts, plan, state, run)
         done = made.write()
@@ -175,7 +218,7 @@ class _Text:
             tokens=self._limit.tokens,
             ledger={name: value for name, value in ledger.as_json().items() if name in _LEDGER},
         )
-        self._run.progress.shard_read(self._wanted, shard)
+        self._run.progress.shard_read(self._wanted.path, shard)
         when, size = self._saved
         if self._parts.bytes - size >= SAVE_BYTES or time.monotonic() - when >= SAVE_SECONDS:
             self._save()
@@ -195,7 +238,7 @@ class _Text:
             size += piece.size
         self._rows += used
         self._characters += pc.sum(pc.utf8_length(texts)).as_py() or 0
-        self._run.progress.advanced(self._wanted, used, size)
+        self._run.progress.advanced(self._wanted.path, used, size)
 
     def _save(self) -> None:
         self._parts.sync()
