@@ -12,7 +12,7 @@
     │   ├── HubUnreachable      no answer from the Hub
     │   └── StoreUnreachable    no answer from an object store or server
     ├── TokenizerError          an invalid tokenizer, or one that lacks a required token
-    ├── RowRejected             `--strict`: a row that would have been rejected
+    ├── RowRejected             `strict`: a row that would have been rejected
     ├── OutputError             the output cannot be written
     │   ├── OutputExists        something else is there already
     │   ├── OutputLocked        another process is building into it
@@ -435,6 +435,6 @@ _TABLE: tuple[tuple[str, str, _Maker], ...] = (
     (
         _STD,
         "MemoryError",
-        _row(LancePrepError, "{doing}: out of memory", "use --workers 1 or a smaller --shuffle-batch-size"),
+        _row(LancePrepError, "{doing}: out of memory", "use workers=1 or a smaller shuffle_batch_size"),
     ),
 )

@@ -228,7 +228,7 @@ class Tally:
 
     Attributes:
         ledger: counts so far.
-        on_reject: called with each rejected row, before it is counted; raises `RowRejected` under `--strict`.
+        on_reject: called with each rejected row, before it is counted; raises `RowRejected` under `strict`.
         text_bytes: bytes of text that went through.
         lengths: of the documents (for `lines`, the lines) in tokens, those beyond the row limit included.
         retries: requests to a store that had to be made again. Not in the ledger, which is the same for every run.

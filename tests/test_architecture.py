@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import resource
 import subprocess
 import sys
@@ -134,6 +135,24 @@ def test_no_module_imports_itself_through_others() -> None:
             for other in edges.get(name, set()) - set(path):
                 path[other] = [*path[name], name]
                 waiting.append(other)
+
+
+def texts_of(node: ast.AST) -> Iterator[str]:
+    """Yield the strings in a piece of code, f-strings whole, without docstrings."""
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for child in () if isinstance(node, ast.JoinedStr) else ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)):
+            yield from texts_of(child)
+
+
+def test_messages_of_the_library_name_fields_not_options() -> None:
+    """The command line makes options of them (`cli.common.as_options`). Whole commands stand in backticks."""
+    for name, tree in TREES.items():
+        for text in texts_of(tree) if not name.startswith("lance_prep.cli") else ():
+            assert not re.search(r"--[a-z]", re.sub("`lance-prep [^`]*`", "", text)), f"{name}: {text}"
 
 
 def test_no_module_is_named_like_another_library() -> None:

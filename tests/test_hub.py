@@ -149,13 +149,13 @@ def test_configs_and_splits_choose_the_files(configs: LoopbackHub) -> None:
 @pytest.mark.parametrize(
     ("source", "fields", "error", "said"),
     [
-        (REPO, {}, SourceNotFound, "several configs, and none is asked for | choose one with --config: en, de"),
+        (REPO, {}, SourceNotFound, "several configs | choose one with `config`: en, de"),
         (REPO, {"config": "fr"}, SourceNotFound, "no config 'fr' | there are en, de"),
         (REPO, {"config": "en", "split": "x"}, SourceNotFound, "no split 'x' | there are train, test"),
         (REPO, {"revision": "v9"}, SourceNotFound, "no revision 'v9' | there are main"),
         ("owner/nothing", {}, SourceNotFound, "no such repository | HF_TOKEN"),
         (f"hf://datasets/{REPO}/fr/*.parquet", {}, SourceNotFound, "no data file | de/all.parquet, en/test.parquet"),
-        (f"hf://datasets/{REPO}/en", {"split": "train"}, UsageError, "--split mean nothing | leave"),
+        (f"hf://datasets/{REPO}/en", {"split": "train"}, UsageError, "`config` and `split` cannot | remove"),
         (f"hf://datasets/{REPO}@main/en", {"revision": "x"}, UsageError, "two revisions | one of them"),
         ("hf://datasets/owner", {}, SourceNotFound, "not a dataset | owner/name"),
     ],

@@ -90,7 +90,7 @@ def test_an_option_is_refused_or_has_an_effect(layout: str, shuffle: bool, name:
         return
     with pytest.raises(UsageError, match=f"^{name} has no effect with (layout='{layout}'|shuffle=False): .") as refusal:
         load_recipe("a.parquet", {**fields, name: OTHER[name]})
-    assert refusal.value.advice == f"leave {name} out"
+    assert refusal.value.advice == f"leave `{name}` out"
     with pytest.raises(ValueError, match="has no effect"):
         Recipe(source="a.parquet", **{**fields, name: OTHER[name]})
 

@@ -246,8 +246,8 @@ def test_topics_need_no_files() -> None:
     [
         ({"text_column": "nope"}, ColumnNotFound, "no column 'nope'", "a (string), b (string), n (int64)"),
         ({"keep_columns": ("nope",)}, ColumnNotFound, "no column 'nope'", "a (string)"),
-        ({}, ColumnNotFound, "several columns hold text", "--text-column"),
-        ({"text_column": "n"}, ColumnNotFound, "int64, not text", "--text-column"),
+        ({}, ColumnNotFound, "several columns hold text", "text_column"),
+        ({"text_column": "n"}, ColumnNotFound, "int64, not text", "text_column"),
         ({"template": "{{ nope }}"}, ColumnNotFound, "template uses it", "a (string)"),
         ({"template": "{{ a"}, UsageError, "not jinja2", "{{"),
         ({"text_column": "a", "filter": "nope = 1"}, ColumnNotFound, "no column 'nope'", "a (string)"),
@@ -273,7 +273,7 @@ def test_topics_need_no_files() -> None:
         ({"text_column": "a", "filter": "n = 'x'"}, UsageError, "is int64", "quotes"),
         ({"text_column": "a", "filter": "a = 3"}, UsageError, "is string", "quotes"),
         ({"text_column": "a", "filter": "a = NULL"}, UsageError, "not understood", "IS NULL"),
-        ({"text_column": "a", "split": "train"}, UsageError, "--split", "leave"),
+        ({"text_column": "a", "split": "train"}, UsageError, "take `split`", "remove"),
     ],
 )
 def test_fields_that_do_not_fit_the_source_are_refused(

@@ -30,7 +30,7 @@ from lance_prep.cli.common import (
 )
 from lance_prep.formats import COMPRESSIONS, registered
 from lance_prep.layouts import LAYOUTS
-from lance_prep.recipe import Recipe, builtin_recipes, load_recipe
+from lance_prep.recipe import Recipe, builtin_recipes, load_recipe, refuse_unread
 
 if TYPE_CHECKING:
     from lance_prep.engine import Progress, RunOptions
@@ -171,6 +171,7 @@ def build(
     where = output or default_output(source)
     options = RunOptions(where, workers, append, overwrite, skip_existing, storage_options, Silent(), engine)
     recipe = load_recipe(source, overrides)
+    refuse_unread(recipe, overrides)
     if dry_run:
         preview = preview_build(recipe, options, uri=options.uri(source))
         if as_json:

@@ -90,6 +90,9 @@ def dataset_options(function: Any) -> Any:
     return dataset_argument(version(function))
 
 
+_VALUE = r"=(?:'[^']*'|[\w./:-]*\w)?"
+
+
 @cache
 def _parameters() -> re.Pattern[str]:
     from lance_prep.recipe import Recipe
@@ -97,22 +100,21 @@ def _parameters() -> re.Pattern[str]:
     names = {*Recipe.model_fields, *_PARAMETERS} - {"source"}
     name = "|".join(sorted(names, key=len, reverse=True))
     quoted = r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\""
-    return re.compile(rf"{quoted}|(?<![\w.-])(?P<name>{name})(?![\w-])(?P<value>=(?:'[^']*'|[\w./:-]*\w)?)?")
+    return re.compile(rf"`(?P<marked>{name})`|{quoted}|(?<![\w.-])(?P<name>{name})(?![\w-])(?P<value>{_VALUE})?")
 
 
 def as_options(message: str) -> str:
     """Rewrite the fields and parameters that a library message names as options of the command line.
 
-    `text_column` becomes `--text-column`, `overwrite=True` `--overwrite`, `shuffle=False` `--no-shuffle`,
-    `layout='raw'` `--layout raw`, and `filter: ...` at the start of a message `--filter: ...`. Quoted text is kept.
+    `text_column` becomes `--text-column`, `overwrite=True` `--overwrite`, `shuffle=False` `--no-shuffle`, and
+    `layout='raw'` `--layout 'raw'`. A name of one word may be an ordinary word: it is rewritten only in backticks, or
+    at the start of a message before `:`, a quote or `has no effect`. Quoted text is kept.
     """
 
     def option(match: re.Match[str]) -> str:
-        name, value = match["name"], match["value"]
-        before, after = message[: match.start()], message[match.end() :]
-        # A name of one word may be an ordinary word elsewhere.
-        named = (not before and re.match(r":| '| has no effect", after)) or (before == "leave " and after == " out")
-        if name is None or (value is None and "_" not in name and not named):
+        name, value = match["marked"] or match["name"], match["value"]
+        named = not match.start() and re.match(r":| '| has no effect", message[match.end() :])
+        if name is None or (not match["marked"] and value is None and "_" not in name and not named):
             return match[0]
         flag = {"output": "-o", "storage_options": "--storage-option"}.get(name, "--" + name.replace("_", "-"))
         if value == "=False":

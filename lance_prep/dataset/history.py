@@ -1,6 +1,6 @@
 """Changes which version is used: tags give versions names, and `restore` makes an old version the latest again.
 
-`--version`, `restore` and training take a tag, and `prune` never removes a tagged version. A restored version is a new
+`version=`, `restore` and training take a tag, and `prune` never removes a tagged version. A restored version is a new
 one: nothing is copied, and the versions between stay.
 """
 

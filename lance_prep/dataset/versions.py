@@ -74,7 +74,7 @@ def version_entries(dataset: Any) -> list[dict[str, Any]]:
     except (RuntimeError, OSError, ValueError) as error:
         raise DatasetError(
             f"a version is damaged: {one_line(error)}",
-            "`lance-prep versions` says which; others stay readable with --version",
+            "`lance-prep versions` lists it; other versions stay readable: choose one with `version`",
         ) from error
 
 

@@ -79,7 +79,7 @@ class Parquet(Format):
         footer = read_footer(file, job.transport)
         if part.stop > footer.num_row_groups:
             said = f"{file.url}: {footer.num_row_groups} row groups, and {part.stop} when it was planned"
-            raise SourceChanged(said, "start anew with --overwrite")
+            raise SourceChanged(said, "build it again with overwrite=True")
         rows = [footer.row_group(g).num_rows for g in range(part.stop)]
         wanted = [g for g in range(part.start, part.stop) if rows[g] and _can_match(footer, g, job.where)]
         before = sum(rows[: part.start])

@@ -123,7 +123,7 @@ def _open_lance(file: SourceFile, transport: Transport) -> Any:
     import lance
 
     version = int(file.identity.split()[1])
-    advice = "run the same command again; to build from another version, use --overwrite"
+    advice = "run the same command again; to build from another version, use overwrite=True"
     try:
         dataset = lance.dataset(file.url, version=version, storage_options=transport.for_lance)
     except ValueError as error:

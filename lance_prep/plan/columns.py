@@ -67,7 +67,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
             raise ColumnNotFound("the source has no columns", "name a source with something in it")
         for name in out.names:
             _require_one(name, schema)
-        _check_written(out, "name the columns to keep with --keep-columns, without it")
+        _check_written(out, "name the other columns with keep_columns")
         return Columns(recipe, _subset(schema, [*out.names, *filtered]), out)
     if recipe.template is not None:
         names = template_columns(recipe.template, schema)
@@ -81,7 +81,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
         text, read = "text", [*names, *recipe.keep_columns, *filtered]
         if text in recipe.keep_columns:
             raise UsageError(
-                "the template's column is called text, and --keep-columns keeps another of that name", "leave it out"
+                "the template makes a column 'text', and keep_columns names another of that name", "remove it"
             )
     else:
         text = recipe.text_column or _text_column(schema)
@@ -94,7 +94,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
         if field.name in ROW_COLUMNS:
             said = f"keep_columns keeps {field.name!r}, and lance-prep writes a column of that name itself"
             raise UsageError(said, "leave it out, or rename it in the source; layout 'raw' keeps any name")
-    _check_written(kept, "leave it out of --keep-columns, or rename it in the source")
+    _check_written(kept, "remove it from keep_columns, or rename it in the source")
     out = pa.schema([pa.field(text, pa.large_string()), *kept])
     return Columns(recipe, _subset(schema, read), out)
 
@@ -153,7 +153,7 @@ def _require_text(field: pa.Field, schema: pa.Schema) -> None:
     kind = field.type
     if not (is_text(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         said = f"column {field.name!r} is {kind}, not text"
-        raise ColumnNotFound(said, f"choose another --text-column or use --template: {describe(schema)}")
+        raise ColumnNotFound(said, f"choose another text_column, or use `template`: {describe(schema)}")
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -168,5 +168,5 @@ def _text_column(schema: pa.Schema) -> str:
         return strings[0]
     found = "several columns hold text" if strings else "no column holds text"
     raise ColumnNotFound(
-        f"no column 'text' in the source, and {found}", f"name it with --text-column: {describe(schema)}"
+        f"no column 'text' in the source, and {found}", f"choose one with text_column: {describe(schema)}"
     )

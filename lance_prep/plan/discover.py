@@ -335,10 +335,10 @@ def check_no_hub_options(recipe: Recipe) -> None:
     Raises:
         UsageError: names the options.
     """
-    given = [f"--{name}" for name in ("config", "split", "revision") if getattr(recipe, name) is not None]
+    given = [f"`{name}`" for name in ("config", "split", "revision") if getattr(recipe, name) is not None]
     if given:
         said = f"{recipe.asked} is not a Hub dataset, and only Hub datasets take {' and '.join(given)}"
-        raise UsageError(said, "leave them out")
+        raise UsageError(said, "remove them")
 
 
 def not_found(source: str) -> SourceNotFound:

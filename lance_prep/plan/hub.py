@@ -30,7 +30,7 @@ def find_hub(recipe: Recipe, at: HubPath) -> Found:
         UsageError: options that contradict the URL.
     """
     if at.revision and recipe.revision not in (None, at.revision):
-        raise UsageError(f"{recipe.asked} and --revision {recipe.revision} name two revisions", "give one of them")
+        raise UsageError(f"{recipe.asked} and revision={recipe.revision!r} name two revisions", "give one of them")
     revision = at.revision or recipe.revision or "main"
     retries = Retries(attempts=FIRST_ATTEMPTS)
     with translating(f"dataset {at.repo}"):
@@ -64,7 +64,7 @@ def _info(repo: str, revision: str, retries: Retries) -> Any:
 def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: Retries) -> Found:
     """Return the files that a path or glob names, at a commit."""
     if recipe.config is not None or recipe.split is not None:
-        raise UsageError(f"{recipe.asked} names files, so --config and --split mean nothing", "leave them out")
+        raise UsageError(f"{recipe.asked} names files: `config` and `split` cannot be combined with it", "remove them")
     tree = _tree(at.repo, sha, retries)
     if is_glob(at.path):
         import re
@@ -131,7 +131,7 @@ def choose(kind: str, asked: str | None, names: Sequence[str], default: str, whe
         return default
     if len(names) == 1:
         return names[0]
-    raise SourceNotFound(f"{where} has several {kind}s, and none is asked for", f"choose one with --{kind}: {listed}")
+    raise SourceNotFound(f"{where} has several {kind}s", f"choose one with `{kind}`: {listed}")
 
 
 def _find_split(recipe: Recipe, repo: str, revision: str, info: Any, retries: Retries) -> Found:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         load_recipe,
         make_recipe,
         parse_yaml,
+        refuse_unread,
         resolve_beside,
         source_names,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,17 @@ def load_recipe(source: Source, overrides: Mapping[str, object] | None = None) -
     names = source_names(source)
     fields = _fields(names[0]) if len(names) == 1 else _several(names)
     return make_recipe(fields, overrides or {}, ", ".join(names))
+
+
+def refuse_unread(recipe: Recipe, given: Collection[str]) -> None:
+    """Refuse fields that have no effect in a recipe, also those with their default: a user has typed them.
+
+    Raises:
+        UsageError: names the first of them.
+    """
+    for name, why in unread_options(recipe.__dict__).items():
+        if name in given:
+            raise UsageError(f"{name} has no effect with {why}", f"leave `{name}` out")
 
 
 def source_names(source: Source) -> tuple[str, ...]:
@@ -154,7 +165,7 @@ def make_recipe(fields: Mapping[str, Any], overrides: Mapping[str, Any], where: 
         if problem["type"] == "no_effect":
             unread = problem["ctx"]["name"]
             kind = UsageError if unread in overrides else RecipeError
-            raise kind(what if kind is UsageError else f"{where}: {what}", f"leave {unread} out") from error
+            raise kind(what if kind is UsageError else f"{where}: {what}", f"leave `{unread}` out") from error
         if not name and overrides:
             raise UsageError(what, _ADVICE) from error
         raise RecipeError(f"{where}: {f'{name}: ' if name else ''}{what}", f"fields: {_known()}") from error

@@ -93,7 +93,7 @@ def check_unchanged(file: SourceFile, transport: Transport) -> None:
     try:
         size, identity = state_of(file, transport)
     except FileNotFoundError as error:
-        raise SourceChanged(f"{file.url}: gone since it was planned", "bring it back, or use --overwrite") from error
+        raise SourceChanged(f"{file.url}: gone since it was planned", "bring it back, or use overwrite=True") from error
     if size != file.size or identity not in (None, file.identity):
         raise SourceChanged(
             f"{file.url}: {size} bytes, state {identity}; as planned, {file.size} bytes, state {file.identity}",

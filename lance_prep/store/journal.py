@@ -196,7 +196,7 @@ def receipts_of(files: Files, build: BuildRecord) -> list[Receipt]:
     if missing:
         raise DatasetError(
             f"build {build.key}: receipts of {len(missing)} shards are missing, the first is {missing[0]}",
-            f"copy {BUILDS_FOLDER}/{build.key} from a backup, or build again with --overwrite",
+            f"copy {BUILDS_FOLDER}/{build.key} from a backup, or build again with overwrite=True",
         )
     return [there[i] for i in wanted]
 
@@ -268,7 +268,7 @@ class Journal:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise DatasetError(
                 f"{self._folder}/plan.json is missing or damaged ({error})",
-                f"copy it from a backup, or remove the folder {self._folder} and build again with --overwrite",
+                f"copy it from a backup, or remove the folder {self._folder} and build again with overwrite=True",
             ) from error
 
     def receipts(self) -> dict[int, Receipt]:

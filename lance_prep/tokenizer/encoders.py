@@ -123,7 +123,7 @@ class GigatokenEncoder:
             self._tokenizer = gigatoken.Tokenizer.from_json(self._file)
         except Exception as error:  # not installed, or a part of the tokenizer is not supported
             raise TokenizerError(
-                f"gigatoken cannot load {self._name}: {error}", "use --tokenizer-backend tokenizers"
+                f"gigatoken cannot load {self._name}: {error}", "use tokenizer_backend='tokenizers'"
             ) from error
         self._text_since = 0
 
@@ -227,7 +227,7 @@ def _is_known(step: dict[str, Any]) -> bool:
 
 
 class SpecialTokenGuard:
-    """`--special-tokens error`: refuses texts in which a special token is written out."""
+    """Refuses texts that contain a special token, for `special_tokens="error"`."""
 
     def __init__(self, spec: TokenizerSpec) -> None:
         added = json.loads(spec.file).get("added_tokens") or []
@@ -245,7 +245,7 @@ class SpecialTokenGuard:
             at = text.index(token)
             raise LancePrepError(
                 f"special token {token} in a text: ...{text[max(0, at - 40) : at + len(token) + 40]!r}...",
-                "clean the source, or take --special-tokens text (as plain text) or parse",
+                "clean the source, or use special_tokens='text' (as plain text) or special_tokens='parse'",
             )
 
 

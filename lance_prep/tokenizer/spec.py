@@ -71,7 +71,7 @@ def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
     """
     name = recipe.tokenizer
     if name is None:
-        raise TokenizerError("the recipe names no tokenizer", "give one with --tokenizer")
+        raise TokenizerError("the recipe names no tokenizer", "name one with `tokenizer`")
     path = Path(name)
     if recipe.tokenizer_revision is not None and (path.exists() or name == "lance-prep:sample"):
         said = f"tokenizer_revision {recipe.tokenizer_revision!r} is given, and {name} is not read from the Hub"
@@ -129,9 +129,7 @@ def _read_hub(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], s
                 "give a Hub id with a tokenizer.json, a tokenizer.json, or its folder",
             ) from error
         except RevisionNotFoundError as error:
-            raise SourceNotFound(
-                f"tokenizer {name} has no revision {revision}", "check --tokenizer-revision"
-            ) from error
+            raise SourceNotFound(f"tokenizer {name} has no revision {revision}", "check tokenizer_revision") from error
 
 
 def _download(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], str | None]:
@@ -189,7 +187,7 @@ def describe(
     tokenizer = load_reference(file, name)
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if eos_token is not None and eos_token not in ids:
-        raise TokenizerError(f"{name} has no token {eos_token!r}", "give an --eos-token that is in its vocabulary")
+        raise TokenizerError(f"{name} has no token {eos_token!r}", "choose an eos_token that is in its vocabulary")
     named = {role: ids.get(token) for role in ("bos", "eos", "pad") if (token := _named(side, role)) is not None}
     eos = ids[eos_token] if eos_token is not None else named.get("eos")
     if eos is None:
