@@ -612,7 +612,7 @@ def test_keyword_arguments_of_build_are_the_fields_of_the_recipe() -> None:
     hints = get_type_hints(RecipeFields)
     assert list(hints) == [name for name in Recipe.model_fields if name != "source"]
     # These take text or any sequence, and convert it.
-    for name in hints.keys() - {"keep_columns", "shard_size", "max_rows"}:
+    for name in hints.keys() - {"keep_columns", "shard_size", "max_rows", "max_source_rows", "max_tokens"}:
         assert hints[name] == Recipe.model_fields[name].annotation, name
 
 

@@ -27,7 +27,7 @@ from lance_prep.errors import Interrupted, UsageError
 from lance_prep.layout import LayoutJob, RowMaker
 from lance_prep.layout.rows import text_columns, text_rows
 from lance_prep.layouts import LAYOUTS, Layout, register_layout
-from lance_prep.ledger import Limit
+from lance_prep.recipe import Limit
 from tests.helpers import check_whole, rows_of
 
 WORDS = ["alpha", "beta gamma", "delta\nepsilon", "", "  ", "zeta\n\n eta", "naïve", "x" * 30, "\n"]

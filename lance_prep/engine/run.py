@@ -20,11 +20,11 @@ from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
 from lance_prep.errors import OutputError, OutputExists, SourceChanged, TokenizerError, UsageError
 from lance_prep.layout import check_tokenizer
 from lance_prep.layouts import LAYOUTS
-from lance_prep.ledger import Limit, Tally
+from lance_prep.ledger import Tally
 from lance_prep.model import Plan
 from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
-from lance_prep.recipe import Recipe, RecipeFields, Source, load_recipe
+from lance_prep.recipe import Limit, Recipe, RecipeFields, Source, load_recipe
 from lance_prep.store import Output, OutputLock, Quarantine, build_key, tokenizer_path, with_data, write_by_hash
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
 from lance_prep.transport import Transport, absolute_uri

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from lance_prep.engine.shard import Hooks, ShardTask
 from lance_prep.errors import UsageError
-from lance_prep.ledger import Limit
+from lance_prep.recipe import Limit
 from lance_prep.store import Receipt
 
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 from lance_prep.engine.report import Progress, Silent
 from lance_prep.errors import Interrupted, UsageError
 from lance_prep.layout import LayoutJob, lay_out, row_schema
-from lance_prep.ledger import Limit, Tally
+from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard
 from lance_prep.process import read_ahead, trim
+from lance_prep.recipe import Limit
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store import Journal, Output, Quarantine, Receipt, hash_bytes, read_by_hash, tokenizer_path
 from lance_prep.tokenizer import (

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from lance_prep.keyed import Indices, key, permutation
 from lance_prep.layouts import LAYOUTS, ROW_BITS
-from lance_prep.ledger import Limit, Tally
+from lance_prep.ledger import Tally
 from lance_prep.model import Plan
-from lance_prep.recipe import Recipe
+from lance_prep.recipe import Limit, Recipe
 from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import Encoder, SpecialTokenGuard, TokenizerSpec, TokenLists
 

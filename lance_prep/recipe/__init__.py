@@ -17,5 +17,6 @@ if TYPE_CHECKING:
         source_names,
     )
     from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit, parse_size
+    from lance_prep.recipe.portion import Limit
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from lance_prep.layouts import LAYOUTS, unread_options
-from lance_prep.ledger import Limit
+from lance_prep.recipe.portion import Limit
 from lance_prep.transport import hold_credentials
 
 #: Names for type checkers. The recipe accepts any layout that is registered.

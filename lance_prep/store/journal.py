@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lance_prep.errors import DatasetError
-from lance_prep.ledger import Ledger, LengthRecord, Limit
+from lance_prep.ledger import Ledger, LengthRecord
 from lance_prep.model import Plan
+from lance_prep.recipe import Limit
 from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import checked, hash_files, is_sealed, seal, with_checksum
 from lance_prep.store.sidecar import Files
