@@ -311,7 +311,7 @@ class Mixture(Dataset[dict[str, Any]]):
         padding = array == PAD_ROW
         source, sample = self.locate(np.where(padding, 0, array))
         sample = np.where(padding, PAD_ROW, sample)
-        used = np.unique(source).tolist()
+        used = np.unique(source).tolist() or [0]
         if len(used) == 1:
             whole: Batch = self.sources[used[0]].__getitems__(sample)
             return whole

@@ -366,6 +366,7 @@ def test_an_index_that_is_not_an_integer_is_refused_as_numpy_does(blocks: Made, 
     for right in ((3, 1), np.array([3, 1], np.uint64), torch.tensor([3, 1]), [np.int32(3), torch.tensor(1)]):
         assert ds.take(right)["input_ids"].tolist() == want  # type: ignore[arg-type]
     assert ds[3:0:-2]["input_ids"].tolist() == want
+    assert ds[1:1]["input_ids"].shape == (0, BLOCK)
     assert ds[np.int16(3)]["input_ids"].tolist() == want[0]  # type: ignore[call-overload]
 
 
