@@ -1,15 +1,16 @@
 """Row groups of Parquet, encoded straight from token ids as Lance stores them.
 
 Arrow's Parquet writer makes two levels and an int32 for each of three values per token, then compresses 12 bytes. It
-reaches 33 Mtok/s on one core. This encoder knows more about the columns:
+reaches 33 Mtok/s on one core, in 3.8 bytes per token. This encoder knows more about the columns:
 
 - The values of a page are indices into a dictionary of 0, 1, 2, ... So the index of a token is the token, 16-bit
-  indices are the very bytes of a uint16 column, and Snappy compresses 2 bytes per token and column.
+  indices are the very bytes of a uint16 column, and Snappy compresses 2 bytes per token instead of 4.
+- A row's labels are its ids without the first, which Snappy compresses once for both columns: `_ids_and_labels`.
 - Lists have one length and nothing is null, so the levels of a page are a few runs.
 - The attention mask is one or two runs per row.
 
-This takes a quarter of the time, and 2.8 bytes per token instead of 3.8. Readers find ordinary Parquet: format 2, data
-pages of version 1, encodings RLE_DICTIONARY (PLAIN if a dictionary would be larger than what it saves) and RLE.
+It reaches 230 Mtok/s on one core, in 3.0 bytes per token. Readers find ordinary Parquet: format 2, data pages of
+version 1, encodings RLE_DICTIONARY (PLAIN if the dictionary would be larger than what it saves) and RLE.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _PLAIN, _RLE, _RLE_DICTIONARY = 0, 3, 8
 _REQUIRED, _OPTIONAL, _REPEATED = 0, 1, 2
 
-#: Tokens in a data page. 256 KB of 16-bit indices stay in the second-level cache.
+#: Tokens in a data page.
 _PAGE_TOKENS = 128 << 10
 #: With fewer tokens for each entry, a dictionary is larger than what it saves.
 _TOKENS_PER_ENTRY = 8
 #: Definition level of a value: its list is required, and the list's element optional.
 _DEFINED = 2
+#: Shorter rows are compressed a page at a time: the call for each row would take longer than compressing it twice.
+_ALONE = 256
 
 Indices = npt.NDArray[np.int64]
 
@@ -71,15 +74,30 @@ class Rows:
         following = None if self.following is None else self.following[start:stop]
         return Rows(self.ids[start:stop], self.valid[start:stop], following, ignored)
 
-    def write_labels(self, out: npt.NDArray[Any], ignore: int) -> None:
-        """Write labels into an array `[rows, length]`: the token after each token, or `ignore`."""
-        out[:, :-1] = self.ids[:, 1:]
-        following = self.following
-        out[:, -1] = ignore if following is None else np.where(following == IGNORE, ignore, following)
+    def last_labels(self, ignore: int) -> Indices:
+        """Return the label of each row's last token, `[rows]`."""
+        if self.following is None:
+            return np.full(len(self.ids), ignore)
+        return np.where(self.following == IGNORE, ignore, self.following)
+
+    def labels(self, ids: npt.NDArray[Any], ignore: int) -> npt.NDArray[Any]:
+        """Return labels in the type of `ids`, which are the rows' ids: the token after each, or `ignore`."""
+        out = np.empty_like(ids)
+        out[:, :-1] = ids[:, 1:]
+        out[:, -1] = self.last_labels(ignore)
         for row in np.flatnonzero(self.valid < out.shape[1]).tolist():
             out[row, max(int(self.valid[row]) - 1, 0) :] = ignore
         if self.ignored is not None:
             out.reshape(-1)[self.ignored] = ignore
+        return out
+
+    def irregular(self) -> Indices:
+        """Return the rows in which more labels than the last are not the token after."""
+        length = self.ids.shape[1]
+        padded = np.flatnonzero(self.valid < length)
+        if self.ignored is None:
+            return padded
+        return np.union1d(padded, self.ignored[self.ignored % length != length - 1] // length)
 
 
 @dataclass(frozen=True)
@@ -94,7 +112,7 @@ class Chunk:
         dictionary: bytes of the dictionary page before the data pages; 0 without one.
     """
 
-    pages: tuple[Any, ...]
+    pages: tuple[bytes, ...]
     values: int
     size: int
     raw: int
@@ -121,40 +139,48 @@ class RowGroup:
 def encode_row_group(rows: Rows) -> RowGroup:
     """Encode rows as `input_ids`, `attention_mask` and `labels`."""
     count, length = rows.ids.shape
-    largest = int(rows.ids.max())
-    if rows.following is not None:
-        largest = max(largest, int(rows.following.max()))
-    values = _Values.of(largest, rows.ids.size)
+    values = _Values.of(rows)
     ids, labels = values.chunk(), values.chunk(IGNORE)
     mask = _ChunkWriter(np.array([0, 1], np.int32))
     step = max(1, _PAGE_TOKENS // length)
     for start in range(0, count, step):
         part = rows.slice(start, min(start + step, count))
-        size = part.ids.size
-        ids.add(values.page(part, labels=False), size)
-        mask.add(_levels(len(part.ids), length) + b"\1" + _mask_runs(part.valid, length), size)
-        labels.add(values.page(part, labels=True), size)
+        size, levels = part.ids.size, _levels(len(part.ids), length)
+        mask.add(_snappy(levels + b"\1" + _mask_runs(part.valid, length)), size)
+        for chunk, page in zip((ids, labels), values.pages(part, levels), strict=True):
+            chunk.add(page, size)
     return RowGroup(count, (ids.finish(), mask.finish(), labels.finish()))
 
 
 @dataclass(frozen=True)
+class _Page:
+    """The body of a page, compressed, and its size before that."""
+
+    packed: bytes
+    raw: int
+
+
+def _snappy(data: Any) -> _Page:
+    return _Page(pa.Codec("snappy").compress(data, asbytes=True), memoryview(data).nbytes)
+
+
+@dataclass(frozen=True)
 class _Values:
-    """How the ids of a row group are written: as dictionary indices of `width` bytes, or as plain int32.
+    """How the ids of a row group are written.
 
     Attributes:
-        width: bytes per value.
-        entries: of the dictionary, which is 0, 1, 2, ...; None for plain values.
+        entries: of the dictionary 0, 1, 2, ..., to which 16-bit indices are written; None for plain int32.
     """
 
-    width: int
     entries: int | None
 
     @classmethod
-    def of(cls, largest: int, count: int) -> _Values:
-        """Choose for `count` ids up to `largest`. One more index is needed for `IGNORE`."""
-        width = next(width for width in (2, 3, 4) if largest + 1 < 1 << 8 * width)
-        plain = width == 4 or count < _TOKENS_PER_ENTRY * largest
-        return cls(4, None) if plain else cls(width, largest + 1)
+    def of(cls, rows: Rows) -> _Values:
+        """Choose for the ids of a row group."""
+        largest = max(int(rows.ids.max()), *([] if rows.following is None else [int(rows.following.max())]), 0)
+        # One index more than the ids stands for IGNORE.
+        small = largest + 1 < 1 << 16 and largest * _TOKENS_PER_ENTRY <= rows.ids.size
+        return cls(largest + 1 if small else None)
 
     def chunk(self, *more: int) -> _ChunkWriter:
         """Return a writer for a chunk of such ids and of `more` values, which have the indices after them."""
@@ -162,62 +188,98 @@ class _Values:
             return _ChunkWriter(None)
         return _ChunkWriter(np.concatenate([np.arange(self.entries, dtype=np.int32), np.array(more, np.int32)]))
 
-    def page(self, rows: Rows, *, labels: bool) -> pa.Buffer:
-        """Return the body of a data page with the ids, or the labels, of rows."""
-        shape, prefix = rows.ids.shape, _levels(*rows.ids.shape)
-        size = padded = rows.ids.size * self.width
-        if self.entries is not None:  # one run of bit-packed indices, in groups of 8
-            groups = -(-rows.ids.size // 8)
-            prefix += bytes([8 * self.width]) + varint(groups << 1 | 1)
-            padded = groups * 8 * self.width
-        skip = -len(prefix) % 8  # aligns the values
-        page = np.empty(skip + len(prefix) + padded, np.uint8)
-        page[skip + len(prefix) + size :] = 0
-        page[skip : skip + len(prefix)] = np.frombuffer(prefix, np.uint8)
-        area = page[skip + len(prefix) :][:size]
-        if self.width == 3:
-            whole = np.empty(shape, "<u4")
-            self._write(whole, rows, labels)
-            area.reshape(*shape, 3)[:] = whole.view(np.uint8).reshape(*shape, 4)[:, :, :3]
-        else:
-            self._write(area.view("<i4" if self.entries is None else "<u2").reshape(shape), rows, labels)
-        return pa.py_buffer(page[skip:])
+    def pages(self, rows: Rows, levels: bytes) -> tuple[_Page, _Page]:
+        """Return the pages of ids and of labels of some rows."""
+        ignore, size = IGNORE, rows.ids.size
+        prefix, suffix = levels, b""
+        ids = rows.ids
+        if self.entries is None:
+            ids = np.ascontiguousarray(ids, "<i4")
+        else:  # one run of bit-packed indices, in groups of 8
+            ids = np.ascontiguousarray(ids, "<u2")
+            prefix += b"\x10" + varint(-(-size // 8) << 1 | 1)
+            ignore, suffix = self.entries, bytes(-size % 8 * 2)
+        if ids.shape[1] < _ALONE:
+            both = (ids, rows.labels(ids, ignore))
+            return tuple(_snappy(b"".join([prefix, part.data, suffix])) for part in both)  # type: ignore[return-value]
+        return _ids_and_labels(rows, ids, ignore, prefix, suffix)
 
-    def _write(self, out: npt.NDArray[Any], rows: Rows, labels: bool) -> None:
-        if labels:
-            rows.write_labels(out, IGNORE if self.entries is None else self.entries)
-        else:
-            out[:] = rows.ids
+
+def _ids_and_labels(
+    rows: Rows, ids: npt.NDArray[Any], ignore: int, prefix: bytes, suffix: bytes
+) -> tuple[_Page, _Page]:
+    """Compress both columns at once: `prefix`, values and `suffix`.
+
+    Snappy's format is a length and then elements: bytes, or copies of earlier ones by distance. So elements of several
+    inputs may follow each other. All tokens of a row but the first are compressed once. In the column of ids, the
+    first token is before them; in the column of labels, the last label is after them. Only rows with padding or other
+    ignored labels are compressed twice. This halves the time. That no copy reaches into another row costs 7 % of space.
+    """
+    compress, width, stride = pa.Codec("snappy").compress, ids.itemsize, ids.itemsize * ids.shape[1]
+    flat, skip = pa.py_buffer(ids), len(varint(stride - width))
+    shared = [
+        compress(flat.slice(at + width, stride - width), asbytes=True)[skip:] for at in range(0, flat.size, stride)
+    ]
+    first = _literals(ids[:, 0])
+    last = _literals(rows.last_labels(ignore).astype(ids.dtype))
+    before, after = [_elements(prefix)], [_elements(prefix)]
+    for i, elements in enumerate(shared):
+        before += (first[i], elements)
+        after += (elements, last[i])
+    if (irregular := rows.irregular()).size:
+        some = rows.labels(ids, ignore)
+        for row in irregular.tolist():
+            after[1 + 2 * row : 3 + 2 * row] = _elements(some[row].data), b""
+    raw = len(prefix) + flat.size + len(suffix)
+    header, end = varint(raw), _elements(suffix) if suffix else b""
+    return _Page(b"".join([header, *before, end]), raw), _Page(b"".join([header, *after, end]), raw)
+
+
+def _elements(data: Any) -> bytes:
+    """Return Snappy's elements for some bytes."""
+    size = memoryview(data).nbytes
+    elements: bytes = pa.Codec("snappy").compress(data, asbytes=True)[len(varint(size)) :]
+    return elements
+
+
+def _literals(values: npt.NDArray[Any]) -> list[bytes]:
+    """Return a Snappy element for each value: the bytes as they are."""
+    width = values.itemsize
+    out = np.empty((len(values), 1 + width), np.uint8)
+    out[:, 0] = (width - 1) << 2
+    out[:, 1:] = np.ascontiguousarray(values).view(np.uint8).reshape(-1, width)
+    whole = out.tobytes()
+    return [whole[i : i + 1 + width] for i in range(0, len(whole), 1 + width)]
 
 
 class _ChunkWriter:
     """Collects the pages of a chunk: a dictionary page, if there is a dictionary, and data pages."""
 
     def __init__(self, dictionary: npt.NDArray[np.int32] | None) -> None:
-        self._codec = pa.Codec("snappy")
-        self._pages: list[Any] = []
+        self._pages: list[bytes] = []
         self._values = self._size = self._raw = self._dictionary = 0
         self._encoding = _PLAIN if dictionary is None else _RLE_DICTIONARY
         if dictionary is not None:
             header = Thrift().integer(1, len(dictionary)).integer(2, _PLAIN)
-            self._add(_DICTIONARY_PAGE, 7, header, pa.py_buffer(dictionary))
+            self._add(_DICTIONARY_PAGE, 7, header, _snappy(dictionary))
             self._dictionary = self._size
 
-    def add(self, body: Any, values: int) -> None:
+    def add(self, page: _Page, values: int) -> None:
         """Add a data page."""
         header = Thrift().integer(1, values).integer(2, self._encoding).integer(3, _RLE).integer(4, _RLE)
-        self._add(_DATA_PAGE, 5, header, body)
+        self._add(_DATA_PAGE, 5, header, page)
         self._values += values
 
     def finish(self) -> Chunk:
+        """Return the chunk."""
         return Chunk(tuple(self._pages), self._values, self._size, self._raw, self._dictionary)
 
-    def _add(self, kind: int, field: int, header: Thrift, body: Any) -> None:
-        packed, size = self._codec.compress(body), memoryview(body).nbytes
-        page = Thrift().integer(1, kind).integer(2, size).integer(3, packed.size).struct(field, header).done()
-        self._pages += [page, packed]
-        self._size += len(page) + packed.size
-        self._raw += len(page) + size
+    def _add(self, kind: int, field: int, details: Thrift, page: _Page) -> None:
+        sizes = Thrift().integer(1, kind).integer(2, page.raw).integer(3, len(page.packed))
+        header = sizes.struct(field, details).done()
+        self._pages += [header, page.packed]
+        self._size += len(header) + len(page.packed)
+        self._raw += len(header) + page.raw
 
 
 @lru_cache(8)
