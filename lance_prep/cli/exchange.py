@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lance_prep.exchange import ExportReport
 
 GB = 10**9
+#: The options of `export` that are fields of `ExportOptions`.
+_OPTIONS = ("shard_size", "max_seq_length", "mask_boundaries", "by", "skip_special_tokens")
 
 
 def _shard_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
@@ -55,14 +57,22 @@ Run again on the same output, export continues an interrupted export, or says th
     help="Tokens per row, for layouts with rows of different lengths: rows, each followed by EOS, are joined and cut.",
 )
 @click.option("--mask-boundaries", is_flag=True, help="Label the last token of each document with -100.")
+@click.option(
+    "--by",
+    type=click.Choice(["row", "document"]),
+    default="row",
+    show_default=True,
+    help="What a line of JSONL holds. Documents are put together from the blocks that hold their parts.",
+)
+@click.option("--skip-special-tokens", is_flag=True, help="Leave special tokens, such as EOS, out of decoded text.")
 @click.option("--force", is_flag=True, help="Write into a folder with other files; replace shards made otherwise.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @storage_option
 @json_option
-def export(source: str, as_json: bool, max_seq_length: int | None, mask_boundaries: bool, **arguments: Any) -> None:
+def export(source: str, as_json: bool, **arguments: Any) -> None:
     from lance_prep import exchange
 
-    options = exchange.ExportOptions(max_seq_length, mask_boundaries)
+    options = exchange.ExportOptions(**{name: arguments.pop(name) for name in _OPTIONS})
     report = exchange.export(source, options=options, **arguments)
     if as_json:
         print_json(report.as_json())

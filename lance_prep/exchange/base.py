@@ -13,12 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 import pyarrow as pa
 
 from lance_prep.errors import UsageError
+from lance_prep.keyed import Indices
 from lance_prep.store import DatasetVersion
+
+GB = 10**9
+
+By = Literal["row", "document"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,27 @@ class ExportOptions:
     """What decides the content of exported files. A target names those that it reads.
 
     Attributes:
+        shard_size: maximum size of a file, in bytes. Every target reads it.
         max_seq_length: tokens per row. Layouts with rows of different lengths are cut to it, as
             `LanceDataset(block_size=...)` does: rows, each followed by EOS, form one stream.
         mask_boundaries: ignore the label that leads from one document to the next.
+        by: what a record is: a "row" of the dataset, or a "document", whose parts in successive blocks are joined.
+        skip_special_tokens: leave special tokens, such as EOS, out of decoded text.
     """
 
+    shard_size: int = 2 * GB
     max_seq_length: int | None = None
     mask_boundaries: bool = False
+    by: By = "row"
+    skip_special_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise UsageError(f"shard_size must be at least 1, got {self.shard_size}")
+        if self.max_seq_length is not None and self.max_seq_length < 1:
+            raise UsageError(f"max_seq_length must be at least 1, got {self.max_seq_length}")
+        if self.by not in get_args(By):
+            raise UsageError(f"invalid by {self.by!r}", f"use one of {', '.join(get_args(By))}")
 
 
 class Source(Protocol):
@@ -54,7 +74,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows as they stand in a file.
+    """Rows as they stand in a file.
 
     Attributes:
         data: bytes-like objects, in order.
@@ -63,6 +83,9 @@ class Piece:
         tokens: number of tokens without padding.
         end: upper bound of what the piece adds to the end of its file, in bytes.
         note: what `Encoder.end` needs to know of the piece.
+        ends: if a file may end after any row, int64 `[rows]`: bytes up to the end of each row. `data` then is one
+            object.
+        row_tokens: beside `ends`: tokens of each row.
     """
 
     data: Sequence[Any]
@@ -71,6 +94,30 @@ class Piece:
     tokens: int
     end: int = 0
     note: Any = None
+    ends: Indices | None = None
+    row_tokens: Indices | None = None
+
+    def split(self, room: int) -> tuple[Piece | None, Piece | None]:
+        """Return the rows that fit in `room` bytes, and the others; None for no rows."""
+        if self.size + self.end <= room:
+            return self, None
+        fit = 0 if self.ends is None else int(np.searchsorted(self.ends, room, side="right"))
+        return self._part(0, fit), self._part(fit, self.rows)
+
+    def first(self) -> tuple[Piece, Piece | None]:
+        """Return as few rows as a file may hold, and the others."""
+        part = self if self.ends is None else self._part(0, 1)
+        assert part is not None
+        return part, self._part(part.rows, self.rows)
+
+    def _part(self, start: int, stop: int) -> Piece | None:
+        if start >= stop or self.ends is None or self.row_tokens is None:
+            return self if stop > start else None
+        first, last = int(self.ends[start - 1]) if start else 0, int(self.ends[stop - 1])
+        tokens = self.row_tokens[start:stop]
+        data = memoryview(self.data[0])[first:last]
+        ends = self.ends[start:stop] - first
+        return Piece([data], last - first, stop - start, int(tokens.sum()), 0, None, ends, tokens)
 
 
 class Encoder(Protocol):
@@ -135,7 +182,7 @@ class Target:
             UsageError: names one.
         """
         for field in fields(ExportOptions):
-            if field.name not in self.reads and getattr(options, field.name) != field.default:
+            if field.name not in (*self.reads, "shard_size") and getattr(options, field.name) != field.default:
                 raise UsageError(f"{field.name} has no effect with format={self.name!r}", f"leave {field.name} out")
 
 
@@ -173,5 +220,15 @@ register_target(
         "lance_prep.exchange.parquet:ParquetEncoder",
         reads=("max_seq_length", "mask_boundaries"),
         fixed=True,
+    )
+)
+register_target(
+    Target(
+        "jsonl",
+        ".jsonl",
+        "a record per line: decoded text and doc_ids, or the record of a raw dataset",
+        "lance_prep.exchange.jsonl:JsonlEncoder",
+        reads=("by", "skip_special_tokens"),
+        tokens=False,
     )
 )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.errors import DamagedDataset
+from lance_prep.errors import DamagedDataset, UsageError
 from lance_prep.exchange.base import ExportOptions, Piece, Source
 from lance_prep.exchange.parquet_pages import MAGIC, Indices, RowGroup, Rows, encode_row_group, footer
 
@@ -21,6 +21,8 @@ from lance_prep.exchange.parquet_pages import MAGIC, Indices, RowGroup, Rows, en
 _GROUP_TOKENS = 4 << 20
 #: Metadata of a row group in the footer is at most this long.
 _GROUP_END = 512
+#: A token takes at most 8 bytes if nothing can be compressed, or 4 beside dictionaries that take 1.
+_TOKEN_BYTES, _FILE_END = 10, 4096
 
 
 class ParquetEncoder:
@@ -38,7 +40,14 @@ class ParquetEncoder:
             "tokenizer_sha256": tokenizer and tokenizer.sha256,
         }
         self.columns = ["input_ids", "num_tokens", *(["seq_lengths"] if options.mask_boundaries else [])]
-        self.batch_rows = max(1, _GROUP_TOKENS // source.length)
+        # Several row groups per shard, so that shards come close to their maximum size.
+        largest = (options.shard_size - _FILE_END) // _TOKEN_BYTES
+        if source.length > largest:
+            raise UsageError(
+                f"shard_size={options.shard_size} is too small for a row of {source.length} tokens",
+                f"use at least {source.length * _TOKEN_BYTES + _FILE_END} bytes",
+            )
+        self.batch_rows = max(1, min(_GROUP_TOKENS, largest // 16) // source.length)
 
     def encode(self, batch: pa.RecordBatch) -> Piece:
         ids = batch["input_ids"].flatten().to_numpy().reshape(batch.num_rows, self._length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,23 +31,34 @@ class StoredRows:
         self.length: int | None = opened.metadata.block_size if LAYOUTS[opened.metadata.layout].packed else None
 
     def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        waiting: list[pa.RecordBatch] = []
-        count = 0
-        with reading_dataset(self.opened.uri):
-            scanner = self.opened.dataset.scanner(
-                columns=list(columns), offset=start or None, batch_size=min(size, 8192)
-            )
-            for batch in scanner.to_batches():
-                while count + batch.num_rows >= size:
-                    waiting.append(batch.slice(0, size - count))
-                    batch = batch.slice(size - count)
-                    yield pa.concat_batches(waiting)
-                    waiting, count = [], 0
-                if batch.num_rows:
-                    waiting.append(batch)
-                    count += batch.num_rows
-        if waiting:
-            yield pa.concat_batches(waiting)
+        return _regrouped(_scan(self.opened, columns, start, size), size)
+
+
+def _scan(
+    opened: DatasetVersion, columns: Sequence[str], start: int = 0, size: int = 8192
+) -> Generator[pa.RecordBatch, None, None]:
+    """Yield columns from a row on, in order."""
+    with reading_dataset(opened.uri):
+        scanner = opened.dataset.scanner(columns=list(columns), offset=start or None, batch_size=min(size, 8192))
+        yield from scanner.to_batches()
+
+
+def _regrouped(batches: Generator[pa.RecordBatch, None, None], size: int) -> Generator[pa.RecordBatch, None, None]:
+    """Yield the same rows, `size` at a time."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    with closing(batches):
+        for batch in batches:
+            while count + batch.num_rows >= size:
+                waiting.append(batch.slice(0, size - count))
+                batch = batch.slice(size - count)
+                yield pa.concat_batches(waiting)
+                waiting, count = [], 0
+            if batch.num_rows:
+                waiting.append(batch)
+                count += batch.num_rows
+    if waiting:
+        yield pa.concat_batches(waiting)
 
 
 class JoinedRows:
@@ -85,10 +97,8 @@ class JoinedRows:
 
     def _stream(self, row: int) -> Generator[npt.NDArray[Any], None, None]:
         """Yield tokens from the start of a row, EOS after each row."""
-        dataset = self.opened.dataset
-        with reading_dataset(self.opened.uri):
-            scanner = dataset.scanner(columns=["input_ids"], offset=row or None, batch_size=8192)
-            for batch in scanner.to_batches():
+        with closing(_scan(self.opened, ["input_ids"], row)) as batches:
+            for batch in batches:
                 column = batch.column(0)
                 values = column.flatten().to_numpy()
                 lengths = column.value_lengths().to_numpy(zero_copy_only=False)
@@ -131,6 +141,97 @@ class JoinedRows:
         )
 
 
+class DocumentRows:
+    """The documents of blocks, one per row; see `Source`.
+
+    Parts of a document that follow each other, in one block or from one to the next, are joined. With `best-fit`
+    packing, parts of a document that is longer than a block may be apart: each is then a row.
+
+    Batches have `input_ids`, `num_tokens` and `doc_id`. They may have fewer rows than asked for.
+    """
+
+    def __init__(self, opened: DatasetVersion) -> None:
+        self.opened = opened
+        self.length: int | None = None
+        self.rows, last = 0, None
+        with closing(_scan(opened, ["doc_ids"])) as batches:
+            for batch in batches:
+                ids = batch.column(0).flatten().to_numpy()
+                if len(ids):
+                    self.rows += int(np.count_nonzero(ids[1:] != ids[:-1])) + (ids[0] != last)
+                    last = ids[-1]
+
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        for batch in self._documents(size):
+            if start < batch.num_rows:
+                yield batch.slice(start)
+            start = max(start - batch.num_rows, 0)
+
+    def _documents(self, size: int) -> Generator[pa.RecordBatch, None, None]:
+        left = _Documents.empty()
+        with closing(_scan(self.opened, ["input_ids", "num_tokens", "seq_lengths", "doc_ids"], 0, size)) as batches:
+            for batch in batches:
+                found = left.joined(_Documents.of(batch, self.opened.uri))
+                whole, left = found.split(len(found.ids) - 1)  # the last may go on in the next block
+                if len(whole.ids):
+                    yield whole.batch()
+        if len(left.ids):
+            yield left.batch()
+
+
+@dataclass(frozen=True)
+class _Documents:
+    """Documents end to end: `tokens`, and `lengths` and `ids` of each."""
+
+    tokens: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.uint64]
+
+    @classmethod
+    def empty(cls) -> _Documents:
+        return cls(np.empty(0, np.uint16), np.empty(0, np.int64), np.empty(0, np.uint64))
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, uri: str) -> _Documents:
+        """Return the parts of documents in blocks."""
+        lengths = batch["seq_lengths"].flatten().to_numpy().astype(np.int64)
+        ids = batch["doc_ids"].flatten().to_numpy()
+        real = batch["num_tokens"].to_numpy().astype(np.int64)
+        tokens = batch["input_ids"].flatten().to_numpy()
+        block = len(tokens) // max(len(real), 1)
+        if (real < block).any():
+            tokens = tokens.reshape(-1, block)[np.arange(block) < real[:, None]]
+        if len(ids) != len(lengths) or lengths.sum() != len(tokens):
+            raise DamagedDataset(f"{uri}: seq_lengths and doc_ids differ from num_tokens", _VERIFY)
+        return cls(tokens, lengths, ids)
+
+    def joined(self, other: _Documents) -> _Documents:
+        """Return the documents of both. Neighbours with the same id are one."""
+        lengths, ids = np.concatenate([self.lengths, other.lengths]), np.concatenate([self.ids, other.ids])
+        first = np.flatnonzero(np.append(True, ids[1:] != ids[:-1])) if len(ids) else np.empty(0, np.int64)
+        tokens = np.concatenate([self.tokens, other.tokens]) if len(self.tokens) else other.tokens
+        return _Documents(tokens, np.add.reduceat(lengths, first) if len(ids) else lengths, ids[first])
+
+    def split(self, count: int) -> tuple[_Documents, _Documents]:
+        """Return the first `count` documents, and the others."""
+        count = max(count, 0)
+        at = int(self.lengths[:count].sum())
+        return (
+            _Documents(self.tokens[:at], self.lengths[:count], self.ids[:count]),
+            _Documents(self.tokens[at:], self.lengths[count:], self.ids[count:]),
+        )
+
+    def batch(self) -> pa.RecordBatch:
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths)])
+        return pa.record_batch(
+            {
+                "input_ids": pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(self.tokens)),
+                "num_tokens": pa.array(self.lengths),
+                "doc_id": pa.array(self.ids),
+            }
+        )
+
+
 def open_source(opened: DatasetVersion, target: Target, options: ExportOptions) -> Source:
     """Return the rows of a dataset as a target needs them.
 
@@ -145,7 +246,7 @@ def open_source(opened: DatasetVersion, target: Target, options: ExportOptions) 
         )
     asked = options.max_seq_length
     if not target.fixed:
-        return stored
+        return DocumentRows(opened) if options.by == "document" and layout.packed else stored
     if stored.length is None:
         return _joined(opened, target, asked)
     if asked not in (None, stored.length):
@@ -163,8 +264,6 @@ def _joined(opened: DatasetVersion, target: Target, length: int | None) -> Joine
             f"{opened.uri} has layout {layout!r}, and format={target.name!r} needs rows of one length",
             "set max_seq_length: rows, each followed by EOS, are then joined and cut to that length",
         )
-    if length < 1:
-        raise UsageError(f"max_seq_length must be at least 1, got {length}")
     if tokenizer is None or tokenizer.eos_id is None:
         raise TokenizerError(
             f"{opened.uri}: its tokenizer has no EOS token to join rows with", "build it with layout blocks"

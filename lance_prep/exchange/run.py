@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import DatasetError, OutputExists, UsageError
-from lance_prep.exchange.base import Encoder, ExportOptions, Piece, Source, Target, target_named
+from lance_prep.exchange.base import GB, Encoder, ExportOptions, Piece, Source, Target, target_named
 from lance_prep.exchange.folder import ExportFolder, ShardFile, State, check_name
 from lance_prep.exchange.rows import open_source
 from lance_prep.store import (
@@ -26,8 +26,6 @@ from lance_prep.store import (
     read_manifest,
 )
 from lance_prep.transport import Transport
-
-GB = 10**9
 
 #: Called with the source's name, and numbers of rows and tokens that were encoded.
 OnRows = Callable[[str, int, int], None]
@@ -109,7 +107,6 @@ def export(
     format: str = "parquet",
     version: int | str | None = None,
     splits: Sequence[str] | None = None,
-    shard_size: int = 2 * GB,
     options: ExportOptions | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -127,7 +124,6 @@ def export(
         format: name of a target.
         version: number or tag, for a single dataset.
         splits: names of the sources to export; all by default.
-        shard_size: maximum size of a file, in bytes.
         options: what decides the content of the files.
         force: write into a folder that holds other files, and replace shards that were made from other rows or options.
         dry_run: say what would be done, and write nothing.
@@ -144,15 +140,15 @@ def export(
     target.check(options)
     folder = ExportFolder(output, target.suffix)
     folder.check(force=force)
-    manifest, items = _plan(source, target, options, shard_size, version, splits, Transport.of(storage_options))
+    manifest, items = _plan(source, target, options, version, splits, Transport.of(storage_options))
     folder.check_free([item.folder for item in items])
     if dry_run:
         done = [_planned(item, folder.state(item.folder), force) for item in items]
         return ExportReport(str(folder.root), target.name, tuple(done))
     with output_lock(str(folder.root)):
-        run = _Run(folder, shard_size, workers or os.cpu_count() or 1, on_rows, force)
+        run = _Run(folder, options.shard_size, workers or os.cpu_count() or 1, on_rows, force)
         exported = [run.export(item) for item in items]
-        _write_manifest(folder, manifest, items, str(source), str(output), target, shard_size)
+        _write_manifest(folder, manifest, items, str(source), str(output), target, options)
     return ExportReport(str(folder.root), target.name, tuple(exported))
 
 
@@ -160,7 +156,6 @@ def _plan(
     source: str | Path,
     target: Target,
     options: ExportOptions,
-    shard_size: int,
     version: int | str | None,
     splits: Sequence[str] | None,
     transport: Transport,
@@ -189,8 +184,7 @@ def _plan(
             "target": f"{target.name} {target.version}",
             "content_hash": opened.metadata.content_hash,
             "layout": opened.metadata.layout,
-            "shard_size": shard_size,
-            **{name: getattr(options, name) for name in target.reads},
+            **{name: getattr(options, name) for name in ("shard_size", *target.reads)},
         }
         folder = f"{name}.val" if validation else name
         items.append(_Item(name, folder, validation, split, rows, target.make(rows, options), made_from))
@@ -324,11 +318,19 @@ class _Run:
         notes: list[Any] = []
         end = len(encoder.end([]))
         file.write([encoder.begin()])
-        while piece is not None and (not notes or file.size + piece.size + end + piece.end <= self.shard_size):
-            file.write(piece.data)
-            rows, tokens, end = rows + piece.rows, tokens + piece.tokens, end + piece.end
-            notes.append(piece.note)
-            self.on_rows(item.folder, piece.rows, piece.tokens)
+        while piece is not None:
+            fits, rest = piece.split(self.shard_size - file.size - end)
+            if fits is None:
+                if rows:
+                    break
+                # A record that is larger than a shard has one to itself.
+                fits, rest = piece.first()
+            file.write(fits.data)
+            rows, tokens, end = rows + fits.rows, tokens + fits.tokens, end + fits.end
+            notes.append(fits.note)
+            self.on_rows(item.folder, fits.rows, fits.tokens)
+            if (piece := rest) is not None:
+                break
             piece = next(pieces, None)
         file.write([encoder.end(notes)])
         return (rows, tokens), piece
@@ -385,7 +387,7 @@ def _write_manifest(
     source: str,
     output: str,
     target: Target,
-    shard_size: int,
+    options: ExportOptions,
 ) -> None:
     """Write the manifest of the folder."""
     found: tuple[dict[str, Split], dict[str, Split]] = ({}, {})
@@ -403,6 +405,6 @@ def _write_manifest(
             splits=found[False],
             validation=found[True],
             data_format=target.name,
-            shard_size_gb=shard_size / GB,
+            shard_size_gb=options.shard_size / GB,
         ).text()
     )
