@@ -12,16 +12,15 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
 
 from lance_prep.errors import BadFile, DatasetError, SourceChanged, UsageError
 from lance_prep.keyed import Indices
@@ -29,12 +28,14 @@ from lance_prep.store import IndexedFile, IndexPlace, JsonlIndex, LocalFiles, op
 from lance_prep.train.lance_reads import renew_after_fork
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.pages import FlatPages, NotFlat, find_flat_pages
-from lance_prep.train.samples import Batch, Sample, SampleOptions, no_documents
-from lance_prep.train.sources import Origin
+from lance_prep.train.samples import IGNORE, Batch, Documents, Sample, SampleOptions, no_documents
+from lance_prep.train.sources import MapStyle, Mask, Origin
 from lance_prep.train.tokens import MappedTokens
 
 Record = dict[str, Any]
 Transform = Callable[[Record], Any]
+
+_STATE = ("_place", "_index", "_columns", "_transform", "_block_size")
 
 _COLUMNS = {"file": 4, "offset": 8, "length": 4}
 #: Rows that are at most this many apart may be in one run. Looking for runs costs as much as reading 8 records.
@@ -47,7 +48,7 @@ _RUN_BYTES = 4 << 20
 _OPEN_FILES = 128
 
 
-class JsonlDataset(Dataset[Any]):
+class JsonlDataset(MapStyle):
     """The records of JSONL files that `lance-prep index` has indexed, read in place.
 
     Args:
@@ -55,9 +56,13 @@ class JsonlDataset(Dataset[Any]):
         index: path of the index, if it was written elsewhere (`lance-prep index -o`).
         transform: called with each record (a dict); its result is the item. Use it to tokenize on the fly. To reach
             spawned workers it must be picklable: a function of a module, or an object with `__call__`.
+        block_size: the number of tokens that `transform` makes of every record. It must return that many ids, or a dict
+            of arrays of that length, `input_ids` among them. Items are then dicts of int64 tensors `[block_size]`, as
+            those of a `LanceDataset`, and `Mixture` can mix them with tokens. Ids alone get equal labels.
 
     Items are dicts of Python values, as `json.loads` returns them. A `DataLoader` makes a batch a dict of lists, with
-    None for what a record lacks; with a `transform`, it collates items as torch does.
+    None for what a record lacks. With a `transform` and no `block_size`, items are what it returns, `take` and slices
+    return a list, and a `DataLoader` collates as torch does.
 
     An instance pickles in a few KB, and can be sent to forked, forkserver and spawned workers. Threads may share one.
     Opening a file checks its size and the time of its last change against the index.
@@ -65,16 +70,29 @@ class JsonlDataset(Dataset[Any]):
     Raises:
         DatasetError: the files have no index, or it is damaged.
         SourceNotFound: there is no such file or folder.
+        UsageError: `block_size` is below 1 or has no effect. When an item is read: the transform returned something
+            else than `block_size` ids.
         SourceChanged: when a file is first read: it is not as it was when it was indexed.
         BadFile: when an item is read: the line is not a JSON object.
     """
 
     def __init__(
-        self, path: str | Path, *, index: str | Path | None = None, transform: Transform | None = None
+        self,
+        path: str | Path,
+        *,
+        index: str | Path | None = None,
+        transform: Transform | None = None,
+        block_size: int | None = None,
     ) -> None:
+        if block_size is not None and (block_size < 1 or transform is None):
+            raise UsageError(
+                f"block_size={block_size} needs a transform that makes that many ids of a record, and at least 1",
+                "pass transform too, or remove block_size",
+            )
         self._place = IndexPlace.of(path, index)
         self._index, self._columns = _open(self._place)
         self._transform = transform
+        self._block_size = block_size
         self._reset()
 
     def _reset(self) -> None:
@@ -88,7 +106,7 @@ class JsonlDataset(Dataset[Any]):
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("_place", "_index", "_columns", "_transform")}
+        return {name: getattr(self, name) for name in _STATE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -101,60 +119,29 @@ class JsonlDataset(Dataset[Any]):
             self._files = self._index.files()
         return self._files
 
-    @property
-    def content_hash(self) -> str:
-        """A hash of the content of all files, as they were indexed."""
-        return self._index.content_hash
-
     def __repr__(self) -> str:
         return f"JsonlDataset({self._place.root!r}, records={len(self):,})"
-
-    # Items.
 
     def __len__(self) -> int:
         return self._index.rows
 
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        """Return an item, or a batch of the items in a slice. Negative indices count from the end.
-
-        Raises:
-            IndexError: the index is out of range.
-            SourceChanged: the file changed since it was indexed.
-            BadFile: the line is not a JSON object.
-        """
-        if isinstance(index, slice):
-            return self.take(np.arange(*index.indices(len(self)), dtype=np.int64))
-        return self.take([index])[0]
-
-    def take(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]] | torch.Tensor) -> Sequence[Any]:
-        """Return the items at indices, in their order. They are read in the order of the files.
-
-        Args:
-            indices: `[items]`. Negative ones count from the end.
-
-        Returns:
-            A sequence of items. Without a transform, `batch["name"]` is the list of one field's values.
-
-        Raises:
-            IndexError: an index is out of range.
-            SourceChanged: a file changed since it was indexed.
-            BadFile: a line is not a JSON object.
-        """
-        records = self._read(_checked(np.asarray(indices, dtype=np.int64).reshape(-1), len(self)))
+    def _read(self, indices: Indices, padding: Mask | None) -> Any:
+        """Return items: `Records`, a list of what the transform returned, or with a block_size a `Batch`."""
+        if padding is not None and self._block_size is None:
+            raise UsageError("a JSON record cannot be padding", "use tail='drop' or 'repeat'")
+        if padding is not None:
+            return _padded(self._read(indices[~padding], None), padding)
+        if self._block_size is not None and not len(indices):
+            return self._read(np.zeros(1, np.int64), None)[:0]  # which fields there are, only an item tells
+        records = self._records(indices)
         if self._transform is None:
             return Records(records)
-        return [self._transform(record) for record in records]
-
-    #: torch fetches a batch in one call.
-    __getitems__ = take
+        items = [self._transform(record) for record in records]
+        return items if self._block_size is None else _block(items, indices, self._block_size)
 
     def origins(self, indices: Indices) -> list[Origin]:
         """Return the file of each item, leaving out padding."""
-        rows = _checked(indices[indices != PAD_ROW], len(self))
+        rows = indices[indices != PAD_ROW]
         files, _, _ = self._find(rows)
         return [
             Origin(str(Path(self._place.root, self.files[file].path)), row, ())
@@ -164,18 +151,30 @@ class JsonlDataset(Dataset[Any]):
     # What samplers and loaders ask.
 
     @property
+    def block_size(self) -> int | None:
+        """Tokens per item, or None for records."""
+        return self._block_size
+
+    @property
+    def _mean_tokens(self) -> float | None:
+        # Only the transform knows about padding, so all tokens count.
+        return None if self._block_size is None else float(self._block_size)
+
+    @property
+    def _content_hash(self) -> str:
+        return self._index.content_hash
+
+    @property
     def _read_rows(self) -> int:
-        """How many items are best read at once."""
-        return 256
+        return 64
 
     @property
     def _slow(self) -> bool:
-        """Whether reading ahead always pays."""
         return True
 
     def _identity(self, position: int = 0) -> dict[str, Any]:
-        """Return what must be equal for a checkpoint, made at any position, to be resumed on this dataset."""
-        return {"content_hash": self._index.content_hash, "records": len(self)}
+        """Return what must be equal for a checkpoint, made at any position, to be resumed. Not the transform's code."""
+        return {"content_hash": self._index.content_hash, "block_size": self._block_size, "samples": len(self)}
 
     # Reading.
 
@@ -186,8 +185,8 @@ class JsonlDataset(Dataset[Any]):
                 self._lookup = self._lookup or _Lookup(self._index, self._columns)
         return self._lookup.find(rows)
 
-    def _read(self, rows: Indices) -> list[Record]:
-        """Return the records of rows, in their order."""
+    def _records(self, rows: Indices) -> list[Record]:
+        """Return the records of rows, in their order. They are read in the order of the files."""
         order = np.argsort(rows, kind="stable")
         rows = rows[order]
         found = self._find(rows)
@@ -332,22 +331,49 @@ def _runs(files: Indices, offsets: Indices, lengths: Indices) -> list[int]:
     return out
 
 
-def _checked(indices: Indices, size: int) -> Indices:
-    """Return indices as 0..size-1.
+# What a transform with a block_size makes.
+
+
+def _block(items: Sequence[Any], indices: Indices, size: int) -> Batch:
+    """Return a batch of what a transform made of the records at indices.
 
     Raises:
-        IndexError: an index is out of range.
-        UsageError: an index is padding.
+        UsageError: it did not make arrays of `size` integers. Names the record.
     """
-    if not indices.size or (indices.min() >= 0 and indices.max() < size):
-        return indices
-    if (indices == PAD_ROW).any():
-        raise UsageError("a JSON record cannot be padding", "use tail='drop' or 'repeat'")
-    bad = (indices < -size) | (indices >= size)
-    if bad.any():
-        raise IndexError(f"index {indices[bad][0]} is out of range for {size} records")
-    normalised: Indices = np.where(indices < 0, indices + size, indices)
-    return normalised
+    parts: dict[str, list[torch.Tensor]] = {}
+    for item, index in zip(items, indices.tolist(), strict=True):
+        fields = item if isinstance(item, Mapping) else {"input_ids": item, "labels": item}
+        if "input_ids" not in fields or (parts and fields.keys() != parts.keys()):
+            said = f"{', '.join(map(repr, fields)) or 'nothing'} for record {index}"
+            raise UsageError(f"the transform returned {said}", "return input_ids, and the same fields for every record")
+        for name, values in fields.items():
+            tensor = torch.as_tensor(values)
+            if tensor.shape != (size,) or tensor.is_floating_point() or tensor.is_complex():
+                raise UsageError(
+                    f"the transform returned {name} of shape {list(tensor.shape)} and type {tensor.dtype} for record "
+                    f"{index}, not {size} integers",
+                    "cut and pad the ids to block_size in the transform",
+                )
+            parts.setdefault(name, []).append(tensor.to(torch.int64))
+    tensors = {name: torch.stack(values) for name, values in parts.items()}
+    return Batch(tensors, {}, len(items), SampleOptions(), find=partial(_one_each, len(items), size))
+
+
+def _one_each(count: int, size: int) -> Documents:
+    return Documents(np.ones(count, np.int64), np.full(count, size, np.int64))
+
+
+def _padded(batch: Batch, padding: Mask) -> Batch:
+    """Return a batch with samples that are all padding put in: token 0, and no label."""
+    tensors, count = {}, len(padding)
+    size = batch.tensors["input_ids"].shape[1]
+    for name, values in batch.tensors.items():
+        tensors[name] = torch.full((count, size), IGNORE if name == "labels" else 0)
+        tensors[name][torch.from_numpy(~padding)] = values
+    documents = Documents((~padding).astype(np.int64), np.full(int((~padding).sum()), size, np.int64))
+    return Batch(
+        tensors, {}, count, batch.options, valid=np.where(padding, 0, size).astype(np.int64), find=lambda: documents
+    )
 
 
 # The index.

@@ -413,6 +413,9 @@ def _epoch_length(stretches: Sequence[_Stretch], sizes: Sequence[int], stopping:
 def _merged(parts: Sequence[Batch], wheres: Sequence[Indices], count: int) -> Batch:
     """Merge batches of samples of one size, `parts[i]` at positions `wheres[i]`."""
     first = parts[0]
+    if any(part.tensors.keys() != first.tensors.keys() for part in parts):
+        said = "; ".join(sorted({", ".join(part.tensors) for part in parts}))
+        raise UsageError(f"the samples of the sources differ: {said}", "open all sources with the same options")
     tensors = {}
     for name, values in first.tensors.items():
         out = np.empty((count, *values.shape[1:]), np.int64)

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from lance_prep.keyed import Indices
 from lance_prep.train.samples import Batch, CompactBatch
@@ -35,10 +35,12 @@ class RunReader(Dataset[list[Any]]):
     def __getitem__(self, indices: Indices) -> list[Any]:
         return self._steps(self._data.__getitems__(indices))
 
-    def _steps(self, batch: Batch) -> list[Any]:
+    def _steps(self, batch: Batch | list[Any]) -> list[Any]:
         share = self._share
         if self._collate is not None:
             return [self._collate(batch[i : i + share]) for i in range(0, len(batch), share)]
+        if not isinstance(batch, Batch):  # items that a transform made
+            return [default_collate(batch[i : i + share]) for i in range(0, len(batch), share)]
         whole = batch.collated()
         if len(batch) == share:
             return [whole]

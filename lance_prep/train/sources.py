@@ -37,7 +37,8 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitems__(self, indices: Indices, /) -> Batch: ...
+    def __getitems__(self, indices: Indices, /) -> Batch:
+        """Return samples; or a list of items, if a transform made them."""
 
     def origins(self, indices: Indices, /) -> list[Origin]:
         """Return where samples come from, leaving out padding samples."""

@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader
 from lance_prep.cli.main import run
 from lance_prep.dataset import index_jsonl
 from lance_prep.errors import BadFile, DatasetError, SourceChanged, UsageError
-from lance_prep.train import JsonlDataset, TakeSampler, TokenLoader, jsonl
+from lance_prep.train import JsonlDataset, LanceDataset, Mixture, TakeSampler, TokenLoader, jsonl
 from lance_prep.train.samples import Batch
+from tests.train.made import Made
 
 Records = list[dict[str, Any]]
 
 
-def make(folder: Path, *, files: int = 3, rows: int = 40, seed: int = 0) -> Records:
+def write(folder: Path, *, files: int = 3, rows: int = 40, seed: int = 0) -> Records:
     """Write files whose lines end in different ways; return their records."""
     draw, all_of_them = random.Random(seed), []
     folder.mkdir(exist_ok=True)
@@ -48,14 +49,14 @@ def make(folder: Path, *, files: int = 3, rows: int = 40, seed: int = 0) -> Reco
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("jsonl") / "d"
-    make(path)
+    write(path)
     index_jsonl(path)
     return path
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
-    return make(tmp_path_factory.mktemp("again") / "d")
+    return write(tmp_path_factory.mktemp("again") / "d")
 
 
 def test_items_are_the_records_of_all_files_in_order(folder: Path, records: Records) -> None:
@@ -64,7 +65,7 @@ def test_items_are_the_records_of_all_files_in_order(folder: Path, records: Reco
     assert [ds[i] for i in range(120)] == records
     assert [ds[-i] for i in range(1, 121)] == records[::-1]
     for outside in (120, -121):
-        with pytest.raises(IndexError, match="out of range for 120 records"):
+        with pytest.raises(IndexError, match="out of range for 120 samples"):
             ds[outside]
     assert isinstance(ds[10:20], Batch)
     assert ds[3:5]["text"] == [record["text"] for record in records[3:5]]
@@ -130,6 +131,80 @@ def test_a_transform_makes_the_items(folder: Path, records: Records) -> None:
     assert [item.tolist() for item in ds[0:10:3]] == [as_tensor(record).tolist() for record in records[0:10:3]]
 
 
+def test_a_loader_collates_what_a_transform_makes_as_torch_does(folder: Path, records: Records) -> None:
+    ds = JsonlDataset(folder, transform=as_tensor)
+    for workers in (0, 1):
+        with TokenLoader(ds, global_batch_size=16, shuffle=False, num_workers=workers) as loader:
+            assert torch.equal(torch.cat(list(loader)), torch.stack([as_tensor(r) for r in records[:112]]))
+
+
+def ids(record: dict[str, Any]) -> list[int]:
+    return [record["id"] % 97] * 16
+
+
+def with_mask(record: dict[str, Any]) -> dict[str, Any]:
+    return {"input_ids": np.full(16, record["id"] % 97, np.uint16), "attention_mask": torch.ones(16, dtype=torch.bool)}
+
+
+def test_a_transform_with_a_block_size_makes_samples_of_tokens(folder: Path, records: Records) -> None:
+    ds = JsonlDataset(folder, transform=ids, block_size=16)
+    batch = ds.take([3, -1])
+    assert batch["input_ids"].tolist() == [ids(records[3]), ids(records[-1])]
+    assert torch.equal(batch["labels"], batch["input_ids"])
+    assert ds.take([])["labels"].shape == (0, 16)
+    (last,) = list(DataLoader(ds, batch_sampler=TakeSampler(ds, 119, shuffle=False, tail="pad")))[1:]
+    assert last["input_ids"].tolist() == [ids(records[-1])] + [[0] * 16] * 118
+    assert (last["labels"][1:] == -100).all()
+    for rank in (0, 1):  # the second rank gets only padding
+        with TokenLoader(ds, 118, tail="pad", shuffle=False, rank=rank, world_size=2) as loader:
+            assert list(loader)[-1]["labels"].shape == (59, 16)
+    ds = JsonlDataset(folder, transform=with_mask, block_size=16)
+    assert ds[7].keys() == {"input_ids", "attention_mask"}
+    assert {tensor.dtype for tensor in ds[7].values()} == {torch.int64}
+
+
+@pytest.mark.parametrize(
+    ("transform", "said"),
+    [
+        (
+            lambda record: [1] * (record["id"] + 15),
+            r"input_ids of shape \[15\] and type torch.int64 for record 0, not 16",
+        ),
+        (lambda record: [0.5] * 16, r"of shape \[16\] and type torch.float32 for record 0"),
+        (lambda record: {"ids": [1] * 16}, "returned 'ids' for record 0"),
+        (lambda record: {"input_ids": [1] * 16} | ({"x": [1] * 16} if record["id"] else {}), "'x' for record 1"),
+    ],
+)
+def test_a_transform_that_does_not_make_blocks_is_refused(folder: Path, transform: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        JsonlDataset(folder, transform=transform, block_size=16).take([0, 1])
+
+
+def test_block_size_needs_a_transform(folder: Path) -> None:
+    with pytest.raises(UsageError, match="block_size=16 needs a transform"):
+        JsonlDataset(folder, block_size=16)
+
+
+def test_a_mixture_of_records_and_of_tokens(folder: Path, records: Records, make: Callable[..., Made]) -> None:
+    raw = make("raw", [30], name="raw.lance")
+    mix = Mixture({"j": 3, "r": 1}, by="rows", datasets={"j": JsonlDataset(folder), "r": LanceDataset(raw.path)})
+    items = list(mix[:40])
+    assert sum("id" in item and item["id"] is not None for item in items) == 30
+    blocks = make("blocks", [40], block_size=128)
+    sources = {
+        "j": JsonlDataset(folder, transform=lambda record: [record["id"]] * 128, block_size=128),
+        "b": LanceDataset(blocks.path),
+    }
+    mix = Mixture({"j": 0.5, "b": 0.5}, datasets=sources)
+    with TokenLoader(mix, global_batch_size=8) as loader:
+        steps = [next(iter(loader)) for _ in range(1)]
+    assert steps[0]["input_ids"].shape == steps[0]["labels"].shape == (8, 128)
+    assert {origin.source for origin in mix.trace(0, global_batch_size=8)} == {"j", "b"}
+    sources["j"] = JsonlDataset(folder, transform=lambda r: {"input_ids": [1] * 128}, block_size=128)
+    with pytest.raises(UsageError, match="the samples of the sources differ: input_ids; input_ids, labels"):
+        Mixture({"j": 0.5, "b": 0.5}, datasets=sources)[:8]
+
+
 def test_sampler_and_loader_deliver_each_record_once(folder: Path, records: Records) -> None:
     ds = JsonlDataset(folder)
     sampler = TakeSampler(ds, global_batch_size=8, seed=3)
@@ -191,7 +266,7 @@ def rewritten(path: Path) -> None:
     ],
 )
 def test_a_file_that_changed_is_refused(tmp_path: Path, change: Callable[[Path], None], said: str) -> None:
-    make(tmp_path / "d")
+    write(tmp_path / "d")
     index_jsonl(tmp_path / "d")
     ds = JsonlDataset(tmp_path / "d")
     change(tmp_path / "d" / "part-1.jsonl")
@@ -204,7 +279,7 @@ def test_a_file_that_changed_is_refused(tmp_path: Path, change: Callable[[Path],
 
 
 def test_a_file_that_is_cut_short_while_it_is_open_is_refused(tmp_path: Path) -> None:
-    make(tmp_path / "d")
+    write(tmp_path / "d")
     index_jsonl(tmp_path / "d")
     ds = JsonlDataset(tmp_path / "d")
     ds[50]
@@ -214,7 +289,7 @@ def test_a_file_that_is_cut_short_while_it_is_open_is_refused(tmp_path: Path) ->
 
 
 def test_a_file_that_became_a_link_is_refused(tmp_path: Path) -> None:
-    make(tmp_path / "d")
+    write(tmp_path / "d")
     index_jsonl(tmp_path / "d")
     file = tmp_path / "d" / "part-0.jsonl"
     file.rename(tmp_path / "moved.jsonl")
@@ -271,7 +346,7 @@ def test_a_batch_of_different_records_has_none_for_what_is_missing(tmp_path: Pat
 
 
 def test_files_without_an_index_and_with_one_of_others(tmp_path: Path) -> None:
-    make(tmp_path / "d")
+    write(tmp_path / "d")
     with pytest.raises(DatasetError, match="has no index") as caught:
         JsonlDataset(tmp_path / "d")
     assert caught.value.advice == f"run `lance-prep index {tmp_path}/d`"
@@ -296,7 +371,7 @@ def test_an_index_from_a_stranger_leads_nowhere_else(tmp_path: Path) -> None:
 
 
 def test_an_index_that_was_replaced_is_noticed(tmp_path: Path) -> None:
-    make(tmp_path / "d")
+    write(tmp_path / "d")
     index_jsonl(tmp_path / "d")
     sent = pickle.dumps(JsonlDataset(tmp_path / "d"))
     index_jsonl(tmp_path / "d", rescan=True)
