@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import lance_prep.collection
 from lance_prep.cli.main import run
 from lance_prep.collection import CollectionRecipe, collection_schema, is_collection, load_collection
 from lance_prep.collection.catalog import SCHEMA_FILE
+from lance_prep.collection.model import NAME
 from lance_prep.errors import RecipeError, UsageError
 from lance_prep.plan import make_plan
 from lance_prep.recipe import load_recipe
@@ -245,3 +250,95 @@ def test_the_schema_accepts_what_the_loader_accepts(tmp_path: Path, change: tupl
             jsonschema.validate(yaml.safe_load(text), collection_schema())
         with pytest.raises(RecipeError):
             load_collection(tmp_path / "c.yaml")
+
+
+def categories(shares: dict[str, float]) -> dict[str, Any]:
+    return {name: {"share": share, "sources": {f"of.{name}": {"source": "a/b"}}} for name, share in shares.items()}
+
+
+@given(st.dictionaries(st.from_regex(NAME, fullmatch=True), st.floats(0, 1e300), min_size=1, max_size=20))
+def test_shares_sum_to_one_and_keep_their_ratios(given_shares: dict[str, float]) -> None:
+    names = {name.lower() for name in given_shares}
+    assume(len(names) == len(given_shares) and max(map(len, names)) < 90)
+    fields = {"name": "n", "categories": categories(given_shares)}
+    if sum(given_shares.values()) == 0:
+        with pytest.raises(RecipeError, match="every category has share 0"):
+            load_collection(fields)
+        return
+    collection = load_collection(fields)
+    total = sum(Fraction(share) for share in given_shares.values())
+    assert list(collection.shares()) == list(given_shares)
+    for name, share in collection.shares().items():
+        assert share == pytest.approx(float(Fraction(given_shares[name]) / total), rel=1e-12)
+    assert sum(collection.shares().values()) == pytest.approx(1, rel=1e-12)
+    assert bool(collection.notes()) == (abs(sum(given_shares.values()) - 100) >= 1e-9)
+
+
+@given(st.text(max_size=12) | st.sampled_from(["..", "a/b", "a\\b", ".hidden", "a\n", "a\0", "C:", "-rf", "a" * 101]))
+def test_no_name_leads_out_of_the_folder(name: str) -> None:
+    """Names become file names: `DIR/<category>/<source>.jsonl` and `OUT/<source>.lance`."""
+    source = {"source": "a/b"}
+    for fields in (
+        {"name": name, "categories": {"c": {"share": 1, "sources": {"s": source}}}},
+        {"name": "n", "categories": {name: {"share": 1, "sources": {"s": source}}}},
+        {"name": "n", "categories": {"c": {"share": 1, "sources": {name: source}}}},
+    ):
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+            load_collection(fields)
+        else:
+            with pytest.raises(RecipeError, match="invalid name"):
+                load_collection(fields)
+
+
+ANCHORED = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9 if i else ['1'])}]\n" for i in range(9))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (MIXED + "name: again\n", ", line 14: name is given twice, first in line 2"),
+        (MIXED.replace("  math:", "  chat:"), ", line 9: chat is given twice, first in line 5"),
+        (MIXED.replace("max_rows: 100", "source: x"), ", line 12: source is given twice, first in line 12"),
+        (ANCHORED, ", line 7: holds over 1,000,000 values"),
+        ("x: &x [*x]\n", "an alias contains itself"),
+        ("x: &x {y: *x}\n", "an alias contains itself"),
+        ("[" * 200_000, "is nested too deep"),
+        ("a: " * 50_000, "is not valid YAML"),
+        ("a: 1\n--- \nb: 2\n", "is not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
+        ("{[a]: b}", "is not valid YAML"),
+        ("a: \x00", "is not valid YAML"),
+        ("- a\n", "is not a mapping of fields"),
+        ("", "is not a mapping of fields"),
+    ],
+)
+def test_yaml_that_would_be_misread_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    what, _ = refused(text, tmp_path)
+    assert said in what
+    assert not is_collection(tmp_path / "c.yaml")
+    with pytest.raises(RecipeError):
+        load_recipe(tmp_path / "c.yaml")
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(MIXED.encode() + b"description: caf\xe9\n")
+    with pytest.raises(RecipeError, match="is not UTF-8: invalid continuation byte at byte 346") as caught:
+        load_collection(tmp_path / "c.yaml")
+    assert caught.value.advice == "save it as UTF-8"
+
+
+def test_aliases_and_merges_are_allowed(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "name: n\ncategories:\n  c:\n    share: 1\n    sources:\n"
+        "      a: &qa {source: owner/a, template: '{{ q }}', max_rows: 5}\n"
+        "      b: {<<: *qa, source: owner/b}\n"
+    )
+    sources = load_collection(tmp_path / "c.yaml").categories["c"].sources
+    assert (sources["b"].source, sources["b"].template, sources["b"].max_rows) == ("owner/b", "{{ q }}", 5)
+
+
+def test_a_collection_of_ten_thousand_sources_loads(tmp_path: Path) -> None:
+    lines = [f"      s{i}: {{source: owner/s{i}, template: '{{{{ q }}}}', max_rows: {i + 1}}}" for i in range(10_000)]
+    (tmp_path / "c.yaml").write_text("\n".join(["name: n\ncategories:\n  c:\n    share: 1\n    sources:", *lines]))
+    collection = load_collection(tmp_path / "c.yaml")
+    assert [name for _, name, _ in collection.sources()] == [f"s{i}" for i in range(10_000)]

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
-from lance_prep.errors import RecipeError
-from lance_prep.recipe import builtin_recipes, make_recipe, parse_yaml, resolve_beside
+from lance_prep.errors import LancePrepError, RecipeError
+from lance_prep.recipe import builtin_recipes, make_recipe, parse_yaml, read_yaml, resolve_beside
 
 #: What names a collection: a built-in name, a recipe file, its fields, or the recipe itself.
 Collection = str | Path | Mapping[str, Any] | CollectionRecipe
@@ -42,8 +42,8 @@ def is_collection(source: object) -> bool:
     if path.suffix not in _SUFFIXES or not path.is_file():
         return False
     try:
-        return "categories" in parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (RecipeError, UnicodeDecodeError):
+        return "categories" in read_yaml(path)
+    except LancePrepError:
         return False
 
 
@@ -66,7 +66,7 @@ def load_collection(source: Collection) -> CollectionRecipe:
         raise _unknown(str(source))
     if not path.is_file():
         raise RecipeError(f"no such recipe file: {path}", _built_in())
-    return _validated(_resolved(parse_yaml(path.read_text(encoding="utf-8"), str(path)), path), str(path))
+    return _validated(_resolved(read_yaml(path), path), str(path))
 
 
 def builtin_collection(name: str) -> str:

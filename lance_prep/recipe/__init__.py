@@ -11,12 +11,12 @@ if TYPE_CHECKING:
         builtin_recipes,
         load_recipe,
         make_recipe,
-        parse_yaml,
         refuse_unread,
         resolve_beside,
         source_names,
     )
     from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit, parse_size
     from lance_prep.recipe.portion import Limit
+    from lance_prep.recipe.yaml_text import parse_yaml, read_yaml
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

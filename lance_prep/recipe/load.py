@@ -82,13 +82,15 @@ def _several(names: tuple[str, ...]) -> dict[str, Any]:
 def _fields(source: str) -> dict[str, Any]:
     if not source:
         raise UsageError("SOURCE is empty", "name a recipe, a Hub id, a file, a folder or a glob")
+    from lance_prep.recipe.yaml_text import parse_yaml, read_yaml  # imports yaml, which `--help` does not need
+
     if source in builtin_recipes():
         return parse_yaml(builtin_recipe(source), source)
     if source.endswith((".yaml", ".yml")):
         path = Path(source)
         if not path.exists():
             raise RecipeError(f"no such recipe file: {source}", f"built-in recipes: {', '.join(builtin_recipes())}")
-        fields = parse_yaml(path.read_text(encoding="utf-8"), source)
+        fields = read_yaml(path)
         named = fields.get("source")
         if isinstance(named, str) and named in builtin_recipes():
             return {**_fields(named), **{name: value for name, value in fields.items() if name != "source"}}
@@ -117,26 +119,6 @@ def resolve_beside(recipe: Path, source: Any) -> Any:
     if beside.exists() or any(mark in source for mark in "*?[") or source.startswith("."):
         return str(beside)
     return source
-
-
-def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """Return the fields of a recipe file.
-
-    Args:
-        where: name of the file, for messages.
-
-    Raises:
-        RecipeError: not valid YAML, or not a mapping.
-    """
-    import yaml
-
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}", "fix it") from error
-    if not isinstance(fields, dict):
-        raise RecipeError(f"{where} is not a mapping of fields", f"fields: {_known()}")
-    return fields
 
 
 def make_recipe(fields: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> Recipe:
