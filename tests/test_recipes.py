@@ -37,7 +37,7 @@ categories:
     share: 10
     sources:
       sums: {source: owner/sums, template: "{{ q }} {{ a }}", max_rows: 100}
-      proofs: {source: owner/proofs, max_rows: all}
+      proofs: {source: owner/proofs, max_rows: all, max_tokens: 5000}
 """
 
 
@@ -67,6 +67,8 @@ def test_a_recipe_file_is_a_collection_and_its_paths_are_beside_it(tmp_path: Pat
     recipe = collection.categories["chat"].sources["talk"].recipe(collection.defaults, seed=5)
     assert (recipe.source, recipe.text_column) == (str(tmp_path / "data" / "talk.jsonl"), "body")
     assert (recipe.tokenizer, recipe.block_size, recipe.seed) == (str(tmp_path / "tok.json"), 128, 5)
+    sums, proofs = (collection.categories["math"].sources[name].recipe({}) for name in ("sums", "proofs"))
+    assert [(recipe.max_source_rows, recipe.max_tokens) for recipe in (sums, proofs)] == [(100, None), (None, 5000)]
     assert load_collection(collection) is collection
     again = load_collection(collection.model_dump())
     assert again == collection
@@ -93,6 +95,7 @@ def test_other_sources_are_not_collections(tmp_path: Path) -> None:
         (("block_size: 128", "block_size: 1"), "defaults: block_size: ", ""),
         (("block_size: 128", "blocksize: 1"), "defaults: blocksize: no such field; did you mean block_size?", ""),
         (("block_size: 128", "max_rows: 1"), "defaults: max_rows differs between sources; set it in each source", ""),
+        (("block_size: 128", "max_source_rows: 1"), "defaults: max_source_rows differs between sources", ""),
         (("proofs:", "TALK:"), "source names must be unique in a collection: talk", ""),
         (("proofs:", "a/b:"), "categories.math.sources.a/b: invalid name 'a/b'", "letters, digits"),
         (("math:", "..:"), "categories...: invalid name '..'", "letters, digits"),
@@ -233,7 +236,7 @@ def test_the_schema_in_the_package_is_up_to_date(capsys: Any) -> None:
         (("max_rows: 100", "max_rows: some"), False),
         (("block_size: 128", "blocksize: 128"), False),
         (("proofs:", "a/b:"), False),
-        (("proofs: {source: owner/proofs, max_rows: all}", ""), True),
+        (("proofs: {source: owner/proofs, max_rows: all, max_tokens: 5000}", ""), True),
         (("sources:\n      talk: {source: data/talk.jsonl, text_column: body}", ""), False),
     ],
 )
@@ -322,7 +325,7 @@ def test_yaml_that_would_be_misread_is_refused(tmp_path: Path, text: str, said: 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(MIXED.encode() + b"description: caf\xe9\n")
-    with pytest.raises(RecipeError, match="is not UTF-8: invalid continuation byte at byte 346") as caught:
+    with pytest.raises(RecipeError, match="is not UTF-8: invalid continuation byte at byte 364") as caught:
         load_collection(tmp_path / "c.yaml")
     assert caught.value.advice == "save it as UTF-8"
 

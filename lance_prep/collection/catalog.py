@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BeforeValidator
 
 from lance_prep.collection.load import builtin_collection, builtin_collections, load_collection
-from lance_prep.collection.model import CollectionRecipe, CollectionSource
+from lance_prep.collection.model import PER_SOURCE, CollectionRecipe
 from lance_prep.errors import RecipeError
 from lance_prep.recipe import Recipe, builtin_recipe, builtin_recipes
 
@@ -85,7 +85,7 @@ def _default_fields() -> dict[str, Any]:
     """Return the schemas of the recipe's fields that may be set for all sources."""
     schema = Recipe.model_json_schema()
     _plain(schema)
-    fields = {name: field for name, field in schema["properties"].items() if name not in CollectionSource.model_fields}
+    fields = {name: field for name, field in schema["properties"].items() if name not in PER_SOURCE}
     for name, field in fields.items():
         # Such a field takes text as well, for example "128MiB". pydantic describes what the text becomes.
         takes_text = any(isinstance(each, BeforeValidator) for each in Recipe.model_fields[name].metadata)

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from lance_prep.recipe import Recipe, make_recipe
+from lance_prep.recipe import Maximum, Recipe, make_recipe
 
 #: Becomes part of file names.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
@@ -26,14 +26,8 @@ _SAME = ("source", "config", "split", "revision", "filter", "text_column", "temp
 _RENAMED = {"max_rows": "max_source_rows"}
 
 
-def _parse_limit(value: Any) -> Any:
-    return None if value == "all" else value
-
-
 Limit = Annotated[
-    Annotated[int, Field(ge=1)] | None,
-    BeforeValidator(_parse_limit),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}, {"type": "null"}]}),
+    Maximum, WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}, {"type": "null"}]})
 ]
 
 
@@ -53,8 +47,10 @@ class CollectionSource(BaseModel):
         None,
         description="column with a conversation, written turn by turn; a turn has role and content, or from and value",
     )
-    max_rows: Limit = Field(None, description="maximum number of source rows to use; all by default")
-    max_tokens: Limit = Field(None, description="stop with the source row that reaches this number of tokens")
+    max_rows: Limit = Field(
+        None, description="use only the first N records that are neither empty nor filtered, or all"
+    )
+    max_tokens: Limit = Field(None, description="stop after the record whose tokens reach this number")
     share: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="target share within the category; by default in proportion to tokens"
     )
@@ -84,7 +80,7 @@ class CollectionSource(BaseModel):
         fields |= {there: getattr(self, name) for name, there in _RENAMED.items()}
         if self.messages is not None:
             fields["template"] = _turn_by_turn(self.messages)
-        given = {name: value for name, value in fields.items() if value is not None and name in Recipe.model_fields}
+        given = {name: value for name, value in fields.items() if value is not None}
         return make_recipe({**defaults, **given}, overrides, where)
 
 
@@ -104,6 +100,10 @@ class Category(BaseModel):
     sources: dict[Name, CollectionSource] = Field(min_length=1, description="sources by name")
 
 
+#: Fields of `Recipe` that `CollectionRecipe.defaults` may not have.
+PER_SOURCE = frozenset({*CollectionSource.model_fields, *_RENAMED.values()})
+
+
 class CollectionRecipe(BaseModel):
     """Categories of sources with target shares, from which one dataset per source is built."""
 
@@ -119,9 +119,9 @@ class CollectionRecipe(BaseModel):
     @field_validator("defaults")
     @classmethod
     def _for_all_sources(cls, value: dict[str, Any]) -> dict[str, Any]:
-        own = [name for name in value if name in CollectionSource.model_fields]
-        if own:
-            raise ValueError(f"{own[0]} differs between sources; set it in each source")
+        for name in value:
+            if name in PER_SOURCE:
+                raise ValueError(f"{name} differs between sources; set it in each source")
         return value
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         resolve_beside,
         source_names,
     )
-    from lance_prep.recipe.model import DEFAULT_TOKENIZER, Recipe, RecipeFields, TextUnit, parse_size
+    from lance_prep.recipe.model import DEFAULT_TOKENIZER, Maximum, Recipe, RecipeFields, TextUnit, parse_size
     from lance_prep.recipe.portion import Limit
     from lance_prep.recipe.yaml_text import parse_yaml, read_yaml
 
