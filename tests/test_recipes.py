@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import assume, given
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 import lance_prep.collection
 from lance_prep.cli.main import run
-from lance_prep.collection import CollectionRecipe, collection_schema, is_collection, load_collection
+from lance_prep.collection import CollectionRecipe, CollectionSource, collection_schema, is_collection, load_collection
 from lance_prep.collection.catalog import SCHEMA_FILE
 from lance_prep.collection.model import NAME
 from lance_prep.errors import RecipeError, UsageError
@@ -97,6 +100,7 @@ def test_other_sources_are_not_collections(tmp_path: Path) -> None:
         (("block_size: 128", "max_rows: 1"), "defaults: max_rows differs between sources; set it in each source", ""),
         (("block_size: 128", "max_source_rows: 1"), "defaults: max_source_rows differs between sources", ""),
         (("proofs:", "TALK:"), "source names must be unique in a collection: talk", ""),
+        (("proofs:", "sums.val:"), "the validation set of sums would have the name of another source: sums.val", ""),
         (("proofs:", "a/b:"), "categories.math.sources.a/b: invalid name 'a/b'", "letters, digits"),
         (("math:", "..:"), "categories...: invalid name '..'", "letters, digits"),
         (("proofs:", "on:"), "categories.math.sources: a name is True, which is not text", "quote"),
@@ -162,6 +166,88 @@ def test_each_source_of_distillation_becomes_the_text_that_it_should(
     assert read == texts(name, 12)
     assert source.license
     assert source.gated == SHAPES[name].gated
+
+
+def said(*turns: tuple[Any, Any], names: tuple[str, str] = ("role", "content")) -> list[dict[str, Any]]:
+    return [dict(zip(names, turn, strict=True)) for turn in turns]
+
+
+ODD = "a turn of the conversation "
+#: a conversation, and its text or why the record is rejected
+CONVERSATIONS: list[tuple[Any, str]] = [
+    (said(("user", "Hi"), ("assistant", "Hello\n")), "User: Hi\n\nAssistant: Hello\n"),
+    (said(("system", "Be brief."), ("USER ", "Hi"), ("tool", "42")), "System: Be brief.\n\nUser: Hi\n\nTool: 42"),
+    (said(("system", " "), ("user", "Hi")), "User: Hi"),
+    ([], ""),
+    (None, ""),
+    (said(("user", "Hi"), ("assistant", None)), f"! {ODD}has no text"),
+    (said(("user", "Hi"), ("assistant", " \n")), f"! {ODD}has no text"),
+    (said((None, "Hi")), f"! {ODD}has none of the roles system,"),
+    (said(("narrator", "Hi")), f"! {ODD}has none of the roles system,"),
+    ([None], f"! {ODD}is not an object with a role and a text"),
+]
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.json"])
+@pytest.mark.parametrize("names", [("role", "content"), ("from", "value")])
+def test_conversations_are_written_turn_by_turn_or_rejected_and_counted(
+    hub: LoopbackHub, name: str, names: tuple[str, str]
+) -> None:
+    renamed = [
+        [None if turn is None else dict(zip(names, turn.values(), strict=True)) for turn in talk] if talk else talk
+        for talk, _ in CONVERSATIONS
+    ]
+    records = [{"id": str(i), "talk": talk} for i, talk in enumerate(renamed)]
+    hub.add_dataset("owner/talks", {name: encoded(records, name)})
+    source = CollectionSource(source="owner/talks", messages="talk")
+    assert read_texts(source) == [text for _, text in CONVERSATIONS]
+
+
+def test_conversations_of_mixed_shapes_in_json(hub: LoopbackHub) -> None:
+    """Arrow has no type for them, so the column holds JSON text."""
+    mixed: list[tuple[Any, str]] = [
+        *CONVERSATIONS,
+        (said(("human", "Hi"), ("gpt", "Hello"), names=("from", "value")), "User: Hi\n\nAssistant: Hello"),
+        (said(("user", [{"type": "text", "text": "A"}, {"type": "text", "text": "B"}])), "User: AB"),
+        (said(("user", [{"type": "image", "url": "u"}])), f"! {ODD}holds something other than text"),
+        (said(("user", 5)), f"! {ODD}holds something other than text"),
+        (json.dumps(said(("user", "Hi"))), "User: Hi"),
+        ("User: Hi", "! fromjson is given text that is not JSON"),
+        ({"role": "user", "content": "Hi"}, "! the conversation is not a list of turns"),
+        (["Hi", "Hello"], f"! {ODD}is not an object with a role and a text"),
+    ]
+    records = [{"id": i, "talk": talk} for i, (talk, _) in enumerate(mixed)]
+    hub.add_dataset("owner/mixed", {"a.json": encoded(records, "a.json")})
+    assert read_texts(CollectionSource(source="owner/mixed", messages="talk")) == [text for _, text in mixed]
+
+
+def encoded(records: list[dict[str, Any]], name: str) -> bytes:
+    if name.endswith(".parquet"):
+        sink = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(records), sink)
+        return sink.getvalue()
+    return json.dumps(records).encode() if name.endswith(".json") else "\n".join(map(json.dumps, records)).encode()
+
+
+def read_texts(source: CollectionSource) -> list[str]:
+    """Return the text of each record, or `! ` and the beginning of the reason why it is rejected."""
+    plan = make_plan(source.recipe({}, layout="documents", shuffle=False))
+    batches, _, rejected = read_plan(plan)
+    rows = {
+        int(row): text or ""
+        for batch in batches
+        for row, text in zip(batch.rows, batch.columns.column(0).to_pylist(), strict=True)
+    }
+    reasons = iter(f"! {each.reason}".partition("system,")[0:2] for each in rejected)
+    count = len(rows) + len(rejected)
+    return [rows[row] if row in rows else "".join(next(reasons)) for row in range(count)]
+
+
+@pytest.mark.parametrize("column", ["my talk", "a-b", "1st", "not", ""])
+def test_a_messages_column_that_a_template_cannot_name_is_refused(column: str) -> None:
+    sources = {"s": {"source": "a", "messages": column}}
+    with pytest.raises(RecipeError, match=r"sources\.s\.messages: a template cannot name this column"):
+        load_collection({"name": "n", "categories": {"c": {"share": 1, "sources": sources}}})
 
 
 def test_distillation_has_the_shares_of_its_curriculum() -> None:

@@ -21,6 +21,7 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 Name = Annotated[str, Field(pattern=f"^{NAME}$")]
 
 
+_JINJA_WORDS = ("and", "else", "false", "False", "if", "in", "is", "none", "None", "not", "or", "true", "True")
 #: Fields of a source that `Recipe` has too, and those that have another name there.
 _SAME = ("source", "config", "split", "revision", "filter", "text_column", "template", "max_tokens")
 _RENAMED = {"max_rows": "max_source_rows"}
@@ -56,6 +57,15 @@ class CollectionSource(BaseModel):
     )
     license: str | None = Field(None, description="note on the license")
     gated: bool = Field(False, description="access has to be requested on the Hub")
+
+    @field_validator("messages")
+    @classmethod
+    def _nameable(cls, column: str | None) -> str | None:
+        """Refuse what `{{ column | turns }}` would read as something else, such as `my-messages`, a subtraction."""
+        names = column.split(".") if column is not None else []
+        if not all(name.isidentifier() and name not in _JINJA_WORDS for name in names):
+            raise ValueError("a template cannot name this column; rename it in the source")
+        return column
 
     @model_validator(mode="after")
     def _one_text(self) -> CollectionSource:
@@ -131,6 +141,9 @@ class CollectionRecipe(BaseModel):
         twice = [name for name, number in times.items() if number > 1]
         if twice:
             raise ValueError(f"source names must be unique in a collection: {', '.join(twice)}")
+        for name in times:
+            if f"{name}.val" in times:
+                raise ValueError(f"the validation set of {name} would have the name of another source: {name}.val")
         if len({name.lower() for name in self.categories}) < len(self.categories):
             raise ValueError(f"category names must be unique: {', '.join(self.categories)}")
         if not sum(category.share for category in self.categories.values()) > 0:
