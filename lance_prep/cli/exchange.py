@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import command, count, json_option, print_json, printable, size, storage_option, table
+from lance_prep.cli.common import (
+    LINE_EVERY,
+    command,
+    count,
+    json_option,
+    print_json,
+    printable,
+    size,
+    storage_option,
+    table,
+)
 
 if TYPE_CHECKING:
-    from lance_prep.exchange import ExportReport
+    from lance_prep.exchange import ExportProgress, ExportReport
 
 GB = 10**9
 #: The options of `export` that are fields of `ExportOptions`.
@@ -40,7 +54,9 @@ Run again on the same output, export continues an interrupted export, or says th
 )
 @click.argument("source")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Local folder for the files.")
-@click.option("--format", default="parquet", show_default=True, help="Format of the files.")
+@click.option(
+    "--format", default="parquet", show_default=True, metavar="NAME", help="Format of the files: parquet or jsonl."
+)
 @click.option("--version", metavar="N|TAG", help="Version or tag of a dataset.  [default: the latest]")
 @click.option("--splits", metavar="A,B,...", callback=_names, help="Sources to export.  [default: all]")
 @click.option(
@@ -73,17 +89,69 @@ def export(source: str, as_json: bool, **arguments: Any) -> None:
     from lance_prep import exchange
 
     options = exchange.ExportOptions(**{name: arguments.pop(name) for name in _OPTIONS})
-    report = exchange.export(source, options=options, **arguments)
+    with _progress() as progress:
+        report = exchange.export(source, options=options, progress=progress, **arguments)
     if as_json:
         print_json(report.as_json())
     else:
         click.echo(printable(_summary(report)))
 
 
+@contextmanager
+def _progress() -> Iterator[ExportProgress]:
+    """Return a bar if stderr is a terminal, otherwise a line every ten seconds."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Bar(bar)
+
+
+class _Lines:
+    """Prints what is done, and how fast."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self._rows = self._done = self._tokens = 0
+
+    def planned(self, rows: int, done: int) -> None:
+        self._rows, self._done = rows, done
+
+    def advanced(self, name: str, rows: int, tokens: int) -> None:
+        self._done += rows
+        self._tokens += tokens
+        if time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            click.echo(self._line(name), err=True)
+
+    def _line(self, name: str) -> str:
+        speed = self._tokens / max(time.monotonic() - self._started, 1e-3)
+        done = f"{count(self._done)} of {count(self._rows)} rows, {count(self._tokens)} tokens"
+        return printable(f"{name}: {done}" + (f", {count(int(speed))} tokens/s" if self._tokens else ""))
+
+
+class _Bar(_Lines):
+    """Draws a bar."""
+
+    def __init__(self, bar: Any) -> None:
+        super().__init__()
+        self._bar, self._task = bar, bar.add_task("", total=None)
+
+    def advanced(self, name: str, rows: int, tokens: int) -> None:
+        self._last = time.monotonic()
+        super().advanced(name, rows, tokens)
+        self._bar.update(self._task, total=self._rows, completed=self._done, description=self._line(name))
+
+
 def _summary(report: ExportReport) -> str:
     rows = [("output", report.output), ("format", report.format)]
     for source in report.sources:
         said = f"{source.status}: {source.rows:,} rows, {count(source.tokens)} tokens"
-        written = f", {source.shards} shards, {size(source.bytes)}" if source.status != "planned" else ""
+        written = f", {source.shards} files, {size(source.bytes)}" if source.status != "planned" else ""
         rows.append((source.name, said + written))
+    rows += [(name, "not in the manifest: no longer in SOURCE, or of other options") for name in report.left_out]
     return table(rows)

@@ -146,7 +146,7 @@ def _stopped(stop: StopOnSignals | None) -> int:
 
 
 def _say_stopped() -> None:
-    _say("stopped", "run the same command again: a build or download continues where it stopped")
+    _say("stopped", "run the same command again: a build, download or export continues where it stopped")
 
 
 def _set_defaults() -> None:

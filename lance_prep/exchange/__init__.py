@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.exchange.base import TARGETS, Encoder, ExportOptions, Piece, Source, Target, register_target
-    from lance_prep.exchange.run import ExportedSource, ExportReport, export
+    from lance_prep.exchange.base import GB, TARGETS, By, Encoder, ExportOptions, Piece, Source, Target, register_target
+    from lance_prep.exchange.run import ExportedSource, ExportProgress, ExportReport, export
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

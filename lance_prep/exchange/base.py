@@ -10,7 +10,7 @@ encodes pieces on several threads, joins them to shards, writes shards durably, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any, Literal, Protocol, get_args
@@ -55,6 +55,9 @@ class ExportOptions:
             raise UsageError(f"invalid by {self.by!r}", f"use one of {', '.join(get_args(By))}")
 
 
+Batches = Generator[pa.RecordBatch, None, None]
+
+
 class Source(Protocol):
     """The rows of one dataset, for an encoder.
 
@@ -68,7 +71,7 @@ class Source(Protocol):
     rows: int
     length: int | None
 
-    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Batches:
         """Yield the rows from `start`, in order, `size` at a time; only the last batch may be smaller."""
 
 

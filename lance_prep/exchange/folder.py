@@ -30,7 +30,6 @@ from lance_prep.transport import is_local
 STATE = f"{FOLDER}/export"
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,120}")
-_MEDDLED = "move it away, or pass force=True to write the shards of this source again"
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,10 @@ class ExportFolder:
                     f"{self.root / name} was not written by an export", "name another folder, or move it away"
                 )
 
+    def names(self) -> list[str]:
+        """Return the names of all sources that were exported here, finished or not."""
+        return [Path(path).stem for path in self._files.list(STATE) if path.endswith(".json")]
+
     def state(self, name: str) -> State | None:
         """Return the state of a source, or None if it was never exported here.
 
@@ -148,24 +151,35 @@ class ExportFolder:
         """Write the state of a source."""
         self._write_json(f"{STATE}/{name}.json", {"format": _FORMAT, **asdict(state)})
 
-    def finished(self, name: str, state: State) -> State:
-        """Return the state without shards that are missing, after renaming one that a killed export left unnamed.
+    def checked(self, name: str, state: State, *, force: bool) -> State:
+        """Return the state up to the first shard that is missing. Shards after it are removed.
+
+        A shard that a killed export wrote and recorded is given its name.
+
+        Args:
+            force: a shard that has changed counts as missing.
 
         Raises:
-            OutputExists: a shard has changed.
+            OutputExists: a shard has changed, and not `force`.
         """
         for number, shard in enumerate(state.shards):
             path, temporary = self.shard(name, number), self._temporary(name, number)
-            if not path.exists():
-                if (
-                    number + 1 < len(state.shards)
-                    or not temporary.exists()
-                    or hash_file(temporary, follow=False) != shard.hash
-                ):
-                    return replace(state, shards=state.shards[:number], split=None)
+            if path.is_file() and path.stat().st_size == shard.bytes:
+                continue
+            if os.path.lexists(path) and not force:
+                raise OutputExists(
+                    f"{path} has changed since it was exported",
+                    "move it away, or pass force=True to replace it",
+                )
+            last = number + 1 == len(state.shards)
+            if last and not os.path.lexists(path) and temporary.is_file() and hash_file(temporary) == shard.hash:
                 self._rename(temporary, path)
-            elif path.stat().st_size != shard.bytes:
-                raise OutputExists(f"{path} has changed since it was exported", _MEDDLED)
+                continue
+            for other in range(number, len(state.shards)):
+                self.shard(name, other).unlink(missing_ok=True)
+            state = replace(state, shards=state.shards[:number], split=None)
+            self.save(name, state)
+            break
         return state
 
     def shard(self, name: str, number: int) -> Path:
@@ -202,7 +216,8 @@ class ExportFolder:
         return added
 
     def remove(self, name: str, state: State) -> None:
-        """Remove the shards that the state names, and the state."""
+        """Remove the shards that the state names, an unfinished one, and the state."""
+        self._temporary(name, len(state.shards)).unlink(missing_ok=True)
         for number in range(len(state.shards)):
             self.shard(name, number).unlink(missing_ok=True)
         self._files.delete(f"{STATE}/{name}.json")

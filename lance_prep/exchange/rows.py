@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset, TokenizerError, UsageError, reading_dataset
-from lance_prep.exchange.base import ExportOptions, Source, Target
+from lance_prep.exchange.base import Batches, ExportOptions, Source, Target
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store import DatasetVersion
 
@@ -30,20 +30,18 @@ class StoredRows:
             self.rows: int = opened.dataset.count_rows()
         self.length: int | None = opened.metadata.block_size if LAYOUTS[opened.metadata.layout].packed else None
 
-    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Batches:
         return _regrouped(_scan(self.opened, columns, start, size), size)
 
 
-def _scan(
-    opened: DatasetVersion, columns: Sequence[str], start: int = 0, size: int = 8192
-) -> Generator[pa.RecordBatch, None, None]:
+def _scan(opened: DatasetVersion, columns: Sequence[str], start: int = 0, size: int = 8192) -> Batches:
     """Yield columns from a row on, in order."""
     with reading_dataset(opened.uri):
         scanner = opened.dataset.scanner(columns=list(columns), offset=start or None, batch_size=min(size, 8192))
         yield from scanner.to_batches()
 
 
-def _regrouped(batches: Generator[pa.RecordBatch, None, None], size: int) -> Generator[pa.RecordBatch, None, None]:
+def _regrouped(batches: Batches, size: int) -> Batches:
     """Yield the same rows, `size` at a time."""
     waiting: list[pa.RecordBatch] = []
     count = 0
@@ -81,7 +79,7 @@ class JoinedRows:
         self._offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)])
         self.rows: int = -(-int(self._offsets[-1]) // length)
 
-    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Batches:
         first = int(self._offsets.searchsorted(start * self._length, side="right")) - 1
         skip = start * self._length - int(self._offsets[first])
         stream = np.empty(0, np.uint16)
@@ -161,13 +159,13 @@ class DocumentRows:
                     self.rows += int(np.count_nonzero(ids[1:] != ids[:-1])) + (ids[0] != last)
                     last = ids[-1]
 
-    def batches(self, start: int, size: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def batches(self, start: int, size: int, columns: Sequence[str]) -> Batches:
         for batch in self._documents(size):
             if start < batch.num_rows:
                 yield batch.slice(start)
             start = max(start - batch.num_rows, 0)
 
-    def _documents(self, size: int) -> Generator[pa.RecordBatch, None, None]:
+    def _documents(self, size: int) -> Batches:
         left = _Documents.empty()
         with closing(_scan(self.opened, ["input_ids", "num_tokens", "seq_lengths", "doc_ids"], 0, size)) as batches:
             for batch in batches:

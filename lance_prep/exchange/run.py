@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from lance_prep.errors import DatasetError, OutputExists, UsageError
-from lance_prep.exchange.base import GB, Encoder, ExportOptions, Piece, Source, Target, target_named
-from lance_prep.exchange.folder import ExportFolder, ShardFile, State, check_name
-from lance_prep.exchange.rows import open_source
-from lance_prep.store import (
-    MANIFEST,
-    DatasetVersion,
-    Manifest,
-    Split,
-    combine,
-    open_version,
-    output_lock,
-    read_manifest,
-)
+from lance_prep.errors import DamagedDataset, OutputExists
+from lance_prep.exchange.base import GB, Encoder, ExportOptions, Piece, target_named
+from lance_prep.exchange.folder import ExportFolder, Shard, ShardFile, State
+from lance_prep.exchange.items import Item, Items, find_items
+from lance_prep.store import Split, combine, output_lock
 from lance_prep.transport import Transport
-
-#: Called with the source's name, and numbers of rows and tokens that were encoded.
-OnRows = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class ExportedSource:
-    """What became of one source.
+    """What became of one dataset.
 
     Attributes:
-        name: of the source; its shards are in the folder of this name.
+        name: of the source, or `<source>.val` for its validation set; its shards are in the folder of this name.
         status: "written", "resumed" (a part was there), "up to date", or "planned" by a dry run.
-        rows, tokens: in its shards, without padding.
-        bytes: of its shards; 0 in a plan.
-        shards: number of them; 0 in a plan.
-        hash: of the shards' hashes in order; empty in a plan.
+        rows: number of rows in the shards.
+        tokens: without padding; in a plan, those of the dataset.
+        bytes: of the shards; 0 in a plan.
+        shards: number of files; 0 in a plan.
+        hash: of the shards' hashes, in order; empty in a plan.
     """
 
     name: str
@@ -60,12 +49,15 @@ class ExportReport:
     Attributes:
         output: absolute path of the folder.
         format: name of the target.
-        sources: in alphabetical order, validation sets last.
+        sources: by name, validation sets last.
+        left_out: sources whose shards are in the folder, but which are not in its manifest: they are no longer in the
+            collection, or were exported with other options.
     """
 
     output: str
     format: str
     sources: tuple[ExportedSource, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def up_to_date(self) -> bool:
@@ -74,30 +66,25 @@ class ExportReport:
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON."""
-        return {**asdict(self), "sources": [asdict(source) for source in self.sources], "up_to_date": self.up_to_date}
+        return {**asdict(self), "up_to_date": self.up_to_date}
 
 
-@dataclass(frozen=True)
-class _Item:
-    """A dataset to export.
+class ExportProgress(Protocol):
+    """Hears how an export goes on, in the thread that called it."""
 
-    Attributes:
-        name: of the source.
-        folder: name of its folder.
-        validation: whether it is a validation set.
-        split: its entry in a manifest.
-        source: its rows.
-        encoder: writes them.
-        made_from: see `State`.
-    """
+    def planned(self, rows: int, done: int) -> None:
+        """Hear the number of rows of all sources, and how many of them an earlier run has written."""
 
-    name: str
-    folder: str
-    validation: bool
-    split: Split
-    source: Source
-    encoder: Encoder
-    made_from: dict[str, Any]
+    def advanced(self, name: str, rows: int, tokens: int) -> None:
+        """Hear of rows of a source that were written."""
+
+
+class _Silent:
+    def planned(self, rows: int, done: int) -> None:
+        pass
+
+    def advanced(self, name: str, rows: int, tokens: int) -> None:
+        pass
 
 
 def export(
@@ -112,7 +99,7 @@ def export(
     dry_run: bool = False,
     workers: int | None = None,
     storage_options: Mapping[str, str] | None = None,
-    on_rows: OnRows = lambda name, rows, tokens: None,
+    progress: ExportProgress | None = None,
 ) -> ExportReport:
     """Write a dataset, or every dataset of a manifest, as files of another format.
 
@@ -126,141 +113,70 @@ def export(
         splits: names of the sources to export; all by default.
         options: what decides the content of the files.
         force: write into a folder that holds other files, and replace shards that were made from other rows or options.
-        dry_run: say what would be done, and write nothing.
+            Files that no export wrote are neither removed nor replaced.
+        dry_run: check and report what would be done, and write nothing.
         workers: threads that encode; by default, one per core.
         storage_options: of the dataset's object store.
-        on_rows: reports progress.
+        progress: hears how it goes on.
 
     Raises:
-        UsageError: the options contradict each other, or the dataset.
+        UsageError: options contradict each other or the source.
         OutputExists: the folder holds something else.
         DatasetError: a dataset or the manifest cannot be read.
+        DiskFull: the same command continues once there is space.
     """
     target, options = target_named(format), options or ExportOptions()
     target.check(options)
     folder = ExportFolder(output, target.suffix)
     folder.check(force=force)
-    manifest, items = _plan(source, target, options, version, splits, Transport.of(storage_options))
-    folder.check_free([item.folder for item in items])
+    items = find_items(source, target, options, version, splits, Transport.of(storage_options))
+    statuses = [item.status(folder.state(item.name), force=force) for item in items.chosen]
+    folder.check_free([item.name for item in items.chosen])
+    kept, left_out = _others(folder, items)
     if dry_run:
-        done = [_planned(item, folder.state(item.folder), force) for item in items]
-        return ExportReport(str(folder.root), target.name, tuple(done))
+        planned = (_planned(item, status, folder) for item, status in zip(items.chosen, statuses, strict=True))
+        return ExportReport(str(folder.root), target.name, tuple(planned), left_out)
     with output_lock(str(folder.root)):
-        run = _Run(folder, options.shard_size, workers or os.cpu_count() or 1, on_rows, force)
-        exported = [run.export(item) for item in items]
-        _write_manifest(folder, manifest, items, str(source), str(output), target, options)
-    return ExportReport(str(folder.root), target.name, tuple(exported))
+        run = _Run(folder, options.shard_size, workers or os.cpu_count() or 1, progress or _Silent(), force)
+        exported = run.all(items.chosen)
+        folder.write_manifest(_manifest(folder, items, kept, str(source), str(output), target.name, options))
+    return ExportReport(str(folder.root), target.name, tuple(exported), left_out)
 
 
-def _plan(
-    source: str | Path,
-    target: Target,
-    options: ExportOptions,
-    version: int | str | None,
-    splits: Sequence[str] | None,
-    transport: Transport,
-) -> tuple[Manifest, list[_Item]]:
-    """Return the manifest of what is exported, and the datasets in it."""
-    path = Path(source)
-    if not (path.is_file() or (path / MANIFEST).is_file()):
-        if splits is not None:
-            raise UsageError(f"splits has no effect: {source} is one dataset", "leave splits out")
-        opened = open_version(source, version, transport.storage_options)
-        name = check_name(Path(opened.uri).name.removesuffix(".lance"))
-        manifest = _manifest_of(name, opened)
-        chosen = [(name, False, manifest.splits[name], opened)]
-    else:
-        if version is not None:
-            raise UsageError(f"version has no effect: {source} names a version of each dataset", "leave version out")
-        root, manifest = (path.parent if path.is_file() else path), read_manifest(path)
-        chosen = []
-        for name, validation, split in _chosen(manifest, splits, path):
-            opened = open_version(root / split.path, split.version, transport.storage_options)
-            chosen.append((check_name(name), validation, split, opened))
-    items = []
-    for name, validation, split, opened in chosen:
-        rows = open_source(opened, target, options)
-        made_from = {
-            "target": f"{target.name} {target.version}",
-            "content_hash": opened.metadata.content_hash,
-            "layout": opened.metadata.layout,
-            **{name: getattr(options, name) for name in ("shard_size", *target.reads)},
-        }
-        folder = f"{name}.val" if validation else name
-        items.append(_Item(name, folder, validation, split, rows, target.make(rows, options), made_from))
-    names = [item.folder for item in items]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"two sources would be written into the folder {min(twice)}", "rename one of them")
-    return manifest, items
-
-
-def _manifest_of(name: str, opened: DatasetVersion) -> Manifest:
-    """Return a manifest with one dataset."""
-    data = opened.metadata
-    split = Split(opened.uri.rpartition("/")[2], data.shards, data.rows, data.ledger.rows_used, data.tokens)
-    return Manifest(
-        tokenizer=data.tokenizer.name if data.tokenizer else "",
-        max_seq_length=data.block_size,
-        input_path="",
-        output_path="",
-        files_processed=data.files,
-        splits={name: replace(split, version=opened.number, content_hash=data.content_hash)},
-        tokenizer_sha256=data.tokenizer.sha256 if data.tokenizer else None,
-    )
-
-
-def _chosen(manifest: Manifest, splits: Sequence[str] | None, path: Path) -> list[tuple[str, bool, Split]]:
-    """Return name, whether it is a validation set, and entry of each dataset to export.
+def _others(folder: ExportFolder, items: Items) -> tuple[list[str], tuple[str, ...]]:
+    """Return the sources of earlier exports into the folder that stay in its manifest, and those that do not.
 
     Raises:
-        UsageError: there is no such split.
+        OutputExists: one dataset is exported into a folder that holds others.
     """
-    if manifest.data_format != "lance":
-        raise UsageError(f"{path} lists {manifest.data_format} files, not Lance datasets", "export the Lance datasets")
-    if unknown := sorted(set(splits or ()) - set(manifest.splits)):
-        raise UsageError(f"{path} has no split {unknown[0]!r}", f"use some of: {', '.join(manifest.splits)}")
-    chosen = [
-        (name, validation, split)
-        for validation, entries in ((False, manifest.splits), (True, manifest.validation))
-        for name, split in sorted(entries.items())
-        if splits is None or name in splits
-    ]
-    if not chosen:
-        raise UsageError(f"{path} lists no splits", "build the collection first")
-    return chosen
-
-
-def _status(item: _Item, state: State | None, force: bool) -> str:
-    """Return what is left to do: "up to date", "resumed" or "written".
-
-    Raises:
-        OutputExists: the shards that are there were made from something else.
-    """
-    if state is None:
-        return "written"
-    if differs := sorted(
-        name for name in {*state.made_from, *item.made_from} if state.made_from.get(name) != item.made_from.get(name)
-    ):
-        if force:
-            return "written"
-        was, now = state.made_from.get(differs[0]), item.made_from.get(differs[0])
-        raise OutputExists(
-            f"{item.folder} was exported with another {differs[0]} ({was}, now {now})",
-            "name another folder, or pass force=True to replace its shards",
+    chosen = {item.name: item for item in items.chosen}
+    wanted = items.chosen[0].made_from
+    kept: list[str] = []
+    left_out: list[str] = []
+    for name in sorted(set(folder.names()) - set(chosen)):
+        state = folder.state(name)
+        same = state is not None and all(
+            state.made_from.get(option) == value
+            for option, value in wanted.items()
+            if option not in ("content_hash", "layout")
         )
-    return "up to date" if state.split is not None else "resumed"
+        known = any(entry.folder == name for entry in items.entries)
+        (kept if known and same and state is not None and state.split is not None else left_out).append(name)
+    if items.single and left_out:
+        raise OutputExists(f"{folder.root} holds an export of {left_out[0]}", "name another folder")
+    return kept, tuple(left_out)
 
 
-def _planned(item: _Item, state: State | None, force: bool) -> ExportedSource:
-    if _status(item, state, force) == "up to date" and state is not None:
-        return _report(item, state, "up to date")
-    return ExportedSource(item.folder, "planned", item.source.rows, item.split.tokens)
+def _planned(item: Item, status: str, folder: ExportFolder) -> ExportedSource:
+    state = folder.state(item.name)
+    if status == "up to date" and state is not None:
+        return _report(item, state.shards, status)
+    return ExportedSource(item.name, "planned", item.source.rows, item.entry.split.tokens)
 
 
-def _report(item: _Item, state: State, status: str) -> ExportedSource:
-    shards = state.shards
+def _report(item: Item, shards: Sequence[Shard], status: str) -> ExportedSource:
     return ExportedSource(
-        item.folder,
+        item.name,
         status,
         sum(shard.rows for shard in shards),
         sum(shard.tokens for shard in shards),
@@ -272,102 +188,103 @@ def _report(item: _Item, state: State, status: str) -> ExportedSource:
 
 @dataclass(frozen=True)
 class _Run:
-    """Exports sources, one after another."""
+    """Exports items, one after another."""
 
     folder: ExportFolder
     shard_size: int
     workers: int
-    on_rows: OnRows
+    progress: ExportProgress
     force: bool
 
-    def export(self, item: _Item) -> ExportedSource:
-        """Export a source, or what is left of it."""
-        state = self.folder.state(item.folder)
-        status = _status(item, state, self.force)
-        if state is not None and status == "written":
-            self.folder.remove(item.folder, state)
+    def all(self, items: Sequence[Item]) -> list[ExportedSource]:
+        """Export items, or what is left of them."""
+        states = [self._state(item) for item in items]
+        done = sum(shard.rows for state in states for shard in state.shards)
+        self.progress.planned(sum(item.source.rows for item in items), done)
+        return [self._export(item, state) for item, state in zip(items, states, strict=True)]
+
+    def _state(self, item: Item) -> State:
+        """Return how far an item is, after removing what is to be replaced."""
+        state = self.folder.state(item.name)
+        if state is not None and item.status(state, force=self.force) == "written":
+            self.folder.remove(item.name, state)
             state = None
         if state is None:
             state = State(item.made_from)
-            self.folder.save(item.folder, state)
-        state = self.folder.finished(item.folder, state)
+            self.folder.save(item.name, state)
+        return self.folder.checked(item.name, state, force=self.force)
+
+    def _export(self, item: Item, state: State) -> ExportedSource:
+        status = "up to date"
         if state.split is None:
             status = "resumed" if state.shards else "written"
-            state = self._write(item, state)
-            state = self._finish(item, state)
-        return _report(item, state, status)
+            state = self._finish(item, self._write(item, state))
+        return _report(item, state.shards, status)
 
-    def _write(self, item: _Item, state: State) -> State:
+    def _write(self, item: Item, state: State) -> State:
         """Write the shards that are missing."""
         start = sum(shard.rows for shard in state.shards)
-        self.on_rows(item.folder, start, sum(shard.tokens for shard in state.shards))
+        if start == item.source.rows:
+            return state
         batches = item.source.batches(start, item.encoder.batch_rows, item.encoder.columns)
         with closing(_encoded(item.encoder, batches, self.workers)) as pieces:
-            waiting = next(pieces, None)
-            while waiting is not None:
-                with self.folder.new_shard(item.folder, state) as file:
-                    shard, waiting = self._write_shard(item, file, waiting, pieces)
-                    state = self.folder.add(item.folder, state, file, *shard)
+            piece = next(pieces, None)
+            while piece is not None:
+                with self.folder.new_shard(item.name, state) as file:
+                    rows, tokens, piece = self._write_shard(item, file, piece, pieces)
+                    state = self.folder.add(item.name, state, file, rows, tokens)
         return state
 
     def _write_shard(
-        self, item: _Item, file: ShardFile, piece: Piece | None, pieces: Iterator[Piece]
-    ) -> tuple[tuple[int, int], Piece | None]:
-        """Write pieces while they fit. Return the numbers of rows and tokens, and the first piece of the next shard."""
-        encoder, rows, tokens = item.encoder, 0, 0
+        self, item: Item, file: ShardFile, piece: Piece | None, pieces: Iterator[Piece]
+    ) -> tuple[int, int, Piece | None]:
+        """Write pieces while they fit. Return the numbers of rows and tokens, and what the next shard begins with."""
+        rows = tokens = 0
         notes: list[Any] = []
-        end = len(encoder.end([]))
-        file.write([encoder.begin()])
+        end = len(item.encoder.end([]))
+        file.write([item.encoder.begin()])
         while piece is not None:
             fits, rest = piece.split(self.shard_size - file.size - end)
             if fits is None:
                 if rows:
                     break
-                # A record that is larger than a shard has one to itself.
-                fits, rest = piece.first()
+                fits, rest = piece.first()  # a row that is larger than a shard has one to itself
             file.write(fits.data)
             rows, tokens, end = rows + fits.rows, tokens + fits.tokens, end + fits.end
             notes.append(fits.note)
-            self.on_rows(item.folder, fits.rows, fits.tokens)
-            if (piece := rest) is not None:
+            self.progress.advanced(item.name, fits.rows, fits.tokens)
+            piece = rest
+            if piece is not None:
                 break
             piece = next(pieces, None)
-        file.write([encoder.end(notes)])
-        return (rows, tokens), piece
+        file.write([item.encoder.end(notes)])
+        return rows, tokens, piece
 
-    def _finish(self, item: _Item, state: State) -> State:
+    def _finish(self, item: Item, state: State) -> State:
         """Write the statistics of a source whose shards are all there."""
-        done = _report(item, state, "")
+        done = _report(item, state.shards, "")
+        opened, entry = item.source.opened, item.entry.split
         if done.rows != item.source.rows:
-            raise DatasetError(
-                f"{item.source.opened.uri} has {item.source.rows} rows, but {done.rows} were read",
-                "run the command again",
+            raise DamagedDataset(
+                f"{opened.uri} has {item.source.rows} rows, but {done.rows} could be read",
+                "`lance-prep verify` names the damage",
             )
-        split = Split(
-            item.folder,
-            done.shards,
-            done.rows,
-            item.split.samples,
-            done.tokens,
-            item.split.category,
-            item.split.share,
-            content_hash=item.source.opened.metadata.content_hash,
-        )
-        files = [
-            {"file": self.folder.shard(item.folder, number).name, **asdict(shard)}
-            for number, shard in enumerate(state.shards)
-        ]
-        facts = {name: getattr(done, name) for name in ("rows", "tokens", "bytes", "hash", "shards")}
-        self.folder.write_stats(item.folder, {"source": item.name, **item.made_from, **facts, "files": files})
+        content_hash = opened.metadata.content_hash
+        split = replace(entry, path=item.name, shards=done.shards, sequences=done.rows, tokens=done.tokens)
+        split = replace(split, version=None, content_hash=content_hash)
+        counts = {name: getattr(done, name) for name in ("rows", "tokens", "bytes", "hash", "shards")}
+        names = (self.folder.shard(item.name, number).name for number in range(done.shards))
+        files = [{"file": name, **asdict(shard)} for name, shard in zip(names, state.shards, strict=True)]
+        self.folder.write_stats(item.name, {"source": item.name, **item.made_from, **counts, "files": files})
         finished = replace(state, split=split)
-        self.folder.save(item.folder, finished)
+        self.folder.save(item.name, finished)
         return finished
 
 
-def _encoded(encoder: Encoder, batches: Iterator[Any], workers: int) -> Generator[Piece, None, None]:
+def _encoded(encoder: Encoder, batches: Generator[Any, None, None], workers: int) -> Generator[Piece, None, None]:
     """Yield the pieces of batches in order, encoded on several threads."""
     waiting: deque[Future[Piece]] = deque()
-    with ThreadPoolExecutor(workers, "lance-prep-export") as pool, closing(batches):  # type: ignore[type-var]
+    with ThreadPoolExecutor(workers, "lance-prep-export") as pool, closing(batches):
         try:
             for batch in batches:
                 waiting.append(pool.submit(encoder.encode, batch))
@@ -380,31 +297,30 @@ def _encoded(encoder: Encoder, batches: Iterator[Any], workers: int) -> Generato
                 future.cancel()
 
 
-def _write_manifest(
+def _manifest(
     folder: ExportFolder,
-    manifest: Manifest,
-    items: Iterable[_Item],
+    items: Items,
+    kept: Sequence[str],
     source: str,
     output: str,
-    target: Target,
+    format: str,
     options: ExportOptions,
-) -> None:
-    """Write the manifest of the folder."""
+) -> str:
+    """Return the text of the folder's manifest."""
     found: tuple[dict[str, Split], dict[str, Split]] = ({}, {})
-    for item in items:
-        state = folder.state(item.folder)
+    names = {item.name for item in items.chosen} | set(kept)
+    for entry in items.entries:
+        state = folder.state(entry.folder) if entry.folder in names else None
         if state is not None and state.split is not None:
-            found[item.validation][item.name] = state.split
-    lengths = {item.source.length for item in items}
-    folder.write_manifest(
-        replace(
-            manifest,
-            max_seq_length=lengths.pop() if len(lengths) == 1 else None,
-            input_path=source,
-            output_path=output,
-            splits=found[False],
-            validation=found[True],
-            data_format=target.name,
-            shard_size_gb=options.shard_size / GB,
-        ).text()
-    )
+            found[entry.validation][entry.name] = state.split
+    lengths = {item.source.length for item in items.chosen}
+    return replace(
+        items.manifest,
+        max_seq_length=lengths.pop() if len(lengths) == 1 else None,
+        input_path=source,
+        output_path=output,
+        splits=found[False],
+        validation=found[True],
+        data_format=format,
+        shard_size_gb=options.shard_size / GB,
+    ).text()
