@@ -19,7 +19,22 @@ _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061
 
 
 #: Parameters of library functions that are options of commands, beside the fields of a recipe.
-_PARAMETERS = ("append", "force", "output", "overwrite", "skip_existing", "storage_options", "version", "workers")
+_PARAMETERS = (
+    "append",
+    "by",
+    "force",
+    "format",
+    "mask_boundaries",
+    "max_seq_length",
+    "output",
+    "overwrite",
+    "skip_existing",
+    "skip_special_tokens",
+    "splits",
+    "storage_options",
+    "version",
+    "workers",
+)
 
 
 def command(*examples: str, about: str = "") -> Callable[[Callable[..., Any]], click.Command]:

@@ -186,7 +186,7 @@ class Target:
         """
         for field in fields(ExportOptions):
             if field.name not in (*self.reads, "shard_size") and getattr(options, field.name) != field.default:
-                raise UsageError(f"{field.name} has no effect with format={self.name!r}", f"leave {field.name} out")
+                raise UsageError(f"{field.name} has no effect with format={self.name!r}", f"leave `{field.name}` out")
 
 
 #: By name, in the order of the help.

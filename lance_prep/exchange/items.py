@@ -68,13 +68,17 @@ class Item:
             return "up to date" if state.split is not None else "resumed"
         if force:
             return "written"
-        names = {*state.made_from, *self.made_from}
-        name = min(name for name in names if state.made_from.get(name) != self.made_from.get(name))
-        raise OutputExists(
-            f"{self.name} was exported with {name}={state.made_from.get(name)!r}, and is now to be exported with "
-            f"{name}={self.made_from.get(name)!r}",
-            "name another folder, or pass force=True to replace its shards",
-        )
+        both = {**self.made_from, **state.made_from}
+        name = next(name for name in both if state.made_from.get(name) != self.made_from.get(name))
+        was, now = state.made_from.get(name), self.made_from.get(name)
+        said = f"was exported with {_said(name, was)}, not {_said(name, now)}"
+        if name == "content_hash":
+            said = f"was exported from other rows: content hash {was}, not {now}"
+        raise OutputExists(f"{self.name} {said}", "name another folder, or pass force=True to replace its shards")
+
+
+def _said(name: str, value: Any) -> str:
+    return f"{name}={value}B" if name == "shard_size" else f"{name}={value!r}"
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,12 @@ def find_items(
     """
     if not (Path(path).is_file() or (Path(path) / MANIFEST).is_file()):
         if splits is not None:
-            raise UsageError(f"splits has no effect: {path} is one dataset", "leave splits out")
+            raise UsageError(f"splits has no effect: {path} is one dataset", "leave `splits` out")
         opened = open_version(path, version, transport.storage_options)
         entry = _entry_of(opened)
         return Items(_manifest_of(entry, opened), (entry,), (_item(entry, opened, target, options),), single=True)
     if version is not None:
-        raise UsageError(f"version has no effect: {path} names a version of each dataset", "leave version out")
+        raise UsageError(f"version has no effect: {path} names a version of each dataset", "leave `version` out")
     root, manifest = (Path(path).parent if Path(path).is_file() else Path(path)), read_manifest(path)
     if manifest.data_format != "lance":
         raise UsageError(f"{path} lists {manifest.data_format} files, not Lance datasets", "export the Lance datasets")

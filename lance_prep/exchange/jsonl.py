@@ -45,7 +45,7 @@ class JsonlEncoder:
         if not layout.tokens:
             if options.skip_special_tokens or options.by == "document":
                 name = "skip_special_tokens" if options.skip_special_tokens else "by"
-                raise UsageError(f"{name} has no effect: {opened.uri} holds records, not tokens", f"leave {name} out")
+                raise UsageError(f"{name} has no effect: {opened.uri} holds records, not tokens", f"leave `{name}` out")
             return
         self._decoder = TextDecoder(opened.tokenizer_file(), skip_special_tokens=options.skip_special_tokens)
         mean = opened.metadata.tokens // max(source.rows, 1)

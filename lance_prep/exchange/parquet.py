@@ -44,8 +44,8 @@ class ParquetEncoder:
         largest = (options.shard_size - _FILE_END) // _TOKEN_BYTES
         if source.length > largest:
             raise UsageError(
-                f"shard_size={options.shard_size} is too small for a row of {source.length} tokens",
-                f"use at least {source.length * _TOKEN_BYTES + _FILE_END} bytes",
+                f"shard_size={options.shard_size}B is too small for a row of {source.length} tokens",
+                f"use at least {source.length * _TOKEN_BYTES + _FILE_END}B",
             )
         self.batch_rows = max(1, min(_GROUP_TOKENS, largest // 16) // source.length)
 
