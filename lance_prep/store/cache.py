@@ -86,6 +86,12 @@ class Cache:
         self.checked[name] = stat
         return path
 
+    def remove(self, name: str) -> None:
+        """Remove a file and its seal."""
+        self.checked.pop(name, None)
+        for path in (self.folder / (name + SEAL), self.folder / name):
+            path.unlink(missing_ok=True)
+
     def _replace(self, path: Path, fill: Callable[[BinaryIO], Any]) -> str:
         """Write a file under a temporary name, hash it and rename it. It gets the permissions that the umask allows."""
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

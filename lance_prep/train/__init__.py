@@ -6,7 +6,7 @@
     access              opens a version, and chooses how its tokens are read
     samples, views      what a sample is, and which tokens and documents it has
     sources             what a loader and a mixture ask of data
-    dataset             `LanceDataset`: samples by index
+    dataset, parquet    `LanceDataset` and `ParquetDataset`: samples by index
     jsonl               `JsonlDataset`: records of JSONL files in place
     collate             batches of ragged samples; moving batches to a device
     sampler             `TakeSampler`, for torch's DataLoader
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lance_prep.train.jsonl import JsonlDataset
     from lance_prep.train.loader import TokenLoader
     from lance_prep.train.mixture import Mixture
+    from lance_prep.train.parquet import ParquetDataset
     from lance_prep.train.permutation import KeyedPermutation
     from lance_prep.train.sampler import TakeSampler
     from lance_prep.train.splits import Phase
@@ -39,6 +40,7 @@ __all__ = [
     "KeyedPermutation",
     "LanceDataset",
     "Mixture",
+    "ParquetDataset",
     "Phase",
     "TakeSampler",
     "TokenLoader",

@@ -78,21 +78,28 @@ class Index:
         return 0 if self.offsets is None else int(self.offsets[-1]) - self.rows
 
 
-def cache_folder(uri: str, version: int, fragments: list[Any], chosen: Path | None) -> Path:
-    """Return the folder of a version's index: beside a local dataset, else below the user's cache folder.
+def index_folder(uri: str, version: int, fragments: list[Any], chosen: Path | None) -> Path:
+    """Return the folder of a version's index.
 
-    Its name depends on the version, on the names of its data and deletion files, which are unique, and on the user, who
-    trusts only their own files.
+    Its name depends on the version and on the names of its data and deletion files, which are unique.
     """
     digest = hashlib.sha256(str(version).encode())
     for fragment in fragments:
         digest.update(repr(([f.path for f in fragment.data_files()], fragment.deletion_file())).encode())
+    return cache_folder(uri, f"v{version}-{digest.hexdigest()[:24]}", chosen)
+
+
+def cache_folder(uri: str, name: str, chosen: Path | None) -> Path:
+    """Return a folder for what is derived from data: beside it if it is local, else below the user's cache folder.
+
+    Its name also depends on the user, who trusts only their own files.
+    """
     user = os.getuid() if hasattr(os, "getuid") else 0
-    name = f"v{version}-{digest.hexdigest()[:24]}-{user}"
+    name = f"{name}-{user}"
     if chosen is not None:
         return chosen / name
     beside = Path(uri) / ".lance_prep"
-    linked = (beside / "cache" / name).is_symlink()  # the folders above were checked when the dataset was opened
+    linked = (beside / "cache" / name).is_symlink()  # the folders above were checked when a dataset was opened
     if Path(uri).is_dir() and not linked and os.access(beside if beside.is_dir() else uri, os.W_OK):
         return beside / "cache" / name
     return user_folder() / hashlib.sha256(uri.encode()).hexdigest()[:16] / name

@@ -25,7 +25,7 @@ import pyarrow as pa
 from lance_prep.errors import DatasetError, LancePrepError, UsageError, without_credentials
 from lance_prep.keyed import Indices
 from lance_prep.store import Cache, DatasetVersion, open_at
-from lance_prep.train.index import Index, build_index, cache_folder, copy_tokens
+from lance_prep.train.index import Index, build_index, copy_tokens, index_folder
 from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.transport import Transport
 
@@ -198,7 +198,7 @@ class Lance:
         version = self._version(self._options.version)
         data, dataset = version.metadata, version.dataset
         chosen = Path(self._options.cache_dir) if self._options.cache_dir else None
-        folder = cache_folder(self._options.uri, version.number, dataset.get_fragments(), chosen)
+        folder = index_folder(self._options.uri, version.number, dataset.get_fragments(), chosen)
         return Facts(
             version=version.number,
             layout=data.layout,
