@@ -67,7 +67,7 @@ if TYPE_CHECKING:
         read_seal,
         transactions_in,
     )
-    from lance_prep.store.sidecar import Files, LocalFiles, files_of, make_durable
+    from lance_prep.store.sidecar import Files, LocalFiles, files_of, make_durable, refuse_links
     from lance_prep.store.version import (
         LOADER,
         LOADER_FILE,

@@ -124,7 +124,8 @@ class Mixture(Dataset[dict[str, Any]]):
         """Mix the splits of a collection, as its `manifest.json` lists them.
 
         Args:
-            folder: with the manifest: the output of `lance-prep build DIR -o OUT --recursive`.
+            folder: with the manifest: the output of `lance-prep build DIR -o OUT --recursive`, or of
+                `lance-prep export OUT -o DIR --format parquet` (see `ParquetDataset`).
             splits: names of the splits to use. By default those that `weights` names, or all that hold data.
             weights: "target" gives each split the share that the recipe asks for: its category's, times its own in the
                 category, which is in proportion to tokens unless the recipe gives one. With fewer splits, these keep
@@ -150,10 +151,7 @@ class Mixture(Dataset[dict[str, Any]]):
         found = Splits.read(folder, validation=validation)
         phases = found.phases(weights, splits)
         _check_phases(phases)
-        opened: dict[str, Source] = {}
-        for name in phases[0].weights:
-            chosen: dict[str, Any] = {**options, "version": found.filled[name].version}
-            opened[name] = LanceDataset(found.location(name), block_size=block_size, **chosen)
+        opened = {name: found.open(name, block_size, options) for name in phases[0].weights}
         mixture = cls(phases, block_size=block_size, by=by, seed=seed, stopping=stopping, datasets=opened)
         mixture._pins = {name: found.pin(name) for name in opened}
         return mixture

@@ -13,7 +13,12 @@ from typing import Any, Literal
 
 from lance_prep.errors import DatasetError, UsageError
 from lance_prep.store import MANIFEST, Manifest, Split, read_manifest
+from lance_prep.train.dataset import LanceDataset
+from lance_prep.train.parquet import ParquetDataset
 from lance_prep.train.sources import Source
+
+#: Options of `LanceDataset` that Parquet shards can be read with.
+_OF_PARQUET = ("labels", "attention_mask", "cache_dir", "cache_bytes")
 
 
 @dataclass(frozen=True)
@@ -42,12 +47,12 @@ class Pin:
 
     Attributes:
         where: the manifest and the name of the split, for messages.
-        content_hash: of its rows; None if the manifest does not say.
+        split: its entry.
         command: makes the manifest again.
     """
 
     where: str
-    content_hash: str | None
+    split: Split
     command: str
 
     def check(self, source: Source) -> None:
@@ -60,10 +65,17 @@ class Pin:
             found = source._content_hash
         except DatasetError as error:
             raise type(error)(f"{self.where}: {error}", f"run `{self.command}` again") from error
-        if self.content_hash is not None and found != self.content_hash:
+        expected = self.split.content_hash
+        if expected is not None and found != expected:
             raise DatasetError(
-                f"{self.where} has content {self.content_hash} in the manifest, and {found} on disk: it was replaced",
+                f"{self.where} has content {expected} in the manifest, and {found} on disk: it was replaced",
                 f"run `{self.command}` again, which writes a manifest of what is there",
+            )
+        if isinstance(source, ParquetDataset) and sum(source.shards.rows) != self.split.sequences:
+            raise DatasetError(
+                f"{self.where} has {self.split.sequences} sequences in {self.split.shards} shards in the manifest, and "
+                f"{sum(source.shards.rows)} in {len(source.shards.rows)} on disk",
+                f"copy the folder again, or run `{self.command}`",
             )
 
 
@@ -91,6 +103,8 @@ class Splits:
     @property
     def command(self) -> str:
         """The command that makes the manifest."""
+        if self.manifest.data_format != "lance":
+            return f"lance-prep export {self.manifest.input_path} -o {self.folder} --format {self.manifest.data_format}"
         return f"lance-prep build {self.manifest.input_path} -o {self.folder} --recursive"
 
     @classmethod
@@ -259,7 +273,37 @@ class Splits:
 
     def pin(self, name: str) -> Pin:
         """Return what the manifest says of a split."""
-        return Pin(f"{self.path}: split {name!r}", self.filled[name].content_hash, self.command)
+        return Pin(f"{self.path}: split {name!r}", self.filled[name], self.command)
+
+    def open(self, name: str, block_size: int | None, options: Mapping[str, Any]) -> Source:
+        """Return a split as a source of a mixture. Opens nothing yet.
+
+        Args:
+            name: of the split.
+            block_size: tokens per sample; left out if the rows have one length.
+            options: arguments of `LanceDataset`, except for the version.
+
+        Raises:
+            UsageError: Parquet shards do not hold what an option needs.
+            DatasetError: the split is missing.
+        """
+        place, split = self.location(name), self.filled[name]
+        if self.manifest.data_format == "lance":
+            return LanceDataset(place, block_size=block_size, **{**options, "version": split.version})
+        if self.manifest.data_format != "parquet":
+            raise UsageError(
+                f"{self.path} lists {self.manifest.data_format} files, which hold no tokens",
+                "train from the Lance datasets, or export them with --format parquet",
+            )
+        refused = [name for name, value in options.items() if name not in _OF_PARQUET and value]
+        if block_size not in (None, self.manifest.max_seq_length):
+            refused.append("block_size")
+        if refused:
+            raise UsageError(
+                f"{self.path} lists Parquet shards, which cannot be read with {', '.join(refused)}",
+                "remove it, or train from the Lance datasets",
+            )
+        return ParquetDataset(place, **{name: value for name, value in options.items() if name in _OF_PARQUET})
 
     def location(self, name: str) -> Path:
         """Return where a split is.

@@ -74,6 +74,7 @@ def test_the_package_exports_these_names() -> None:
         "KeyedPermutation",
         "LanceDataset",
         "Mixture",
+        "ParquetDataset",
         "Phase",
         "TakeSampler",
         "TokenLoader",
