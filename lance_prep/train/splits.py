@@ -293,7 +293,7 @@ class Splits:
         if self.manifest.data_format != "parquet":
             raise UsageError(
                 f"{self.path} lists {self.manifest.data_format} files, which hold no tokens",
-                "train from the Lance datasets, or export them with --format parquet",
+                "train from the Lance datasets, or export them with format 'parquet'",
             )
         refused = [name for name, value in options.items() if name not in _OF_PARQUET and value]
         if block_size not in (None, self.manifest.max_seq_length):
