@@ -71,6 +71,7 @@ subprocess.run([sys.executable, "-c", code], input=pickle.dumps(ds), check=True)
 def test_the_package_exports_these_names() -> None:
     assert all(getattr(lance_prep.train, name).__name__ == name for name in __all__)
     assert __all__ == [
+        "JsonlDataset",
         "KeyedPermutation",
         "LanceDataset",
         "Mixture",
