@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format notebooks torture bench-build bench-read clean
+.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline clean
 
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
@@ -37,6 +37,9 @@ bench-build: $(VENV)/.bench
 
 bench-read: $(VENV)/.bench
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_read.py --rounds $(RUNS)
+
+bench-pipeline: $(VENV)/.bench
+	$(BIN)/python tests/benchmarks/bench_pipeline.py --runs $(RUNS)
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -36,20 +36,30 @@ REPEAT = 10
 
 @dataclass(frozen=True)
 class Run:
-    """One process: wall seconds and peak resident MB."""
+    """One process: wall seconds, peak resident MB, and CPU seconds with those of its children."""
 
     seconds: float
     peak_mb: float
+    cpu: float = 0.0
 
 
-#: Starts a process from a small one: a child's peak counts what its parent held when it was forked.
+#: Starts a process from a small one: a child's peak counts what its parent held when it was forked. On Linux it also
+#: adopts and waits for processes that the child leaves behind, such as a fork server, so that their CPU time counts.
 WRAPPER = """
-import resource, subprocess, sys, time
+import ctypes, os, resource, subprocess, sys, time
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 started = time.perf_counter()
 code = subprocess.run(sys.argv[2:]).returncode
 seconds = time.perf_counter() - started
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    pass
 with open(sys.argv[1], "w") as file:
-    print(seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=file)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(seconds, used.ru_maxrss, used.ru_utime + used.ru_stime, file=file)
 sys.exit(code)
 """
 
@@ -65,8 +75,25 @@ def measure(arguments: list[str], **environment: str) -> Run:
         )
         if done.returncode:
             raise RuntimeError(f"{arguments} failed:\n{done.stdout.decode(errors='replace')[-2000:]}")
-        seconds, peak = map(float, figures.read().split())
-    return Run(seconds, peak / (1e6 if sys.platform == "darwin" else 1e3))
+        seconds, peak, cpu = map(float, figures.read().split())
+    return Run(seconds, peak / (1e6 if sys.platform == "darwin" else 1e3), cpu)
+
+
+def make_corpus(corpus: Path, tokenizer: Path) -> None:
+    """Write about 100 MB of text as Parquet, and a tokenizer for it: the shared ones, or made from Python's pages."""
+    if (SHARED / "corpus.parquet").exists():
+        shutil.copyfile(SHARED / "corpus.parquet", corpus)
+        shutil.copyfile(SHARED / "gpt2.tokenizer.json", tokenizer)
+        return
+    from pydoc_data.topics import topics
+
+    from lance_prep.tokenizer.sample import train_sample_tokenizer
+
+    tokenizer.write_bytes(train_sample_tokenizer())
+    sentences = [line for text in topics.values() for line in text.split("\n") if line.strip()]
+    draw = random.Random(1)
+    texts = [" ".join(draw.sample(sentences, 4)) for _ in range(450_000)]
+    pq.write_table(pa.table({"text": texts}), corpus, compression="zstd", row_group_size=20_000)
 
 
 class Bench:
@@ -76,28 +103,13 @@ class Bench:
         self.work = work
         self.tokenizer = work / "tokenizer.json"
         self.corpus = work / "corpus.parquet"
-        if (SHARED / "corpus.parquet").exists():
-            shutil.copy(SHARED / "corpus.parquet", self.corpus)
-            shutil.copy(SHARED / "gpt2.tokenizer.json", self.tokenizer)
-        else:
-            self._make()
+        make_corpus(self.corpus, self.tokenizer)
         self.large = work / "large.parquet"
         table = pq.read_table(self.corpus)
         self.text_mb = table["text"].nbytes / 1e6
         with pq.ParquetWriter(self.large, table.schema, compression="zstd") as writer:
             for _ in range(REPEAT):
                 writer.write_table(table, row_group_size=20_000)
-
-    def _make(self) -> None:
-        from pydoc_data.topics import topics
-
-        from lance_prep.tokenizer.sample import train_sample_tokenizer
-
-        self.tokenizer.write_bytes(train_sample_tokenizer())
-        sentences = [line for text in topics.values() for line in text.split("\n") if line.strip()]
-        draw = random.Random(1)
-        texts = [" ".join(draw.sample(sentences, 4)) for _ in range(450_000)]
-        pq.write_table(pa.table({"text": texts}), self.corpus, compression="zstd", row_group_size=20_000)
 
     def run(self, name: str, source: Path) -> Run:
         out = self.work / "out"
@@ -110,7 +122,8 @@ class Bench:
 
 
 def median(runs: list[Run]) -> Run:
-    return Run(statistics.median(r.seconds for r in runs), max(r.peak_mb for r in runs))
+    middle = statistics.median
+    return Run(middle(r.seconds for r in runs), max(r.peak_mb for r in runs), middle(r.cpu for r in runs))
 
 
 def compare(bench: Bench, runs: int) -> dict[str, Run]:
