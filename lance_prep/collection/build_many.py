@@ -25,8 +25,8 @@ from lance_prep.recipe import RecipeFields
 from lance_prep.store import FOLDER, Manifest, Split, open_version, split_of
 from lance_prep.transport import absolute_uri, is_local
 
-#: Sources at work for each worker: all but one wait for the Hub, for the disk, or for their turn. 400 sources of 5 lines
-#: took 69 s one after the other on a busy disk, 20 s three at once and 15 s eight at once.
+#: Sources at work for each worker. All but one wait for the Hub, the disk or their turn. 400 sources of 5 lines took
+#: 69 s one after the other on a busy disk, 20 s three at once and 15 s eight at once.
 _AT_ONCE = 4
 
 Status = Literal["built", "resumed", "rebuilt", "unchanged", "failed"]
