@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
 from lance_prep.errors import LancePrepError, RecipeError
-from lance_prep.recipe import builtin_recipes, make_recipe, parse_yaml, read_yaml, resolve_beside
+from lance_prep.recipe import builtin_recipes, make_recipe, resolve_beside
 
 #: What names a collection: a built-in name, a recipe file, its fields, or the recipe itself.
 Collection = str | Path | Mapping[str, Any] | CollectionRecipe
@@ -41,6 +41,8 @@ def is_collection(source: object) -> bool:
     path = Path(source)
     if path.suffix not in _SUFFIXES or not path.is_file():
         return False
+    from lance_prep.recipe import read_yaml  # imports yaml, which `--help` does not need
+
     try:
         return "categories" in read_yaml(path)
     except LancePrepError:
@@ -59,6 +61,8 @@ def load_collection(source: Collection) -> CollectionRecipe:
         return source
     if isinstance(source, Mapping):
         return _validated(source, "the collection")
+    from lance_prep.recipe import parse_yaml, read_yaml
+
     if str(source) in builtin_collections():
         return _validated(parse_yaml(builtin_collection(str(source)), str(source)), str(source))
     path = Path(source)

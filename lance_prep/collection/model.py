@@ -8,6 +8,7 @@ A source is a `Recipe` with a few fields of its own, so whatever a single build 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -52,7 +53,7 @@ class CollectionSource(BaseModel):
         None, description="use only the first N records that are neither empty nor filtered, or all"
     )
     max_tokens: Limit = Field(None, description="stop after the record whose tokens reach this number")
-    share: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    share: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)] | None = Field(
         None, description="target share within the category; by default in proportion to tokens"
     )
     license: str | None = Field(None, description="note on the license")
@@ -104,10 +105,17 @@ class Category(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    share: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    share: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(
         description="target share of the category; shares are normalised"
     )
     sources: dict[Name, CollectionSource] = Field(min_length=1, description="sources by name")
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Category:
+        without = [name for name, source in self.sources.items() if source.share is None]
+        if 0 < len(without) < len(self.sources):
+            raise ValueError(f"give each source a share, or none: {', '.join(without)} would have none")
+        return self
 
 
 #: Fields of `Recipe` that `CollectionRecipe.defaults` may not have.
@@ -157,14 +165,23 @@ class CollectionRecipe(BaseModel):
 
     def notes(self) -> list[str]:
         """Return what a user should know before the collection is used, a sentence each: how shares are normalised."""
-        total = sum(category.share for category in self.categories.values())
-        if abs(total - 100) < 1e-9:
-            return []
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in self.shares().items())
-        return [f"The shares of the categories add up to {total:g}, not 100, and are normalised: {shares}."]
+        notes = [_note("the categories", {name: category.share for name, category in self.categories.items()})]
+        for name, category in self.categories.items():
+            shares = {name: source.share for name, source in category.sources.items() if source.share is not None}
+            notes.append(_note(f"the sources of {name}", shares) if shares else "")
+        return [note for note in notes if note]
 
     def sources(self) -> list[tuple[str, str, CollectionSource]]:
         """Return category, name and source of each source, in the recipe's order."""
         return [
             (c, name, source) for c, category in self.categories.items() for name, source in category.sources.items()
         ]
+
+
+def _note(of: str, shares: Mapping[str, float]) -> str:
+    """Say how shares are normalised; nothing if they add up to 100, or are fractions that add up to 1."""
+    total = sum(shares.values())
+    if any(math.isclose(total, whole, rel_tol=1e-9) for whole in (1, 100)):
+        return ""
+    parts = ", ".join(f"{name} {share / total:.1%}" for name, share in shares.items())
+    return f"The shares of {of} add up to {total:g}, not 100, and are normalised: {parts}."
