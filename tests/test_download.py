@@ -184,6 +184,7 @@ def test_a_changed_entry_is_downloaded_again_only_if_told(
     assert run(["download", write_recipe(tmp_path, recipe), *arguments]) == 0
     wiki = recipe["categories"]["web"]["sources"]["wiki"]
     wiki |= {"license": "MIT", "share": 2.0}  # notes: they decide no text
+    recipe["categories"]["web"]["sources"]["pages"]["share"] = 1.0
     assert run(["download", write_recipe(tmp_path, recipe), *arguments]) == 0
     wiki["max_rows"] = 300
     capsys.readouterr()

@@ -148,7 +148,7 @@ def _explained(error: ValidationError, where: str) -> RecipeError:
     elif problem["type"] == "string_pattern_mismatch":
         what = f"invalid name {problem['input']!r}"
         advice = "use letters, digits, _, - and . only, at most 100, beginning with a letter or digit"
-    elif path:
+    elif path and not isinstance(problem["input"], dict | list):
         what = f"{what} (given: {_short(problem['input'])})"
     return RecipeError(f"{where}: {f'{path}: ' if path else ''}{what}{more}", advice)
 
