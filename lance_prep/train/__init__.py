@@ -12,7 +12,8 @@
     sampler             `TakeSampler`, for torch's DataLoader
     runs                reading several steps at once: when asked, on a thread, or in worker processes
     loader              `TokenLoader`: the same with a state
-    shares, splits      which source each position is of; the splits of a manifest, and their weights
+    shares, positions   which source each position of a mixture is of, and which sample
+    splits              the splits of a manifest, and their weights
     mixture             `Mixture`: several datasets by weight
 
 Each module imports only from lines above it, and from the rest of lance-prep only ground modules and `store`.

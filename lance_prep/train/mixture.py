@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, overload
@@ -18,24 +18,10 @@ from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
 from lance_prep.train.dataset import DatasetOptions, LanceDataset
 from lance_prep.train.order import DEFAULT_SEED, PAD_ROW, Place
-from lance_prep.train.permutation import KeyedPermutation
+from lance_prep.train.positions import FAR, Pool, Positions, Simulated
 from lance_prep.train.samples import Batch, Documents, Sample
-from lance_prep.train.shares import Shares, make_shares
 from lance_prep.train.sources import Origin, Source, as_indices
 from lance_prep.train.splits import Phase, Pin, Splits, Weights
-
-#: Positions must stay below 2^61 to be exact (see `shares`).
-_FAR = 1 << 60
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    """The positions `[start, stop)` of a phase, and how often each source was used before it."""
-
-    start: int
-    stop: int
-    shares: Shares
-    before: tuple[int, ...]
 
 
 class Mixture(Dataset[dict[str, Any]]):
@@ -49,6 +35,9 @@ class Mixture(Dataset[dict[str, Any]]):
         seed: of the order within each source. Every source has an order of its own, and a new one each time it repeats.
         stopping: "repeat" starts a source again when it runs out, and an epoch ends when each was used up once.
             "stop" ends the epoch before the first source would repeat.
+        experiment_tokens, target_tokens: tokens of this run, and of a large run that it is to predict. Each source is
+            restricted to the fraction experiment_tokens / target_tokens of its samples, the first ones of its order,
+            so that this run repeats every source as often as the large one will (simulated epoching, see `positions`).
         datasets: sources that are open already or need options of their own, by the paths used in `weights`.
         options: arguments of `LanceDataset` for the sources that are opened here, such as `labels` or `filter` (see
             `DatasetOptions`).
@@ -76,6 +65,8 @@ class Mixture(Dataset[dict[str, Any]]):
         by: Literal["tokens", "rows"] = "tokens",
         seed: int = DEFAULT_SEED,
         stopping: Literal["repeat", "stop"] = "repeat",
+        experiment_tokens: int | None = None,
+        target_tokens: int | None = None,
         datasets: Mapping[str, Source] | None = None,
         **options: Unpack[DatasetOptions],
     ) -> None:
@@ -103,9 +94,10 @@ class Mixture(Dataset[dict[str, Any]]):
             for name in self.names
         ]
         self.by, self.seed, self.stopping = by, seed, stopping
+        self._simulated = _simulated(experiment_tokens, target_tokens)
         self._pins: dict[str, Pin] = {}
-        self._laid: list[_Stretch] | None = None
-        self._length = 0
+        self._laid: Positions | None = None
+        self._size: int | None = None
 
     @classmethod
     def from_manifest(
@@ -119,6 +111,8 @@ class Mixture(Dataset[dict[str, Any]]):
         by: Literal["tokens", "rows"] = "tokens",
         seed: int = DEFAULT_SEED,
         stopping: Literal["repeat", "stop"] = "repeat",
+        experiment_tokens: int | None = None,
+        target_tokens: int | None = None,
         **options: Unpack[DatasetOptions],
     ) -> Self:
         """Mix the splits of a collection, as its `manifest.json` lists them.
@@ -132,7 +126,8 @@ class Mixture(Dataset[dict[str, Any]]):
                 the proportions between them. "tokens" is in proportion to tokens. A mapping gives weights to splits,
                 or to whole categories; phases hold such mappings.
             validation: mix the validation sets instead.
-            block_size, by, seed, stopping, options: see `Mixture`. The manifest chooses the versions.
+            block_size, by, seed, stopping, experiment_tokens, target_tokens, options: see `Mixture`. The manifest
+                chooses the versions.
 
         Splits without sequences are left out with a warning, and refused if they are named. Each split is read at the
         version and with the content that the manifest names, whatever was built into its folder later.
@@ -152,7 +147,16 @@ class Mixture(Dataset[dict[str, Any]]):
         phases = found.phases(weights, splits)
         _check_phases(phases)
         opened = {name: found.open(name, block_size, options) for name in phases[0].weights}
-        mixture = cls(phases, block_size=block_size, by=by, seed=seed, stopping=stopping, datasets=opened)
+        mixture = cls(
+            phases,
+            block_size=block_size,
+            by=by,
+            seed=seed,
+            stopping=stopping,
+            experiment_tokens=experiment_tokens,
+            target_tokens=target_tokens,
+            datasets=opened,
+        )
         mixture._pins = {name: found.pin(name) for name in opened}
         return mixture
 
@@ -182,30 +186,45 @@ class Mixture(Dataset[dict[str, Any]]):
         return all(source._mean_tokens is None for source in self.sources)
 
     @property
-    def _stretches(self) -> list[_Stretch]:
+    def _positions(self) -> Positions:
         if self._laid is None:
             self._check_sources()
-            size, start, before, laid = self.block_size, 0, [0] * len(self.names), []
-            if size is None and (self.by == "tokens" or len(self.phases) > 1):
+            self._size = size = self.block_size
+            if size is None and (self.by == "tokens" or len(self.phases) > 1 or self._simulated):
                 raise UsageError("records have no tokens to mix by or to end a phase", "use by='rows' and one phase")
-            for phase in self.phases:
-                stop = _FAR if phase.until_tokens is None else -(-phase.until_tokens // (size or 1))
-                shares = make_shares(self._row_weights(phase))
-                laid.append(_Stretch(start, stop, shares, tuple(before)))
-                before = [b + c for b, c in zip(before, shares.counts(stop - start), strict=True)]
-                start = stop
-            self._length = _epoch_length(laid, [len(s) for s in self.sources], self.stopping)
-            self._laid = laid
+            phases = [
+                (self._row_weights(phase), FAR if phase.until_tokens is None else -(-phase.until_tokens // (size or 1)))
+                for phase in self.phases
+            ]
+            pools = [self._pool(i) for i in range(len(self.names))]
+            self._laid = Positions.lay_out(phases, pools, self.seed, restart=self.stopping == "stop")
         return self._laid
+
+    def _pool(self, number: int) -> Pool:
+        name, source = self.names[number], self.sources[number]
+        size = used = len(source)
+        if self._simulated is not None and self._has_weight(name):
+            used = self._simulated.size(size)
+            if not used:
+                raise UsageError(
+                    f"{name} has {size} samples, and experiment_tokens={self._simulated.experiment_tokens} of "
+                    f"target_tokens={self._simulated.target_tokens} leaves less than half a sample of them",
+                    "remove it from the mixture, or use larger experiment_tokens",
+                )
+        # Seeded by content and position rather than path: a dataset that was moved keeps its order.
+        return Pool(size, used, f"{number}/{source._content_hash}")
 
     def _check_sources(self) -> None:
         for name, source in zip(self.names, self.sources, strict=True):
             if name in self._pins:
                 self._pins[name].check(source)
-            if not len(source) and any(phase.weights.get(name) for phase in self.phases):
+            if not len(source) and self._has_weight(name):
                 raise UsageError(
                     f"{name} has a weight but no samples", "remove it from the mixture, or check its filter"
                 )
+
+    def _has_weight(self, name: str) -> bool:
+        return any(phase.weights.get(name) for phase in self.phases)
 
     def _row_weights(self, phase: Phase) -> list[Fraction]:
         """Return the weights per sample. They are read as decimals, so that 0.3 is 3/10."""
@@ -217,17 +236,17 @@ class Mixture(Dataset[dict[str, Any]]):
 
     def shares(self, phase: int = 0) -> dict[str, Fraction]:
         """Return the exact share of samples of each source in a phase."""
-        return dict(zip(self.names, self._stretches[phase].shares.exact, strict=True))
+        return dict(zip(self.names, self._positions.stretches[phase].shares.exact, strict=True))
 
     def counts(self, length: int) -> dict[str, int]:
         """Return the number of samples of each source among the first `length` positions."""
-        return dict(zip(self.names, _counts(self._stretches, length), strict=True))
+        return dict(zip(self.names, self._positions.counts(length), strict=True))
 
     # Samples.
 
     def __len__(self) -> int:
         """Return the number of samples in an epoch."""
-        return self._length if self._stretches else 0
+        return self._positions.length
 
     @property
     def _read_rows(self) -> int:
@@ -248,31 +267,7 @@ class Mixture(Dataset[dict[str, Any]]):
         flat = np.asarray(indices, np.int64).reshape(-1)
         if flat.size and int(flat.min()) < 0:
             raise IndexError(f"position {flat.min()} of a mixture is negative")
-        epoch = np.zeros_like(flat)
-        if self.stopping == "stop":
-            # Each epoch restarts every source. With "repeat" the sequence continues instead.
-            epoch, flat = np.divmod(flat, max(len(self), 1))
-        source, ordinal = np.zeros_like(flat), np.zeros_like(flat)
-        for stretch in self._stretches:
-            here = np.flatnonzero((flat >= stretch.start) & (flat < stretch.stop))
-            if here.size:
-                found, number = stretch.shares.locate(flat[here] - stretch.start)
-                source[here], ordinal[here] = found, number + np.array(stretch.before, np.int64)[found]
-        return source, self._permuted(source, ordinal, epoch)
-
-    def _permuted(self, source: Indices, ordinal: Indices, epoch: Indices) -> Indices:
-        """Return each source's samples in its own order, which is another one each time it repeats."""
-        out = np.zeros_like(ordinal)
-        for i in np.unique(source).tolist():
-            data = self.sources[i]
-            again, place = np.divmod(ordinal, len(data))
-            times = epoch + again
-            for time in np.unique(times[source == i]).tolist():
-                here = (source == i) & (times == time)
-                # Seeded by content and position rather than path: a dataset that was moved keeps its order.
-                order = KeyedPermutation(len(data), self.seed, time, stream=f"{i}/{data._content_hash}")
-                out[here] = order[place[here]]
-        return out
+        return self._positions.locate(flat)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -315,7 +310,7 @@ class Mixture(Dataset[dict[str, Any]]):
             return whole
         wheres = [np.flatnonzero(source == i) for i in used]
         parts = [self.sources[i].__getitems__(sample[w]) for i, w in zip(used, wheres, strict=True)]
-        return (_merged_records if self.block_size is None else _merged)(parts, wheres, len(array))
+        return (_merged_records if self._size is None else _merged)(parts, wheres, len(array))
 
     #: torch fetches a batch in one call.
     __getitems__ = take
@@ -346,7 +341,7 @@ class Mixture(Dataset[dict[str, Any]]):
         """Return what must be equal for a checkpoint made at a position to be resumed: later weights may differ."""
         begun = [
             {"from": stretch.start, "shares": [str(share) for share in stretch.shares.exact]}
-            for stretch in self._stretches
+            for stretch in self._positions.stretches
             if stretch.start < position or stretch.start == 0
         ]
         return {
@@ -355,12 +350,23 @@ class Mixture(Dataset[dict[str, Any]]):
             "by": self.by,
             "mixture_seed": self.seed,
             "stopping": self.stopping,
+            **(asdict(self._simulated) if self._simulated is not None else {}),
         }
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
     if misspelt := sorted(options.keys() - DatasetOptions.__annotations__.keys()):
         raise TypeError(f"Mixture() got an unexpected keyword argument {misspelt[0]!r}")
+
+
+def _simulated(experiment_tokens: int | None, target_tokens: int | None) -> Simulated | None:
+    if experiment_tokens is None and target_tokens is None:
+        return None
+    if experiment_tokens is None or target_tokens is None:
+        raise UsageError(
+            f"got experiment_tokens={experiment_tokens} and target_tokens={target_tokens}", "pass both, or neither"
+        )
+    return Simulated(experiment_tokens, target_tokens)
 
 
 def _check_phases(phases: Sequence[Phase]) -> None:
@@ -372,40 +378,6 @@ def _check_phases(phases: Sequence[Phase]) -> None:
             f"invalid phases: they end at {ends} tokens",
             "let each end later than the one before, and the last one at None",
         )
-
-
-def _counts(stretches: Sequence[_Stretch], length: int) -> list[int]:
-    for stretch in reversed(stretches):
-        if length >= stretch.start:
-            inside = stretch.shares.counts(length - stretch.start)
-            return [b + c for b, c in zip(stretch.before, inside, strict=True)]
-    return []
-
-
-def _epoch_length(stretches: Sequence[_Stretch], sizes: Sequence[int], stopping: str) -> int:
-    """Return the positions until every used source was used up ("repeat"), or before the first repeats ("stop").
-
-    Counts never decrease, so both are found by bisection.
-    """
-    last = stretches[-1].shares.exact
-
-    def done(length: int) -> bool:
-        counts = _counts(stretches, length)
-        if stopping == "stop":
-            return any(count > size for count, size in zip(counts, sizes, strict=True))
-        return all(count >= size for count, size, share in zip(counts, sizes, last, strict=True) if share)
-
-    low, high = 0, 1
-    while not done(high):
-        low, high = high, high * 2
-        if high > _FAR:
-            raise UsageError(
-                f"an epoch would have more than {_FAR} samples", "use larger weights for the smallest sources"
-            )
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if done(middle) else (middle, high)
-    return low if stopping == "stop" else high
 
 
 def _merged(parts: Sequence[Batch], wheres: Sequence[Indices], count: int) -> Batch:

@@ -1,0 +1,194 @@
+"""Which sample of which source is at each position of a mixture: pure arithmetic, in O(sources) memory.
+
+Simulated epoching: a large run repeats small sources many times, and a small experiment with the same weights would
+see each of them less than once. So its results would not carry over. If the experiment is restricted to the fraction
+`experiment_tokens / target_tokens` of each source, it repeats every source as often as the large run will. The method
+is that of Levanter (`experiment_budget` and `target_budget` in `levanter/data/text.py`; marin-community/marin#718 and
+#791), which keeps the first `int(n * fraction)` of n shuffled sequences. This module rounds to the nearest number, and
+refuses a source of which nothing would be left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from lance_prep.errors import UsageError
+from lance_prep.keyed import Indices
+from lance_prep.train.permutation import KeyedPermutation
+from lance_prep.train.shares import Shares, make_shares
+
+#: Positions must stay below 2^61 to be exact (see `shares`).
+FAR = 1 << 60
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A small run that repeats its sources as often as a large one. Validates itself.
+
+    Attributes:
+        experiment_tokens: length of the small run.
+        target_tokens: length of the large run.
+
+    Raises:
+        UsageError: a length is not a whole number of at least 1, or the small run is the longer one.
+    """
+
+    experiment_tokens: int
+    target_tokens: int
+
+    def __post_init__(self) -> None:
+        both = (self.experiment_tokens, self.target_tokens)
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in both)
+        if not whole or not 1 <= self.experiment_tokens <= self.target_tokens:
+            raise UsageError(
+                f"invalid experiment_tokens={both[0]} and target_tokens={both[1]}",
+                "pass whole numbers: the tokens of this run, and those of the large run, which is at least as long",
+            )
+
+    def size(self, samples: int) -> int:
+        """Return how many of a source's samples the small run uses: the nearest whole number, halves up."""
+        return (2 * samples * self.experiment_tokens + self.target_tokens) // (2 * self.target_tokens)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The samples of one source that a mixture draws from.
+
+    Attributes:
+        size: samples of the source.
+        used: how many of them are used: the first ones of its order.
+        stream: seeds its order, with the mixture's seed.
+    """
+
+    size: int
+    used: int
+    stream: str
+
+    def samples(self, seed: int, time: int, places: Indices) -> Indices:
+        """Return the samples at places in 0..used-1 when the source is used for the `time`-th time, from 0."""
+        if self.used == self.size:
+            return KeyedPermutation(self.size, seed, time, stream=self.stream)[places]
+        if time:  # the same samples as before, in another order
+            places = KeyedPermutation(self.used, seed, time, stream=self.stream)[places]
+        return KeyedPermutation(self.size, seed, 0, stream=self.stream)[places]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The positions `[start, stop)` of a phase, and how often each source was used before it."""
+
+    start: int
+    stop: int
+    shares: Shares
+    before: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The positions of a mixture.
+
+    Attributes:
+        stretches: one per phase. The last one has no end.
+        pools: one per source.
+        seed: of the order within each source.
+        restart: whether each epoch starts every source again; otherwise the sequence continues.
+        length: samples in an epoch.
+    """
+
+    stretches: tuple[Stretch, ...]
+    pools: tuple[Pool, ...]
+    seed: int
+    restart: bool
+    length: int
+
+    @classmethod
+    def lay_out(
+        cls, phases: Sequence[tuple[Sequence[Fraction], int]], pools: Sequence[Pool], seed: int, *, restart: bool
+    ) -> Positions:
+        """Return the positions of phases.
+
+        Args:
+            phases: of each, the sources' weights per sample, and the position at which it ends; the last one ends at
+                `FAR`.
+            pools: the sources.
+            seed: of the order within each source.
+            restart: an epoch ends before the first source would repeat. Otherwise it ends when each was used up once.
+
+        Raises:
+            UsageError: an epoch is too long.
+        """
+        start, before, laid = 0, [0] * len(pools), []
+        for weights, stop in phases:
+            shares = make_shares(weights)
+            laid.append(Stretch(start, stop, shares, tuple(before)))
+            before = [b + c for b, c in zip(before, shares.counts(stop - start), strict=True)]
+            start = stop
+        length = _epoch_length(laid, [pool.used for pool in pools], restart=restart)
+        return cls(tuple(laid), tuple(pools), seed, restart, length)
+
+    def counts(self, length: int) -> list[int]:
+        """Return the number of samples of each source among the first `length` positions."""
+        return _counts(self.stretches, length)
+
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
+        """Return the source of each position, and the sample of that source: int64 `[positions]` each.
+
+        Args:
+            positions: int64, at least 0. Those from `length` on belong to the following epochs.
+        """
+        epoch = np.zeros_like(positions)
+        if self.restart:
+            epoch, positions = np.divmod(positions, max(self.length, 1))
+        source, ordinal = np.zeros_like(positions), np.zeros_like(positions)
+        for stretch in self.stretches:
+            here = np.flatnonzero((positions >= stretch.start) & (positions < stretch.stop))
+            if here.size:
+                found, number = stretch.shares.locate(positions[here] - stretch.start)
+                source[here], ordinal[here] = found, number + np.array(stretch.before, np.int64)[found]
+        sample = np.zeros_like(ordinal)
+        for i in np.unique(source).tolist():
+            pool = self.pools[i]
+            again, place = np.divmod(ordinal, pool.used)
+            times = epoch + again
+            for time in np.unique(times[source == i]).tolist():
+                here = (source == i) & (times == time)
+                sample[here] = pool.samples(self.seed, time, place[here])
+        return source, sample
+
+
+def _counts(stretches: Sequence[Stretch], length: int) -> list[int]:
+    for stretch in reversed(stretches):
+        if length >= stretch.start:
+            inside = stretch.shares.counts(length - stretch.start)
+            return [b + c for b, c in zip(stretch.before, inside, strict=True)]
+    return []
+
+
+def _epoch_length(stretches: Sequence[Stretch], sizes: Sequence[int], *, restart: bool) -> int:
+    """Return the positions before the first source repeats (`restart`), or until every used source was used up.
+
+    Counts never decrease, so both are found by bisection.
+    """
+    last = stretches[-1].shares.exact
+
+    def done(length: int) -> bool:
+        counts = _counts(stretches, length)
+        if restart:
+            return any(count > size for count, size in zip(counts, sizes, strict=True))
+        return all(count >= size for count, size, share in zip(counts, sizes, last, strict=True) if share)
+
+    low, high = 0, 1
+    while not done(high):
+        low, high = high, high * 2
+        if high > FAR:
+            raise UsageError(
+                f"an epoch would have more than {FAR} samples", "use larger weights for the smallest sources"
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if done(middle) else (middle, high)
+    return low if restart else high
