@@ -289,6 +289,11 @@ def _names_store(doing: str) -> bool:
     return scheme is not None and scheme[1] not in ("hf", "file", "memory")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 file`, `1,234 files`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def one_line(error: BaseException) -> str:
     """The first line of an error's own message that is not blank."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -328,8 +333,8 @@ def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
     unreachable |= {("aiohttp", "ClientError"), ("botocore", "HTTPClientError"), ("botocore", "ConnectionError")}
     busy = isinstance(error, OSError) and error.errno in (errno.EBUSY, errno.EREMOTEIO)
     if busy or isinstance(error, ConnectionError | TimeoutError) or names & unreachable:
-        web = "http://" in doing or "https://" in doing
-        store, advice = ("server", "check the URL and the network") if web else ("object store", _STORE_ADVICE)
+        server = re.search(r"\b(https?|ftp|sftp|ssh|smb)://", doing)
+        store, advice = ("server", "check the URL and the network") if server else ("object store", _STORE_ADVICE)
         return StoreUnreachable(f"{doing}: the {store} does not answer as it should ({one_line(error)})", advice)
     if names & {("botocore", "BotoCoreError"), ("botocore", "ClientError")} or isinstance(error, OSError):
         return SourceError(f"{doing}: the object store reports an error ({one_line(error)})", _STORE_ADVICE)

@@ -103,8 +103,9 @@ def test_a_second_copy_is_a_new_file(tmp_path: Path, folder: Path, fields: dict[
     assert lance_prep.build(folder, output=output, append=True, **fields).rows == 800
     assert lance_prep.build(folder, output=tmp_path / "fresh.lance", **fields).rows == 800
     (folder / "z.parquet").unlink()
-    with pytest.raises(SourceChanged, match="1 gone"):
+    with pytest.raises(SourceChanged, match="1 gone") as caught:
         lance_prep.build(folder, output=output, **fields)
+    assert "append" not in caught.value.advice  # there is nothing to add
 
 
 def test_files_that_trade_places_are_the_same(tmp_path: Path, folder: Path, fields: dict[str, Any]) -> None:

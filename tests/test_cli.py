@@ -490,7 +490,7 @@ def test_a_dry_run_says_what_the_build_would_do_and_writes_nothing(
     assert would("--seed", "2", "--overwrite") == "overwrite: the new content becomes version 2"
     pq.write_table(pa.table({"text": ["new"], "n": [1]}), tmp_path / "folder" / "b.parquet")
     assert would(code=1).startswith("refuse: ")
-    assert would("--append") == "append: 1 new files as version 2"
+    assert would("--append") == "append: 1 new file as version 2"
     assert run([*build, "--dry-run", "--append", "--workers", "1"]) == 0
     assert "workers 1" in " ".join(capsys.readouterr().out.split())
     assert run([*build, "--dry-run"]) == 1

@@ -55,6 +55,14 @@ def test_connections_fail_to_what_was_asked(error: Exception) -> None:
     assert isinstance(translate(error, "dataset o/n"), HubUnreachable)
 
 
+@pytest.mark.parametrize("scheme", ["ftp", "sftp", "https"])
+def test_a_server_has_no_bucket(scheme: str) -> None:
+    error = translate(ConnectionRefusedError(111, "refused"), f"listing {scheme}://host/x.jsonl")
+    assert isinstance(error, StoreUnreachable)
+    assert "the server does not answer" in str(error)
+    assert "bucket" not in error.advice
+
+
 def test_a_missing_object_is_not_a_missing_local_file() -> None:
     error = translate(FileNotFoundError(2, "x", "bucket/x"), "reading s3://bucket/x")
     assert isinstance(error, SourceNotFound)

@@ -80,6 +80,27 @@ def test_a_folder_that_is_a_link_is_refused(
     assert content(victim) == before
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["_versions/x", "data/x.lance", ".lance_prep/seals/2.json", ".lance_prep/quarantine.json", "_refs/tags/gold.json"],
+)
+@pytest.mark.parametrize("command", ["info", "verify", "versions", "tag"])
+def test_a_fifo_does_not_block(dataset: Path, name: str, command: str, capsys: Any) -> None:
+    (dataset / name).parent.mkdir(parents=True, exist_ok=True)
+    (dataset / name).unlink(missing_ok=True)
+    os.mkfifo(dataset / name)
+    assert run([command, str(dataset), *(["gold"] if command == "tag" else [])]) == 1
+    assert f"{name} is not a file: it is a FIFO" in capsys.readouterr().err
+
+
+def test_a_fifo_among_the_files_of_a_build_is_a_missing_file(dataset: Path, capsys: Any) -> None:
+    receipt = next((dataset / ".lance_prep" / "builds").rglob("shard-000000.json"))
+    receipt.unlink()
+    os.mkfifo(receipt)
+    assert run(["verify", str(dataset), "--version", "1"]) + run(["verify", str(dataset)]) == 1
+    assert "shard-000000.json" in capsys.readouterr().out
+
+
 def test_a_new_output_with_a_linked_data_folder(home: Path, victim: Path, tmp_path: Path) -> None:
     output = tmp_path / "new.lance"
     (output / ".lance_prep").mkdir(parents=True)

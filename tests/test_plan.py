@@ -287,6 +287,15 @@ def test_fields_that_do_not_fit_the_source_are_refused(
     assert advice in caught.value.advice
 
 
+def test_several_kinds_of_files_are_refused_with_a_glob_that_works(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl", "c.csv"):
+        lines(tmp_path / name, "a")
+    with pytest.raises(UsageError, match="several kinds: 1 csv and 2 json") as caught:
+        plan_of(tmp_path)
+    assert "'*.jsonl'" in caught.value.advice
+    assert len(plan_of(f"{tmp_path}/*.jsonl").files) == 2
+
+
 def test_no_such_path() -> None:
     with pytest.raises(SourceNotFound, match="no such file") as caught:
         plan_of("no/such/file.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import datetime
 import gzip
 import itertools
@@ -13,6 +14,7 @@ import random
 import re
 import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -353,15 +355,50 @@ def test_a_delimiter_is_given(tmp_path: Path) -> None:
 def test_a_later_file_with_another_delimiter_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id;text\n1;x\n")
     (tmp_path / "b.csv").write_text("id,text\n2,y\n")
-    with pytest.raises(LancePrepError, match=r"b\.csv"):
-        read(tmp_path)
+    with pytest.raises(UsageError, match=r"different delimiters: ';' in .*a\.csv and ',' in .*b\.csv"):
+        plan_of(tmp_path)
+    (tmp_path / "a.csv").write_text("text\n1;x\n")  # one column: no delimiter to be seen
+    assert read(tmp_path)[0] == ["1;x", "y"]
 
 
-def test_utf16_csv_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("id,text\n1,x\n", encoding="utf-16")
-    with pytest.raises(BadFile, match="is UTF-16") as caught:
-        plan_of(tmp_path / "x.csv")
-    assert "iconv" in caught.value.advice
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ('id,text\n1,a\n2,"b\n3,c\n', 2),  # the last column
+        ('text,id\na,1\n"b,2\nc,3\n', 2),  # one before the last: too few fields
+        ('id,text,z\n1,a,"\n2,b,c', 1),  # a column that is not read, and no line end
+        ('id,text\n1\n2,"b ""quoted""\n', 2),  # after a bad row
+        ('text\n"a\n', 1),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_quote_that_is_never_closed_is_an_error(tmp_path: Path, text: str, row: int, packed: bool) -> None:
+    path = tmp_path / ("x.csv.gz" if packed else "x.csv")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    with pytest.raises(BadFile, match=f"a quote in data row {row} is not closed before the end of the file"):
+        read(path, text_column="text")
+
+
+@given(st.lists(st.tuples(st.text('a"\n,\r ;', max_size=6), st.text('b"\n', max_size=4)), min_size=1, max_size=20))
+def test_csv_with_quotes_and_line_ends_is_read_as_by_python(rows: list[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.csv"
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "other"), *rows])
+        for data in (path.read_bytes(), path.read_bytes().removesuffix(b"\r\n")):
+            path.write_bytes(data)
+            assert read(path)[0] == [text for text, _ in rows]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.json", "x.txt", "x.md.gz"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_is_refused(tmp_path: Path, name: str, encoding: str) -> None:
+    data = '\ufeff{"text": "a"}\n{"text": "b"}\n'.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    for fields in ({}, {"text_unit": "line"}) if name in ("x.txt", "x.md.gz") else ({},):
+        with pytest.raises(BadFile, match="is UTF-16") as caught:
+            read(tmp_path / name, **fields)
+        assert "iconv" in caught.value.advice
 
 
 def bad_utf8(rows: dict[int, bytes], count: int) -> pa.Array:

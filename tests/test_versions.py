@@ -213,6 +213,10 @@ def test_prune_keeps_the_latest_and_the_tagged(tmp_path: Path, folder: Path, cap
     freed = data - sum(path.stat().st_size for path in Path(uri, "data").iterdir())
     assert 0 < freed <= done["bytes"]
     assert [v.number for v in list_versions(uri)] == [2, 4]
+    with pytest.raises(DatasetError, match="has no version 3") as caught:
+        open_version(uri, 3)
+    assert caught.value.advice == "use versions 2, 4, or a tag: gold"
+    assert not [path for path in Path(uri, ".lance_prep").rglob("*") if path.is_dir() and not any(path.iterdir())]
     for number, want in rows.items():
         assert rows_of(uri, number) == want
         check_whole(uri, number)

@@ -28,6 +28,7 @@ from lance_prep.cli.common import (
     span,
     storage_option,
 )
+from lance_prep.errors import counted
 from lance_prep.formats import COMPRESSIONS, registered
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe, builtin_recipes, load_recipe, refuse_unread
@@ -258,7 +259,7 @@ class LineProgress:
     def planned(self, plan: Plan, done: Sequence[int]) -> None:
         self._counts.plan(plan, done)
         resumed = f", {len(done)} of them done by an earlier run" if done else ""
-        self._print(f"{len(plan.files)} files in {len(plan.shards)} shards{resumed}")
+        self._print(f"{counted(len(plan.files), 'file')} in {counted(len(plan.shards), 'shard')}{resumed}")
 
     def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
         self._counts.advance(rows, tokens, source_bytes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lance_prep.cli.common import command, dataset_argument, json_option, print_json, printable
+from lance_prep.errors import counted
 
 if TYPE_CHECKING:
     from lance_prep.dataset import Difference, Version
@@ -107,9 +108,9 @@ def restore(uri: str, version: str, storage_options: dict[str, str] | None, as_j
 
 
 def _version_text(version: Version, all_files: bool) -> str:
-    size = f"{version.rows:,} rows" if version.rows is not None else "?"
+    size = counted(version.rows, "row") if version.rows is not None else "?"
     if version.tokens is not None:
-        size += f", {version.tokens:,} tokens"
+        size += f", {counted(version.tokens, 'token')}"
     tags = f"  [{', '.join(version.tags)}]" if version.tags else ""
     lines = [f"{version.number}  {version.time}  {size}  {version.made} ({version.of}){tags}"]
     for sign, files in (("+", version.files_new), ("-", version.files_gone)):

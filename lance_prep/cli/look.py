@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lance_prep.cli.common import command, dataset_options, json_option, print_json, printable, printable_json, table
+from lance_prep.errors import counted
 
 if TYPE_CHECKING:
     from lance_prep.dataset import DatasetVersion, ShownDocument, ShownRow
@@ -106,7 +107,7 @@ def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
     named = "".join(
         f", {name} {value}" for name, value in (("config", source.config), ("split", source.split)) if value
     )
-    rows = [("source", f"{source.asked}{named}, {files:,} file{'s' if files != 1 else ''}")]
+    rows = [("source", f"{source.asked}{named}, {counted(files, 'file')}")]
     if source.commit:
         rows.append(("commit", f"{source.commit} (asked for: {source.revision})"))
     if tokenizer:

@@ -19,6 +19,7 @@ from lance_prep.cli.common import (
     printable,
     size,
 )
+from lance_prep.errors import counted
 
 if TYPE_CHECKING:
     from lance_prep.dataset import Verification
@@ -57,7 +58,9 @@ def compact(uri: str, target_mb: int, storage_options: dict[str, str] | None, as
     if as_json:
         print_json(asdict(done))
     elif done.fragments_after == done.fragments_before:
-        click.echo(f"nothing to merge in {done.fragments_before} fragments; version {done.version} is unchanged")
+        click.echo(
+            f"nothing to merge in {counted(done.fragments_before, 'fragment')}; version {done.version} is unchanged"
+        )
     else:
         click.echo(
             f"version {done.version}: {done.fragments_before} fragments merged into {done.fragments_after}, "
@@ -93,7 +96,8 @@ def prune(
     if done.removed:
         verb = "would remove" if dry_run else "removed"
         named = ", ".join(map(str, done.removed))
-        click.echo(f"{verb} versions {named}: {done.files:,} files, {size(done.bytes)}")
+        versions = "version" if len(done.removed) == 1 else "versions"
+        click.echo(f"{verb} {versions} {named}: {counted(done.files, 'file')}, {size(done.bytes)}")
     else:
         click.echo("no version to remove")
     if done.kept_for_tag:

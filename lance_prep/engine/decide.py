@@ -166,7 +166,8 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, refresh: bool = Fals
         _refuse_unfinished(job)
         return Decision(job, existing, digests=digests)
     if not append or changes.changed:
-        raise SourceChanged(f"the source of {job.uri} has changed: {changes}", OVERWRITE if changes.changed else APPEND)
+        only_new = changes.new and not changes.changed
+        raise SourceChanged(f"the source of {job.uri} has changed: {changes}", APPEND if only_new else OVERWRITE)
     _refuse_unfinished(job)
     first = max(build.first_shard + build.shards for build in there.builds)
     # The new rows come in the types of those that are there, whatever the new files would give by themselves.
@@ -328,10 +329,6 @@ def _match(
             rest.append(file)
     left[:] = [record for record in left if id(record) not in found]
     return rest
-
-
-def _state(file: SourceFile | FileRecord) -> Hashable:
-    return _place(file.url), file.size, file.identity
 
 
 def _place(url: str) -> str:

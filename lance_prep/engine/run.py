@@ -17,7 +17,7 @@ from lance_prep.engine.decide import Decision, check_folder, decide, look_at, re
 from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
 from lance_prep.engine.schedule import Engine, Schedule, make_engine
 from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
-from lance_prep.errors import OutputError, OutputExists, SourceChanged, TokenizerError, UsageError
+from lance_prep.errors import OutputError, OutputExists, SourceChanged, TokenizerError, UsageError, counted
 from lance_prep.layout import check_tokenizer
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Tally
@@ -157,7 +157,8 @@ def _preview(decision: Decision, asked: BuildJob) -> BuildPreview:
     done = len(job.journal.receipts())
     resumed = f", with {done} of {len(job.plan.shards)} shards already finished" if done else ""
     if decision.appends:
-        return BuildPreview(job.plan, "append", f"{len(job.plan.files)} new files as version {version + 1}{resumed}")
+        new = counted(len(job.plan.files), "new file")
+        return BuildPreview(job.plan, "append", f"{new} as version {version + 1}{resumed}")
     if version:
         return BuildPreview(job.plan, "overwrite", f"the new content becomes version {version + 1}{resumed}")
     if done:
@@ -226,7 +227,8 @@ def _discard_others(job: BuildJob, progress: Progress) -> None:
     for key in job.output.unfinished() if job.output.is_local else ():
         if key != job.key:
             other = job.output.journal(key)
-            progress.warned(f"{len(other.receipts())} finished shards of another unfinished build are discarded")
+            finished = counted(len(other.receipts()), "finished shard")
+            progress.warned(f"another unfinished build is discarded, with {finished}")
             other.discard()
 
 

@@ -87,7 +87,7 @@ def fsspec_of(url: str, transport: Transport) -> tuple[Any, str]:
 
 def identity_of(info: Mapping[str, Any]) -> str:
     """Return what changes when an object does, from its fsspec info: the ETag, else its time."""
-    names = ("ETag", "etag", "LastModified", "mtime", "created")
+    names = ("ETag", "etag", "LastModified", "mtime", "modify", "created")
     return str(next((info[name] for name in names if info.get(name)), "")).strip('"')
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lance_prep.errors import BadFile
 from lance_prep.filter import Where
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Rejected
@@ -169,6 +170,17 @@ class Chunk:
     rejects: list[tuple[int, Rejected]] = field(default_factory=list)
     missing: npt.NDArray[np.uint64] | None = None
     record: Callable[[int], bytes] | None = None
+
+
+def require_utf8(head: bytes, file: SourceFile) -> None:
+    """Refuse a file whose first bytes say that it is UTF-16. Its text would be read as UTF-8 with null characters.
+
+    Raises:
+        BadFile: says how to convert it.
+    """
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        said = f"{file.url} is UTF-16, and {file.format} files are read as UTF-8"
+        raise BadFile(said, "convert it first: iconv -f UTF-16 -t UTF-8 OLD > NEW")
 
 
 def row_chunk(columns: pa.RecordBatch, first: int, file_row: int) -> Chunk:

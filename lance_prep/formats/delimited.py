@@ -1,17 +1,23 @@
-"""CSV: Arrow's streaming reader. Rows with too many or too few fields are rejected."""
+"""CSV: Arrow's streaming reader. Rows with too many or too few fields are rejected.
+
+A quote that is never closed makes one row of the rest of the file. To notice that, a row of our own follows the file's
+last one: if the reader does not see it, the file ends inside quotes.
+"""
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.errors import BadFile, translating
+from lance_prep.errors import BadFile, UsageError, translating
 from lance_prep.fetch import open_stream
-from lance_prep.formats.base import Chunk, Format, PartJob, empty_chunk
+from lance_prep.formats.base import Chunk, Format, PartJob, empty_chunk, require_utf8
 from lance_prep.ledger import Rejected
 from lance_prep.model import SourceFile
 from lance_prep.recipe import Recipe
@@ -19,19 +25,33 @@ from lance_prep.transport import Transport
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SAMPLE_BYTES = 1 << 20
+_HEADER_BYTES = 64 << 10
+_THREADS = 16
 # A row must fit into a block. The larger sizes are for files where one does not.
 _BLOCKS = (8 << 20, 128 << 20, 1 << 30)
+# Fields of the row that marks the end of a file. No file has exactly as many columns.
+_END_FIELDS = 99_991
 
 
 class Delimited(Format):
     """CSV files, in UTF-8. The first line names the columns."""
 
     def settle(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> Mapping[str, Any]:
-        """Return the delimiter that is given, or else that of the first file that is not empty."""
-        first = next((file for file in files if file.size), None)
-        if recipe.delimiter is not None or first is None:
+        """Return the delimiter that is given, or else the one that the files' headers have."""
+        if recipe.delimiter is not None:
             return {"delimiter": recipe.delimiter}
-        return {"delimiter": _find_delimiter(first, transport)}
+        filled = [file for file in files if file.size]
+        with ThreadPoolExecutor(min(len(filled), _THREADS) or 1) as pool:
+            found = list(pool.map(lambda file: _find_delimiter(file, transport), filled))
+        # A header of one column has none, so it fits any delimiter.
+        known: dict[str, str] = {}
+        for file, (delimiter, count) in zip(filled, found, strict=True):
+            if count:
+                known.setdefault(delimiter, file.url)
+        if len(known) > 1:
+            said = " and ".join(f"{delimiter!r} in {url}" for delimiter, url in known.items())
+            raise UsageError(f"CSV files with different delimiters: {said}", "build each kind by itself")
+        return {"delimiter": next(iter(known), found[0][0] if found else None)}
 
     def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
         """Return the columns of the first file, with types by its first MiB.
@@ -64,26 +84,29 @@ class Delimited(Format):
                     yield chunk
                 return
             except pa.ArrowInvalid as error:
-                if "straddling" not in str(error) or block == _BLOCKS[-1]:
+                if "straddling" not in str(error):
                     raise
+                if block == _BLOCKS[-1]:
+                    raise _not_closed(job, done + 1, "within 1 GiB") from error
 
 
-def _find_delimiter(file: SourceFile, transport: Transport) -> str:
-    """Return the delimiter of a CSV file: of comma, semicolon, tab and bar, the one that its header has most often.
+def _find_delimiter(file: SourceFile, transport: Transport) -> tuple[str, int]:
+    """Return the delimiter of a CSV file, and how often its header has it.
 
-    Quoted names do not count. Equal counts, such as none, give a comma, or a tab for `.tsv`.
+    Of comma, semicolon, tab and bar, it is the one that the header has most often. Quoted names do not count. Equal
+    counts, such as none, give a comma, or a tab for `.tsv`.
 
     Raises:
         BadFile: the file is UTF-16.
     """
     with translating(f"reading {file.url}"), open_stream(file, transport, ahead=False) as stream:
-        head = stream.read(_SAMPLE_BYTES).lstrip(b"\r\n")
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        said = f"{file.url} is UTF-16, and CSV files are read as UTF-8"
-        raise BadFile(said, "convert it first: iconv -f UTF-16 -t UTF-8 OLD.csv > NEW.csv")
+        head = stream.read(_HEADER_BYTES)
+    require_utf8(head, file)
+    head = head.lstrip(b"\r\n")
     usual = "\t" if ".tsv" in file.url.lower().rsplit("/", 1)[-1] else ","
     names = re.sub(rb'"[^"]*"', b"", _header(head))
-    return max((usual, *_DELIMITERS), key=lambda delimiter: names.count(delimiter.encode()))
+    best = max((usual, *_DELIMITERS), key=lambda delimiter: names.count(delimiter.encode()))
+    return best, names.count(best.encode())
 
 
 def _header(head: bytes) -> bytes:
@@ -112,19 +135,51 @@ def _read(job: PartJob, block: int, done: int) -> Iterator[Chunk]:
     types = {field.name: field.type for field in schema}
     convert = pc.ConvertOptions(check_utf8=False, include_columns=schema.names, column_types=types)
     read = pc.ReadOptions(use_threads=False, block_size=block)
-    opened = open_stream(file, job.transport)
-    with opened as stream:
+    end = delimiter * (_END_FIELDS - 1)
+    with open_stream(file, job.transport) as stream:
         if file.size == 0:
             return
-        reader = pc.open_csv(pa.PythonFile(stream, mode="r"), read, parse, convert)
+        marked = io.BufferedReader(_WithEnd(stream, end.encode()), 1 << 20)
+        reader = pc.open_csv(pa.PythonFile(marked, mode="r"), read, parse, convert)
         at = 0
         for batch in reader:
             chunk = _chunk(job, batch, bad, at)
             at = chunk.end - job.first
             if at > done:
                 yield _from(chunk, job.first + done)
+        # What comes after a row that is cut by the end of the file is not seen either.
+        rows = at + len(bad)
+        if not bad or bad.pop().text != end:
+            raise _not_closed(job, rows, "before the end of the file")
         if bad:
             yield _from(_chunk(job, None, bad, at), job.first + done)
+
+
+class _WithEnd(io.RawIOBase):
+    """A stream with a line of its own after its last line."""
+
+    def __init__(self, stream: BinaryIO, line: bytes) -> None:
+        self._stream = stream
+        self._line = line
+        self._last = b"\n"
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        if count := self._stream.readinto(view):  # type: ignore[attr-defined]
+            self._last = bytes(view[count - 1 : count])
+            return int(count)
+        left = self._line if self._last in b"\r\n" else b"\n" + self._line
+        count = min(len(view), len(left))
+        view[:count], self._line, self._last = left[:count], left[count:], b"\n"
+        return count
+
+
+def _not_closed(job: PartJob, rows: int, where: str) -> BadFile:
+    said = f"{job.file.url}: a quote in data row {rows:,} is not closed {where}, so the rest would be one row"
+    return BadFile(said, "close the quote, or double it if it is part of the text")
 
 
 def _chunk(job: PartJob, batch: pa.RecordBatch | None, bad: list[Any], at: int) -> Chunk:

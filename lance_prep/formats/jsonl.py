@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lance_prep.errors import BadFile, translating
 from lance_prep.fetch import open_stream
-from lance_prep.formats.base import ADVICE, Chunk, CutJob, Format, PartJob, Piece
+from lance_prep.formats.base import ADVICE, Chunk, CutJob, Format, PartJob, Piece, require_utf8
 from lance_prep.formats.json_blocks import RecordReader, Records
 from lance_prep.formats.json_values import holds_lines, iter_values
 from lance_prep.formats.text import BOM, line_blocks, line_pieces
@@ -119,6 +119,8 @@ def _infer_schema(files: Sequence[SourceFile], transport: Transport) -> pa.Schem
 def _sample(file: SourceFile, transport: Transport, size: int) -> list[dict[str, Any]]:
     """Return the first records of a file."""
     lines = file.format == "jsonl"
+    with open_stream(file, transport, ahead=False) as stream:
+        require_utf8(stream.read(2), file)
     if not lines:
         with open_stream(file, transport, ahead=False) as stream:
             lines = holds_lines(stream)

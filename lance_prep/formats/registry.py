@@ -181,11 +181,12 @@ def check_one_family(names: Iterable[str], where: str) -> None:
     Raises:
         UsageError: says how many there are of each.
     """
-    counts: dict[str, int] = {}
+    kinds: dict[str, list[str]] = {}
     for name in names:
         found = find_registered(require_format(name)[0])
-        family = found.family or found.name
-        counts[family] = counts.get(family, 0) + 1
-    if len(counts) > 1:
-        said = " and ".join(f"{count} {family}" for family, count in sorted(counts.items()))
-        raise UsageError(f"{where} holds files of several kinds: {said}", "name one kind: 'folder/**/*.parquet'")
+        kinds.setdefault(found.family or found.name, []).append(name)
+    if len(kinds) > 1:
+        said = " and ".join(f"{len(files)} {family}" for family, files in sorted(kinds.items()))
+        suffix = PurePosixPath(max(kinds.values(), key=len)[0]).suffix
+        advice = f"name the files of one kind, with a glob such as '*{suffix}'"
+        raise UsageError(f"{where} holds files of several kinds: {said}", advice)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lance_prep.errors import UsageError
 from lance_prep.fetch import open_stream
-from lance_prep.formats.base import Chunk, CutJob, Format, PartJob, Piece, even_ranges
+from lance_prep.formats.base import Chunk, CutJob, Format, PartJob, Piece, even_ranges, require_utf8
 from lance_prep.layouts import LAYOUTS
 from lance_prep.model import SourceFile
 from lance_prep.recipe import Recipe
@@ -96,8 +96,10 @@ def line_blocks(job: PartJob) -> Generator[tuple[int, bytes], None, None]:
                 if not first:
                     continue
                 data, skip = data[first:], False
-            elif at == 0 and not waiting and data.startswith(BOM):
-                data, at = data[len(BOM) :], len(BOM)
+            elif at == 0 and not waiting:
+                require_utf8(data, file)
+                if data.startswith(BOM):
+                    data, at = data[len(BOM) :], len(BOM)
             if stop is not None and at >= stop:
                 return
             last = data.rfind(b"\n") + 1
@@ -144,7 +146,9 @@ def _lines(job: PartJob) -> Iterator[Chunk]:
 def _file(job: PartJob) -> Iterator[Chunk]:
     """Read the whole file as one row, as it is."""
     with open_stream(job.file, job.transport) as stream:
-        text = stream.read().removeprefix(BOM)
+        text = stream.read()
+    require_utf8(text, job.file)
+    text = text.removeprefix(BOM)
     yield _chunk(_strings([len(text)], text), np.zeros(1, np.int64), job.first)
 
 

@@ -19,7 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lance_prep.errors import DatasetError
 from lance_prep.store.seal import checked, hash_file, with_checksum
+from lance_prep.store.sidecar import LocalFiles
 
 SEAL = ".seal"
 
@@ -52,7 +54,7 @@ class Cache:
             stat = _stat(path)
             if self.checked.get(name) == stat:
                 return path
-            seal = checked(path.with_name(name + SEAL).read_bytes())
+            seal = checked(LocalFiles(self.folder).read(name + SEAL) or b"")
             digest = hash_file(path, follow=False)
             key = _key(create=False)
             if (
@@ -63,7 +65,7 @@ class Cache:
                 return None
             if _stat(path) != stat:
                 return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, DatasetError):
             return None
         self.checked[name] = stat
         return path

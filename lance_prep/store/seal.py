@@ -32,7 +32,8 @@ def hash_file(path: Path, *, follow: bool = True) -> str:
     Args:
         follow: a symbolic link may be followed; else it is an `OSError`.
     """
-    flags = os.O_RDONLY | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    # O_NONBLOCK: a FIFO has no content, instead of blocking until another process writes to it.
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
     digest, buffer = xxhash.xxh3_128(), bytearray(_CHUNK)
     with os.fdopen(os.open(path, flags), "rb", buffering=0) as file:
         while length := file.readinto(buffer):

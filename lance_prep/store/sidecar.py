@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -87,9 +89,14 @@ class LocalFiles:
 
     def read(self, path: str) -> bytes | None:
         try:
-            return self.path(path).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            descriptor = os.open(self.path(path), os.O_RDONLY | os.O_NONBLOCK)  # otherwise a FIFO blocks
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read()
 
     def write(self, path: str, data: bytes) -> None:
         target = self.path(path, replace=True)
@@ -113,7 +120,12 @@ class LocalFiles:
         return sorted(_walk(self.path(folder), folder.rstrip("/")))
 
     def delete(self, path: str) -> None:
-        self.path(path, replace=True).unlink(missing_ok=True)
+        target = self.path(path, replace=True)
+        target.unlink(missing_ok=True)
+        folder = path.rpartition("/")[0]
+        if folder and folder not in _FOLDERS:
+            with suppress(OSError):  # not empty
+                target.parent.rmdir()
 
     def sync(self, path: str) -> None:
         target = self.path(path)
@@ -139,10 +151,11 @@ def _walk(folder: Path, name: str) -> Iterator[str]:
 def refuse_links(uri: str) -> None:
     """Refuse a local dataset that has a symbolic link in place of a folder that Lance or lance-prep writes into.
 
-    The dataset folder itself may be a link.
+    The dataset folder itself may be a link. A FIFO or a device in one of the folders is refused too: opening it would
+    block.
 
     Raises:
-        DatasetError: names the link and its target.
+        DatasetError: names the link and its target, or the special file.
     """
     if not is_local(uri):
         return
@@ -154,6 +167,11 @@ def refuse_links(uri: str) -> None:
                 "outside it",
                 LINK_ADVICE,
             )
+        for entry in os.scandir(path) if path.is_dir() else ():
+            if not (entry.is_file() or entry.is_dir() or entry.is_symlink()):
+                raise DatasetError(
+                    f"{path / entry.name} is not a file: it is a FIFO, a socket or a device", NOT_TRUSTED
+                )
 
 
 def _make_folder(folder: Path) -> None:

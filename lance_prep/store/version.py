@@ -192,7 +192,6 @@ def open_version(
 
 def open_at(uri: str, version: int | str | None, transport: Transport) -> DatasetVersion:
     """Open a version of the dataset at an absolute path or URI. Otherwise as `open_version`."""
-    refuse_links(uri)
     return opened(uri, open_any(uri, version, transport), transport)
 
 
@@ -219,8 +218,10 @@ def open_any(uri: str, version: int | str | None, transport: Transport) -> Any:
     """Open the Lance dataset at a URI, whichever program built it.
 
     Raises:
-        DatasetError: there is no dataset, it has no such version, or its manifest is damaged (`DamagedDataset`).
+        DatasetError: there is no dataset, it has no such version, one of its folders is a symbolic link, or its
+            manifest is damaged (`DamagedDataset`).
     """
+    refuse_links(uri)
     wanted = int(version) if version is not None and str(version).isdigit() else version
     try:
         dataset = open_dataset(uri, wanted, transport)
@@ -249,10 +250,16 @@ def _not_there(uri: str, version: int | str | None, transport: Transport) -> Dat
     if latest is None:
         return DatasetError(f"there is no dataset at {uri}", "build one with lance-prep build")
     numbers, tags = version_numbers(uri, transport), sorted(latest.tags.list())
-    known = f"versions {numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"version {numbers[0]}"
-    return DatasetError(
-        f"{uri} has no version {version}", f"use {known}" + (f", or a tag: {', '.join(tags)}" if tags else "")
-    )
+    known = f"version{'s' if len(numbers) > 1 else ''} {_ranges(numbers)}"
+    advice = f"use {known}" + (f", or a tag: {', '.join(tags)}" if tags else "")
+    return DatasetError(f"{uri} has no version {version}", advice)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return ascending numbers as text: `1, 3 to 5`."""
+    starts = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(f"{a} to {b}" if b > a else f"{a}" for a, b in zip(starts, ends, strict=True))
 
 
 def version_numbers(uri: str, transport: Transport) -> list[int]:
