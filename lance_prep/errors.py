@@ -156,8 +156,7 @@ _PATH_ADVICE = (
     "check the spelling; a source is a local file, folder or glob, a Hub id owner/name, or an hf:// or s3:// URL"
 )
 _PERMISSION = "change the permissions, or name another path"
-
-_Maker = Callable[[Any, str], LancePrepError]
+_NO_HUB = "the Hub cannot be reached"
 
 
 @contextmanager
@@ -348,14 +347,16 @@ def _names(error: BaseException) -> set[tuple[str, str]]:
 
 def _from_table(error: BaseException, doing: str) -> LancePrepError | None:
     names = _names(error)
-    for module, name, make in _TABLE:
-        if (module, name) in names:
-            return make(error, doing)
+    for module, classes in _TABLE.items():
+        for name, row in classes.items():
+            if (module, name) not in names:
+                continue
+            if not isinstance(row, tuple):
+                return row(error, doing)
+            kind, text, advice = row
+            said = text.format(error=one_line(error), file=getattr(error, "filename", None) or one_line(error))
+            return kind(f"{doing}: {said}", advice)
     return None
-
-
-def _row(kind: type[LancePrepError], text: str, advice: str) -> _Maker:
-    return lambda error, doing: kind(text.format(doing=doing, error=one_line(error)), advice)
 
 
 def _http(error: Any, doing: str) -> LancePrepError:
@@ -372,74 +373,61 @@ def _recipe(error: Any, doing: str) -> LancePrepError:
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
         said.append(f"{name}: {item['msg']}" if name else str(item["msg"]).removeprefix("Value error, "))
-    advice = "`lance-prep build --help` lists the fields and their values"
-    return RecipeError(f"{doing}: " + "; ".join(said), advice)
+    return RecipeError(f"{doing}: " + "; ".join(said), "`lance-prep build --help` lists the fields and their values")
 
 
-def _path(kind: type[LancePrepError], text: str, advice: str) -> _Maker:
-    return lambda error, doing: kind(_named(error, f"{doing}: {text}"), advice)
+_OFFLINE = "unset it; " + _HUB_ADVICE
+_PRIVATE = "check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN"
+_MEMORY = "use workers=1 or a smaller shuffle_batch_size"
+_COLUMNS = "build files with other columns separately"
 
-
-_STD = "builtins"
-_HUB = "huggingface_hub"
-_NO_HUB = "{doing}: the Hub cannot be reached"
-
-# Top-level module and class name, most specific first. An error matches if any class of its MRO does.
-_TABLE: tuple[tuple[str, str, _Maker], ...] = (
-    (_HUB, "GatedRepoError", _row(AccessDenied, "{doing}: gated, and this account has no access", _LOGIN)),
-    (_HUB, "DisabledRepoError", _row(AccessDenied, "{doing}: disabled on the Hub", "use another one")),
-    (
-        _HUB,
-        "RepositoryNotFoundError",
-        _row(
-            SourceNotFound,
-            "{doing}: no such repository on the Hub, or it is private",
-            "check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN",
-        ),
-    ),
-    (_HUB, "RevisionNotFoundError", _row(SourceNotFound, "{doing}: no such revision", "check the revision")),
-    (
-        _HUB,
-        "LocalEntryNotFoundError",
-        _row(HubUnreachable, _NO_HUB + ", and the cache does not have it", _HUB_ADVICE),
-    ),
-    (_HUB, "EntryNotFoundError", _row(SourceNotFound, "{doing}: no such file in the repository", _PATH_ADVICE)),
-    (
-        _HUB,
-        "OfflineModeIsEnabled",
-        _row(HubUnreachable, "{doing}: HF_HUB_OFFLINE is set, so the Hub is not asked", "unset it; " + _HUB_ADVICE),
-    ),
-    (_HUB, "HfHubHTTPError", _http),
-    (_HUB, "HFValidationError", _row(SourceNotFound, "{doing}: not a valid Hub name ({error})", _PATH_ADVICE)),
-    (_HUB, "HfUriError", _row(SourceNotFound, "{doing}: not a valid hf:// URL ({error})", _PATH_ADVICE)),
+#: Top-level module -> class -> error, text and advice, or a function that makes the error. The most specific class is
+#: first. An error matches if any class of its MRO does.
+_TABLE: dict[str, dict[str, tuple[type[LancePrepError], str, str] | Callable[[Any, str], LancePrepError]]] = {
+    "huggingface_hub": {
+        "GatedRepoError": (AccessDenied, "gated, and this account has no access", _LOGIN),
+        "DisabledRepoError": (AccessDenied, "disabled on the Hub", "use another one"),
+        "RepositoryNotFoundError": (SourceNotFound, "no such repository on the Hub, or it is private", _PRIVATE),
+        "RevisionNotFoundError": (SourceNotFound, "no such revision", "check the revision"),
+        "LocalEntryNotFoundError": (HubUnreachable, f"{_NO_HUB}, and the cache does not have it", _HUB_ADVICE),
+        "EntryNotFoundError": (SourceNotFound, "no such file in the repository", _PATH_ADVICE),
+        "OfflineModeIsEnabled": (HubUnreachable, "HF_HUB_OFFLINE is set, so the Hub is not asked", _OFFLINE),
+        "HfHubHTTPError": _http,
+        "HFValidationError": (SourceNotFound, "not a valid Hub name ({error})", _PATH_ADVICE),
+        "HfUriError": (SourceNotFound, "not a valid hf:// URL ({error})", _PATH_ADVICE),
+    },
     # huggingface_hub ships httpx under either name, depending on its version.
-    ("httpx", "HTTPError", _row(HubUnreachable, _NO_HUB + " ({error})", _HUB_ADVICE)),
-    ("httpx2", "HTTPError", _row(HubUnreachable, _NO_HUB + " ({error})", _HUB_ADVICE)),
-    ("datasets", "DatasetsError", _row(SourceNotFound, "{doing}: {error}", _PATH_ADVICE)),
-    ("datasets", "EmptyDatasetError", _row(SourceNotFound, "{doing}: {error}", _PATH_ADVICE)),
-    ("botocore", "NoCredentialsError", _row(AccessDenied, "{doing}: no S3 credentials", _STORE_LOGIN)),
-    ("botocore", "BotoCoreError", _row(SourceError, "{doing}: {error}", _STORE_ADVICE)),
-    ("botocore", "ClientError", _row(SourceError, "{doing}: {error}", _STORE_ADVICE)),
-    ("pydantic_core", "ValidationError", _recipe),
-    ("pydantic", "ValidationError", _recipe),
-    ("pyarrow", "ArrowInvalid", _row(BadFile, "{doing}: cut short, or not what its name says ({error})", _DAMAGED)),
-    ("pyarrow", "ArrowKeyError", _row(ColumnNotFound, "{doing}: {error}", "build files with other columns separately")),
-    ("pyarrow", "ArrowTypeError", _row(BadFile, "{doing}: {error}", _DAMAGED)),
-    ("pyarrow", "ArrowNotImplementedError", _row(BadFile, "{doing}: {error}", _DAMAGED)),
-    ("zstandard", "ZstdError", _row(BadFile, "{doing}: damaged zstd data ({error})", _DAMAGED)),
-    ("zlib", "error", _row(BadFile, "{doing}: damaged gzip data ({error})", _DAMAGED)),
-    ("_lzma", "LZMAError", _row(BadFile, "{doing}: damaged xz data ({error})", _DAMAGED)),
-    ("gzip", "BadGzipFile", _row(BadFile, "{doing}: not gzip data ({error})", _DAMAGED)),
-    (_STD, "EOFError", _row(BadFile, "{doing}: cut short ({error})", _DAMAGED)),
-    (_STD, "PermissionError", _path(AccessDenied, "permission denied", _PERMISSION)),
-    (_STD, "FileNotFoundError", _path(SourceNotFound, "no such file", _PATH_ADVICE)),
-    (_STD, "IsADirectoryError", _path(SourceError, "is a folder", "name a file")),
-    (_STD, "NotADirectoryError", _path(SourceError, "not a folder", _PATH_ADVICE)),
-    (_STD, "ConnectionError", _row(HubUnreachable, "{doing}: the connection failed ({error})", _HUB_ADVICE)),
-    (_STD, "TimeoutError", _row(HubUnreachable, "{doing}: no answer in time ({error})", _HUB_ADVICE)),
-    (
-        _STD,
-        "MemoryError",
-        _row(LancePrepError, "{doing}: out of memory", "use workers=1 or a smaller shuffle_batch_size"),
-    ),
-)
+    "httpx": {"HTTPError": (HubUnreachable, f"{_NO_HUB} ({{error}})", _HUB_ADVICE)},
+    "httpx2": {"HTTPError": (HubUnreachable, f"{_NO_HUB} ({{error}})", _HUB_ADVICE)},
+    "datasets": {
+        "DatasetsError": (SourceNotFound, "{error}", _PATH_ADVICE),
+        "EmptyDatasetError": (SourceNotFound, "{error}", _PATH_ADVICE),
+    },
+    "botocore": {
+        "NoCredentialsError": (AccessDenied, "no S3 credentials", _STORE_LOGIN),
+        "BotoCoreError": (SourceError, "{error}", _STORE_ADVICE),
+        "ClientError": (SourceError, "{error}", _STORE_ADVICE),
+    },
+    "pydantic_core": {"ValidationError": _recipe},
+    "pydantic": {"ValidationError": _recipe},
+    "pyarrow": {
+        "ArrowInvalid": (BadFile, "cut short, or not what its name says ({error})", _DAMAGED),
+        "ArrowKeyError": (ColumnNotFound, "{error}", _COLUMNS),
+        "ArrowTypeError": (BadFile, "{error}", _DAMAGED),
+        "ArrowNotImplementedError": (BadFile, "{error}", _DAMAGED),
+    },
+    "zstandard": {"ZstdError": (BadFile, "damaged zstd data ({error})", _DAMAGED)},
+    "zlib": {"error": (BadFile, "damaged gzip data ({error})", _DAMAGED)},
+    "_lzma": {"LZMAError": (BadFile, "damaged xz data ({error})", _DAMAGED)},
+    "gzip": {"BadGzipFile": (BadFile, "not gzip data ({error})", _DAMAGED)},
+    "builtins": {
+        "EOFError": (BadFile, "cut short ({error})", _DAMAGED),
+        "PermissionError": (AccessDenied, "permission denied: {file}", _PERMISSION),
+        "FileNotFoundError": (SourceNotFound, "no such file: {file}", _PATH_ADVICE),
+        "IsADirectoryError": (SourceError, "is a folder: {file}", "name a file"),
+        "NotADirectoryError": (SourceError, "not a folder: {file}", _PATH_ADVICE),
+        "ConnectionError": (HubUnreachable, "the connection failed ({error})", _HUB_ADVICE),
+        "TimeoutError": (HubUnreachable, "no answer in time ({error})", _HUB_ADVICE),
+        "MemoryError": (LancePrepError, "out of memory", _MEMORY),
+    },
+}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from lance_prep.tokenizer.sample import train_sample_tokenizer
+from lance_prep.tokenizer.made import train_sample_tokenizer
 
 TEXTS = [
     "",

@@ -6,7 +6,9 @@ records are found, and what columns they have.
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -18,7 +20,6 @@ from lance_prep.errors import BadFile, translating
 from lance_prep.fetch import open_stream
 from lance_prep.formats.base import ADVICE, Chunk, CutJob, Format, PartJob, Piece, require_utf8
 from lance_prep.formats.json_blocks import RecordReader, Records
-from lance_prep.formats.json_values import holds_lines, iter_values
 from lance_prep.formats.text import BOM, line_blocks, line_pieces
 from lance_prep.model import SourceFile
 from lance_prep.process import read_ahead
@@ -32,6 +33,14 @@ _SAMPLE_VALUES = 1000
 _SAMPLED_FILES = 256
 _THREADS = 16
 _NAMES = ("jsonl", "json")
+_READ_BYTES = 1 << 20
+# Commas and byte order marks between top-level values are ignored.
+_OUTSIDE = re.compile(r"[ \t\r\n,\ufeff]*")
+_INSIDE = re.compile(r"[ \t\r\n]*")
+# Longest token other than a string that the end of the text can cut.
+_TOKEN = 32
+# Numbers are not converted, since only the end of each value is needed.
+_scan = json.JSONDecoder(parse_float=str, parse_int=str).raw_decode
 
 
 class JsonLines(Format):
@@ -69,7 +78,7 @@ class Json(Format):
     def read(self, job: PartJob) -> Iterator[Chunk]:
         """Yield the records of a file."""
         with open_stream(job.file, job.transport, ahead=False) as stream:
-            lines = holds_lines(stream)
+            lines = _holds_lines(stream)
         return JsonLines().read(job) if lines else self._read_values(job)
 
     def _read_values(self, job: PartJob) -> Iterator[Chunk]:
@@ -77,7 +86,7 @@ class Json(Format):
         waiting: list[bytes] = []
         held = first = 0
         with open_stream(job.file, job.transport) as stream:
-            for number, value in iter_values(stream, job.file.url):
+            for number, value in _iter_values(stream, job.file.url):
                 waiting.append(value)
                 held += len(value)
                 if held >= _CHUNK_BYTES:
@@ -123,7 +132,7 @@ def _sample(file: SourceFile, transport: Transport, size: int) -> list[dict[str,
         require_utf8(stream.read(2), file)
     if not lines:
         with open_stream(file, transport, ahead=False) as stream:
-            lines = holds_lines(stream)
+            lines = _holds_lines(stream)
     with open_stream(file, transport, ahead=False) as stream:  # opened again, since compressed streams cannot seek back
         found = _lines(stream, size) if lines else _values(stream, file.url, size)
         return [record for record in found if isinstance(record, dict)]
@@ -143,7 +152,7 @@ def _lines(stream: BinaryIO, size: int) -> Iterator[Any]:
 def _values(stream: BinaryIO, name: str, size: int) -> Iterator[Any]:
     """Yield the first elements of an array, or values that span lines."""
     most = size * _SAMPLE_VALUES // _SAMPLE_BYTES
-    for seen, (_, value) in enumerate(iter_values(stream, name), 1):
+    for seen, (_, value) in enumerate(_iter_values(stream, name), 1):
         try:
             yield json.loads(value.decode(errors="surrogateescape"))
         except (ValueError, RecursionError):
@@ -156,7 +165,7 @@ def _holds_something(file: SourceFile, transport: Transport) -> bool:
     """Return True unless a file is blank, or an array without elements."""
     with open_stream(file, transport, ahead=False) as stream:
         if file.format == "json":
-            return next(iter_values(stream, file.url), None) is not None
+            return next(_iter_values(stream, file.url), None) is not None
         return bool(stream.read(1))
 
 
@@ -186,3 +195,81 @@ def _is_unicode(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _holds_lines(stream: BinaryIO) -> bool:
+    """Return True if a `.json` file has one record per line: its first line with text is exactly one object."""
+    line = stream.readline(_READ_BYTES).removeprefix(BOM)
+    while line and not line.strip():
+        line = stream.readline(_READ_BYTES)
+    if not line.lstrip().startswith(b"{"):
+        return False
+    ended = line.endswith(b"\n")
+    while True:
+        try:
+            text = line.decode(errors="surrogateescape").strip()
+            end = _scan(text)[1]
+            if text[end:].strip():
+                return False
+            if ended:
+                return True
+        except (ValueError, RecursionError):
+            if ended:
+                return False
+        more = stream.readline(max(_READ_BYTES, len(line)))
+        line, ended = line + more, not more or more.endswith(b"\n")
+
+
+def _iter_values(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield number and text of each record: each element of a top-level array, and each other top-level value.
+
+    Holds one element at a time. The text is as in the file, also where it is not valid UTF-8.
+
+    Raises:
+        BadFile: invalid JSON; says where, with `name`.
+    """
+    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+    text, at, number, done = "", 0, 0, 0
+    in_array = after_element = final = False
+
+    def bad(place: int, said: str) -> BadFile:
+        return BadFile(f"{name}: not JSON at character {done + place}: {said}", "fix the file at this place")
+
+    while True:
+        match = (_INSIDE if in_array else _OUTSIDE).match(text, at)
+        at = match.end() if match else at
+        if at < len(text):
+            if not in_array and text[at] == "[":
+                in_array, after_element, at = True, False, at + 1
+                continue
+            if in_array and text[at] == "]":
+                in_array, at = False, at + 1
+                continue
+            if in_array and after_element:
+                if text[at] != ",":
+                    raise bad(at, "expected a comma or the array's end")
+                after_element, at = False, at + 1
+                continue
+            try:
+                end = _scan(text, at)[1]
+                # A number at the end of the text may go on. Other values are closed by their last character.
+                if final or end < len(text) or text[end - 1] in '}]"':
+                    yield number, text[at:end].encode("utf-8", "surrogateescape")
+                    number, at, after_element = number + 1, end, True
+                    continue
+            except RecursionError as error:
+                raise bad(at, "nested too deep") from error
+            except json.JSONDecodeError as error:
+                cut = error.pos + _TOKEN >= len(text) or error.msg.startswith("Unterminated string")
+                if final or not cut:
+                    raise bad(error.pos, error.msg) from error
+        elif final:
+            if in_array:
+                raise BadFile(
+                    f"{name}: the array is not closed at character {done + at}: cut short", "get the file again"
+                )
+            return
+        # Read as much again as is waiting, so that one long record is parsed a few times only.
+        data = stream.read(max(_READ_BYTES, len(text) - at))
+        final = not data
+        done, text, at = done + at, text[at:] + decode(data, final), 0

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, UsageError, translating
 from lance_prep.fetch import LIBRARY, guard_session, hub_api
 from lance_prep.recipe import Recipe
-from lance_prep.tokenizer.slow import convert_slow, is_slow
+from lance_prep.tokenizer.made import convert_slow, is_slow, train_sample_tokenizer
 from lance_prep.transport import FIRST_ATTEMPTS, Retries
 
 #: Names that tokenizers in common use give their end of text, in the order in which they are tried.
@@ -77,8 +77,6 @@ def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
         said = f"tokenizer_revision {recipe.tokenizer_revision!r} is given, and {name} is not read from the Hub"
         raise UsageError(said, "remove tokenizer_revision, or name a tokenizer on the Hub")
     if name == "lance-prep:sample":
-        from lance_prep.tokenizer.sample import train_sample_tokenizer
-
         return describe(name, train_sample_tokenizer(), {}, recipe.eos_token, None)
     if path.exists():
         file, side, commit = *_read_local(path), None
