@@ -87,7 +87,7 @@ def make_corpus(corpus: Path, tokenizer: Path) -> None:
         return
     from pydoc_data.topics import topics
 
-    from lance_prep.tokenizer.sample import train_sample_tokenizer
+    from lance_prep.tokenizer.made import train_sample_tokenizer
 
     tokenizer.write_bytes(train_sample_tokenizer())
     sentences = [line for text in topics.values() for line in text.split("\n") if line.strip()]
