@@ -27,17 +27,9 @@ CAP_RETRY_AFTER = 300.0
 
 _STATUS = (408, 429, 500, 502, 503, 504)
 # By name: huggingface_hub ships httpx under two names (`httpx`, `httpx2`), depending on its version.
-# After the first line: errors of aiohttp and of botocore, which s3fs uses.
-_TRANSPORT = (
-    *("TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError"),
-    *(
-        "ClientConnectionError",
-        "ClientPayloadError",
-        "HTTPClientError",
-        "EndpointConnectionError",
-        "ConnectTimeoutError",
-    ),
-)
+_TRANSPORT = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError"}
+_TRANSPORT |= {"ClientConnectionError", "ClientPayloadError"}  # of aiohttp, which s3fs uses
+_TRANSPORT |= {"HTTPClientError", "EndpointConnectionError", "ConnectTimeoutError"}  # of botocore, which s3fs uses
 # s3fs raises OSErrors for the answers of a store: EBUSY for "slow down", EREMOTEIO for an internal error.
 _STORE_ERRNO = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
 
@@ -95,7 +87,7 @@ def is_transient(error: BaseException) -> bool:
         return False
     if _status(error) is not None:
         return _status(error) in _STATUS
-    if names.intersection(_TRANSPORT) or isinstance(error, ConnectionError | TimeoutError):
+    if names & _TRANSPORT or isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, OSError) and (error.errno in _STORE_ERRNO or "SlowDown" in str(error)):
         return True

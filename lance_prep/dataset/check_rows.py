@@ -38,9 +38,12 @@ class ShardRows:
     receipt: Receipt | None
     source_rows: int | None = None
 
+    @property
+    def name(self) -> str:
+        return f"shard {self.receipt.shard}" if self.receipt else "shard unknown"
+
     def __str__(self) -> str:
-        name = f"shard {self.receipt.shard}" if self.receipt else "shard unknown"
-        return f"{name} (rows {self.first:,} to {self.first + self.rows - 1:,})"
+        return f"{self.name} (rows {self.first:,} to {self.first + self.rows - 1:,})"
 
 
 def shards_of(journals: list[BuildJournal], total: int) -> list[ShardRows]:
@@ -161,7 +164,7 @@ class _Check:
                 i = int(np.flatnonzero(wrong)[0])
                 more = int(np.count_nonzero(wrong)) - 1
                 also = f" (and {more:,} more rows nearby)" if more else ""
-                self._found.wrong(f"{_name(shard)}, row {first + i:,}: {say(i)}{also}")
+                self._found.wrong(f"{shard.name}, row {first + i:,}: {say(i)}{also}")
 
         bad_count = (stated > block) | (stated == 0) if block else stated != lengths
         report(bad_count, lambda i: f"num_tokens is {stated[i]}, of {lengths[i]} ids")
@@ -215,10 +218,6 @@ def _list_column(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[Any], np
 
 def _row_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.repeat(np.arange(len(lengths)), lengths)
-
-
-def _name(shard: ShardRows) -> str:
-    return f"shard {shard.receipt.shard}" if shard.receipt else "shard unknown"
 
 
 def _any_by_row(values: npt.NDArray[np.bool_], lengths: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -294,9 +294,7 @@ def compare(then: Iterable[FileRecord], plan: Plan, digests: Digests) -> Changes
     """
     records = list(then)
     left = list(records)
-    rest = _match(
-        left, plan.files, lambda r: (_place(r.url), r.size, r.identity), lambda f: (_place(f.url), f.size, f.identity)
-    )
+    rest = _match(left, plan.files, _state, _state)
     sizes = {record.size for record in left}
     hashes = {file.url: digests.of(file) for file in rest if file.size in sizes}
     # Blob ids of the Hub and ETags depend on the content, wherever the file is.
@@ -329,6 +327,10 @@ def _match(
             rest.append(file)
     left[:] = [record for record in left if id(record) not in found]
     return rest
+
+
+def _state(file: SourceFile | FileRecord) -> Hashable:
+    return _place(file.url), file.size, file.identity
 
 
 def _place(url: str) -> str:

@@ -21,6 +21,8 @@ from lance_prep.recipe import Recipe
 # The largest number of different keys named in reasons. Each reason is counted by itself, and keys may be as many as
 # rows.
 _NAMED_KEYS = 20
+# Characters that JSON may escape by a backslash and one character.
+_SHORT = {"\b": b"b", "\f": b"f", "\n": b"n", "\r": b"r", "\t": b"t", **{char: char.encode() for char in '"\\/'}}
 # Arrow's parser and Arrow's strings count bytes in 32 bits.
 LONGEST = 1 << 30
 
@@ -212,18 +214,8 @@ def _spellings(char: str) -> bytes:
     units = char.encode("utf-16-be")
     codes = (units[at : at + 2].hex() for at in range(0, len(units), 2))
     found = [b"".join(rb"\\u(?i:" + code.encode() + rb")" for code in codes)]
-    short = {
-        '"': rb"\"",
-        "\\": rb"\\",
-        "/": rb"\/",
-        "\b": rb"\b",
-        "\f": rb"\f",
-        "\n": rb"\n",
-        "\r": rb"\r",
-        "\t": rb"\t",
-    }
-    if char in short:
-        found.append(re.escape(short[char]))
+    if char in _SHORT:
+        found.append(re.escape(b"\\" + _SHORT[char]))
     if char not in '"\\' and char >= " ":
         found.append(re.escape(char.encode()))
     return b"(?:" + b"|".join(found) + b")"

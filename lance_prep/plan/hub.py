@@ -13,7 +13,7 @@ from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translat
 from lance_prep.fetch import HubPath, hub_api, parse_hub_url
 from lance_prep.formats import check_one_family, format_of, is_data, require_format, stream_file
 from lance_prep.model import PinnedSource, SourceFile
-from lance_prep.plan.discover import Found, is_glob, left_out
+from lance_prep.plan.discover import Found, find_local, is_glob, left_out
 from lance_prep.recipe import Recipe
 from lance_prep.transport import FIRST_ATTEMPTS, Retries
 
@@ -217,8 +217,6 @@ def _find_cached(recipe: Recipe, at: HubPath, revision: str) -> Found:
     import os
 
     from huggingface_hub import snapshot_download
-
-    from lance_prep.plan.discover import find_local
 
     folder = snapshot_download(at.repo, repo_type="dataset", revision=revision, local_files_only=True)
     commit = os.path.basename(folder)  # noqa: PTH119
