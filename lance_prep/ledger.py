@@ -19,7 +19,7 @@ _BINS = 36 * _SUBBINS  # up to 2**42 tokens
 class Ledger:
     """Counts for one shard, or their sum.
 
-    Source rows: `rows_in = rows_used + empty + filtered + rejected + over_limit`.
+    Source rows: `rows_in = rows_used + empty + filtered + rejected + held_out + over_limit`.
     Lines (layout `lines` only): `lines_in = lines_used + lines_empty + lines_over_limit`. The newline at the end of a
     text ends its last line; no empty line follows.
     Tokens: `tokens_in = tokens_written + tokens_over_limit`; `padding` is what was added to fill blocks.
@@ -30,6 +30,7 @@ class Ledger:
         empty: null, without text, or only white space.
         filtered: the filter said no.
         rejected: could not be used; see `reasons`, and the quarantine file.
+        held_out: belong to the other side of a split into training and validation.
         over_limit: read, but beyond `max_rows`, `max_source_rows` or `max_tokens`.
         documents_cut: documents that lie in more than one block.
         shards_by_reference: shards turned over to `tokenizers`, because the fast backend disagreed with it.
@@ -42,6 +43,7 @@ class Ledger:
     empty: int = 0
     filtered: int = 0
     rejected: int = 0
+    held_out: int = 0
     over_limit: int = 0
     lines_in: int = 0
     lines_used: int = 0
@@ -67,7 +69,7 @@ class Ledger:
     def imbalance(self) -> list[str]:
         """What does not add up, one sentence each; empty when it balances."""
         sums = [
-            ("rows_in", ("rows_used", "empty", "filtered", "rejected", "over_limit")),
+            ("rows_in", ("rows_used", "empty", "filtered", "rejected", "held_out", "over_limit")),
             ("lines_in", ("lines_used", "lines_empty", "lines_over_limit")),
             ("tokens_in", ("tokens_written", "tokens_over_limit")),
         ]

@@ -16,7 +16,13 @@ REJECTED_SHARE = 0.01
 
 
 def summary(report: BuildReport) -> str:
-    """Describe a finished build: the dataset's state, and where each row and token went."""
+    """Describe a finished build, and that of its validation set."""
+    said = _summary(report)
+    return f"{said}\n\n{_summary(report.validation)}" if report.validation else said
+
+
+def _summary(report: BuildReport) -> str:
+    """Describe a dataset's state, and where each row and token went."""
     if report.status in ("unchanged", "skipped"):
         state = "is up to date" if report.status == "unchanged" else "exists and was left alone"
         return (
@@ -70,6 +76,8 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("special tokens", f"{added}; those written in a text {written}"))
     shuffled = given.get("shuffle") and f"shuffled in batches of {given.get('shuffle_batch_size', 0):,} source rows"
     rows.append(("order", f"{shuffled}, seed {given.get('seed')}" if shuffled else "as in the source"))
+    if "val_fraction" in given and "side" in given:
+        rows.append(("split", f"{given['side']}; {given['val_fraction']:.4g} of the documents are for validation"))
     for name in ("max_rows", "max_source_rows", "max_tokens"):
         if name in given:
             rows.append((name.replace("_", " "), f"{given[name]:,}"))
@@ -102,11 +110,12 @@ def rejected_warning(ledger: Ledger) -> list[str]:
 
 def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
     """Say where each source row, line and token went."""
+    held_out = f"+ {ledger.held_out:,} held out " if ledger.held_out else ""
     rows = [
         (
             "source rows",
             f"{ledger.rows_in:,} = {ledger.rows_used:,} used + {ledger.empty:,} empty + {ledger.filtered:,} filtered "
-            f"+ {ledger.rejected:,} rejected + {ledger.over_limit:,} over limit",
+            f"+ {ledger.rejected:,} rejected {held_out}+ {ledger.over_limit:,} over limit",
         )
     ]
     if ledger.reasons:
@@ -143,6 +152,8 @@ def preview_text(preview: BuildPreview, options: RunOptions) -> str:
     if preview.action not in ("nothing", "skip", "refuse"):
         workers = min(options.workers or default_workers(), len(preview.plan.shards))
         would.append(("workers", f"{workers}"))
+    if preview.validation is not None:
+        would.append(("validation", f"{preview.validation.action}: {preview.validation.why}"))
     return plan_text(preview.plan, would)
 
 

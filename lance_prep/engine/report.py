@@ -46,17 +46,20 @@ class BuildPreview:
             output that exists, or `refuse`.
         why: what the action rests on, in one sentence.
         error: the error that the build would raise, if it would refuse.
+        validation: what would be done with the validation set, if one is split off.
     """
 
     plan: Plan
     action: Literal["build", "resume", "append", "overwrite", "nothing", "skip", "refuse"]
     why: str
     error: LancePrepError | None = None
+    validation: BuildPreview | None = None
 
     def as_json(self) -> dict[str, Any]:
         plan = {name: value for name, value in self.plan.as_json().items() if "schema" not in name}
         skipped = [asdict(each) for each in self.plan.skipped]
-        return {"action": self.action, "why": self.why, **plan, "skipped": skipped}
+        said = {"action": self.action, "why": self.why, **plan, "skipped": skipped}
+        return {**said, "validation": self.validation.as_json()} if self.validation else said
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class BuildReport:
         lengths: of the documents in tokens; None for `raw`.
         retries: requests that had to be made again.
         rejected_file: where rejected rows are, if there are any.
+        validation: the report of the validation set, if one is split off.
     """
 
     status: Literal["built", "resumed", "unchanged", "skipped"]
@@ -96,6 +100,7 @@ class BuildReport:
     text_bytes: int = 0
     retries: int = 0
     rejected_file: str | None = None
+    validation: BuildReport | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -114,9 +114,24 @@ def build(
 def run_build(recipe: Recipe, options: RunOptions, *, uri: str, spec: TokenizerSpec | None = None) -> BuildReport:
     """Build a recipe into the dataset at `uri`. Raises as `build` does.
 
+    A recipe with two sides gives two datasets: the training set, and beside it the validation set.
+
     Args:
         spec: the recipe's tokenizer, if it is loaded already.
     """
+    if not recipe.has_two_sides:
+        return _build(recipe, options, uri, spec)
+    training, validation = recipe.sides()
+    report = _build(training, options, uri, spec)
+    return replace(report, validation=_build(validation, options, validation_uri(uri), spec))
+
+
+def validation_uri(uri: str) -> str:
+    """Return the path or URI of the validation set that belongs to a dataset: `X.val.lance` to `X.lance`."""
+    return f"{uri.removesuffix('.lance')}.val.lance"
+
+
+def _build(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | None) -> BuildReport:
     started = time.monotonic()
     output, engine = options.at(uri), make_engine(options.engine, options.workers)
     if options.skip_existing and (existing := look_at(output)).ours is not None:
@@ -135,6 +150,14 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str, spec: TokenizerS
 
 def preview_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildPreview:
     """Say what `run_build` would do. Nothing is written, and the tokenizer is loaded only to compare it."""
+    if not recipe.has_two_sides:
+        return _preview_one(recipe, options, uri)
+    training, validation = recipe.sides()
+    preview = _preview_one(training, options, uri)
+    return replace(preview, validation=_preview_one(validation, options, validation_uri(uri)))
+
+
+def _preview_one(recipe: Recipe, options: RunOptions, uri: str) -> BuildPreview:
     output = options.at(uri)
     if options.skip_existing and look_at(output).ours is not None:
         return BuildPreview(_plan(recipe, output), "skip", "the output exists and would be left alone")
@@ -272,6 +295,8 @@ def stream(
             disagrees with `tokenizers`; `build` would encode that shard again.
     """
     recipe = load_recipe(source, overrides)
+    if recipe.has_two_sides:
+        raise UsageError("val_fraction: a stream is of one side of the split", "use side='train' or side='validation'")
     output = Output("", Transport.of(storage_options))
     check_storage_options(recipe, output)
     made = make_plan(recipe, output.transport)

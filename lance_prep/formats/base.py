@@ -159,6 +159,7 @@ class Chunk:
         end: number of the shard's source rows up to the end of this chunk, including those left out.
         rejects: rows that could not be read, with their rows in the shard.
         missing: uint64, rows in the shard without a text column, ascending. They are rejected after the filter.
+        held_out: uint64, rows in the shard that belong to the other side of a split, ascending.
         record: returns a row's record as it is in the file, given its row in the shard; None if the format has none.
     """
 
@@ -169,6 +170,7 @@ class Chunk:
     end: int
     rejects: list[tuple[int, Rejected]] = field(default_factory=list)
     missing: npt.NDArray[np.uint64] | None = None
+    held_out: npt.NDArray[np.uint64] | None = None
     record: Callable[[int], bytes] | None = None
 
 

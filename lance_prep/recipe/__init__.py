@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         source_names,
     )
     from lance_prep.recipe.model import DEFAULT_TOKENIZER, Maximum, Recipe, RecipeFields, TextUnit, parse_size
-    from lance_prep.recipe.portion import Limit
+    from lance_prep.recipe.portion import Limit, validation_bound
     from lance_prep.recipe.yaml_text import parse_yaml, read_yaml
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

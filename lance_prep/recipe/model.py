@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from lance_prep.layouts import LAYOUTS, unread_options
-from lance_prep.recipe.portion import Limit
+from lance_prep.recipe.portion import Limit, shared_limit
 from lance_prep.transport import hold_credentials
 
 #: Names for type checkers. The recipe accepts any layout that is registered.
@@ -23,6 +23,7 @@ Packing = Literal["concat", "best-fit"]
 Backend = Literal["auto", "gigatoken", "tokenizers"]
 TextUnit = Literal["file", "paragraph", "line"]
 SpecialTokens = Literal["text", "parse", "error"]
+Side = Literal["train", "validation"]
 
 DEFAULT_TOKENIZER = "openai-community/gpt2"
 
@@ -151,6 +152,13 @@ class Recipe(BaseModel):
     max_tokens: Annotated[
         Maximum, Field(description="stop after the source row whose tokens reach this number [default: all]")
     ] = None
+    val_fraction: Annotated[
+        float | None,
+        Field(
+            gt=0, lt=1, description="part of the documents that is set aside for validation, by the hash of their text"
+        ),
+    ] = None
+    side: Side | None = Field(None, description="side of the split to build [default: both, each as a dataset]")
     strict: bool = Field(False, description="stop at the first row that would be rejected")
 
     @field_validator("layout", mode="plain")
@@ -176,6 +184,8 @@ class Recipe(BaseModel):
                 raise PydanticCustomError("no_effect", "{name} has no effect with {why}", {"name": name, "why": why})
         if self.template is not None and self.text_column is not None:
             raise ValueError("give either text_column or template: each says where the text comes from")
+        if self.side is not None and self.val_fraction is None:
+            raise ValueError("side needs val_fraction: without it, there is no split")
         if self.tokenizer is None and LAYOUTS[self.layout].tokens:
             raise ValueError(f"layout {self.layout!r} needs a tokenizer")
         return self
@@ -191,6 +201,22 @@ class Recipe(BaseModel):
     def limit(self) -> Limit:
         """The most that the dataset may hold."""
         return Limit(self.max_rows, self.max_source_rows, self.max_tokens)
+
+    @property
+    def has_two_sides(self) -> bool:
+        """Whether it describes a training set and a validation set."""
+        return self.val_fraction is not None and self.side is None
+
+    def sides(self) -> tuple[Recipe, Recipe]:
+        """Return the recipe of the training set and that of the validation set. They share the limits."""
+        assert self.val_fraction is not None
+        assert self.side is None
+        training, validation = shared_limit(self.limit, self.val_fraction)
+        return self._of_side("train", training), self._of_side("validation", validation)
+
+    def _of_side(self, side: Side, limit: Limit) -> Recipe:
+        limits = {"max_rows": limit.rows, "max_source_rows": limit.source_rows, "max_tokens": limit.tokens}
+        return self.model_copy(update={"side": side, **limits})
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON, in the order of the model."""
@@ -225,4 +251,6 @@ class RecipeFields(TypedDict, total=False):
     max_rows: int | Literal["all"] | None
     max_source_rows: int | Literal["all"] | None
     max_tokens: int | Literal["all"] | None
+    val_fraction: float | None
+    side: Side | None
     strict: bool

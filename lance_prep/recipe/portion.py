@@ -1,7 +1,8 @@
-"""The part of a source that a dataset holds: how much of it."""
+"""The part of a source that a dataset holds: how much of it, and which side of a split."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -54,3 +55,19 @@ class Limit:
         if self.source_rows is not None and ledger.rows_used > self.source_rows:
             return f"source rows than max_source_rows allows: {ledger.rows_used:,}"
         return ""
+
+
+def validation_bound(fraction: float) -> int:
+    """Return the bound of a split: a document is for validation if the xxh3-64 of its text is below it.
+
+    The side depends only on the text and the fraction. So a document never changes sides when others are added or
+    their order changes, and equal texts are on the same side.
+    """
+    return math.ceil(fraction * (1 << 64))
+
+
+def shared_limit(limit: Limit, fraction: float) -> tuple[Limit, Limit]:
+    """Return a limit's part for training and its part for validation. Both are at least 1."""
+    validation = {n: max(1, round(most * fraction)) for n, most in asdict(limit).items() if most is not None}
+    training = {n: max(1, getattr(limit, n) - most) for n, most in validation.items()}
+    return Limit(**training), Limit(**validation)

@@ -45,13 +45,15 @@ class Delivery:
     Attributes:
         batch: None if there are only rejected rows.
         rows_in: source rows since the last delivery.
-        filtered: those of them that were neither delivered nor rejected.
+        filtered: those of them that were neither delivered, rejected nor held out.
+        held_out: those of them that belong to the other side of a split.
     """
 
     batch: SourceBatch | None
     rows_in: int
     filtered: int
     rejects: list[Rejected] = field(default_factory=list)
+    held_out: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -74,6 +76,7 @@ class Cutter:
         self._count = 0
         self._bytes = 0
         self._rejects: list[tuple[int, Rejected]] = []
+        self._held_out: list[npt.NDArray[np.uint64]] = []  # ascending
         self._counted = 0  # source rows up to the last delivery
         self._early = 0  # rejected rows beyond them that are handed on already
         self._end = 0
@@ -82,6 +85,8 @@ class Cutter:
         """Yield the deliveries that a chunk completes."""
         self._end = chunk.end
         self._rejects += sorted(chunk.rejects, key=lambda reject: reject[0])
+        if chunk.held_out is not None:
+            self._held_out.append(chunk.held_out)
         ends = byte_ends(chunk.columns)
         at, rows = 0, len(chunk.rows)
         while at < rows:
@@ -108,7 +113,8 @@ class Cutter:
         passed = sum(row < end for row, _ in self._rejects)
         rejects = [rejected for _, rejected in self._rejects[:passed]]
         rows_in = end - self._counted - self._early
-        filtered = rows_in - self._count - len(rejects)
+        held_out = self._take_held_out(end)
+        filtered = rows_in - self._count - len(rejects) - held_out
         batch = None
         if self._held:
             parts = [part for part, _ in self._held]
@@ -116,4 +122,13 @@ class Cutter:
             batch = SourceBatch(columns, np.concatenate([rows for _, rows in self._held]), self._bytes)
         self._rejects = self._rejects[passed:]
         self._held, self._count, self._bytes, self._early, self._counted = [], 0, 0, 0, end
-        return Delivery(batch, rows_in, filtered, rejects)
+        return Delivery(batch, rows_in, filtered, rejects, held_out)
+
+    def _take_held_out(self, end: int) -> int:
+        """Count the rows before `end` that are held out, and keep the others."""
+        if not self._held_out:
+            return 0
+        rows = np.concatenate(self._held_out)
+        taken = int(np.searchsorted(rows, end))
+        self._held_out = [rows[taken:]]
+        return taken

@@ -55,6 +55,7 @@ def read_shard(
                 tally.reject(rejected)
             tally.ledger.rows_in += delivery.rows_in
             tally.ledger.filtered += delivery.filtered
+            tally.ledger.held_out += delivery.held_out
             if delivery.batch is not None:
                 yield delivery.batch
     finally:
