@@ -15,6 +15,7 @@
     shares, positions   which source each position of a mixture is of, and which sample
     splits              the splits of a manifest, and their weights
     mixture             `Mixture`: several datasets by weight
+    config              `TrainConfig`: the data of a training run, from a `train.yaml`
 
 Each module imports only from lines above it, and from the rest of lance-prep only ground modules and `store`.
 """
@@ -27,6 +28,7 @@ from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
     from lance_prep.train.collate import pad_collate, varlen_collate
+    from lance_prep.train.config import TrainConfig, load_train_config
     from lance_prep.train.dataset import LanceDataset
     from lance_prep.train.jsonl import JsonlDataset
     from lance_prep.train.loader import TokenLoader
@@ -45,6 +47,8 @@ __all__ = [
     "Phase",
     "TakeSampler",
     "TokenLoader",
+    "TrainConfig",
+    "load_train_config",
     "pad_collate",
     "varlen_collate",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -18,10 +17,10 @@ from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
 from lance_prep.train.dataset import DatasetOptions, LanceDataset
 from lance_prep.train.order import DEFAULT_SEED, PAD_ROW, Place
-from lance_prep.train.positions import FAR, Pool, Positions, Simulated
+from lance_prep.train.positions import FAR, Pool, Positions, simulated
 from lance_prep.train.samples import Batch, Documents, Sample
 from lance_prep.train.sources import Origin, Source, as_indices
-from lance_prep.train.splits import Phase, Pin, Splits, Weights
+from lance_prep.train.splits import Phase, Pin, Splits, Weights, check_phases
 
 
 class Mixture(Dataset[dict[str, Any]]):
@@ -76,9 +75,10 @@ class Mixture(Dataset[dict[str, Any]]):
                 f"invalid by={by!r} or stopping={stopping!r}",
                 "use by='tokens' or 'rows', and stopping='repeat' or 'stop'",
             )
-        self.phases = (Phase(dict(weights)),) if isinstance(weights, Mapping) else tuple(weights)
-        _check_phases(self.phases)
-        self.names = list(dict.fromkeys(name for phase in self.phases for name in phase.weights))
+        weights = dict(weights) if isinstance(weights, Mapping) else weights
+        self.phases = (Phase(weights),) if isinstance(weights, str | dict) else tuple(weights)
+        check_phases(self.phases)
+        self.names = list(dict.fromkeys(name for phase in self.phases for name in phase.by_name))
         given = dict(datasets or {})
         unknown = sorted(given.keys() - set(self.names))
         if unknown:
@@ -94,7 +94,7 @@ class Mixture(Dataset[dict[str, Any]]):
             for name in self.names
         ]
         self.by, self.seed, self.stopping = by, seed, stopping
-        self._simulated = _simulated(experiment_tokens, target_tokens)
+        self._simulated = simulated(experiment_tokens, target_tokens)
         self._pins: dict[str, Pin] = {}
         self._laid: Positions | None = None
         self._size: int | None = None
@@ -145,8 +145,8 @@ class Mixture(Dataset[dict[str, Any]]):
             )
         found = Splits.read(folder, validation=validation)
         phases = found.phases(weights, splits)
-        _check_phases(phases)
-        opened = {name: found.open(name, block_size, options) for name in phases[0].weights}
+        check_phases(phases)
+        opened = {name: found.open(name, block_size, options) for name in phases[0].by_name}
         mixture = cls(
             phases,
             block_size=block_size,
@@ -224,11 +224,11 @@ class Mixture(Dataset[dict[str, Any]]):
                 )
 
     def _has_weight(self, name: str) -> bool:
-        return any(phase.weights.get(name) for phase in self.phases)
+        return any(phase.by_name.get(name) for phase in self.phases)
 
     def _row_weights(self, phase: Phase) -> list[Fraction]:
         """Return the weights per sample. They are read as decimals, so that 0.3 is 3/10."""
-        weights = [Fraction(str(phase.weights.get(name, 0))) for name in self.names]
+        weights = [Fraction(str(phase.by_name.get(name, 0))) for name in self.names]
         if self.by == "tokens":
             means = [Fraction(source._mean_tokens or 1).limit_denominator(10**6) for source in self.sources]
             weights = [weight / mean for weight, mean in zip(weights, means, strict=True)]
@@ -357,27 +357,6 @@ class Mixture(Dataset[dict[str, Any]]):
 def _check_options(options: Mapping[str, Any]) -> None:
     if misspelt := sorted(options.keys() - DatasetOptions.__annotations__.keys()):
         raise TypeError(f"Mixture() got an unexpected keyword argument {misspelt[0]!r}")
-
-
-def _simulated(experiment_tokens: int | None, target_tokens: int | None) -> Simulated | None:
-    if experiment_tokens is None and target_tokens is None:
-        return None
-    if experiment_tokens is None or target_tokens is None:
-        raise UsageError(
-            f"got experiment_tokens={experiment_tokens} and target_tokens={target_tokens}", "pass both, or neither"
-        )
-    return Simulated(experiment_tokens, target_tokens)
-
-
-def _check_phases(phases: Sequence[Phase]) -> None:
-    ends = [phase.until_tokens for phase in phases]
-    bounds = [0, *(end for end in ends[:-1] if end is not None)]
-    rising = all(a < b for a, b in itertools.pairwise(bounds))
-    if not phases or ends[-1] is not None or None in ends[:-1] or not rising:
-        raise UsageError(
-            f"invalid phases: they end at {ends} tokens",
-            "let each end later than the one before, and the last one at None",
-        )
 
 
 def _merged(parts: Sequence[Batch], wheres: Sequence[Indices], count: int) -> Batch:

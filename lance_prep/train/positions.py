@@ -54,6 +54,21 @@ class Simulated:
         return (2 * samples * self.experiment_tokens + self.target_tokens) // (2 * self.target_tokens)
 
 
+def simulated(experiment_tokens: int | None, target_tokens: int | None) -> Simulated | None:
+    """Return what the two arguments of a mixture mean, or None if neither is given.
+
+    Raises:
+        UsageError: only one is given, or they are invalid.
+    """
+    if experiment_tokens is None and target_tokens is None:
+        return None
+    if experiment_tokens is None or target_tokens is None:
+        raise UsageError(
+            f"got experiment_tokens={experiment_tokens} and target_tokens={target_tokens}", "pass both, or neither"
+        )
+    return Simulated(experiment_tokens, target_tokens)
+
+
 @dataclass(frozen=True)
 class Pool:
     """The samples of one source that a mixture draws from.

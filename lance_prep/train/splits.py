@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,24 +23,58 @@ from lance_prep.train.sources import Source
 _OF_PARQUET = ("labels", "attention_mask", "cache_dir", "cache_bytes")
 
 
+#: Weights by name, or the rule that makes them.
+Weights = Literal["target", "tokens"] | Mapping[str, float | Fraction]
+
+
 @dataclass(frozen=True)
 class Phase:
     """Weights in force until `until_tokens` tokens have been delivered in all, or to the end if None. Validates itself.
 
+    Attributes:
+        weights: of datasets by path. For `Mixture.from_manifest`: of splits and categories, or "target" or "tokens".
+        until_tokens: where the phase ends.
+
     Raises:
-        UsageError: there are no weights, one is negative, or all are 0.
+        UsageError: there are no weights, one is negative or infinite, or all are 0.
     """
 
-    weights: Mapping[str, float | Fraction]
+    weights: Weights
     until_tokens: int | None = None
 
+    @property
+    def by_name(self) -> Mapping[str, float | Fraction]:
+        """The weights by name.
+
+        Raises:
+            UsageError: they are a rule, which needs a manifest.
+        """
+        if isinstance(self.weights, str):
+            raise UsageError(f"weights={self.weights!r} needs a manifest", "use Mixture.from_manifest(FOLDER)")
+        return self.weights
+
     def __post_init__(self) -> None:
-        if not self.weights or min(self.weights.values()) < 0 or not sum(self.weights.values()) > 0:
+        if isinstance(self.weights, str):
+            if self.weights not in ("target", "tokens"):
+                raise UsageError(f"invalid weights {self.weights!r}", "use 'target', 'tokens' or a mapping")
+        elif not self.weights or min(self.weights.values()) < 0 or not 0 < sum(self.weights.values()) < inf:
             raise UsageError(f"invalid weights {dict(self.weights)}", "use weights of at least 0, and one above 0")
 
 
-#: Weights by name of a split or a category, or the rule that makes them.
-Weights = Literal["target", "tokens"] | Mapping[str, Any]
+def check_phases(phases: Sequence[Phase]) -> None:
+    """Refuse phases that do not follow each other.
+
+    Raises:
+        UsageError: names where they end.
+    """
+    ends = [phase.until_tokens for phase in phases]
+    bounds = [0, *(end for end in ends[:-1] if end is not None)]
+    rising = all(a < b for a, b in itertools.pairwise(bounds))
+    if not phases or ends[-1] is not None or None in ends[:-1] or not rising:
+        raise UsageError(
+            f"invalid phases: they end at {ends} tokens",
+            "let each end later than the one before, and the last one at None",
+        )
 
 
 @dataclass(frozen=True)
@@ -145,11 +181,12 @@ class Splits:
         mappings = [rule for rule, _ in asked if isinstance(rule, Mapping)]
         if names is not None:
             chosen = self._named(names)
+        elif len(mappings) < len(asked) or not asked:
+            self._warn_of_empty(None)
+            chosen = list(self.filled)
         else:
-            self._warn_of_empty({name for rule in mappings for name in rule} if mappings else None)
-            chosen = list(
-                dict.fromkeys(n for rule in mappings for n in self.expanded(rule)) if mappings else self.filled
-            )
+            self._warn_of_empty({name for rule in mappings for name in rule})
+            chosen = list(dict.fromkeys(name for rule in mappings for name in self.expanded(rule)))
         return [Phase(self.weights(rule, chosen), until) for rule, until in asked]
 
     def _named(self, names: Iterable[str]) -> list[str]:

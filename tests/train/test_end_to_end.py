@@ -79,6 +79,8 @@ def test_the_package_exports_these_names() -> None:
         "Phase",
         "TakeSampler",
         "TokenLoader",
+        "TrainConfig",
+        "load_train_config",
         "pad_collate",
         "varlen_collate",
     ]
