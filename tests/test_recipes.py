@@ -93,6 +93,11 @@ def test_other_sources_are_not_collections(tmp_path: Path) -> None:
         (("template:", "templte:"), "categories.math.sources.sums.templte: no such field; did you mean template?", ""),
         (("share: 30", "share: 30%"), "categories.chat.share: Input should be a valid number", ""),
         (("share: 30", "share: .inf"), "categories.chat.share: Input should be a finite number", ""),
+        (
+            ("{source: owner/proofs, max_rows: all, max_tokens: 5000}", "owner/proofs"),
+            "categories.math.sources.proofs: must be a mapping, got 'owner/proofs'",
+            "fields: source, config",
+        ),
         (("share: 30", "share: 1e10"), "categories.chat.share: Input should be less than or equal to 1000000000", ""),
         (
             ("max_rows: 100", "share: 1"),
@@ -109,7 +114,8 @@ def test_other_sources_are_not_collections(tmp_path: Path) -> None:
         (("proofs:", "sums.val:"), "the validation set of sums would have the name of another source: sums.val", ""),
         (("proofs:", "a/b:"), "categories.math.sources.a/b: invalid name 'a/b'", "letters, digits"),
         (("math:", "..:"), "categories...: invalid name '..'", "letters, digits"),
-        (("proofs:", "on:"), "categories.math.sources: a name is True, which is not text", "quote"),
+        (("proofs:", "on:"), ", line 13: the name on is not text", "quote it"),
+        (("proofs:", "2024:"), ", line 13: the name 2024 is not text", "quote it"),
         (("text_column: body", "text_column: body, messages: m"), "text_column and messages exclude each other", ""),
     ],
 )
@@ -404,7 +410,8 @@ ANCHORED = "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9 if i else ['1'])
         ("a: " * 50_000, "is not valid YAML"),
         ("a: 1\n--- \nb: 2\n", "is not valid YAML"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
-        ("{[a]: b}", "is not valid YAML"),
+        ("{[a]: b}", ", line 1: a name is not text"),
+        ("1: 2", ", line 1: the name 1 is not text"),
         ("a: \x00", "is not valid YAML"),
         ("- a\n", "is not a mapping of fields"),
         ("", "is not a mapping of fields"),

@@ -114,7 +114,7 @@ def _resolved(fields: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _validated(fields: Mapping[str, Any], where: str) -> CollectionRecipe:
     try:
-        recipe = CollectionRecipe(**fields)
+        recipe = CollectionRecipe.model_validate(dict(fields))
     except ValidationError as error:
         raise _explained(error, where) from error
     make_recipe({"source": "any", **recipe.defaults}, {}, f"{where}: defaults")
@@ -126,38 +126,38 @@ def _validated(fields: Mapping[str, Any], where: str) -> CollectionRecipe:
 def _explained(error: ValidationError, where: str) -> RecipeError:
     """Return the first problem that pydantic found: the field's path, what is wrong, and what to write instead."""
     problems = error.errors()
-    problem = problems[0]
-    loc = [str(part) for part in problem["loc"] if part != "[key]"]
-    if problem["loc"][-1:] == ("[key]",) and problem["type"] == "string_type":
-        said = f"{where}: {'.'.join(loc[:-1])}: a name is {_short(problem['input'])}, which is not text"
-        return RecipeError(said, "quote it: YAML reads yes, no, on, off and numbers without quotes as other types")
-    path, last = ".".join(loc), loc[-1] if loc else ""
+    path = [str(part) for part in problems[0]["loc"] if part != "[key]"]
+    what, advice = _problem(problems[0], path)
     others = len(problems) - 1
     more = f" (and {others} more problem{'s' if others > 1 else ''})" if others else ""
-    fields = _fields_at(loc)
-    advice = f"fields: {', '.join(fields)}" if fields else "fix it"
-    what = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
+    return RecipeError(": ".join(filter(None, (where, ".".join(path), what + more))), advice)
+
+
+def _problem(problem: Any, path: list[str]) -> tuple[str, str]:
+    """Return what is wrong with a field, and what to do."""
+    kind, given, last = problem["type"], problem["input"], path[-1] if path else ""
+    fields = _fields_at(len(path) + (kind == "model_type"))
+    advice = f"fields: {', '.join(fields)}" if fields else "correct it"
+    if last == "sources" and (kind in ("missing", "too_short") or given is None):
+        return "a category needs at least one source", "add one: sources: {NAME: {source: owner/name}}"
+    if kind == "extra_forbidden":
         close = difflib.get_close_matches(last, fields, 1)
-        what = "no such field" + (f"; did you mean {close[0]}?" if close else "")
-    elif last == "sources" and (problem["type"] in ("missing", "too_short") or problem["input"] is None):
-        what = "a category needs at least one source"
-        advice = "add one: sources: {NAME: {source: owner/name}}"
-    elif problem["type"] == "missing":
-        what = "required field is missing"
-    elif problem["type"] == "string_pattern_mismatch":
-        what = f"invalid name {problem['input']!r}"
-        advice = "use letters, digits, _, - and . only, at most 100, beginning with a letter or digit"
-    elif path and not isinstance(problem["input"], dict | list):
-        what = f"{what} (given: {_short(problem['input'])})"
-    return RecipeError(f"{where}: {f'{path}: ' if path else ''}{what}{more}", advice)
+        return "no such field" + (f"; did you mean {close[0]}?" if close else ""), advice
+    if kind == "missing":
+        return "required field is missing", advice
+    if kind == "string_pattern_mismatch":
+        allowed = "letters, digits, _, - and . only, at most 100, beginning with a letter or digit"
+        return f"invalid name {given!r}", f"use {allowed}"
+    if kind in ("dict_type", "model_type"):
+        return f"must be a mapping, got {_short(given)}", advice
+    what = problem["msg"].removeprefix("Value error, ")
+    return (f"{what} (given: {_short(given)})" if path and not isinstance(given, dict | list) else what), advice
 
 
-def _fields_at(loc: list[str]) -> list[str]:
-    """Return the fields of the model that the last part of a path is in."""
+def _fields_at(depth: int) -> list[str]:
+    """Return the fields of the model whose fields are at this depth of a recipe; none below `defaults`."""
     models: dict[int, type[BaseModel]] = {1: CollectionRecipe, 3: Category, 5: CollectionSource}
-    model = models.get(len(loc))
-    return list(model.model_fields) if model is not None else []
+    return list(models[depth].model_fields) if depth in models else []
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""YAML to the fields of a recipe. Refuses what PyYAML accepts silently: a key given twice, and aliases that explode."""
+"""YAML to the fields of a recipe. Refuses what PyYAML accepts: names given twice or not text, aliases that explode."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from lance_prep.errors import RecipeError, translating
 
 #: Largest number of values in a recipe, with each alias counted as what it stands for. 10,000 sources have 120,000.
 MOST_VALUES = 1_000_000
+
+_TEXT, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 # A recipe of 10,000 sources takes 0.9 CPU seconds this way, 1.3 with yaml.CSafeLoader and 3.0 with yaml.SafeLoader.
 _PARSER: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
@@ -64,7 +66,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         where: name of the file, for messages.
 
     Raises:
-        RecipeError: not valid YAML, or not a mapping; a key is given twice; or aliases stand for too much.
+        RecipeError: not valid YAML, or not a mapping; a name is given twice or is not text; aliases stand for too much.
     """
     try:
         loader = _Loader(text)
@@ -94,7 +96,7 @@ def _count(node: Any, counts: dict[int, int], where: str) -> int:
         return known
     counts[id(node)] = 0
     if isinstance(node, yaml.MappingNode):
-        _refuse_twice(node, where)
+        _check_keys(node, where)
         inside = [each for pair in node.value for each in pair]
     else:
         inside = node.value if isinstance(node, yaml.SequenceNode) else []
@@ -105,12 +107,21 @@ def _count(node: Any, counts: dict[int, int], where: str) -> int:
     return count
 
 
-def _refuse_twice(mapping: Any, where: str) -> None:
-    lines: dict[tuple[str, str], int] = {}
+def _check_keys(mapping: Any, where: str) -> None:
+    lines: dict[str, int] = {}
     for key, _ in mapping.value:
-        name = (key.tag, str(key.value))
-        line = key.start_mark.line + 1
-        if isinstance(key, yaml.ScalarNode) and name in lines:
-            said = f"{where}, line {line}: {key.value} is given twice, first in line {lines[name]}"
-            raise RecipeError(said, "remove one of them")
-        lines[name] = line
+        here = f"{where}, line {key.start_mark.line + 1}"
+        if key.tag == _MERGE:
+            continue
+        if key.tag != _TEXT:
+            said = (
+                f"{here}: the name {key.value} is not text"
+                if isinstance(key, yaml.ScalarNode)
+                else f"{here}: a name is not text"
+            )
+            raise RecipeError(said, "quote it: without quotes, YAML reads yes, no, on, off and numbers as other types")
+        if key.value in lines:
+            raise RecipeError(
+                f"{here}: {key.value} is given twice, first in line {lines[key.value]}", "remove one of them"
+            )
+        lines[key.value] = key.start_mark.line + 1
