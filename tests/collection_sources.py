@@ -344,7 +344,7 @@ def _file(shape: Shape, found: list[Record]) -> bytes:
 
 def _card(shape: Shape) -> bytes:
     if shape.config is None:
-        return b"# made for tests\n"
+        return b"---\nlanguage:\n- en\n---\n# made for tests\n"
     pattern = shape.file.rpartition("/")[0] + f"/{shape.split}-*"
     configs = f"configs:\n- config_name: {shape.config}\n  data_files:\n  - split: {shape.split}\n    path: {pattern}\n"
     return f"---\n{configs}---\n# made for tests\n".encode()

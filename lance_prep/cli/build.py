@@ -167,7 +167,7 @@ def build(
 
     if recursive or any(is_collection(name) or is_download(name) for name in source):
         options = RunOptions(output, workers, append, overwrite, storage_options=storage_options, engine=engine)
-        _build_many(source, options, overrides, recursive=recursive, as_json=as_json)
+        _build_many(source, options, overrides, recursive=recursive, dry_run=dry_run, as_json=as_json)
         return
     where = output or default_output(source)
     options = RunOptions(where, workers, append, overwrite, skip_existing, storage_options, Silent(), engine)
@@ -191,16 +191,23 @@ def build(
 
 
 def _build_many(
-    source: tuple[str, ...], options: RunOptions, overrides: dict[str, Any], *, recursive: bool, as_json: bool
+    source: tuple[str, ...],
+    options: RunOptions,
+    overrides: dict[str, Any],
+    *,
+    recursive: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    from lance_prep.cli.many import build_many
+    from lance_prep.cli.many import build_many, preview_many
 
     if len(source) > 1:
         raise click.UsageError(f"a collection is one folder or recipe, got {len(source)} sources; build each by itself")
     if options.append:
         raise click.UsageError("--append has no effect on a collection: what is new is added without it; remove it")
     options = replace(options, refresh=not options.overwrite)
-    build_many(source[0], options, overrides, recursive=recursive, as_json=as_json)
+    act = preview_many if dry_run else build_many
+    act(source[0], options, overrides, recursive=recursive, as_json=as_json)
 
 
 class _Counts:

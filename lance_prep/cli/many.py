@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -13,12 +14,18 @@ import click
 
 from lance_prep.cli.common import LINE_EVERY, as_options, count, print_json, printable, size, span
 from lance_prep.cli.summary import rejected_warning
-from lance_prep.collection import CollectionProgress, CollectionReport, open_collection, run_collection
+from lance_prep.collection import (
+    CollectionProgress,
+    CollectionReport,
+    open_collection,
+    preview_collection,
+    run_collection,
+)
 from lance_prep.engine import Progress, RunOptions
 from lance_prep.errors import OutputError
 
 if TYPE_CHECKING:
-    from lance_prep.collection import CollectionPlan, SourceJob, SourceReport
+    from lance_prep.collection import CollectionPlan, CollectionPreview, SourceJob, SourcePreview, SourceReport
     from lance_prep.model import Plan
     from lance_prep.store import Receipt
 
@@ -44,9 +51,7 @@ def build_many(source: str, options: RunOptions, overrides: dict[str, Any], *, r
             ),
             err=True,
         )
-    for said, advice in failures(report):
-        click.echo(printable(as_options(said)), err=True)
-        click.echo(printable(f"  try: {as_options(advice)}"), err=True)
+    _print_failures(report.failed, "failed")
     if report.failed:
         raise OutputError(
             f"{len(report.failed)} of {len(report.sources)} sources failed, so manifest.json was not written",
@@ -54,13 +59,50 @@ def build_many(source: str, options: RunOptions, overrides: dict[str, Any], *, r
         )
 
 
-def failures(report: CollectionReport) -> list[tuple[str, str]]:
-    """Return what is wrong and what to do for each failed source. Sources that fail alike share an entry."""
+def preview_many(
+    source: str, options: RunOptions, overrides: dict[str, Any], *, recursive: bool, as_json: bool
+) -> None:
+    """Print what a build of a collection would do.
+
+    Raises:
+        OutputError: the build of some sources would fail.
+    """
+    preview = preview_collection(open_collection(source, overrides, recursive=recursive), options)
+    if as_json:
+        print_json(preview.as_json())
+    else:
+        click.echo(printable(preview_text(preview)))
+    _print_failures(preview.failed, "would fail")
+    if preview.failed:
+        said = f"{len(preview.failed)} of {len(preview.sources)} sources would fail, and no manifest would be written"
+        raise OutputError(said, "do what is said above, or leave these sources out of the recipe")
+
+
+def preview_text(preview: CollectionPreview) -> str:
+    """Describe what a build of a collection would do: a line for each source, and the total."""
+    rows = [("source", "category", "would", "files", "shards", "rows", "size")]
+    total = 0
+    for each in preview.sources:
+        if each.build is None:
+            rows.append((each.name, each.category, "fail", "", "", "", ""))
+            continue
+        plan = each.build.plan
+        total += (bytes := sum(shard.bytes for shard in plan.shards))
+        known = f"{plan.rows:,}" if plan.rows is not None else "?"
+        figures = (f"{len(plan.files):,}", f"{len(plan.shards):,}", known, size(bytes))
+        rows.append((each.name, each.category, each.build.action, *figures))
+    return "\n".join([*preview.notes, _columns(rows), "", f"{size(total)} of source data into {preview.output}"])
+
+
+def _print_failures(failed: Sequence[SourceReport | SourcePreview], what: str) -> None:
+    """Print what is wrong and what to do for each failed source. Sources that fail alike share an entry."""
     alike: dict[tuple[str, str], list[str]] = {}
-    for source in report.failed:
-        said = str(source.error).removeprefix(f"building {source.name}: ").replace(source.uri, "its dataset")
+    for source in failed:
+        said = re.sub(rf"^\w+ing {re.escape(source.name)}: ", "", str(source.error)).replace(source.uri, "its dataset")
         alike.setdefault((said, source.error.advice if source.error else ""), []).append(source.name)
-    return [(f"failed: {', '.join(names)}: {said}", advice) for (said, advice), names in alike.items()]
+    for (said, advice), names in alike.items():
+        click.echo(printable(as_options(f"{what}: {', '.join(names)}: {said}")), err=True)
+        click.echo(printable(f"  try: {as_options(advice)}"), err=True)
 
 
 def summary(report: CollectionReport) -> str:

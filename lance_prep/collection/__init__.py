@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lance_prep.collection.folder import Download, DownloadedSource, SourceStats, read_download
     from lance_prep.collection.load import Collection, builtin_collections, is_collection, load_collection
     from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
+    from lance_prep.collection.preview import CollectionPreview, SourcePreview, preview_collection
     from lance_prep.collection.sources import CollectionPlan, SourceJob, is_download, open_collection
     from lance_prep.collection.status import CollectionStatus, SourceStatus, collection_status
 

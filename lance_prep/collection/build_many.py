@@ -173,7 +173,7 @@ def run_collection(
     started = time.monotonic()
     progress = progress or SilentCollection()
     typed = str(options.output or f"{collection.name}-tokens")
-    folder = _folder(typed)
+    folder = output_folder(typed)
     recipe = collection.sources[0].recipe
     if not LAYOUTS[recipe.layout].tokens:
         raise UsageError(f"layout {recipe.layout!r} has no tokens, and a collection is made of tokens", "use blocks")
@@ -217,7 +217,13 @@ def _in_parallel(build: Any, sources: Sequence[SourceJob], at_once: int) -> list
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _folder(output: str) -> Path:
+def output_folder(output: str) -> Path:
+    """Return the folder that a collection is built into.
+
+    Raises:
+        UsageError: it is not local.
+        OutputExists: it is a file or a dataset.
+    """
     if not is_local(output):
         raise UsageError(
             f"{output}: a collection is built into a local folder", "build locally, then copy the folder there"
