@@ -163,13 +163,14 @@ def test_workers_do_not_change_the_manifest(data: Path, tokenizer: str) -> None:
 def test_a_download_and_the_hub_give_the_same_tokens(hub: LoopbackHub, tmp_path: Path, tokenizer: str) -> None:
     collection = {**test_download.seed(hub), "defaults": {"tokenizer": tokenizer, "block_size": 64}}
     collection["categories"]["web"]["sources"]["wiki"]["share"] = 2
+    collection["categories"]["web"]["sources"]["pages"]["share"] = 1
     (tmp_path / "mine.yaml").write_text(json.dumps(collection))
     assert run(["build", str(tmp_path / "mine.yaml"), "-o", str(tmp_path / "direct")]) == 0
     direct = read_manifest(tmp_path / "direct")
     assert direct.splits["wiki"].samples == 120  # its max_rows
     assert direct.categories == {"web": 0.75, "questions": 0.25}
     assert {name: (split.category, split.share) for name, split in direct.splits.items()} == {
-        "pages": ("web", None),
+        "pages": ("web", 1),
         "trivia": ("questions", None),
         "wiki": ("web", 2),
     }
