@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline clean
+.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl clean
 
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
@@ -40,6 +40,9 @@ bench-read: $(VENV)/.bench
 
 bench-pipeline: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench_pipeline.py --runs $(RUNS)
+
+bench-jsonl: $(VENV)/.bench
+	$(BIN)/python tests/benchmarks/bench_jsonl.py --rounds $(RUNS)
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

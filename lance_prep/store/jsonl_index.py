@@ -120,6 +120,7 @@ class JsonlIndex:
         uri: path of the index.
         version: of the Lance dataset.
         rows: records.
+        bytes: of all files.
         content_hash: of the content of all files, in order. Names do not count.
         pattern: as in `IndexPlace`.
         list_hash: of the list of files.
@@ -128,6 +129,7 @@ class JsonlIndex:
     uri: str
     version: int
     rows: int
+    bytes: int
     content_hash: str
     pattern: str | None
     list_hash: str
@@ -164,7 +166,13 @@ def open_index(uri: str) -> tuple[JsonlIndex, Any] | None:
         if fields["format"] != FORMAT:
             raise DamagedDataset(f"{uri} has format {fields['format']!r}, not {FORMAT}", advice)
         found = JsonlIndex(
-            uri, dataset.version, rows, str(fields["content_hash"]), fields["pattern"], str(fields["files"])
+            uri,
+            dataset.version,
+            rows,
+            int(fields["bytes"]),
+            str(fields["content_hash"]),
+            fields["pattern"],
+            str(fields["files"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedDataset(f"{uri} is damaged: invalid metadata ({error})", advice) from error
@@ -230,14 +238,15 @@ def _commit(
             local.sync(f"data/{file.path}")
     digest = content_hash(files)
     listed = write_list(local, files)
-    about = {"format": FORMAT, "content_hash": digest, "pattern": place.pattern, "files": listed}
+    size = sum(file.size for file in files)
+    about = {"format": FORMAT, "content_hash": digest, "bytes": size, "pattern": place.pattern, "files": listed}
     schema = SCHEMA.with_metadata({KEY: json.dumps(about).encode()})
     operation = lance.LanceOperation.Overwrite(schema, fragments)
     made = lance.LanceDataset.commit(uri, lance.Transaction(version, operation), max_retries=20 if version else 0)
     for path in (*local.list("_versions"), *local.list("_transactions")):
         local.sync(path)
     _tidy(made, listed)
-    return JsonlIndex(uri, made.version, made.count_rows(), digest, place.pattern, listed)
+    return JsonlIndex(uri, made.version, made.count_rows(), size, digest, place.pattern, listed)
 
 
 def _tidy(dataset: Any, listed: str) -> None:

@@ -9,6 +9,7 @@ import pickle
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader
 from lance_prep.cli.main import run
 from lance_prep.dataset import index_jsonl
 from lance_prep.errors import BadFile, DatasetError, SourceChanged, UsageError
-from lance_prep.train import JsonlDataset, LanceDataset, Mixture, TakeSampler, TokenLoader, jsonl
+from lance_prep.train import JsonlDataset, LanceDataset, Mixture, TakeSampler, TokenLoader, jsonl_files
 from lance_prep.train.samples import Batch
 from tests.train.made import Made
 
@@ -87,11 +88,11 @@ def test_slices_are_those_of_a_list(
 def test_take_returns_them_in_any_order(folder: Path, records: Records, indices: list[int], gap: int, run: int) -> None:
     expected = [records[i] for i in indices]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jsonl, "_GAP_BYTES", gap)
-        patch.setattr(jsonl, "_RUN_BYTES", run)
-        ds = JsonlDataset(folder)
-        for given_ in (indices, np.array(indices, np.int32), torch.tensor(indices, dtype=torch.int64)):
-            assert list(ds.take(given_)) == expected
+        patch.setattr(jsonl_files, "_GAP_BYTES", gap)
+        patch.setattr(jsonl_files, "_RUN_BYTES", run)
+        for ds in (JsonlDataset(folder), JsonlDataset(folder, access="pread")):
+            for given_ in (indices, np.array(indices, np.int32), torch.tensor(indices, dtype=torch.int64)):
+                assert list(ds.take(given_)) == expected
 
 
 @pytest.mark.parametrize(("context", "batch_size"), [(None, 7), (None, 64), ("fork", 7), ("spawn", 64)])
@@ -225,9 +226,12 @@ def test_sampler_and_loader_deliver_each_record_once(folder: Path, records: Reco
         list(TokenLoader(ds, global_batch_size=50, tail="pad"))
 
 
-def test_it_pickles_small_and_threads_share_it(folder: Path, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jsonl, "_OPEN_FILES", 1)  # each read may close a file that another thread reads
-    ds = JsonlDataset(folder)
+@pytest.mark.parametrize("way", ["mmap", "pread"])
+def test_it_pickles_small_and_threads_share_it(
+    folder: Path, records: Records, monkeypatch: pytest.MonkeyPatch, way: Any
+) -> None:
+    monkeypatch.setattr(jsonl_files, "_most_open", lambda: 1)  # each read may close a file that another thread reads
+    ds = JsonlDataset(folder, access=way)
     assert len(pickle.dumps(ds)) < 10_000
     assert pickle.loads(pickle.dumps(ds))[5] == records[5]
     wrong: list[int] = []
@@ -278,10 +282,11 @@ def test_a_file_that_changed_is_refused(tmp_path: Path, change: Callable[[Path],
     assert JsonlDataset(tmp_path / "d")[50] is not None
 
 
-def test_a_file_that_is_cut_short_while_it_is_open_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["mmap", "pread"])
+def test_a_file_that_is_cut_short_while_it_is_open_is_refused(tmp_path: Path, way: Any) -> None:
     write(tmp_path / "d")
     index_jsonl(tmp_path / "d")
-    ds = JsonlDataset(tmp_path / "d")
+    ds = JsonlDataset(tmp_path / "d", access=way)
     ds[50]
     os.truncate(tmp_path / "d" / "part-1.jsonl", 100)
     with pytest.raises(SourceChanged, match=r"part-1.jsonl changed"):
@@ -315,7 +320,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, said: str) -> None:
     with pytest.raises(BadFile, match=f"a.jsonl: the line at byte 9 {said}"):
         ds[1]
     with pytest.raises(BadFile, match=f"a.jsonl: the line at byte 9 {said}"):
-        ds[0:2]
+        JsonlDataset(tmp_path, access="pread")[0:2]
 
 
 _JSON = st.recursive(
@@ -333,6 +338,17 @@ def test_values_are_those_of_python_s_json(tmp_path_factory: Any, records: Recor
     file.write_bytes(b"\n".join(lines))
     index_jsonl(file)
     assert [repr(item) for item in JsonlDataset(file)[:]] == [repr(json.loads(line)) for line in lines]  # NaN != NaN
+
+
+def test_files_that_memory_cannot_hold_are_not_mapped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ds = JsonlDataset(folder)
+    assert str(ds.access).startswith("mmap: the files (")
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    ds = JsonlDataset(folder)
+    assert str(ds.access).endswith("need more than half of the memory (10,000 bytes)")
+    assert pickle.loads(pickle.dumps(ds)).access.way == "pread"
+    with pytest.raises(UsageError, match="invalid access 'fast'"):
+        JsonlDataset(folder, access="fast")  # type: ignore[arg-type]
 
 
 def test_a_batch_of_different_records_has_none_for_what_is_missing(tmp_path: Path) -> None:
@@ -365,7 +381,7 @@ def test_an_index_from_a_stranger_leads_nowhere_else(tmp_path: Path) -> None:
     os.utime(tmp_path / "d" / "a.jsonl", ns=(state.st_atime_ns, state.st_mtime_ns))
     index_jsonl(tmp_path / "d")
     ds = JsonlDataset(tmp_path / "d")
-    ds._files = [type(file)("../secret.jsonl", *list(vars(file).values())[1:]) for file in ds.files]
+    ds._records._files = [replace(ds._records.files[0], path="../secret.jsonl")]
     with pytest.raises(DatasetError, match="points outside"):
         ds[0]
 
