@@ -173,7 +173,7 @@ def translating(
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # the table decides; what it does not know is raised as it is
         ours = (using or translate)(error, doing)
         if ours is None or ours is error:
             raise
@@ -243,7 +243,7 @@ def reading_dataset(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException as error:
+    except BaseException as error:  # a panic of Lance is no Exception; all others are raised as they are
         panic = type(error).__name__ == "PanicException"
         if isinstance(error, LancePrepError) or not (panic or isinstance(error, OSError | RuntimeError | ValueError)):
             raise

@@ -1,4 +1,4 @@
-"""This process: packages loaded on first use, an iterator run ahead on a thread, memory, and passwords in URLs."""
+"""This process: packages loaded on first use, an iterator run ahead on a thread, and memory."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def read_ahead(
                 queue.put(item)
                 if queue.stopped:
                     break
-        except BaseException as caught:  # of any kind: it is the consumer's
+        except BaseException as caught:  # of any kind, raised again where the items are used
             error = caught
         finally:
             close = getattr(items, "close", None)

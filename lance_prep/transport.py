@@ -176,7 +176,7 @@ class Retries:
         while True:
             try:
                 return function()
-            except Exception as error:
+            except Exception as error:  # `wait` raises it, unless it is transient
                 failed += 1
                 self.wait(error, failed, doing=doing)
 

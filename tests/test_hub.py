@@ -152,7 +152,7 @@ def test_configs_and_splits_choose_the_files(configs: LoopbackHub) -> None:
         (REPO, {}, SourceNotFound, "several configs | choose one with `config`: en, de"),
         (REPO, {"config": "fr"}, SourceNotFound, "no config 'fr' | there are en, de"),
         (REPO, {"config": "en", "split": "x"}, SourceNotFound, "no split 'x' | there are train, test"),
-        (REPO, {"revision": "v9"}, SourceNotFound, "no revision 'v9' | there are main"),
+        (REPO, {"revision": "v9"}, SourceNotFound, "no revision 'v9' | one of: main"),
         ("owner/nothing", {}, SourceNotFound, "no such repository | HF_TOKEN"),
         (f"hf://datasets/{REPO}/fr/*.parquet", {}, SourceNotFound, "no data file | de/all.parquet, en/test.parquet"),
         (f"hf://datasets/{REPO}/en", {"split": "train"}, UsageError, "`config` and `split` cannot | remove"),

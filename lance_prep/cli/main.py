@@ -94,7 +94,7 @@ def run(arguments: list[str], stop: StopOnSignals | None = None) -> int:
         return _wrong_usage(error)
     except (KeyboardInterrupt, click.Abort):
         return _stopped(stop)
-    except Exception as error:
+    except Exception as error:  # every error becomes a message here; `--debug` shows its traceback
         if stop is not None and stop.came:  # the error is a consequence of the signal
             return _stopped(stop)
         if state.get("debug"):

@@ -100,7 +100,7 @@ class _Lister:
         """Describe a version, without its time and tags."""
         try:
             return self._describe(number)
-        except BaseException as error:
+        except BaseException as error:  # a damaged version can raise anything, also a panic of Lance
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             return Version(number, "", None, None, "cannot be read", one_line(error), None, ())

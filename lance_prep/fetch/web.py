@@ -41,7 +41,7 @@ class HttpRanges:
             before = len(got)
             try:
                 self._read(start + before, stop, got)
-            except Exception as error:
+            except Exception as error:  # `wait` raises it, unless it is transient
                 failed = failed + 1 if len(got) == before else 1
                 self._retries.wait(error, failed, doing=f"reading {self._name}")
             else:

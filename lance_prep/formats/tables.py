@@ -109,7 +109,7 @@ def _lance_identity(dataset: Any) -> str:
 
     A dataset that is removed and written again has the same version numbers, but other transactions.
     """
-    with suppress(Exception):  # its transaction file may be gone, and the data whole
+    with suppress(Exception):  # of any kind: its transaction file may be gone or damaged, and the data whole
         return f"version {dataset.version} {dataset.read_transaction(dataset.version).uuid}"
     return f"version {dataset.version}"
 

@@ -49,16 +49,14 @@ def _info(repo: str, revision: str, retries: Retries) -> Any:
     api = hub_api()
     try:
         return retries.call(lambda: api.dataset_info(repo, revision=revision), doing=f"dataset {repo}")
-    except Exception as error:
-        if isinstance(error, OfflineModeIsEnabled):
-            return None
-        if isinstance(error, RevisionNotFoundError):
-            refs = retries.call(lambda: api.list_repo_refs(repo, repo_type="dataset"), doing=f"dataset {repo}")
-            names = [ref.name for ref in [*refs.branches, *refs.tags]]
-            raise SourceNotFound(
-                f"dataset {repo} has no revision {revision!r}", f"there are {', '.join(names)}, and commit hashes"
-            ) from error
-        raise
+    except OfflineModeIsEnabled:
+        return None
+    except RevisionNotFoundError as error:
+        refs = retries.call(lambda: api.list_repo_refs(repo, repo_type="dataset"), doing=f"dataset {repo}")
+        names = [ref.name for ref in [*refs.branches, *refs.tags]]
+        raise SourceNotFound(
+            f"dataset {repo} has no revision {revision!r}", f"use a commit hash, or one of: {', '.join(names)}"
+        ) from error
 
 
 def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: Retries) -> Found:

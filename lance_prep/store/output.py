@@ -136,7 +136,7 @@ class Output:
                     content.update(batch)
                     count += len(batch)
                     yield batch
-            except BaseException as error:
+            except BaseException as error:  # raised again below
                 failed.append(error)
                 raise
 
