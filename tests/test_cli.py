@@ -456,6 +456,7 @@ def test_debug_as_a_value_is_a_value(tmp_path: Path, source: str, capsys: Any) -
         ("block_size: must be at least 2", "--block-size: must be at least 2"),
         ("seed has no effect with shuffle=False", "--seed has no effect with --no-shuffle"),
         ("leave `seed` out", "leave --seed out"),
+        ("storage_options or source_storage_options", "--storage-option or --source-storage-option"),
         ("`config` and `split` of a config", "--config and --split of a config"),
         ("use layout='raw' or shuffle=False", "use --layout 'raw' or --no-shuffle"),
         ("choose another output=PATH", "choose another -o PATH"),

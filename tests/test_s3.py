@@ -32,6 +32,7 @@ from lance_prep.errors import (  # noqa: E402
     OutputLocked,
     SourceChanged,
     SourceNotFound,
+    UsageError,
 )
 from lance_prep.recipe import load_recipe  # noqa: E402
 from tests.processes import finish, report_of, start, wait_for, write_texts  # noqa: E402
@@ -130,6 +131,24 @@ def test_by_storage_options(s3: S3, texts: str, tokenizer: str, tmp_path: Path) 
     assert out.startswith("whole")
     assert finish(start("info", URI, *options))[0] == 0
     assert finish(start("show", URI, "--limit", "2", *options))[0] == 0
+
+
+def test_source_and_output_may_have_stores_of_their_own(
+    s3: S3, texts: str, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.files.put(f"{texts}/0.jsonl", "bucket/own/0.jsonl")
+    wrong = {**s3.options, "aws_endpoint_url": "http://127.0.0.1:9"}
+    given: dict[str, Any] = {"tokenizer": tokenizer, "output": "s3://bucket/own.lance"}
+    with pytest.raises(LancePrepError, match="does not answer"):
+        lance_prep.build("s3://bucket/own", storage_options=s3.options, source_storage_options=wrong, **given)
+    built = lance_prep.build(f"{texts}/0.jsonl", storage_options=s3.options, **given)
+    given["output"] = tmp_path / "o.lance"
+    copy = lance_prep.build("s3://bucket/own", source_storage_options=s3.options, **given)
+    assert copy.content_hash == built.content_hash
+    with pytest.raises(UsageError, match=r"^storage_options have no effect: not in an object store: .*o\.lance"):
+        lance_prep.build("s3://bucket/own", storage_options=s3.options, source_storage_options=s3.options, **given)
+    with pytest.raises(UsageError, match=r"^source_storage_options have no effect"):
+        lance_prep.build(f"{texts}/0.jsonl", source_storage_options=s3.options, **given)
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz"])

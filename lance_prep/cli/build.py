@@ -25,6 +25,7 @@ from lance_prep.cli.common import (
     print_json,
     printable,
     size,
+    source_storage_option,
     span,
     storage_option,
 )
@@ -143,6 +144,7 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--overwrite", "--force", is_flag=True, help="Make a new version with the new content; old ones stay.")
 @click.option("--skip-existing", is_flag=True, help="Leave a dataset that exists alone, whatever it was built from.")
 @storage_option
+@source_storage_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
 @json_option
 def build(
@@ -155,6 +157,7 @@ def build(
     overwrite: bool,
     skip_existing: bool,
     storage_options: dict[str, str] | None,
+    source_storage_options: dict[str, str] | None,
     dry_run: bool,
     as_json: bool,
     **fields: Any,
@@ -162,15 +165,26 @@ def build(
     overrides = {name: value for name, value in fields.items() if value is not None}
     from lance_prep.cli.summary import preview_text, summary
     from lance_prep.collection import is_collection, is_download
-    from lance_prep.engine import RunOptions, Silent, preview_build, run_build
+    from lance_prep.engine import RunOptions, preview_build, run_build
     from lance_prep.plan import default_output
 
     if recursive or any(is_collection(name) or is_download(name) for name in source):
+        if source_storage_options:
+            raise click.UsageError("--source-storage-option has no effect on a collection: remove it")
         options = RunOptions(output, workers, append, overwrite, storage_options=storage_options, engine=engine)
         _build_many(source, options, overrides, recursive=recursive, dry_run=dry_run, as_json=as_json)
         return
     where = output or default_output(source)
-    options = RunOptions(where, workers, append, overwrite, skip_existing, storage_options, Silent(), engine)
+    options = RunOptions(
+        where,
+        workers,
+        append,
+        overwrite,
+        skip_existing,
+        storage_options,
+        engine=engine,
+        source_storage_options=source_storage_options,
+    )
     recipe = load_recipe(source, overrides)
     refuse_unread(recipe, overrides)
     if dry_run:

@@ -32,6 +32,7 @@ _PARAMETERS = (
     "skip_special_tokens",
     "splits",
     "storage_options",
+    "source_storage_options",
     "version",
     "workers",
 )
@@ -75,16 +76,16 @@ def json_option(function: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout, for machines.")(function)
 
 
-def storage_option(function: Any) -> Any:
-    """`--storage-option KEY=VALUE`, as a dict or None."""
-    return click.option(
-        "--storage-option",
-        "storage_options",
-        metavar="KEY=VALUE",
-        multiple=True,
-        callback=_pairs,
-        help="Option for an object store; may be repeated.",
-    )(function)
+def storage_option(function: Any, of: str = "", help: str = "Option for an object store; may be repeated.") -> Any:
+    """`--storage-option KEY=VALUE`, as a dict or None; or `--<of>-storage-option`."""
+    flag = f"--{of}-storage-option" if of else "--storage-option"
+    name = flag[2:].replace("-", "_") + "s"
+    return click.option(flag, name, metavar="KEY=VALUE", multiple=True, callback=_pairs, help=help)(function)
+
+
+def source_storage_option(function: Any) -> Any:
+    """`--source-storage-option KEY=VALUE`, as a dict or None."""
+    return storage_option(function, "source", "Option for the object store of SOURCE, if it is not the output's.")
 
 
 def dataset_argument(function: Any) -> Any:
@@ -131,7 +132,8 @@ def as_options(message: str) -> str:
         named = not match.start() and re.match(r":| '| has no effect", message[match.end() :])
         if name is None or (not match["marked"] and value is None and "_" not in name and not named):
             return match[0]
-        flag = {"output": "-o", "storage_options": "--storage-option"}.get(name, "--" + name.replace("_", "-"))
+        flag = "-o" if name == "output" else "--" + name.replace("_", "-")
+        flag = flag.removesuffix("s") if name.endswith("storage_options") else flag
         if value == "=False":
             return f"--no-{flag[2:]}"
         return flag if value in (None, "=", "=True") else f"{flag} {value[1:]}"

@@ -24,7 +24,7 @@ from lance_prep.ledger import Tally
 from lance_prep.model import Plan
 from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
-from lance_prep.recipe import Limit, Recipe, RecipeFields, Source, load_recipe
+from lance_prep.recipe import Limit, Recipe, RecipeFields, Source, load_recipe, source_names
 from lance_prep.store import Output, OutputLock, Quarantine, build_key, tokenizer_path, with_data, write_by_hash
 from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
 from lance_prep.transport import Transport, absolute_uri
@@ -44,6 +44,7 @@ class RunOptions:
         refresh: if the source has changed, make a new version with its new content. Another recipe is still refused.
         skip_existing: if the output holds a dataset, whatever it was built from, leave it alone.
         storage_options: for object stores, as Lance and object_store name them.
+        source_storage_options: for the object store of the source; by default, `storage_options`.
         progress: told what happens.
         engine: where shards are built: `local`, a name given to `register_engine`, or an engine.
     """
@@ -57,6 +58,7 @@ class RunOptions:
     progress: Progress = field(default_factory=Silent)
     engine: str | Engine = "local"
     refresh: bool = False
+    source_storage_options: Mapping[str, str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -74,6 +76,12 @@ class RunOptions:
         """Return the output at `uri`."""
         return Output(uri, Transport.of(self.storage_options))
 
+    @property
+    def origin(self) -> Transport:
+        """How to reach the source."""
+        given = self.source_storage_options
+        return Transport.of(self.storage_options if given is None else given)
+
 
 def build(
     source: Source,
@@ -84,6 +92,7 @@ def build(
     overwrite: bool = False,
     skip_existing: bool = False,
     storage_options: Mapping[str, str] | None = None,
+    source_storage_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     engine: str = "local",
     **overrides: Unpack[RecipeFields],
@@ -95,8 +104,8 @@ def build(
     Args:
         source: a built-in recipe (`sample`, `wikitext`), a recipe `.yaml`, a Hub id `owner/name`, an `hf://` or `s3://`
             URL, a local file, folder or glob, a list of these local names, or a `Recipe`.
-        output, workers, append, overwrite, skip_existing, storage_options, progress, engine: see
-            `RunOptions`.
+        output, workers, append, overwrite, skip_existing, storage_options, source_storage_options, progress, engine:
+            see `RunOptions`.
         overrides: fields of `Recipe`, such as `layout="blocks"` or `max_rows=1000`.
 
     Raises:
@@ -106,7 +115,15 @@ def build(
         OutputError: the output cannot be written, holds something else, or is being built by another process.
     """
     options = RunOptions(
-        output, workers, append, overwrite, skip_existing, storage_options, progress or Silent(), engine
+        output,
+        workers,
+        append,
+        overwrite,
+        skip_existing,
+        storage_options,
+        progress or Silent(),
+        engine,
+        source_storage_options=source_storage_options,
     )
     return run_build(load_recipe(source, overrides), options, uri=options.uri(source))
 
@@ -137,10 +154,10 @@ def _build(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | 
     if options.skip_existing and (existing := look_at(output)).ours is not None:
         return existing_report(existing, "skipped", time.monotonic() - started)
     check_folder(uri, overwrite=options.overwrite)
-    plan = _plan(recipe, output)
+    plan = _plan(recipe, options, uri)
     if plan.left_out:
         options.progress.warned(plan.left_out)
-    job = _job(plan, output, spec)
+    job = _job(plan, output, options.origin, spec)
     with output.lock() as lock:
         decision = decide(job, append=options.append, overwrite=options.overwrite, refresh=options.refresh)
         if decision.job is None:
@@ -160,13 +177,13 @@ def preview_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildPrev
 def _preview_one(recipe: Recipe, options: RunOptions, uri: str) -> BuildPreview:
     output = options.at(uri)
     if options.skip_existing and look_at(output).ours is not None:
-        return BuildPreview(_plan(recipe, output), "skip", "the output exists and would be left alone")
-    plan = _plan(recipe, output)
+        return BuildPreview(_plan(recipe, options, uri), "skip", "the output exists and would be left alone")
+    plan = _plan(recipe, options, uri)
     try:
         check_folder(uri, overwrite=options.overwrite)
         if not look_at(output).number and not output.unfinished():
             return BuildPreview(plan, "build", f"a new dataset at {uri}")
-        job = _job(plan, output)
+        job = _job(plan, output, options.origin)
         how = {"append": options.append, "overwrite": options.overwrite, "refresh": options.refresh}
         return _preview(decide(job, **how, settle=False), job)
     except (OutputExists, SourceChanged) as error:
@@ -189,33 +206,35 @@ def _preview(decision: Decision, asked: BuildJob) -> BuildPreview:
     return BuildPreview(job.plan, "build", f"a new dataset at {job.uri}")
 
 
-def _plan(recipe: Recipe, output: Output) -> Plan:
-    check_storage_options(recipe, output)
-    plan = make_plan(recipe, output.transport)
-    refuse_own_source(output.uri, plan.files)
+def _plan(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
+    check_storage_options(recipe, options, uri)
+    plan = make_plan(recipe, options.origin)
+    refuse_own_source(uri, plan.files)
     return plan
 
 
-def check_storage_options(recipe: Recipe, output: Output) -> None:
-    """Refuse options for object stores if neither the source nor the output is in one.
+def check_storage_options(recipe: Recipe, options: RunOptions, uri: str) -> None:
+    """Refuse options for object stores that nothing would use.
 
     Raises:
-        UsageError: nothing would use the options.
+        UsageError: names the parameter, and what is not in an object store.
     """
-    sources = (recipe.source,) if isinstance(recipe.source, str) else recipe.source
-    in_store = any("://" in name and not name.startswith("hf://") for name in (*sources, output.uri))
-    if output.transport.storage_options and not in_store:
-        where = f"neither {recipe.asked} nor {output.uri or 'the output'} is in an object store"
-        raise UsageError(
-            f"storage_options have no effect: {where}",
-            "remove them; for the Hub, set HF_TOKEN and HF_ENDPOINT",
-        )
+    source, output = (source_names(recipe), recipe.asked), ([uri], uri or "the output")
+    shared = options.source_storage_options is None
+    for name, given, places in (
+        ("storage_options", options.storage_options, [source, output] if shared else [output]),
+        ("source_storage_options", options.source_storage_options, [source]),
+    ):
+        urls = [url for names, _ in places for url in names if "://" in url and not url.startswith("hf://")]
+        if given and not urls:
+            said = f"{name} have no effect: not in an object store: {', '.join(called for _, called in places)}"
+            raise UsageError(said, "remove them; for the Hub, set HF_TOKEN and HF_ENDPOINT")
 
 
-def _job(plan: Plan, output: Output, spec: TokenizerSpec | None = None) -> BuildJob:
+def _job(plan: Plan, output: Output, origin: Transport, spec: TokenizerSpec | None = None) -> BuildJob:
     spec = spec or load_spec(plan.recipe)
     key = build_key(plan, output.uri, spec.sha256 if spec else None)
-    return BuildJob(plan, spec, output.transport, output, key)
+    return BuildJob(plan, spec, origin, output, key)
 
 
 def _run(decision: Decision, engine: Engine, progress: Progress, lock: OutputLock, started: float) -> BuildReport:
@@ -297,10 +316,10 @@ def stream(
     recipe = load_recipe(source, overrides)
     if recipe.has_two_sides:
         raise UsageError("val_fraction: a stream is of one side of the split", "use side='train' or side='validation'")
-    output = Output("", Transport.of(storage_options))
-    check_storage_options(recipe, output)
-    made = make_plan(recipe, output.transport)
-    job = BuildJob(made, load_spec(made.recipe), output.transport, output, key="")
+    options = RunOptions(storage_options=storage_options)
+    check_storage_options(recipe, options, uri="")
+    made = make_plan(recipe, options.origin)
+    job = BuildJob(made, load_spec(made.recipe), options.origin, Output(""), key="")
     return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), READ_AHEAD_BATCHES))
 
 
