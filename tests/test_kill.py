@@ -6,7 +6,6 @@ import itertools
 import json
 import random
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from lance_prep.cli.main import run
 from lance_prep.dataset import list_versions, open_version, verify
 from tests import tokenizers_made as made
 from tests.helpers import check_whole
-from tests.processes import finish, report_of, start, wait_for, write_texts
+from tests.processes import finish, killed_at, make_killer, report_of, start, wait_for, write_texts
 
 SEED = 20_250_607
 SHARDS = 16
@@ -157,39 +156,6 @@ def test_two_hundred_kills(world: World, tmp_path: Path, capsys: pytest.CaptureF
     torment(world, tmp_path, capsys, rounds=200, again=2, seed=SEED + 1)
 
 
-#: Kills its process at the Nth change below a folder, before the change is made.
-KILLER = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-static int changes;
-static void change(const char *path) {
-    const char *at = getenv("KILL_AT"), *below = getenv("KILL_BELOW");
-    if (!at || !below || !path || !strstr(path, below) || strstr(path, "/lock")) return;
-    if (__sync_add_and_fetch(&changes, 1) == atoi(at)) { kill(getpid(), SIGKILL); pause(); }
-}
-#define REAL(name) (__typeof__(&name))dlsym(RTLD_NEXT, #name)
-int rename(const char *from, const char *to) { change(from); return (REAL(rename))(from, to); }
-int unlink(const char *path) { change(path); return (REAL(unlink))(path); }
-int mkdir(const char *path, mode_t mode) { change(path); return (REAL(mkdir))(path, mode); }
-int linkat(int a, const char *from, int b, const char *to, int flags) {
-    change(from); return (REAL(linkat))(a, from, b, to, flags);
-}
-#define OPEN(name) int name(const char *path, int flags, ...) { \
-    va_list list; va_start(list, flags); mode_t mode = (flags & O_CREAT) ? va_arg(list, mode_t) : 0; va_end(list); \
-    if (flags & O_CREAT) change(path); \
-    return (REAL(name))(path, flags, mode); }
-OPEN(open)
-OPEN(open64)
-"""
-
-
 @dataclass(frozen=True)
 class History:
     """A dataset with three versions, to run commands on.
@@ -216,26 +182,20 @@ class History:
 
     def kill(self, output: Path, arguments: list[str], change: int) -> bool:
         """Run a command that is killed at a change on disk; False if it made fewer changes."""
-        environment = {"LD_PRELOAD": str(self.killer), "KILL_AT": str(change), "KILL_BELOW": output.name}
-        code, _, err = finish(start(*self.command(output, arguments), environment=environment))
-        assert code in (0, -signal.SIGKILL), err
-        return code != 0
+        return killed_at(self.killer, output, change, *self.command(output, arguments))
 
 
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory) -> History:
-    if shutil.which("cc") is None:
-        pytest.skip("needs a C compiler")
     root = tmp_path_factory.mktemp("history")
-    (root / "killer.c").write_text(KILLER)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", root / "killer.so", root / "killer.c", "-ldl"], check=True)
+    killer = make_killer(root)
     tokenizer = made.save(root / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
     texts = write_texts(root / "texts", files=2, rows=100)
     build = [texts, "--overwrite", "--tokenizer", tokenizer, "--shuffle-batch-size", "50", "--shard-size", "30000"]
     for seed in ("1", "2", "3"):
         assert run(["build", "-o", str(root / "o.lance"), "--seed", seed, *build]) == 0
     assert len(lance.dataset(str(root / "o.lance")).get_fragments()) > 1
-    return History(root / "o.lance", build, root / "killer.so")
+    return History(root / "o.lance", build, killer)
 
 
 #: Command, versions when it is done, and the changes at which it is killed in a normal run (all of them in torture).

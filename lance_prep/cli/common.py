@@ -8,9 +8,12 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cache, wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from lance_prep.dataset import Verification
 
 LINE_EVERY = 10.0
 
@@ -222,3 +225,17 @@ def table(rows: list[tuple[str, str]], indent: str = "") -> str:
     """Format two columns, the first as wide as its widest entry."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in rows)
+
+
+def columns(rows: list[list[str]]) -> str:
+    """Format rows of equal length as columns."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def verdict(found: Verification) -> str:
+    """Return the last line of a check: whether all is well, and what was checked."""
+    checked = ", ".join(f"{number:,} {what}" for what, number in found.checks.items())
+    number = len(found.problems) + found.more
+    said = "whole" if found.ok else "1 problem" if number == 1 else f"{number:,} problems"
+    return f"{said}: {checked or 'not opened'}"

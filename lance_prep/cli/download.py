@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, command, count, json_option, print_json, printable, size
+from lance_prep.cli.common import LINE_EVERY, columns, command, count, json_option, print_json, printable, size
 
 if TYPE_CHECKING:
     from lance_prep.collection import CollectionStatus, DownloadProgress, DownloadReport, SourceStatus
@@ -176,12 +176,6 @@ def _to_fetch(source: SourceStatus) -> str:
 def _pieces(plan: Plan) -> str:
     files, shards = len(plan.files), len(plan.shards)
     return f"{files:,} file{'s' * (files != 1)} in {shards:,} shard{'s' * (shards != 1)}"
-
-
-def columns(rows: list[list[str]]) -> str:
-    """Format rows of equal length as columns."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 class _Source:

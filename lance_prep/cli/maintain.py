@@ -18,6 +18,7 @@ from lance_prep.cli.common import (
     print_json,
     printable,
     size,
+    verdict,
 )
 from lance_prep.errors import counted
 
@@ -114,14 +115,20 @@ class _RowCount(click.IntRange):
 @command(
     "verify sample.lance",
     "verify sample.lance --against-source --sample-rows 5000 --seed 7",
-    about="""Checks the manifest, the transaction, the journal (plan and receipts), every data file, the tokenizer file
+    about="""DATASET is a dataset, or a folder of text: one that `lance-prep download` wrote, or any with .jsonl files.
+
+Of a dataset, checks the manifest, the transaction, the journal (plan and receipts), every data file, the tokenizer file
 and every row. Each problem is one line, "wrong: ...", that names the file, or the shard and the row; the exit code is
 then 1.
 
 Reads the source only with --against-source, because it may be missing or slow to reach. Rows are drawn at random, and
 the shards that hold them, at most 8, are built again whole and compared with the stored rows. The reference,
 tokenizers, is slow: it encodes a share of the texts, and the backend of the build encodes the others. With
---sample-rows all, every shard is built again and tokenizers encodes all texts.""",
+--sample-rows all, every shard is built again and tokenizers encodes all texts.
+
+Of a folder of text, checks each file against its stats (size, sha256, rows), and that each line is a JSON object with a
+string `text`; bad lines are named with file and line number. Rows whose text is that of an earlier row are counted:
+they are no problem.""",
 )
 @dataset_options
 @click.option(
@@ -136,6 +143,7 @@ tokenizers, is slow: it encodes a share of the texts, and the backend of the bui
     help="Number of rows that --against-source draws.  [default: 200]",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Decides which rows --against-source draws.  [default: 0]")
+@click.option("--head", type=click.IntRange(min=1), metavar="N", help="Print the first N records of each file of text.")
 @json_option
 @click.pass_context
 def verify(
@@ -146,8 +154,23 @@ def verify(
     against_source: bool,
     sample_rows: int | str | None,
     seed: int | None,
+    head: int | None,
     as_json: bool,
 ) -> None:
+    from lance_prep import collection
+
+    if collection.is_text_folder(uri):
+        given = {"--version": version, "--sample-rows": sample_rows, "--seed": seed}
+        for flag in [name for name, value in given.items() if value is not None] + [
+            "--against-source"
+        ] * against_source:
+            raise click.UsageError(f"{flag} has no effect: {uri} is a folder of text, not a dataset; remove it")
+        from lance_prep.cli.verify_text import verify_text
+
+        verify_text(uri, head or 0, as_json=as_json)
+        return
+    if head is not None:
+        raise click.UsageError(f"--head has no effect: {uri} is not a folder of text; use `lance-prep show`")
     for flag, value in (("--sample-rows", sample_rows), ("--seed", seed)):
         if value is not None and not against_source:
             raise click.UsageError(f"{flag} has no effect without --against-source: add it, or remove {flag}")
@@ -174,7 +197,4 @@ def _verdict_text(found: Verification) -> str:
     lines = [f"wrong: {problem}" for problem in found.problems]
     if found.more:
         lines.append(f"wrong: and {found.more:,} more")
-    checked = ", ".join(f"{number:,} {what}" for what, number in found.checks.items())
-    number = len(found.problems) + found.more
-    verdict = "whole" if found.ok else "1 problem" if number == 1 else f"{number:,} problems"
-    return "\n".join([*lines, f"{verdict}: {checked or 'not opened'}"])
+    return "\n".join([*lines, verdict(found)])

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
         run_collection,
     )
     from lance_prep.collection.catalog import CatalogEntry, collection_schema, list_recipes, recipe_text
+    from lance_prep.collection.check_download import CheckedFile, DownloadCheck, check_download, samples
     from lance_prep.collection.download import DownloadReport, Outcome, download
     from lance_prep.collection.fetch_text import DownloadProgress
-    from lance_prep.collection.folder import Download, DownloadedSource, SourceStats, read_download
+    from lance_prep.collection.folder import Download, DownloadedSource, SourceStats, is_text_folder, read_download
     from lance_prep.collection.load import Collection, builtin_collections, is_collection, load_collection
     from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
     from lance_prep.collection.preview import CollectionPreview, SourcePreview, preview_collection

@@ -24,15 +24,15 @@ from lance_prep.errors import Interrupted, UsageError
 from lance_prep.ledger import Ledger, Tally
 from lance_prep.model import Plan, Shard
 from lance_prep.plan import make_plan
-from lance_prep.recipe import Recipe
+from lance_prep.recipe import Recipe, parse_size
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store import Quarantine
 from lance_prep.tokenizer import Encoder, ReferenceEncoder, load_tokenizer, make_encoder
 
 # A shard is what a resumed download reads again.
 SHARD_BYTES = 16 << 20
-# Text between two states on disk, or seconds if the source is slow. Each waits for the disk.
-SAVE_BYTES = 64 << 20
+# A state is saved after this number of shards, or seconds if the source is slow. Each waits for the disk.
+SAVE_SHARDS = 4
 SAVE_SECONDS = 5.0
 
 # Fields of a source that do not decide its text.
@@ -91,7 +91,8 @@ def select(recipe: CollectionRecipe, categories: Sequence[str]) -> list[Wanted]:
 
 
 def _recipe(recipe: CollectionRecipe, source: CollectionSource, where: str) -> Recipe:
-    read = source.recipe(recipe.defaults, where=where, layout="documents", shard_size=SHARD_BYTES)
+    small = min(parse_size(recipe.defaults.get("shard_size") or SHARD_BYTES), SHARD_BYTES)
+    read = source.recipe(recipe.defaults, where=where, layout="documents", shard_size=small)
     # Counted here: a limit of the recipe would be one of output rows.
     unlimited = {"max_rows": None, "max_source_rows": None, "max_tokens": None}.keys() & Recipe.model_fields.keys()
     return read.model_copy(update=dict.fromkeys(unlimited))
@@ -177,7 +178,7 @@ class _Text:
         self._limit = _Limit(wanted, state, run.at_once)
         self._lines = LineWriter(wanted.name, wanted.category, _origin(plan))
         self._hash = parts.hashed()
-        self._saved = (time.monotonic(), state.bytes)
+        self._saved = (time.monotonic(), state.shards)
         self._rows, self._characters = state.rows, state.characters
 
     @property
@@ -219,8 +220,8 @@ class _Text:
             ledger={name: value for name, value in ledger.as_json().items() if name in _LEDGER},
         )
         self._run.progress.shard_read(self._wanted.path, shard)
-        when, size = self._saved
-        if self._parts.bytes - size >= SAVE_BYTES or time.monotonic() - when >= SAVE_SECONDS:
+        when, shards = self._saved
+        if self._state.shards - shards >= SAVE_SHARDS or time.monotonic() - when >= SAVE_SECONDS:
             self._save()
 
     def _write_batch(self, batch: SourceBatch, first: int, tally: Tally) -> None:
@@ -245,7 +246,7 @@ class _Text:
         now = time.monotonic()
         self._state = replace(self._state, seconds=round(self._state.seconds + now - self._saved[0], 3))
         self._unfinished.save(self._state)
-        self._saved = (now, self._state.bytes)
+        self._saved = (now, self._state.shards)
 
 
 class _Limit:

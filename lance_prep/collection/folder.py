@@ -146,6 +146,14 @@ def read_download(folder: str | Path) -> Download:
     return Download(root, read_recipe(files), tuple(sources), tuple(skipped))
 
 
+def is_text_folder(folder: str | Path) -> bool:
+    """Return True for a local folder that holds text, downloaded or one's own, and not a dataset."""
+    root = Path(folder)
+    if not root.is_dir() or (root / "_versions").is_dir():
+        return False
+    return (root / RECIPE).is_file() or next(lines_files(root, []), None) is not None
+
+
 def read_recipe(files: LocalFiles) -> CollectionRecipe | None:
     """Return the collection recipe that was downloaded into a folder; None if there was none.
 
