@@ -51,7 +51,7 @@ def _check_text(found: DownloadCheck) -> str:
         counts = (each.bad, each.empty, each.repeated, each.repeated_elsewhere)
         shown = [f"{number:,}" if number else "-" for number in counts]
         rows.append([each.path, f"{each.rows:,}", f"{each.characters:,}", size(each.bytes), *shown])
-    repeated, total = found.duplicates.rows, sum(each.rows for each in found.files)
+    repeated, total = found.repeated, sum(each.rows for each in found.files)
     lines = [columns(rows), ""]
     lines += [f"wrong: {problem}" for problem in found.problems]
     lines += [f"wrong: and {found.more:,} more"] if found.more else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lance_prep.arrow_text import drop_blank, without_nulls
-from lance_prep.collection.duplicates import Duplicates, Place, TextHashes, hash_texts
+from lance_prep.collection.duplicates import Place, TextHashes, hash_texts
 from lance_prep.collection.folder import LINES, STATS, SourceStats, lines_files, read_recipe, read_stats
 from lance_prep.collection.unfinished import Unfinished
 from lance_prep.dataset import Verification
@@ -69,24 +69,27 @@ class DownloadCheck(Verification):
     Attributes:
         files: in natural order.
         notes: what else a user should know, a sentence each.
-        duplicates: by file, as numbers in `files`.
-        examples: of duplicates, a sentence each.
+        pairs: number of rows whose text is that of an earlier row, by the paths of the earlier row and the row.
+        examples: of such rows, a sentence each.
     """
 
     files: list[CheckedFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    duplicates: Duplicates = field(default_factory=Duplicates)
+    pairs: dict[tuple[str, str], int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
+
+    @property
+    def repeated(self) -> int:
+        """Number of rows whose text is that of an earlier row."""
+        return sum(self.pairs.values())
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain JSON."""
         pairs = [
-            {"first": self.files[first].path, "repeated_in": self.files[later].path, "rows": count}
-            for (first, later), count in sorted(self.duplicates.pairs.items())
+            {"first": first, "repeated_in": later, "rows": count}
+            for (first, later), count in sorted(self.pairs.items())
         ]
-        said = asdict(self)
-        del said["duplicates"]
-        return {"ok": self.ok, **said, "duplicates": {"rows": self.duplicates.rows, "pairs": pairs}}
+        return {"ok": self.ok, **asdict(self), "pairs": pairs, "repeated": self.repeated}
 
 
 def check_download(folder: str | Path, *, on_rows: Callable[[int], None] = lambda rows: None) -> DownloadCheck:
@@ -110,15 +113,21 @@ def check_download(folder: str | Path, *, on_rows: Callable[[int], None] = lambd
             f"no {LINES} file in {folder} or in a folder below it", "name the folder that `lance-prep download` wrote"
         )
     for path in paths:
+        hashes.begin_file()
         with found.reading(path):
             _check_file(files, path, found, hashes, on_rows)
     _note(files, paths, skipped, found)
-    found.duplicates = hashes.duplicates(NAMED)
-    for at, checked in enumerate(found.files):
-        repeated, elsewhere = found.duplicates.of(at)
-        found.files[at] = replace(checked, repeated=repeated, repeated_elsewhere=elsewhere)
-    found.examples = [_example(root, found.files, *pair) for pair in found.duplicates.examples]
+    repeated = hashes.duplicates(NAMED)
+    found.pairs = {(paths[first], paths[later]): count for (first, later), count in repeated.pairs.items()}
+    found.files = [_counted(each, found.pairs) for each in found.files]
+    found.examples = [_example(root, paths, *pair) for pair in repeated.examples]
     return found
+
+
+def _counted(checked: CheckedFile, pairs: Mapping[tuple[str, str], int]) -> CheckedFile:
+    counts = {first: count for (first, later), count in pairs.items() if later == checked.path}
+    own = counts.pop(checked.path, 0)
+    return replace(checked, repeated=own, repeated_elsewhere=sum(counts.values()))
 
 
 def _check_file(
@@ -134,7 +143,6 @@ def _check_file(
         found.wrong(str(error))
     if stats is not None:
         _check_bytes(local, path, size, stats, found)
-    hashes.begin_file()
     reader = _Reader(local, size, hashes, on_rows)
     reader.read()
     if stats is not None and reader.rows != stats.rows:
@@ -146,7 +154,9 @@ def _check_file(
         said = ", ".join(f"{_REASONS.get(reason, reason)}: {count:,}" for reason, count in reader.reasons.items())
         found.wrong(f"{path}: {bad:,} bad lines, of which the first {len(reader.bad)} are named ({said})")
     if reader.empty:
-        found.notes.append(f"{path}: {reader.empty:,} rows have no text, or only white space; a build leaves them out")
+        found.notes.append(
+            f"{path}: {reader.empty:,} of its rows have no text, or only white space: no build uses them"
+        )
     found.count("files")
     found.count("rows", reader.rows)
     found.files.append(CheckedFile(path, stats is not None, reader.rows, reader.characters, size, bad, reader.empty))
@@ -247,10 +257,10 @@ def _note(files: LocalFiles, paths: Sequence[str], skipped: Sequence[Skipped], f
     found.notes += [f"{each.path} is left out: {each.reason}" for each in skipped]
 
 
-def _example(root: Path, files: Sequence[CheckedFile], first: Place, later: Place) -> str:
-    one, text = _row(root / files[first.file].path, first.row)
-    other, _ = _row(root / files[later.file].path, later.row)
-    return f"{files[later.file].path}, line {other:,} repeats {files[first.file].path}, line {one:,}: {text[:60]!r}"
+def _example(root: Path, paths: Sequence[str], first: Place, later: Place) -> str:
+    one, text = _row(root / paths[first.file], first.row)
+    other, _ = _row(root / paths[later.file], later.row)
+    return f"{paths[later.file]}, line {other:,} repeats {paths[first.file]}, line {one:,}: {text[:60]!r}"
 
 
 def _row(path: Path, row: int) -> tuple[int, str]:

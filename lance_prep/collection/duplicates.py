@@ -44,16 +44,6 @@ class Duplicates:
     pairs: dict[tuple[int, int], int] = field(default_factory=dict)
     examples: list[tuple[Place, Place]] = field(default_factory=list)
 
-    @property
-    def rows(self) -> int:
-        """Number of rows whose text is that of an earlier row."""
-        return sum(self.pairs.values())
-
-    def of(self, file: int) -> tuple[int, int]:
-        """Return the number of such rows of a file: with the text of an earlier row of it, or of an earlier file."""
-        counts = {first: count for (first, later), count in self.pairs.items() if later == file}
-        return counts.get(file, 0), sum(count for first, count in counts.items() if first != file)
-
 
 class TextHashes:
     """The hashes of all texts, in order."""

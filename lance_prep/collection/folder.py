@@ -211,7 +211,7 @@ def lines_files(root: Path, skipped: list[Skipped]) -> Iterator[str]:
     """
 
     def walk(folder: Path, name: str) -> Iterator[str]:
-        entries = sorted(os.scandir(folder), key=lambda entry: natural(entry.name))
+        entries = sorted(os.scandir(folder), key=lambda entry: natural(entry.name.removesuffix(LINES)))
         for entry in entries:
             path = f"{name}{entry.name}"
             if entry.name.startswith("."):
