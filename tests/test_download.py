@@ -182,8 +182,9 @@ def test_a_changed_entry_is_downloaded_again_only_if_told(
     recipe, raw = seed(hub), tmp_path / "raw"
     arguments = ["-o", str(raw), "--category", "web"]
     assert run(["download", write_recipe(tmp_path, recipe), *arguments]) == 0
+    for source in recipe["categories"]["web"]["sources"].values():
+        source |= {"license": "MIT", "share": 2.0}  # notes: they decide no text
     wiki = recipe["categories"]["web"]["sources"]["wiki"]
-    wiki |= {"license": "MIT", "share": 2.0}  # notes: they decide no text
     recipe["categories"]["web"]["sources"]["pages"]["share"] = 1.0
     assert run(["download", write_recipe(tmp_path, recipe), *arguments]) == 0
     wiki["max_rows"] = 300

@@ -130,8 +130,9 @@ class Unfinished:
         elif stats.rejected is None:
             self._files.delete(self._rejected)
         self._files.write(self._stats, stats.text().encode())
-        self._files.delete(self._state)
-        self._files.delete(self._plan)
+        # Last, because a state leads here again.
+        for path in (self._plan, self._state):
+            self._files.delete(path)
 
     def discard(self) -> None:
         """Remove the unfinished files. A finished file stays."""
