@@ -223,6 +223,8 @@ def lines_files(root: Path, skipped: list[Skipped]) -> Iterator[str]:
                     skipped.append(Skipped(path, "a Lance dataset"))
                 else:
                     yield from walk(folder / entry.name, f"{path}/")
+            elif not entry.is_file():
+                skipped.append(Skipped(path, "not a regular file"))
             elif entry.name.endswith(REJECTED):
                 skipped.append(Skipped(path, "rejected rows"))
             elif entry.name.endswith(LINES):

@@ -153,7 +153,7 @@ class Parts:
     """The unfinished text and rejected rows of one source, open for writing at their ends."""
 
     def __init__(self, text: Path, rejected: Path, state: State) -> None:
-        text.parent.mkdir(parents=True, exist_ok=True)
+        text.parent.mkdir(exist_ok=True)
         self._text = _open(text, state.bytes)
         self._rejected_path = rejected
         self._rejected = _open(rejected, state.rejected_bytes) if state.rejected_bytes else None

@@ -22,6 +22,7 @@ _FOLDERS = (
     ".lance_prep",
     ".lance_prep/builds",
     ".lance_prep/cache",
+    ".lance_prep/downloads",
     ".lance_prep/seals",
     "_deletions",
     "_indices",
