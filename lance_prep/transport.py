@@ -19,7 +19,7 @@ from lance_prep.errors import HubUnreachable, StoreUnreachable, translate, witho
 T = TypeVar("T")
 
 ATTEMPTS = 7
-# Give the first contact up soon: without a network, say so at once, not after 16 seconds.
+# The first request is tried less often, so that a missing network is reported at once, not after 16 seconds.
 FIRST_ATTEMPTS = 3
 BASE_SECONDS = 0.25
 CAP_SECONDS = 20.0
@@ -116,8 +116,8 @@ class Retries:
     """Counts retries, waits between them, and can be told to stop waiting. Shared by the threads of one reader.
 
     Args:
-        stop: when somebody sets this, it stops too.
-        attempts: how often something is tried; by default `ATTEMPTS`.
+        stop: if it is set, retrying stops too.
+        attempts: number of attempts; by default `ATTEMPTS`.
     """
 
     def __init__(self, stop: threading.Event | None = None, *, attempts: int | None = None) -> None:
@@ -148,7 +148,7 @@ class Retries:
             doing: for the message.
 
         Raises:
-            HubUnreachable: it failed as often as it may.
+            HubUnreachable, StoreUnreachable: the last attempt failed.
             Exception: `error` itself, if it is not transient.
         """
         if self.stopped or not is_transient(error):

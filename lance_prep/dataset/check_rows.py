@@ -1,4 +1,4 @@
-"""Every row of a version read again: hashes shard by shard, ids, lengths, counts, padding."""
+"""Read every row of a version again, and check hashes shard by shard, ids, lengths, counts and padding."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ShardRows:
     """The rows of one shard in the dataset.
 
     Attributes:
-        first, rows: where they lie.
-        receipt: None where the receipts do not tell (then the run is all rows).
-        source_rows: of the shard, where the plan knows.
+        first, rows: number of the first row in the dataset, and number of rows.
+        receipt: None if receipts are missing; then all rows of the dataset are one run.
+        source_rows: of the shard; None if the plan does not know.
     """
 
     first: int
@@ -47,7 +47,7 @@ class ShardRows:
 
 
 def shards_of(journals: list[BuildJournal], total: int) -> list[ShardRows]:
-    """Which rows came from which shard: shards follow each other, however fragments were merged since."""
+    """Return which rows came from which shard. Shards follow each other, also after fragments were merged."""
     if any(journal.missing for journal in journals):
         return [ShardRows(0, total, None)]
     runs, first = [], 0
@@ -67,7 +67,7 @@ def check_rows(
     found: Verification,
     on_rows: Callable[[int], None],
 ) -> None:
-    """Read all fragments whose files are whole, in order."""
+    """Check the rows of all fragments whose files are whole, in order."""
     check = _Check(opened, shards, found)
     for one in stored:
         if not one.whole:
@@ -210,7 +210,7 @@ class _Check:
 
 
 def _list_column(batch: pa.RecordBatch, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The values of a list column end to end, and the number of values in each row."""
+    """Return the values of a list column, one row after the other, and the number of values in each row."""
     column = batch.column(name)
     counts = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     return column.flatten().to_numpy(zero_copy_only=False), counts
@@ -221,7 +221,7 @@ def _row_of(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def _any_by_row(values: npt.NDArray[np.bool_], lengths: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Whether any of a row's values is true; rows of `lengths` lie one after the other in `values`."""
+    """Return for each row whether any of its values is true. `values` holds rows of `lengths`, one after the other."""
     if not values.any():
         return np.zeros(len(lengths), np.bool_)
     return np.bincount(_row_of(lengths)[values], minlength=len(lengths)) > 0

@@ -1,4 +1,4 @@
-"""The files that Lance wrote: are they there, of their size, and byte for byte what was written?"""
+"""Check the files that Lance wrote: presence, size and content."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class StoredFragment:
     Attributes:
         fragment: Lance's.
         first, rows: the rows of the dataset that it holds.
-        whole: its data files are what was written, as far as is known.
+        whole: no damage of its data files is known.
     """
 
     fragment: Any
@@ -55,7 +55,7 @@ class StoredFragment:
 
 
 def check_sealed(files: Files, version: int, found: Verification) -> bool:
-    """Compare manifest and transaction with the version's seal; False where the manifest is not what it was."""
+    """Compare manifest and transaction with the version's seal. Return False if the manifest has changed."""
     with found.reading(f"version {version}"):
         manifest = manifest_path(files, version)
         for path, digest in (read_seal(files, version) or {}).items():
@@ -72,7 +72,7 @@ def check_sealed(files: Files, version: int, found: Verification) -> bool:
 
 
 def check_manifest(opened: DatasetVersion, found: Verification) -> None:
-    """The manifest's own copies of the transaction and of the metadata agree with the files beside it."""
+    """Check that the manifest's copies of the transaction and of the metadata agree with the files beside it."""
     version = opened.number
     with found.reading(f"the transaction of version {version}"):
         manifest = opened.files.read(manifest_path(opened.files, version) or "") or b""
@@ -146,7 +146,7 @@ def _check_tag(files: Files, tag: dict[str, Any]) -> None:
 
 
 def check_data_files(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> list[StoredFragment]:
-    """Presence, size and (local files) hash of every data file of the version."""
+    """Check presence, size and, on a local disk, hash of every data file of the version."""
     hashes = data_hashes(opened.files)
     for journal in journals:
         for receipt in journal.receipts.values():
@@ -204,7 +204,7 @@ def _sizes(opened: DatasetVersion, found: Verification) -> dict[str, int]:
 
 
 def _check_receipts(stored: list[StoredFragment], journals: list[BuildJournal], found: Verification) -> None:
-    """Where the version still has the fragments that the builds wrote, each is what its receipt says."""
+    """Check each fragment that a build wrote, and that was not merged since, against its receipt."""
     receipts = {
         name: receipt for journal in journals for receipt in journal.receipts.values() for name in receipt.data_files()
     }

@@ -1,4 +1,4 @@
-"""Is a dataset whole? Everything is read again and compared with what the build left about it."""
+"""Check a dataset's integrity: read all of it again, and compare it with what the build recorded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lance_prep.transport import Transport, absolute_uri
 
 @dataclass(frozen=True)
 class Listener:
-    """Told how a verification goes on.
+    """Receives the progress of a verification.
 
     Attributes:
-        on_rows: with the number of rows read since the last call.
-        on_note: with a sentence.
+        on_rows: called with the number of rows read since the last call.
+        on_note: called with a sentence.
     """
 
     on_rows: Callable[[int], None] = lambda rows: None

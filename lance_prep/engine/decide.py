@@ -1,4 +1,4 @@
-"""Decides what a build does, from what is at the output already and what has changed in the source since.
+"""Decides what a build does, by comparing the output and the source with each other.
 
 Source files are known by content, not by name.
 """
@@ -110,9 +110,9 @@ class Decision:
     """What a build has to do.
 
     Attributes:
-        job: the build; for an append, of the new files alone. None where the dataset is up to date.
+        job: the build; for an append, of the new files alone. None if the dataset is up to date.
         existing: the output before this build.
-        appends: the job's rows come after those that are there.
+        appends: the job's rows follow the existing ones.
         first_shard: number of the job's first shard.
         digests: hashes of source files that were computed on the way.
     """

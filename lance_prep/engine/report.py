@@ -1,4 +1,4 @@
-"""What a build tells: its progress while it runs, and a report at the end."""
+"""The progress of a build while it runs, and its report at the end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class BuildPreview:
         plan: the files and shards that would be read.
         action: `build` a new dataset, `resume` one, `append` or `overwrite` as a new version, do `nothing`, `skip` an
             output that exists, or `refuse`.
-        why: what the action rests on, in one sentence.
+        why: the reason for the action, in one sentence.
         error: the error that the build would raise, if it would refuse.
         validation: what would be done with the validation set, if one is split off.
     """
@@ -74,14 +74,14 @@ class BuildReport:
         rows, tokens: of the dataset.
         ledger: where each source row and token went.
         content_hash: of the rows, in order.
-        shards: made of.
-        shards_resumed: of them, from an earlier run.
+        shards: number of shards.
+        shards_resumed: number of shards from an earlier run.
         text_bytes: bytes of text that were read; of `raw`, of all columns.
         seconds: of this run.
         recipe: all fields of the recipe as resolved, such as the text column that was found.
         lengths: of the documents in tokens; None for `raw`.
-        retries: requests that had to be made again.
-        rejected_file: where rejected rows are, if there are any.
+        retries: number of requests retried.
+        rejected_file: path of the rejected rows, if there are any.
         validation: the report of the validation set, if one is split off.
     """
 

@@ -23,15 +23,15 @@ def split_range(start: int, stop: int, piece_bytes: int = RANGE_BYTES) -> list[R
 
 
 class Prefetch:
-    """Fetches pieces in the order given, some ahead of what is read, and lets go of what was read.
+    """Fetches pieces in the given order ahead of the reader, and frees them once they are read.
 
     Args:
         ranges: where the bytes come from.
         pieces: disjoint half-open byte ranges, in the order in which they will be needed.
         budget: bytes fetched and not yet read, at most (one piece always fits).
 
-    What lies outside the pieces, and what is asked for a second time, is fetched when asked for. One thread reads;
-    `close` (or leaving the `with`) ends the threads.
+    Bytes outside the pieces, and bytes that are read a second time, are fetched on demand. One thread reads. `close`,
+    or the end of the `with` block, ends the threads.
     """
 
     def __init__(self, ranges: Ranges, pieces: Sequence[Range], *, budget: int = BUDGET_BYTES) -> None:
@@ -53,7 +53,7 @@ class Prefetch:
         return self._ranges.size
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`, waiting for them where they are not here yet."""
+        """Return bytes `start` to `stop`, once they are fetched."""
         parts = []
         while start < stop:
             piece, end = self._locate(start, stop)
@@ -65,7 +65,7 @@ class Prefetch:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _locate(self, start: int, stop: int) -> tuple[Range | None, int]:
-        """The unread piece that holds byte `start`, and up to where it (or the gap) reaches."""
+        """Return the unread piece that holds byte `start`, or None, and the end of the piece or of the gap."""
         at = bisect_right(self._starts, start) - 1
         if at >= 0 and start < self._sorted[at][1]:
             piece = self._sorted[at]
@@ -102,7 +102,7 @@ class Prefetch:
                 self._next += 1
 
     def close(self) -> None:
-        """End the threads; what is under way is given up."""
+        """End the threads, and abandon the requests in work."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Prefetch:

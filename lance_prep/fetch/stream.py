@@ -64,9 +64,9 @@ def _decoder(compression: str) -> Any:
 class _Decompressed(io.RawIOBase):
     """A file of compressed streams, one after the other, read to its end.
 
-    Parallel compressors and `cat` write such files. `BZ2File` and `LZMAFile` take whatever follows the first stream
-    for rubbish if they cannot read it, and zstandard's reader takes a file cut short for a whole one. Here both are
-    errors. Zero bytes between and after streams are padding, which the formats or their tools allow.
+    Parallel compressors and `cat` write such files. `BZ2File` and `LZMAFile` ignore data after the first stream if
+    they cannot read it, and zstandard's reader accepts a file that is cut short. Here both are errors. Zero bytes
+    between and after streams are padding, which the formats or their tools allow.
     """
 
     _READ = 256 << 10

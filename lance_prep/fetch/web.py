@@ -15,7 +15,7 @@ WHOLE_BYTES = 8 << 20
 class HttpRanges:
     """Byte ranges of one file on a web server. Threads may share it.
 
-    A range that is cut in the middle goes on where it was.
+    A range that is cut in the middle is continued from there.
 
     Args:
         address: where to ask for it; by default, its URL.

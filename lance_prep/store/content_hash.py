@@ -86,7 +86,7 @@ def _as_fixed(array: pa.Array) -> pa.Array:
     if array.null_count:
         zero = pa.array(np.zeros(1, np.uint8)).cast(pa.uint8())
         width = array.type.bit_width // 8
-        # Under a null may lie anything: view as bytes of the right width and zero them.
+        # The bytes under a null are arbitrary: view all as bytes of the right width, and set those to zero.
         data = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * width : (array.offset + len(array)) * width]
         valid = array.is_valid().to_numpy(zero_copy_only=False)
         return pa.array((data.reshape(-1, width) * valid[:, None]).reshape(-1)) if width else zero

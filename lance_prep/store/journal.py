@@ -1,8 +1,8 @@
 """The receipt of a finished shard, and the journal that keeps a build's plan and receipts.
 
     NAME.lance/.lance_prep/builds/<key>/plan.json
-    NAME.lance/.lance_prep/builds/<key>/shard-000000.json       one a finished shard
-    NAME.lance/.lance_prep/builds/<key>/rejected-000000.jsonl   where rows were rejected
+    NAME.lance/.lance_prep/builds/<key>/shard-000000.json       the receipt of a finished shard
+    NAME.lance/.lance_prep/builds/<key>/rejected-000000.jsonl   the shard's rejected rows, if there are any
     NAME.lance/.lance_prep/builds/<key>/committed.json          the versions that it became
 
 `<key>` is the hash of what decides the rows: recipe, pinned files, tokenizer. So a build that is run again finds its
@@ -53,7 +53,7 @@ class Receipt:
         text_bytes: bytes of text that were read for it.
         fragment: Lance fragment metadata as JSON; None for a shard without rows.
         backend: name of the encoder whose ids were written; None for `raw`.
-        retries: reads from the Hub or the store that had to be tried again.
+        retries: number of requests retried.
         quarantine_hash: xxh3-128 of its rejected rows, as JSON lines.
         file_hashes: xxh3-128 of the data files, by path in `data/`; empty in an object store.
         lengths: of its documents in tokens; None for `raw`.
@@ -74,12 +74,12 @@ class Receipt:
     lengths: LengthRecord | None = None
 
     def to_bytes(self) -> bytes:
-        """JSON, with a checksum of all that it says."""
+        """Return JSON with a checksum of the other fields."""
         return with_checksum(asdict(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Receipt:
-        """The receipt that `to_bytes` wrote.
+        """Return the receipt that `to_bytes` wrote.
 
         Raises:
             ValueError: it is damaged.
@@ -329,5 +329,5 @@ class Journal:
             self._files.delete(path)
 
     def rejected(self, shard: int) -> bytes:
-        """A shard's rejected rows as JSON lines."""
+        """Return a shard's rejected rows as JSON lines."""
         return self._files.read(f"{self._folder}/rejected-{shard:06d}.jsonl") or b""

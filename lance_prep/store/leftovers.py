@@ -66,7 +66,7 @@ def remove_leftovers(uri: str, *, keep: Iterable[dict[str, Any]], overwritten: b
 
     Args:
         keep: fragments that are about to be committed.
-        overwritten: there is a version already.
+        overwritten: the output has a version already.
         journal: of this build; receipts of shards that were not needed after all are forgotten with their files.
     """
     if not is_local(uri):

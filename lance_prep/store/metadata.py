@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What was asked for, and what it was resolved to.
+    """The source as named, and as resolved.
 
     Attributes:
         asked: the recipe's `source`.
@@ -62,7 +62,7 @@ class SourceRecord:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A source file as it was when it was read. The first five fields are those of `plan.SourceFile`.
+    """A source file as it was when it was read. The first five fields are those of `model.SourceFile`.
 
     Attributes:
         hash: xxh3-128 of a local file; None for a remote one, whose `identity` depends on its content.
@@ -155,7 +155,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a version says of itself.
+    """The metadata of a version.
 
     Attributes:
         recipe: all fields of the recipe, as resolved: the text column, template, filter and so on.

@@ -42,8 +42,10 @@ def hash_file(path: Path, *, follow: bool = True) -> str:
 
 
 def hash_files(files: Files, fragments: list[dict[str, Any]]) -> dict[str, str]:
-    """Hashes of the data files of fragments, by path in `data/`; none in an object store, where all of it would have to
-    come back over the wire."""
+    """Return the hashes of fragments' data files, by path in `data/`.
+
+    Empty in an object store, which would have to send the files.
+    """
     if not isinstance(files, LocalFiles):
         return {}
     names = [file["path"] for fragment in fragments for file in fragment["files"]]
@@ -78,14 +80,14 @@ def _checksum(fields: dict[str, Any]) -> str:
 
 
 def manifest_path(files: Files, version: int) -> str | None:
-    """Where the manifest of a version lies, or None where it is not there."""
+    """Return the path of a version's manifest, or None if it is missing."""
     names = (f"_versions/{_LAST - version:020}.manifest", f"_versions/{version}.manifest")
     there = set(files.list("_versions"))
     return next((name for name in names if name in there), None)
 
 
 def manifest_versions(files: Files) -> list[int]:
-    """Versions with a manifest, ascending, by the files' names alone."""
+    """Return the versions that have a manifest, ascending, judging by file names."""
     stems = [Path(path).name.removesuffix(".manifest") for path in files.list("_versions") if ".manifest" in path]
     return sorted(_LAST - int(stem) if len(stem) == 20 else int(stem) for stem in stems if stem.isdigit())
 
@@ -107,7 +109,7 @@ def seal(files: Files, version: int, data: Mapping[str, str] | None = None) -> N
 
 
 def transactions_in(files: Files, manifest: bytes) -> list[str]:
-    """Transaction files that a manifest names."""
+    """Return the transaction files that a manifest names."""
     return [path for path in files.list("_transactions") if Path(path).name.encode() in manifest]
 
 
@@ -117,7 +119,7 @@ def hash_bytes(data: bytes) -> str:
 
 
 def read_seal(files: Files, version: int) -> dict[str, str] | None:
-    """The hashes in a version's seal, by path in the dataset; None where it has none.
+    """Return the hashes in a version's seal, by path in the dataset; None if it is missing.
 
     Raises:
         ValueError: it is damaged.

@@ -92,7 +92,7 @@ class CheckedEncoder:
         return sample, self._fast.encode(sample)
 
     def _compare(self, sample: pa.LargeStringArray, fast: TokenLists) -> str | None:
-        """Return the first text whose ids differ. Runs in the spare thread, so the fast encoder is out of reach."""
+        """Return the first text whose ids differ. Runs in the spare thread, which must not use the fast encoder."""
         reference = self._reference.encode(sample)
         if reference.equals(fast):
             return None

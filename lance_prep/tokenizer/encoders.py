@@ -1,8 +1,8 @@
 """The two backends: Arrow text in, `TokenLists` out.
 
 `gigatoken` encodes 100 MB/s and more a thread from Arrow buffers to numpy without a Python object; `tokenizers`, the
-reference, 3 MB/s a thread (`make bench-build`). Both give the plain ids of a text; what the post-processor adds is put
-around them by the layout, except where it is no plain template (`TokenizerSpec.is_template`).
+reference, 3 MB/s a thread (`make bench-build`). Both return the plain ids of a text. The layout
+adds the ids of the post-processor, unless that is not a plain template (`TokenizerSpec.is_template`).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from lance_prep.tokenizer.lists import TokenLists, call_gigatoken, join
 from lance_prep.tokenizer.spec import TokenizerSpec, load_reference
 from lance_prep.tokenizer.unicode import PointFinder, differing_points, is_ascii
 
-#: gigatoken's cache of words has no bound: 400 MB of words that never repeat took 3.4 GB. A new tokenizer (0.2 s) gives
-#: it back. It is due when the process is larger than so much for itself and so much for each encoder in it, and this
-#: much text went through since the last. (A build of ordinary text with two encoders stays below 700 MiB.)
+#: gigatoken's cache of words has no bound: 400 MB of words that never repeat took 3.4 GB. A new tokenizer (0.2 s) frees
+#: it. An encoder makes one once the process is larger than `PROCESS_BYTES` and `ENCODER_BYTES` for each encoder, and it
+#: has encoded `RENEW_AFTER_TEXT` since the last. (A build of ordinary text with two encoders stays below 700 MiB.)
 PROCESS_BYTES = 350 << 20
 ENCODER_BYTES = 200 << 20
 RENEW_AFTER_TEXT = 8 << 20
 
 REFERENCE_BYTES = 1 << 20
 
-#: Texts on which both backends are tried before gigatoken is taken for a tokenizer.
+#: Texts that both backends must encode alike before gigatoken is used for a tokenizer.
 PROBES = (
     "Hello world, this is a test. It's 1234567 times  two   spaces\tand tabs.\n\nNew lines\r\n",
     "  leading and trailing  ",
@@ -51,7 +51,7 @@ class Encoder(Protocol):
     name: str
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
-        """The ids of each text, without the special tokens of the post-processor.
+        """Return the ids of each text, without the special tokens of the post-processor.
 
         Args:
             texts: valid UTF-8, without nulls.
@@ -68,11 +68,11 @@ class ReferenceEncoder:
         self._tokenizer = load_reference(spec.file, spec.name)
         self._tokenizer.encode_special_tokens = recipe.special_tokens != "parse"
         self._dtype = spec.dtype
-        # A post-processor that is no template cannot be taken apart: it is applied here.
+        # A post-processor that is not a template is applied here, since the layout cannot.
         self._whole = not spec.is_template and recipe.add_special_tokens
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
-        # What tokenizers returns takes a hundred bytes a token: it is made and let go of in pieces.
+        # The results of tokenizers take 100 bytes a token, so texts are encoded in pieces.
         pieces, start = [], 0
         ends = np.cumsum(pc.binary_length(texts).to_numpy(zero_copy_only=False)) if len(texts) else np.empty(0)
         while start < len(texts):
@@ -95,9 +95,9 @@ class GigatokenEncoder:
     """`gigatoken`, on Arrow's own buffers.
 
     Args:
-        encoders: how many there are in this process: they share what memory there is for them.
-        parallel: encode a batch on all cores; False keeps to the calling thread, which wastes nothing when several
-            shards are built at once.
+        encoders: number of encoders in this process, which share one memory limit.
+        parallel: encode a batch on all cores; False uses the calling thread alone, which is enough if several shards
+            are built at once.
 
     Raises:
         TokenizerError: gigatoken cannot load this tokenizer (WordPiece, Unigram, ...).
@@ -195,7 +195,7 @@ def make_encoder(
 
 
 def _behaves(fast: Encoder, reference: Encoder) -> bool:
-    """Whether the installed gigatoken, of whatever version, gives the reference's ids of a few texts."""
+    """Return whether the installed version of gigatoken encodes a few texts as the reference does."""
     probes = pa.array(PROBES, pa.large_string())
     try:
         return fast.encode(probes).equals(reference.encode(probes))
@@ -205,9 +205,9 @@ def _behaves(fast: Encoder, reference: Encoder) -> bool:
 
 @cache
 def _known_to_differ(file: bytes) -> bool:
-    """Whether gigatoken loads this tokenizer, but ignores one of its settings.
+    """Return whether gigatoken loads this tokenizer, but ignores one of its settings.
 
-    These are byte-level BPE without its regex, affixes of words, and steps before the model other than those it knows.
+    It ignores `use_regex: false` of byte-level BPE, affixes of words, and pre-tokenizers that it does not know.
     """
     data = json.loads(file)
     model, before = data.get("model") or {}, data.get("pre_tokenizer") or {}
@@ -234,7 +234,11 @@ class SpecialTokenGuard:
         self._tokens = sorted(token["content"] for token in added if token.get("special"))
 
     def check(self, texts: pa.LargeStringArray) -> None:
-        """Raises: LancePrepError: with the first such text and its token."""
+        """Refuse texts that contain a special token.
+
+        Raises:
+            LancePrepError: names the first such text and its token.
+        """
         if not self._tokens:
             return
         found = pc.match_substring_regex(texts, "|".join(re.escape(token) for token in self._tokens))

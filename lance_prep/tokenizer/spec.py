@@ -1,4 +1,4 @@
-"""A tokenizer by name: its file, pinned, and what must be known of it."""
+"""Find a tokenizer by name, pin its file, and describe it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class TokenizerSpec:
 
     Attributes:
         name: as the recipe names it.
-        commit: the commit it was read at, where it came from the Hub.
+        commit: the commit that it was read at; None if it is not from the Hub.
         file: contents of `tokenizer.json`.
         sha256: of `file`.
         vocab_size: one more than the largest id.
-        bos_id, eos_id, pad_id: None where the tokenizer has none. `eos_id` is the recipe's `eos_token` if it names one.
+        bos_id, eos_id, pad_id: None if the tokenizer has none. `eos_id` is the recipe's `eos_token` if it names one.
         prefix, suffix: what the post-processor puts before and after a text.
-        is_template: False where the post-processor does something else; then `tokenizers` itself has to apply it.
+        is_template: False if the post-processor does something else; then `tokenizers` itself has to apply it.
     """
 
     name: str
@@ -51,11 +51,11 @@ class TokenizerSpec:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """uint16 where the vocabulary fits, else uint32."""
+        """uint16 if the vocabulary fits, else uint32."""
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     def as_json(self) -> dict[str, Any]:
-        """All but the file itself."""
+        """Return all fields but the file."""
         return {k: v for k, v in asdict(self).items() if k != "file"}
 
 
@@ -141,7 +141,7 @@ def _download(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], s
 
     cached = False
     try:
-        # Asked first, for `hf_hub_download` itself goes on trying for 24 s where there is no network.
+        # Ask first: without a network, `hf_hub_download` retries for 24 s.
         retries = Retries(attempts=FIRST_ATTEMPTS)
         retries.call(lambda: hub_api().model_info(name, revision=revision), doing=f"tokenizer {name}")
     except HubUnreachable:
@@ -155,7 +155,7 @@ def _download(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], s
     except OfflineModeIsEnabled:
         cached = True
     file = fetch("tokenizer.json", revision)
-    # The snapshot's folder is named after the commit: what follows is read at that same commit.
+    # The snapshot's folder is named after the commit. The other files are read at the same commit.
     commit = file.parent.name
     side: dict[str, Any] = {}
     for other in reversed(SIDE_FILES):
@@ -177,7 +177,7 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
 def describe(
     name: str, file: bytes, side: dict[str, Any], eos_token: str | None = None, commit: str | None = None
 ) -> TokenizerSpec:
-    """Read from a `tokenizer.json` (and its side files) what must be known of it.
+    """Describe a `tokenizer.json` and its side files.
 
     Raises:
         TokenizerError: not a tokenizer, or `eos_token` is not in its vocabulary.
@@ -207,7 +207,7 @@ def describe(
 
 
 def load_reference(file: bytes, name: str = "the tokenizer") -> Tokenizer:
-    """The `tokenizers` object, with truncation and padding off: a dataset keeps whole texts.
+    """Return the `tokenizers` object, with truncation and padding off: a dataset keeps whole texts.
 
     Raises:
         TokenizerError: `file` is not a `tokenizer.json`.
@@ -237,7 +237,7 @@ def _named(side: dict[str, Any], role: str) -> str | None:
 
 
 def _affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
-    """What the post-processor puts around a text, and whether that is all that it does (tried on a few texts)."""
+    """Return the ids that the post-processor puts around a text, and whether it does nothing else (to four texts)."""
     found = set()
     for text in ("a", "Hello world", "one two three", "1 + 1 = 2"):
         plain = tokenizer.encode(text, add_special_tokens=False).ids

@@ -43,9 +43,9 @@ _METHOD = 1
 #: The pattern of `ByteLevel` with `use_regex`, which its JSON does not spell out.
 BYTE_LEVEL = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# Between these gigatoken is asked about a code point. Each class that a pattern can tell apart is cut in its own way:
-# letters (by case), marks, digits, punctuation, white space. The planes that hold few characters or none are asked
-# about in the first two alone, which differ for all but punctuation and what is unassigned.
+# gigatoken is asked about a code point between each of these pairs. Each class that a pattern can tell apart is cut in
+# its own way: letters (by case), marks, digits, punctuation, white space. In planes with few characters or none, it is
+# asked between the first two pairs only, which differ for all but punctuation and unassigned code points.
 _AROUND = (("a", "1"), ("..", "."), ("1", "a"), ("A", "Aa"), (" ", " "))
 _SPARSE_AROUND = 2
 _FULL_PLANES = (0, 1, 2, 3, 14)
