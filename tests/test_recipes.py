@@ -447,3 +447,21 @@ def test_a_collection_of_ten_thousand_sources_loads(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("\n".join(["name: n\ncategories:\n  c:\n    share: 1\n    sources:", *lines]))
     collection = load_collection(tmp_path / "c.yaml")
     assert [name for _, name, _ in collection.sources()] == [f"s{i}" for i in range(10_000)]
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "advice"),
+    [
+        ("distilation", "no such recipe or file: distilation", "did you mean distillation?"),
+        ("distillation", "distillation is a collection of several sources", "build_collection"),
+        ("{tmp}/c.yaml", "c.yaml is a collection of several sources", "build_collection"),
+    ],
+)
+def test_a_collection_that_is_built_as_one_dataset_says_what_to_call(
+    tmp_path: Path, source: str, said: str, advice: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(MIXED)
+    with pytest.raises(RecipeError, match=said) as caught:
+        lance_prep.build(source.format(tmp=tmp_path), output=tmp_path / "o.lance")
+    assert advice in caught.value.advice
+    assert not (tmp_path / "o.lance").exists()

@@ -32,7 +32,7 @@ from lance_prep.cli.common import (
 from lance_prep.errors import counted
 from lance_prep.formats import COMPRESSIONS, registered
 from lance_prep.layouts import LAYOUTS
-from lance_prep.recipe import Recipe, builtin_recipes, load_recipe, refuse_unread
+from lance_prep.recipe import Recipe, builtin_collections, builtin_recipes, load_recipe, refuse_unread
 
 if TYPE_CHECKING:
     from lance_prep.engine import Progress, RunOptions
@@ -46,8 +46,10 @@ source.
 Formats: {" ".join(extension for each in registered() for extension in each.extensions)}. JSON, CSV and text may be
 compressed ({" ".join(COMPRESSIONS)}).
 
-With --recursive, SOURCE is a folder. Each .jsonl file below it becomes a dataset of its own in the folder OUT, named as
-the file, and OUT/manifest.json lists them. Run again, this builds what is new or changed.
+SOURCE can also be a collection: a built-in one ({", ".join(builtin_collections())}), a .yaml with categories, or what
+`lance-prep download` wrote. With --recursive, it is any folder with .jsonl files below it. Each source of a collection,
+or file, becomes a dataset of its own in the folder OUT, and OUT/manifest.json lists them. Run again, this builds what
+is new or changed.
 
 Run again on the same output, build continues an interrupted build, says that the dataset is up to date, or names the
 options for a source or recipe that has changed."""

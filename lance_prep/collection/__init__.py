@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lance_prep.collection.download import DownloadReport, Outcome, download
     from lance_prep.collection.fetch_text import DownloadProgress
     from lance_prep.collection.folder import Download, DownloadedSource, SourceStats, is_text_folder, read_download
-    from lance_prep.collection.load import Collection, builtin_collections, is_collection, load_collection
+    from lance_prep.collection.load import Collection, is_collection, load_collection
     from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
     from lance_prep.collection.preview import CollectionPreview, SourcePreview, preview_collection
     from lance_prep.collection.sources import CollectionPlan, SourceJob, is_download, open_collection

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BeforeValidator
 
-from lance_prep.collection.load import builtin_collection, builtin_collections, load_collection
+from lance_prep.collection.load import builtin_collection, load_collection
 from lance_prep.collection.model import PER_SOURCE, CollectionRecipe
 from lance_prep.errors import RecipeError
-from lance_prep.recipe import Recipe, builtin_recipe, builtin_recipes
+from lance_prep.recipe import Recipe, builtin_collections, builtin_recipe, builtin_recipes
 
 #: Name of the schema file, in this package and beside the recipe of a user.
 SCHEMA_FILE = "collection.schema.json"

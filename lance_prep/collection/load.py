@@ -12,17 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
 from lance_prep.errors import LancePrepError, RecipeError
-from lance_prep.recipe import builtin_recipes, make_recipe, resolve_beside
+from lance_prep.recipe import builtin_collections, builtin_recipes, make_recipe, resolve_beside
 
 #: What names a collection: a built-in name, a recipe file, its fields, or the recipe itself.
 Collection = str | Path | Mapping[str, Any] | CollectionRecipe
 
 _SUFFIXES = (".yaml", ".yml")
-
-
-def builtin_collections() -> list[str]:
-    """Return the names of the built-in collections, sorted."""
-    return sorted(p.name.removesuffix(".yaml") for p in _builtin_folder().iterdir() if p.name.endswith(".yaml"))
 
 
 def is_collection(source: object) -> bool:
@@ -75,11 +70,7 @@ def load_collection(source: Collection) -> CollectionRecipe:
 
 def builtin_collection(name: str) -> str:
     """Return the YAML of a built-in collection."""
-    return str((_builtin_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
-
-
-def _builtin_folder() -> Any:
-    return resources.files("lance_prep.collection") / "builtin"
+    return str((resources.files("lance_prep.collection") / "builtin" / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def _built_in() -> str:

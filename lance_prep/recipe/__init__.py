@@ -7,6 +7,7 @@ from lance_prep.process import lazy_exports
 if TYPE_CHECKING:
     from lance_prep.recipe.load import (
         Source,
+        builtin_collections,
         builtin_recipe,
         builtin_recipes,
         load_recipe,

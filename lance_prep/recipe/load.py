@@ -31,6 +31,12 @@ def builtin_recipes() -> list[str]:
     )
 
 
+def builtin_collections() -> list[str]:
+    """Return the names of the built-in collections, sorted. `lance_prep.collection` loads them."""
+    folder = resources.files("lance_prep") / "collection" / "builtin"
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir())
+
+
 def builtin_recipe(name: str) -> str:
     """Return the YAML of a built-in recipe."""
     return str((_builtin_folder() / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -91,18 +97,27 @@ def _fields(source: str) -> dict[str, Any]:
         if not path.exists():
             raise RecipeError(f"no such recipe file: {source}", f"built-in recipes: {', '.join(builtin_recipes())}")
         fields = read_yaml(path)
+        if "categories" in fields:
+            raise _is_collection(source)
         named = fields.get("source")
         if isinstance(named, str) and named in builtin_recipes():
             return {**_fields(named), **{name: value for name, value in fields.items() if name != "source"}}
         return {**fields, **{f: resolve_beside(path, fields[f]) for f in ("source", "tokenizer") if f in fields}}
     if "://" not in source and not _HUB_ID.fullmatch(source) and not _looks_like_path(source):
-        close = difflib.get_close_matches(source, builtin_recipes(), 1)
+        if source in builtin_collections():
+            raise _is_collection(source)
+        close = difflib.get_close_matches(source, [*builtin_recipes(), *builtin_collections()], 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise RecipeError(
             f"no such recipe or file: {source}",
             f"{hint}built-in recipes: {', '.join(builtin_recipes())}; or a Hub id owner/name, file, folder or glob",
         )
     return {"source": source}
+
+
+def _is_collection(source: str) -> RecipeError:
+    said = f"{source} is a collection of several sources, not a recipe for a single dataset"
+    return RecipeError(said, f"run `lance-prep build {source}`, or call lance_prep.collection.build_collection")
 
 
 def _looks_like_path(source: str) -> bool:
