@@ -272,23 +272,7 @@ class _Reader:
 
     def _literal(self, node: Any, kind: pa.DataType, path: tuple[str, ...]) -> Any:
         """Return a literal as a Python value of the column's type."""
-        from sqlglot import exp
-
-        value: Any
-        if isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal):  # DATE '2024-01-31'
-            node = node.this
-        written = node.sql()
-        negative = isinstance(node, exp.Neg)
-        node = node.this if negative else node
-        if isinstance(node, exp.Boolean):
-            value = bool(node.this)
-        elif isinstance(node, exp.Literal) and node.is_string and not negative:
-            value = str(node.this)
-        elif isinstance(node, exp.Literal) and not node.is_string:
-            value = float(node.this) if any(c in node.this for c in ".eE") else int(node.this)
-            value = -value if negative else value
-        else:
-            raise self._unknown(node)
+        value, written = self._value(node)
         textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         if isinstance(value, str) and pa.types.is_floating(kind) and value.strip().lower().lstrip("+-") == "nan":
             name = ".".join(path)
@@ -312,6 +296,24 @@ class _Reader:
                 low, high = _bounds(kind)
                 advice = f"a column of {kind} holds numbers from {low} to {high}"
             raise UsageError(said, advice) from error
+
+    def _value(self, node: Any) -> tuple[bool | int | float | str, str]:
+        """Return a literal as a Python value, and as it is written."""
+        from sqlglot import exp
+
+        if isinstance(node, exp.Cast) and isinstance(node.this, exp.Literal):  # DATE '2024-01-31'
+            node = node.this
+        written = str(node.sql())
+        negative = isinstance(node, exp.Neg)
+        node = node.this if negative else node
+        if isinstance(node, exp.Boolean):
+            return bool(node.this), written
+        if isinstance(node, exp.Literal) and node.is_string and not negative:
+            return str(node.this), written
+        if isinstance(node, exp.Literal) and not node.is_string:
+            number = float(node.this) if any(c in node.this for c in ".eE") else int(node.this)
+            return -number if negative else number, written
+        raise self._unknown(node)
 
     @staticmethod
     def _type(value: Any, kind: pa.DataType) -> pa.DataType:

@@ -74,7 +74,7 @@ def test_every_code_point_in_every_neighbourhood(pattern: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_random_strings(pattern: str) -> None:
+def test_random_strings_have_the_ids_of_tokenizers(pattern: str) -> None:
     """Letters, digits, spaces and marks between code points of any kind, assigned or not."""
     draw = random.Random(7)
     file = made.across(pattern)

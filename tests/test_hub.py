@@ -95,7 +95,7 @@ def test_a_giant_row_group_streams(hub: LoopbackHub) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.csv", "x.txt"])
-def test_other_formats(hub: LoopbackHub, name: str) -> None:
+def test_other_formats_are_read_from_the_hub(hub: LoopbackHub, name: str) -> None:
     lines = "".join(f'{{"text": "{text}"}}\n' if "json" in name else f"{text}\n" for text in TEXTS)
     data = (("text\n" if name == "x.csv" else "") + lines).encode()
     hub.add_dataset(REPO, {name: gzip.compress(data) if name.endswith("gz") else data})
@@ -187,7 +187,7 @@ def test_private_needs_a_token(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
     assert read(REPO)[0] == TEXTS
 
 
-def test_converted_branch(hub: LoopbackHub) -> None:
+def test_the_converted_branch_is_read_if_nothing_else_can_be(hub: LoopbackHub) -> None:
     hub.add_dataset(REPO, {"name.py": b"a loading script"})
     with pytest.raises(SourceNotFound):
         plan_of(REPO)
@@ -252,7 +252,7 @@ def test_closing_early_ends_the_requests(hub: LoopbackHub) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lance-prep")]
 
 
-def test_faults_while_planning(hub: LoopbackHub) -> None:
+def test_faults_while_planning_are_retried(hub: LoopbackHub) -> None:
     hub.add_dataset(REPO, {"train.parquet": parquet_bytes({"text": TEXTS})})
     hub.fault(r"GET /api/datasets/owner/name", status=503)
     hub.fault(r"/resolve/.*README.md", status=503)

@@ -146,13 +146,13 @@ def torment(
 
 
 @pytest.mark.timeout(240)
-def test_thirty_kills(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_thirty_kills_change_no_row(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torment(world, tmp_path, capsys, rounds=30, again=0, seed=SEED)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(3600)
-def test_two_hundred_kills(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_hundred_kills_change_no_row(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torment(world, tmp_path, capsys, rounds=200, again=2, seed=SEED + 1)
 
 

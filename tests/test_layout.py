@@ -209,7 +209,7 @@ def test_permutations_stay_as_they_are() -> None:
 
 
 @given(documents, st.lists(st.integers(0, 9), max_size=3), st.lists(st.integers(0, 9), max_size=3))
-def test_wrapping_and_taking(docs: Documents, prefix: list[int], suffix: list[int]) -> None:
+def test_wrapping_and_taking_keep_the_ids(docs: Documents, prefix: list[int], suffix: list[int]) -> None:
     tokens = token_lists(docs).wrapped(tuple(prefix), tuple(suffix))
     want = [prefix + doc + suffix for doc in docs]
     assert tokens.as_arrow().to_pylist() == want

@@ -327,7 +327,7 @@ names = st.lists(st.text("ab.~ ", min_size=1, max_size=3).filter(lambda n: n not
 
 
 @given(names, names.filter(bool))
-def test_paths_come_back(file: list[str], dataset: list[str]) -> None:
+def test_portable_paths_come_back(file: list[str], dataset: list[str]) -> None:
     path, uri = "/" + "/".join(file), "/" + "/".join(dataset)
     written = portable_path(path, uri)
     assert resolved_path(written, uri) == os.path.normpath(path)

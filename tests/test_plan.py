@@ -186,7 +186,7 @@ def test_a_path_wins_over_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert plan_of("owner/name").files[0].format == "text"
 
 
-def test_plan_survives_json(folder: Path) -> None:
+def test_a_plan_survives_json(folder: Path) -> None:
     plan = plan_of(folder, filter="text != 'x'")
     again = Plan.from_json(plan.as_json())
     assert again == plan
@@ -296,34 +296,28 @@ def test_several_kinds_of_files_are_refused_with_a_glob_that_works(tmp_path: Pat
     assert len(plan_of(f"{tmp_path}/*.jsonl").files) == 2
 
 
-def test_no_such_path() -> None:
+def test_a_path_that_does_not_exist_is_named() -> None:
     with pytest.raises(SourceNotFound, match="no such file") as caught:
         plan_of("no/such/file.parquet")
     assert "Hub id" in caught.value.advice
 
 
-def test_nothing_matches(tmp_path: Path) -> None:
+def test_a_folder_or_glob_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceNotFound, match="no data file"):
         plan_of(tmp_path / "*.parquet")
     with pytest.raises(SourceNotFound, match="no data files"):
         plan_of(tmp_path)
 
 
-def test_unknown_extension(tmp_path: Path) -> None:
+def test_an_unknown_extension_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pdf").write_bytes(b"x")
     with pytest.raises(SourceError, match="unknown file extension") as caught:
         plan_of(tmp_path / "x.pdf")
     assert ".parquet" in caught.value.advice
 
 
-def test_several_kinds_in_a_folder(folder: Path) -> None:
-    (folder / "x.csv").write_text("text\na\n")
-    with pytest.raises(UsageError, match="1 csv and 3 parquet"):
-        plan_of(folder)
-
-
 @pytest.mark.parametrize("data", [b"", b"no parquet at all, but long enough", b"PAR1" + b"\0" * 100, None])
-def test_damaged_parquet(tmp_path: Path, data: bytes | None) -> None:
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, data: bytes | None) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(parquet_bytes({"text": TEXTS})[:-100] if data is None else data)
     with pytest.raises(BadFile) as caught:
@@ -384,7 +378,7 @@ def test_errors_say_the_fields_of_a_recipe() -> None:
     assert "nonsense" in str(ours)
 
 
-def test_fsspec_urls() -> None:
+def test_urls_that_fsspec_knows_are_read() -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")

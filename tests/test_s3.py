@@ -106,7 +106,9 @@ URI = "s3://bucket/folder/x.lance"
 SHARDS = ["--shard-size", "40000", "--block-size", "64"]
 
 
-def test_by_environment_variables(by_environment: S3, texts: str, tokenizer: str, tmp_path: Path) -> None:
+def test_a_build_takes_options_from_the_environment(
+    by_environment: S3, texts: str, tokenizer: str, tmp_path: Path
+) -> None:
     fields: dict[str, Any] = {"tokenizer": tokenizer, "shard_size": 40_000, "block_size": 64}
     local = lance_prep.build(texts, output=tmp_path / "x.lance", **fields)
     report = lance_prep.build(texts, output=URI, **fields)
@@ -120,7 +122,7 @@ def test_by_environment_variables(by_environment: S3, texts: str, tokenizer: str
     assert verify(URI, version=1).problems == []
 
 
-def test_by_storage_options(s3: S3, texts: str, tokenizer: str, tmp_path: Path) -> None:
+def test_a_build_takes_storage_options(s3: S3, texts: str, tokenizer: str, tmp_path: Path) -> None:
     s3.files.put(f"{texts}/0.jsonl", "bucket/in/0.jsonl")
     options = [part for pair in s3.options.items() for part in ("--storage-option", "=".join(pair))]
     report = report_of(start("build", "s3://bucket/in", "-o", URI, "--tokenizer", tokenizer, "--json", *options))
@@ -152,7 +154,7 @@ def test_source_and_output_may_have_stores_of_their_own(
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.jsonl.gz"])
-def test_as_a_source(by_environment: S3, tmp_path: Path, tokenizer: str, name: str) -> None:
+def test_an_object_is_read_as_a_source(by_environment: S3, tmp_path: Path, tokenizer: str, name: str) -> None:
     import gzip
 
     rows = [f"row {i} of some text" for i in range(3000)]

@@ -65,7 +65,7 @@ def write_arrow(path: Path, table: pa.Table, *, stream: bool) -> None:
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst", ".bz2", ".xz"])
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
-def test_line_formats(tmp_path: Path, kind: str, compression: str) -> None:
+def test_line_formats_give_every_row(tmp_path: Path, kind: str, compression: str) -> None:
     pack = {
         "": bytes,
         ".gz": gzip.compress,
@@ -419,7 +419,7 @@ def test_invalid_utf8_rows_are_rejected(tmp_path: Path) -> None:
     assert [(r.position, r.unit, r.data) for r in rejected] == [(5, "byte", b"b\xffd")]
 
 
-def test_strict_stops(tmp_path: Path) -> None:
+def test_strict_stops_at_the_first_rejected_row(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\nbad\n')
     plan = plan_of(tmp_path / "x.jsonl")
 
@@ -430,14 +430,14 @@ def test_strict_stops(tmp_path: Path) -> None:
         list(read_shard(plan, plan.shards[0], Tally(on_reject=refuse)))
 
 
-def test_every_row_rejected(tmp_path: Path) -> None:
+def test_thousands_of_rejected_rows_are_all_counted(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(b'{"text": "a"}\n' + b"bad\n" * 5000)
     texts, tally, rejected = read(tmp_path / "x.jsonl")
     assert texts == ["a"]
     assert tally.ledger.rejected == len(rejected) == 5000
 
 
-def test_very_long_lines(tmp_path: Path) -> None:
+def test_very_long_lines_are_read(tmp_path: Path) -> None:
     long = "x" * (30 << 20)
     (tmp_path / "x.jsonl").write_bytes(jsonl(["a", long, "b"]))
     assert read(tmp_path / "x.jsonl")[0] == ["a", long, "b"]
@@ -711,7 +711,7 @@ def rendered(tmp_path: Path, template: str) -> tuple[list[str], list[str]]:
         ("{% for i in tags %}{{ loop.index }}{{ i }}{% endfor %}", "1x2y"),
     ],
 )
-def test_what_templates_print(tmp_path: Path, template: str, text: str) -> None:
+def test_templates_print_values_as_text(tmp_path: Path, template: str, text: str) -> None:
     assert rendered(tmp_path, template) == ([text], [])
 
 
@@ -885,7 +885,7 @@ def test_numbers_stand_in_text_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "json"])
 @pytest.mark.parametrize("numbers", [[1, 2**64 - 1], [2**63], [-1, 2**63], [2**64]])
-def test_large_integers(tmp_path: Path, kind: str, numbers: list[int]) -> None:
+def test_large_integers_keep_their_digits(tmp_path: Path, kind: str, numbers: list[int]) -> None:
     path = json_file(tmp_path, [f'{{"text": "t", "n": {n}}}' for n in numbers], kind)
     plan = plan_of(path, keep_columns=("n",))
     fit = min(numbers) >= 0 and max(numbers) < 2**64
@@ -895,7 +895,7 @@ def test_large_integers(tmp_path: Path, kind: str, numbers: list[int]) -> None:
     assert not reasons
 
 
-def test_reasons_are_true(tmp_path: Path) -> None:
+def test_reasons_say_what_is_wrong(tmp_path: Path) -> None:
     lines = [
         '{"text": "a", "n": 1}',
         '{"text": "\\ud800", "n": 1}',

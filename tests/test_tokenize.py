@@ -117,7 +117,7 @@ def test_what_is_known_of_a_tokenizer(tmp_path: Path) -> None:
         ("other.txt", b"", "no tokenizer.json in"),
     ],
 )
-def test_not_a_tokenizer(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(Recipe(source="x", tokenizer=str(tmp_path)))

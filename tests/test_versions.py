@@ -291,7 +291,7 @@ def test_commands_that_write_fail_at_once_if_the_dataset_is_locked(
 
 
 @pytest.mark.parametrize("command", ["versions", "tag", "restore", "diff", "compact", "prune"])
-def test_no_dataset_there(tmp_path: Path, command: str, capsys: Any) -> None:
+def test_commands_name_a_dataset_that_does_not_exist(tmp_path: Path, command: str, capsys: Any) -> None:
     rest = {"tag": ["x"], "restore": ["1"], "diff": ["1", "2"], "prune": ["--older-than", "1d"]}
     assert run([command, str(tmp_path / "none.lance"), *rest.get(command, [])]) == 1
     assert "there is no dataset at" in capsys.readouterr().err
@@ -299,7 +299,7 @@ def test_no_dataset_there(tmp_path: Path, command: str, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("span", ["30", "d", "-1d", "1y", "1.5h"])
-def test_spans_of_time(tmp_path: Path, span: str, capsys: Any) -> None:
+def test_an_invalid_duration_is_refused(tmp_path: Path, span: str, capsys: Any) -> None:
     assert run(["prune", str(tmp_path), "--older-than", span]) == 2
     assert "is not a valid duration" in capsys.readouterr().err
 

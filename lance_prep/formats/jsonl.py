@@ -251,18 +251,15 @@ def _iter_values(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
                 after_element, at = False, at + 1
                 continue
             try:
-                end = _scan(text, at)[1]
-                # A number at the end of the text may go on. Other values are closed by their last character.
-                if final or end < len(text) or text[end - 1] in '}]"':
-                    yield number, text[at:end].encode("utf-8", "surrogateescape")
-                    number, at, after_element = number + 1, end, True
-                    continue
+                end = _end_of_value(text, at, final)
             except RecursionError as error:
                 raise bad(at, "nested too deep") from error
             except json.JSONDecodeError as error:
-                cut = error.pos + _TOKEN >= len(text) or error.msg.startswith("Unterminated string")
-                if final or not cut:
-                    raise bad(error.pos, error.msg) from error
+                raise bad(error.pos, error.msg) from error
+            if end is not None:
+                yield number, text[at:end].encode("utf-8", "surrogateescape")
+                number, at, after_element = number + 1, end, True
+                continue
         elif final:
             if in_array:
                 raise BadFile(
@@ -273,3 +270,23 @@ def _iter_values(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
         data = stream.read(max(_READ_BYTES, len(text) - at))
         final = not data
         done, text, at = done + at, text[at:] + decode(data, final), 0
+
+
+def _end_of_value(text: str, at: int, final: bool) -> int | None:
+    """Return the end of the value that begins at `at`; None if it may go on after the text.
+
+    Args:
+        final: nothing follows the text.
+
+    Raises:
+        json.JSONDecodeError: invalid JSON.
+        RecursionError: nested too deep.
+    """
+    try:
+        end = _scan(text, at)[1]
+    except json.JSONDecodeError as error:
+        if final or not (error.pos + _TOKEN >= len(text) or error.msg.startswith("Unterminated string")):
+            raise
+        return None
+    # A number at the end of the text may go on. Other values are closed by their last character.
+    return end if final or end < len(text) or text[end - 1] in '}]"' else None
