@@ -273,8 +273,13 @@ def code_lines(text: str, tree: ast.Module) -> int:
     return len(lines - left_out)
 
 
-def test_the_package_does_not_grow() -> None:
-    """Bounds: make room elsewhere before adding a module. New packages are not counted before they are complete."""
-    counted = [path for path in modules() if package_of(path) not in ("collection", "exchange", "cli")]
-    assert sum(path.name != "__init__.py" for path in counted) <= 105
-    assert sum(code_lines(SOURCES[name_of(path)], TREES[name_of(path)]) for path in counted) <= 13_000
+#: Packages that are not counted before they are complete.
+NEW = {"collection", "exchange", "cli"}
+
+
+@pytest.mark.parametrize(("left_out", "most", "most_lines"), [(NEW, 102, 13_000), (NEW | {"train"}, 78, 9_250)])
+def test_the_package_does_not_grow(left_out: set[str], most: int, most_lines: int) -> None:
+    """Bounds of modules and lines of code: make room elsewhere before adding a module."""
+    counted = [path for path in modules() if package_of(path) not in left_out]
+    assert sum(path.name != "__init__.py" for path in counted) <= most
+    assert sum(code_lines(SOURCES[name_of(path)], TREES[name_of(path)]) for path in counted) <= most_lines
