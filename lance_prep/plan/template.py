@@ -143,20 +143,16 @@ def _turns(conversation: Any) -> str:
     for turn in turns:
         if not isinstance(turn, Mapping):
             raise NoText("a turn of the conversation is not an object with a role and a text")
-        speaker = _SPEAKERS.get(str(_first(turn, "role", "from")).strip().lower())
+        speaker = _SPEAKERS.get(str(turn.get("role") or turn.get("from")).strip().lower())
         if speaker is None:
             raise NoText(f"a turn of the conversation has none of the roles {', '.join(_SPEAKERS)}")
-        text = _content(_first(turn, "content", "value"))
+        content = turn.get("content")
+        text = _content(turn.get("value") if content is None else content)
         if text.strip():
             said.append(f"{speaker}: {text}")
         elif speaker != "System":
             raise NoText("a turn of the conversation has no text")
     return "\n\n".join(said)
-
-
-def _first(turn: Mapping[str, Any], *names: str) -> Any:
-    """Return the first of these fields that is not null. In Arrow, every turn has the fields of all turns."""
-    return next((turn[name] for name in names if turn.get(name) is not None), None)
 
 
 def _content(content: Any) -> str:
