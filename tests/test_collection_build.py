@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from lance_prep.store import read_manifest
 from tests import test_download
 from tests.helpers import check_whole, ids_of
 from tests.loopback_hub import LoopbackHub
-from tests.processes import write_texts
+from tests.processes import finish, start, wait_for, write_texts
 
 Out = pytest.CaptureFixture[str]
 NAMES = ["chat-turns", "code-part9", "code-part10", "own"]
@@ -198,3 +200,63 @@ def test_a_source_of_the_collection_that_was_not_downloaded_is_named(
     assert "questions/trivia of the collection is not in" in capsys.readouterr().err
     assert run(["build", str(tmp_path / "text"), "--split", "train"]) == 2
     assert "--split has no effect" in capsys.readouterr().err
+
+
+def grown(data: Path, tokenizer: str) -> list[str]:
+    """Build a collection in `data/../before`, change it, and return the arguments that bring it up to date."""
+    shape = ["--tokenizer", tokenizer, "--block-size", "64", "--shard-size", "6000", "--shuffle-batch-size", "20"]
+    arguments = ["build", str(data), "-o", "out", "--recursive", *shape]
+    os.chdir(data.parent / "before")
+    assert run(arguments) == 0
+    (data / "code" / "part9.jsonl").unlink()
+    write_texts(data / "chat" / "turns", files=1, rows=150, seed=3)
+    (data / "chat" / "turns" / "0.jsonl").replace(data / "chat" / "turns.jsonl")
+    write_texts(data / "math", files=2, rows=100, seed=4)
+    return arguments
+
+
+def state_of(out: Path) -> tuple[int, int, int]:
+    """Return the number of datasets, of receipts and of versions in an output, all of which only grow in a build."""
+    receipts, versions = ".lance_prep/builds/*/shard-*", "_versions/*.manifest"
+    return (
+        len(list(out.glob("*.lance"))),
+        len(list(out.glob(f"*.lance/{receipts}"))),
+        len(list(out.glob(f"*.lance/{versions}"))),
+    )
+
+
+@pytest.mark.timeout(240)
+def test_killed_at_any_instant_and_run_again(
+    data: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch, capsys: Out
+) -> None:
+    (data.parent / "before").mkdir()
+    monkeypatch.chdir(data.parent)
+    arguments = grown(data, tokenizer)
+    whole = Path(shutil.copytree(data.parent / "before", data.parent / "whole"))
+    os.chdir(whole)
+    before = state_of(whole / "out")
+    assert run(arguments) == 0
+    after = state_of(whole / "out")
+    expected = (whole / "out" / "manifest.json").read_bytes()
+    killed = 0
+    for number in range(8):
+        draw = random.Random(number)
+        folder = Path(shutil.copytree(data.parent / "before", data.parent / f"round-{number}"))
+        os.chdir(folder)
+        for _ in range(1 + number % 2):
+            which = draw.randrange(3)
+            count = draw.randint(before[which], after[which])
+            process = start(*arguments)
+            wait_for(lambda: state_of(folder / "out")[which] >= count, process)  # noqa: B023
+            wait_for(lambda: False, process, draw.uniform(0, 0.05))
+            process.kill()
+            killed += finish(process)[0] != 0
+            # Also after a kill, what the manifest names can be read.
+            for split in read_manifest("out").splits.values():
+                assert lance_prep.info(f"out/{split.path}", split.version).metadata.content_hash == split.content_hash
+        assert run(arguments) == 0, (number, capsys.readouterr().err)
+        assert (folder / "out" / "manifest.json").read_bytes() == expected, number
+        for path in (folder / "out").glob("*.lance"):
+            check_whole(path)
+        shutil.rmtree(folder)
+    assert killed >= 5
