@@ -15,7 +15,7 @@ import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.collection import download
 from lance_prep.errors import DatasetError, SourceNotFound
-from lance_prep.store import read_manifest
+from lance_prep.store import Manifest, read_manifest
 from tests import test_download
 from tests.helpers import check_whole, ids_of
 from tests.loopback_hub import LoopbackHub
@@ -100,7 +100,7 @@ def test_another_recipe_needs_force(data: Path, tokenizer: str, capsys: Out) -> 
     err = capsys.readouterr().err
     assert f"failed: {', '.join(NAMES)}: its dataset was built by another recipe: seed was 1337, now 7" in err
     assert "--overwrite" in err
-    assert "4 of 4 sources failed, so manifest.json was not written" in err
+    assert f"4 of 4 sources failed, so {data.parent}/out/manifest.json was not written" in err
     assert (data.parent / "out" / "manifest.json").read_bytes() == before
     assert build(data, tokenizer, "--seed", 7, "--force") == 0
     assert {split["version"] for split in manifest_of(data)["splits"].values()} == {2}
@@ -115,9 +115,83 @@ def test_a_source_that_is_gone_leaves_the_manifest_and_is_reported(data: Path, t
     for _ in range(2):  # as long as the dataset is there
         capsys.readouterr()
         assert build(data, tokenizer) == 0
-        assert "chat-turns.lance has no source" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert "warning: chat-turns has no source" in err
+        assert "  try: remove " in err
         assert list(manifest_of(data)["splits"]) == ["code-part10", "code-part9", "own"]
     assert (data.parent / "out" / "chat-turns.lance").is_dir()
+
+
+def test_a_renamed_source_is_reported(data: Path, tokenizer: str, capsys: Out) -> None:
+    assert build(data, tokenizer) == 0
+    (data / "own.jsonl").rename(data / "mine.jsonl")
+    assert build(data, tokenizer) == 0
+    assert "warning: own is now mine, which has the same rows" in capsys.readouterr().err
+    assert list(manifest_of(data)["splits"]) == ["chat-turns", "code-part10", "code-part9", "mine"]
+    report = lance_prep.build_collection(data, output=data.parent / "out", tokenizer=tokenizer, block_size=64)
+    assert [(each.name, each.same_as, each.listed_before) for each in report.unlisted] == [("own", "mine", False)]
+
+
+def test_a_dry_run_says_what_would_be_done(data: Path, tokenizer: str, capsys: Out) -> None:
+    assert build(data, tokenizer, "--dry-run") == 0
+    assert not (data.parent / "out").exists()
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[1:5]] == ["build"] * 4
+    assert build(data, tokenizer) == 0
+    (data / "own.jsonl").write_text('{"text": "other"}\n')
+    (data / "code" / "part9.jsonl").unlink()
+    (data / "new.jsonl").write_text('{"text": "new"}\n')
+    before = (data.parent / "out" / "manifest.json").read_bytes()
+    assert build(data, tokenizer, "--dry-run", "--json") == 0
+    would = {source["name"]: source["build"]["action"] for source in last_json(capsys)["sources"]}
+    assert would == {"chat-turns": "nothing", "code-part10": "nothing", "new": "build", "own": "overwrite"}
+    assert (data.parent / "out" / "manifest.json").read_bytes() == before
+    assert build(data, tokenizer, "--dry-run", "--seed", 3) == 1
+    assert "3 of 4 sources would fail" in capsys.readouterr().err
+
+
+def test_validation_sets_are_in_the_manifest(data: Path, tokenizer: str, capsys: Out) -> None:
+    assert build(data, tokenizer, "--val-fraction", 0.2) == 0
+    first, out = read_manifest(data.parent / "out"), data.parent / "out"
+    assert list(first.validation) == list(first.splits) == sorted(NAMES)
+    for name, split in first.validation.items():
+        assert split.path == f"{name}.val.lance"
+        assert split.category == first.splits[name].category
+        check_whole(out / split.path)
+        path = data / f"{name.replace('-', '/')}.jsonl"
+        assert split.samples + first.splits[name].samples == len(path.read_text().splitlines())
+    assert sum(split.samples for split in first.validation.values()) > 10
+    before = (out / "manifest.json").read_bytes()
+    assert build(data, tokenizer, "--val-fraction", 0.2) == 0
+    assert (out / "manifest.json").read_bytes() == before
+    assert "no source" not in capsys.readouterr().err
+    (data / "own.val.jsonl").write_text('{"text": "a"}\n')
+    assert build(data, tokenizer, "--val-fraction", 0.2) == 2
+    assert "own.val would be a source and the validation set of own" in capsys.readouterr().err
+
+
+def test_a_manifest_of_something_else_is_not_replaced(data: Path, tokenizer: str, capsys: Out) -> None:
+    out = data.parent / "out"
+    out.mkdir()
+    for text, said in (
+        ('{"name": "an app"}', "is not a manifest of lance-prep"),
+        (Manifest("t", 64, "a", "b", 0, {}, data_format="parquet").text(), "manifest of an export to parquet"),
+    ):
+        (out / "manifest.json").write_text(text)
+        assert build(data, tokenizer) == 1
+        assert said in capsys.readouterr().err
+        assert [path.name for path in out.iterdir()] == ["manifest.json"]
+        assert (out / "manifest.json").read_text() == text
+
+
+def test_options_that_a_collection_has_no_use_for(data: Path, tokenizer: str, capsys: Out) -> None:
+    for more, said in (
+        (["--append"], "--append has no effect on a collection"),
+        ([str(data)], "a collection is one folder or recipe, got 2 sources"),
+        (["--layout", "raw"], "has no effect with --layout 'raw'"),
+        (["--revision", "main"], "--revision has no effect on a folder"),
+    ):
+        assert build(data, tokenizer, *more) == 2, more
+        assert said in capsys.readouterr().err, more
 
 
 def test_one_source_that_fails_does_not_stop_the_others(data: Path, tokenizer: str, capsys: Out) -> None:
@@ -125,7 +199,7 @@ def test_one_source_that_fails_does_not_stop_the_others(data: Path, tokenizer: s
     assert build(data, tokenizer, "--text-column", "text") == 1
     err = capsys.readouterr().err
     assert "failed: chat-turns: " in err
-    assert "1 of 4 sources failed, so manifest.json was not written" in err
+    assert f"1 of 4 sources failed, so {data.parent}/out/manifest.json was not written" in err
     out = data.parent / "out"
     assert not (out / "manifest.json").exists()
     for name in ("own", "code-part9", "code-part10"):
@@ -164,8 +238,8 @@ def test_workers_do_not_change_the_manifest(data: Path, tokenizer: str) -> None:
 
 def test_a_download_and_the_hub_give_the_same_tokens(hub: LoopbackHub, tmp_path: Path, tokenizer: str) -> None:
     collection = {**test_download.seed(hub), "defaults": {"tokenizer": tokenizer, "block_size": 64}}
-    collection["categories"]["web"]["sources"]["wiki"]["share"] = 2
-    collection["categories"]["web"]["sources"]["pages"]["share"] = 1
+    for name, share in (("pages", 1), ("wiki", 2)):
+        collection["categories"]["web"]["sources"][name]["share"] = share
     (tmp_path / "mine.yaml").write_text(json.dumps(collection))
     assert run(["build", str(tmp_path / "mine.yaml"), "-o", str(tmp_path / "direct")]) == 0
     direct = read_manifest(tmp_path / "direct")
@@ -205,7 +279,7 @@ def test_a_source_of_the_collection_that_was_not_downloaded_is_named(
 def grown(data: Path, tokenizer: str) -> list[str]:
     """Build a collection in `data/../before`, change it, and return the arguments that bring it up to date."""
     shape = ["--tokenizer", tokenizer, "--block-size", "64", "--shard-size", "6000", "--shuffle-batch-size", "20"]
-    arguments = ["build", str(data), "-o", "out", "--recursive", *shape]
+    arguments = ["build", str(data), "-o", "out", "--recursive", "--val-fraction", "0.2", *shape]
     os.chdir(data.parent / "before")
     assert run(arguments) == 0
     (data / "code" / "part9.jsonl").unlink()

@@ -6,7 +6,7 @@ import json
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -221,16 +221,28 @@ def span(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def columns(rows: Sequence[Sequence[str]], *, numbers: int | None = None) -> str:
+    """Format rows of equal length as columns.
+
+    Args:
+        numbers: first column that is aligned to the right, as numbers are; None for no such column.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = len(widths) if numbers is None else numbers
+    lines = (
+        "  ".join(
+            f"{cell:>{width}}" if at >= right else f"{cell:<{width}}"
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def table(rows: list[tuple[str, str]], indent: str = "") -> str:
     """Format two columns, the first as wide as its widest entry."""
     width = max((len(name) for name, _ in rows), default=0)
     return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in rows)
-
-
-def columns(rows: list[list[str]]) -> str:
-    """Format rows of equal length as columns."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def verdict(found: Verification) -> str:

@@ -1,20 +1,20 @@
-"""`build` of a collection: its progress, on stderr, and its summary."""
+"""`build` of a collection: its progress on stderr, its summary, and what it would do."""
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, as_options, count, print_json, printable, size, span
+from lance_prep.cli.common import LINE_EVERY, as_options, columns, count, print_json, printable, size, span
 from lance_prep.cli.summary import rejected_warning
 from lance_prep.collection import (
+    CollectionPreview,
     CollectionProgress,
     CollectionReport,
     open_collection,
@@ -23,9 +23,10 @@ from lance_prep.collection import (
 )
 from lance_prep.engine import Progress, RunOptions
 from lance_prep.errors import OutputError
+from lance_prep.recipe import refuse_unread
 
 if TYPE_CHECKING:
-    from lance_prep.collection import CollectionPlan, CollectionPreview, SourceJob, SourcePreview, SourceReport
+    from lance_prep.collection import CollectionPlan, SourceJob, SourcePreview, SourceReport, Unlisted
     from lance_prep.model import Plan
     from lance_prep.store import Receipt
 
@@ -37,24 +38,20 @@ def build_many(source: str, options: RunOptions, overrides: dict[str, Any], *, r
         OutputError: some sources failed.
     """
     collection = open_collection(source, overrides, recursive=recursive)
+    refuse_unread(collection.sources[0].recipe, overrides)
     with make_progress() as progress:
         report = run_collection(collection, options, progress)
     if as_json:
         print_json(report.as_json())
     else:
         click.echo(printable(summary(report)))
-    for name in report.unlisted:
-        click.echo(
-            printable(
-                f"warning: {report.output}/{name} has no source in {collection.asked}, so the manifest does not list "
-                "it; remove it if its source was removed or renamed"
-            ),
-            err=True,
-        )
-    _print_failures(report.failed, "failed")
+    for each in report.unlisted:
+        _say(f"warning: {_without_source(each, report)}", _what_to_do(each))
+    _say_failures(report.failed, "failed")
     if report.failed:
         raise OutputError(
-            f"{len(report.failed)} of {len(report.sources)} sources failed, so manifest.json was not written",
+            f"{len(report.failed)} of {len(report.sources)} sources failed, so {report.output}/manifest.json was not "
+            "written",
             "fix them as said above, then run the same command again: sources that are built are not built again",
         )
 
@@ -62,96 +59,132 @@ def build_many(source: str, options: RunOptions, overrides: dict[str, Any], *, r
 def preview_many(
     source: str, options: RunOptions, overrides: dict[str, Any], *, recursive: bool, as_json: bool
 ) -> None:
-    """Print what a build of a collection would do.
+    """Print what the build of a collection would do.
 
     Raises:
-        OutputError: the build of some sources would fail.
+        OutputError: some sources would fail.
     """
-    preview = preview_collection(open_collection(source, overrides, recursive=recursive), options)
+    collection = open_collection(source, overrides, recursive=recursive)
+    refuse_unread(collection.sources[0].recipe, overrides)
+    preview = preview_collection(collection, options)
     if as_json:
         print_json(preview.as_json())
     else:
         click.echo(printable(preview_text(preview)))
-    _print_failures(preview.failed, "would fail")
+    _say_failures(preview.failed, "would fail")
     if preview.failed:
         said = f"{len(preview.failed)} of {len(preview.sources)} sources would fail, and no manifest would be written"
         raise OutputError(said, "do what is said above, or leave these sources out of the recipe")
 
 
-def preview_text(preview: CollectionPreview) -> str:
-    """Describe what a build of a collection would do: a line for each source, and the total."""
-    rows = [("source", "category", "would", "files", "shards", "rows", "size")]
-    total = 0
-    for each in preview.sources:
-        if each.build is None:
-            rows.append((each.name, each.category, "fail", "", "", "", ""))
-            continue
-        plan = each.build.plan
-        total += (bytes := sum(shard.bytes for shard in plan.shards))
-        known = f"{plan.rows:,}" if plan.rows is not None else "?"
-        figures = (f"{len(plan.files):,}", f"{len(plan.shards):,}", known, size(bytes))
-        rows.append((each.name, each.category, each.build.action, *figures))
-    return "\n".join([*preview.notes, _columns(rows), "", f"{size(total)} of source data into {preview.output}"])
-
-
-def _print_failures(failed: Sequence[SourceReport | SourcePreview], what: str) -> None:
-    """Print what is wrong and what to do for each failed source. Sources that fail alike share an entry."""
-    alike: dict[tuple[str, str], list[str]] = {}
-    for source in failed:
-        said = re.sub(rf"^\w+ing {re.escape(source.name)}: ", "", str(source.error)).replace(source.uri, "its dataset")
-        alike.setdefault((said, source.error.advice if source.error else ""), []).append(source.name)
-    for (said, advice), names in alike.items():
-        click.echo(printable(as_options(f"{what}: {', '.join(names)}: {said}")), err=True)
+def _say(what: str, advice: str) -> None:
+    click.echo(printable(as_options(what)), err=True)
+    if advice:
         click.echo(printable(f"  try: {as_options(advice)}"), err=True)
 
 
+def _say_failures(failed: Iterable[SourceReport | SourcePreview], what: str) -> None:
+    """Print what is wrong with sources and what to do. Sources that fail alike share an entry."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for source in failed:
+        assert source.error is not None
+        said = str(source.error).removeprefix(f"building {source.name}: ").replace(source.uri, "its dataset")
+        alike.setdefault((said, source.error.advice), []).append(source.name)
+    for (said, advice), names in alike.items():
+        _say(f"{what}: {', '.join(names)}: {said}", advice)
+
+
+def _without_source(each: Unlisted, report: CollectionReport) -> str:
+    if each.same_as is not None:
+        what = f"{each.name} is now {each.same_as}, which has the same rows"
+    else:
+        what = f"{each.name} has no source" + (" any more" if each.listed_before else "")
+    listed = "does not list it" if report.manifest is not None else "will not list it"
+    return f"{what}; {each.path} ({each.tokens:,} tokens) is kept, and the manifest {listed}"
+
+
+def _what_to_do(each: Unlisted) -> str:
+    if each.same_as is not None:
+        return f"remove {each.path}"
+    return f"remove {each.path}; or put its source back, which lists it again without building it"
+
+
 def summary(report: CollectionReport) -> str:
-    """Describe a finished build of a collection: a line for each source, and the totals."""
+    """Describe a finished build of a collection: a line for each source and category, and the totals."""
     total = sum(source.split.tokens for source in report.sources if source.split) or 1
-    rows = [("source", "category", "state", "sequences", "tokens", "share")]
+    rows = [["source", "category", "state", "sequences", "tokens", "share"]]
     for source in report.sources:
         split = source.split
-        figures = (f"{split.sequences:,}", f"{split.tokens:,}", f"{split.tokens / total:.1%}") if split else ("",) * 3
-        rows.append((source.name, source.category, _state(source), *figures))
-    lines = [_columns(rows), ""]
+        figures = [f"{split.sequences:,}", f"{split.tokens:,}", f"{split.tokens / total:.1%}"] if split else [""] * 3
+        rows.append([source.name, source.category, _state(source), *figures])
+    lines = [columns(rows, numbers=3), ""]
     if report.manifest is not None:
-        lines.append(f"{report.output}/manifest.json: {len(report.manifest.splits)} splits, {total:,} tokens")
-    seconds = f"{sum(s.split is not None for s in report.sources)} sources in {span(report.seconds)}"
-    read = sum(source.build.text_bytes for source in report.sources if source.build)
-    lines.append(f"{seconds}, {size(read / report.seconds)}/s of text" if read else seconds)
-    for source in report.sources:
-        if source.build is not None and source.status != "unchanged":
-            lines.extend(f"{source.name}: {said}" for said in rejected_warning(source.build.ledger))
-            if source.build.rejected_file:
-                lines.append(f"{source.name}: rejected rows are in {source.build.rejected_file}")
+        lines += _against_target(report, total)
+        sets = report.manifest.validation.values()
+        aside = f"; {sum(split.tokens for split in sets):,} tokens set aside for validation" if sets else ""
+        lines.append(f"{report.output}/manifest.json: {len(report.manifest.splits)} splits, {total:,} tokens{aside}")
+    builds = [build for source in report.sources if source.build for build in (source.build, source.build.validation)]
+    read = sum(build.text_bytes for build in builds if build is not None)
+    speed = f", {size(read / report.seconds)}/s of text" if read else ""
+    lines.append(f"{len(report.sources) - len(report.failed)} sources in {span(report.seconds)}{speed}")
+    for build in builds:
+        if build is not None and build.status in ("built", "resumed"):
+            lines += [f"{build.uri}: {said}" for said in rejected_warning(build.ledger)]
+            if build.rejected_file:
+                lines.append(f"{build.uri}: rejected rows are in {build.rejected_file}")
     return "\n".join(lines)
+
+
+def _against_target(report: CollectionReport, total: int) -> list[str]:
+    """Compare the categories' shares of the tokens with their targets. Nothing if there are no targets."""
+    if report.manifest is None or not report.manifest.categories:
+        return []
+    rows = [["category", "tokens", "share", "target"]]
+    targets = report.manifest.categories
+    for category in dict.fromkeys([*targets, *(source.category for source in report.sources)]):
+        tokens = sum(source.split.tokens for source in report.sources if source.split and source.category == category)
+        target = f"{targets[category]:.1%}" if category in targets else "none"
+        rows.append([category, f"{tokens:,}", f"{tokens / total:.1%}", target])
+    return [columns(rows, numbers=1), ""]
 
 
 def _state(source: SourceReport) -> str:
     return f"rebuilt, version {source.build.version}" if source.status == "rebuilt" and source.build else source.status
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    """Format a table: text to the left, numbers (from the fourth column) to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [f"{c:>{w}}" if i >= 3 else f"{c:<{w}}" for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+def preview_text(preview: CollectionPreview) -> str:
+    """Describe what a build of a collection would do: a line for each source, and the total."""
+    rows = [["source", "category", "would", "files", "shards", "rows", "size"]]
+    to_do = []
+    for source in preview.sources:
+        if source.build is None:
+            rows.append([source.name, source.category, "fail", *[""] * 4])
+            continue
+        rows.append([source.name, source.category, source.build.action, *_figures([source.build.plan])])
+        if source.build.action not in ("nothing", "refuse"):
+            to_do.append(source.build.plan)
+    rows.append(["in all", "", f"{len(to_do)} to do", *_figures(to_do)])
+    return "\n".join([*preview.notes, columns(rows, numbers=3), "", f"into {preview.output}"])
+
+
+def _figures(plans: Sequence[Plan]) -> list[str]:
+    rows = [plan.rows for plan in plans]
+    known = f"{sum(filter(None, rows)):,}" if None not in rows else "?"
+    stored = sum(shard.bytes for plan in plans for shard in plan.shards)
+    return [f"{sum(len(p.files) for p in plans):,}", f"{sum(len(p.shards) for p in plans):,}", known, size(stored)]
 
 
 class _Progress(CollectionProgress):
-    """Counts over all sources, and shows them as one line. Workers call it from their own threads."""
+    """Counts over all sources, and shows them as one line. Called from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._begun = time.monotonic()
-        self._sources = self._ended = self._total = self._done = self._tokens = self._text = 0
+        self._ended = self._done = self._tokens = self._text = 0
+        self._to_do: dict[str, int | None] = {}  # bytes to read of each source; None if unknown
 
     def planned(self, collection: CollectionPlan) -> None:
-        self._sources = len(collection.sources)
-        self._total = sum(source.size or 0 for source in collection.sources)
+        self._to_do = {source.name: source.size for source in collection.sources}
         for note in collection.notes:
             self.say(note)
         if collection.skipped:
@@ -164,24 +197,37 @@ class _Progress(CollectionProgress):
 
     def ended(self, result: SourceReport) -> None:
         tokens = f", {result.split.tokens:,} tokens" if result.split else ""
-        with self._lock:  # also while it is printed: the numbers appear in order
+        with self._lock:  # also while it is printed, so that the numbers are in order
             self._ended += 1
-            self._print(f"source {self._ended}/{self._sources} {result.name}: {_state(result)}{tokens}")
+            if result.status in ("unchanged", "failed"):
+                self._to_do[result.name] = 0
+            self._print(f"source {self._ended}/{len(self._to_do)} {result.name}: {_state(result)}{tokens}")
 
-    def add(self, tokens: int, text_bytes: int) -> None:
-        """Count a batch."""
+    def to_read(self, source: str, stored: int) -> None:
+        """Note the bytes that are read of a source."""
+        with self._lock:
+            self._to_do[source] = stored
+
+    def add(self, tokens: int = 0, text_bytes: int = 0, stored: int = 0) -> None:
+        """Count tokens, bytes of text, and bytes of finished shards."""
         with self._lock:
             self._tokens += tokens
             self._text += text_bytes
+            self._done += stored
         self.show()
 
     def line(self) -> str:
-        """Return the sources done, tokens and speed of this run."""
+        """Return finished sources, tokens and speed of this run, and the time left."""
         seconds = max(time.monotonic() - self._begun, 1e-3)
-        return f"source {self._ended}/{self._sources}, {count(self._tokens)} tokens, {size(self._text / seconds)}/s"
+        line = f"source {self._ended}/{len(self._to_do)}, {count(self._tokens)} tokens, {size(self._text / seconds)}/s"
+        sizes = list(self._to_do.values())
+        total = sum(filter(None, sizes))
+        if None in sizes or not 0 < self._done < total:
+            return line
+        return f"{line}, {span(seconds * (total / self._done - 1))} left"
 
     def say(self, text: str) -> None:
-        """Print a line for good."""
+        """Print a line that stays."""
         with self._lock:
             self._print(text)
 
@@ -201,11 +247,9 @@ class _Lines(_Progress):
 
     def show(self) -> None:
         with self._lock:
-            due = time.monotonic() - self._last >= LINE_EVERY
-            if due:
+            if time.monotonic() - self._last >= LINE_EVERY:
                 self._last = time.monotonic()
-        if due:
-            self.say(self.line())
+                self._print(self.line())
 
 
 class _Bar(_Progress):
@@ -217,13 +261,12 @@ class _Bar(_Progress):
         from rich.progress import BarColumn, SpinnerColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        self.bar = Bar(
-            SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
-        )
-        self._task = self.bar.add_task("looking for sources", total=None)
+        text = TextColumn("{task.description}", markup=False)
+        self.bar = Bar(SpinnerColumn(), BarColumn(), text, console=Console(stderr=True), transient=True)
+        self._task = self.bar.add_task("planning", total=None)
 
     def show(self) -> None:
-        self.bar.update(self._task, total=self._sources, completed=self._ended, description=self.line())
+        self.bar.update(self._task, total=len(self._to_do), completed=self._ended, description=self.line())
 
     def _print(self, text: str) -> None:
         self.bar.console.print(printable(text), markup=False, highlight=False)
@@ -235,16 +278,22 @@ class _One(Progress):
     def __init__(self, whole: _Progress, source: SourceJob) -> None:
         self._whole = whole
         self._name = source.name
+        self._plan: Plan | None = None
+        self._stored = 0
 
     def planned(self, plan: Plan, done: Sequence[int]) -> None:
+        self._plan = plan  # of the training set; later of the validation set
+        self._stored += sum(shard.bytes for shard in plan.shards if shard.index not in done)
+        self._whole.to_read(self._name, self._stored)
         if done:
-            self._whole.say(f"{self._name}: {len(done)} of {len(plan.shards)} shards done by an earlier run")
+            self._whole.say(f"{self._name}: {len(done)} of {len(plan.shards)} shards are done by an earlier run")
 
     def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
         self._whole.add(tokens, source_bytes)
 
     def finished(self, receipt: Receipt) -> None:
-        self._whole.show()
+        if self._plan is not None:
+            self._whole.add(stored=self._plan.shard(receipt.shard).bytes)
 
     def warned(self, message: str) -> None:
         self._whole.say(f"warning: {self._name}: {message}")

@@ -1,129 +1,59 @@
 """`build_collection`: a dataset for each source of a collection, and a manifest of them.
 
-    OUT/<source>.lance     an ordinary dataset, as `build` makes it
-    OUT/manifest.json      written last, once every source is built
+    OUT/<source>.lance       an ordinary dataset, as `build` makes it
+    OUT/<source>.val.lance   its validation set, if one is split off
+    OUT/manifest.json        written last, once every source is built
 
 A source that is up to date is left alone, and one that has changed becomes a new version of its dataset. The manifest
-holds the sources that the collection has now. Datasets in the output that it does not name are reported and kept.
+lists the sources that the collection has now. Datasets in the output that it does not list are reported and kept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, Unpack
+from typing import TypeVar, Unpack
 
 from lance_prep.collection.load import Collection
+from lance_prep.collection.report import (
+    CollectionProgress,
+    CollectionReport,
+    SilentCollection,
+    SourceReport,
+    Status,
+    Unlisted,
+)
 from lance_prep.collection.sources import CollectionPlan, SourceJob, open_collection
-from lance_prep.engine import BuildReport, Progress, RunOptions, SharedEngine, Silent, load_spec, run_build
-from lance_prep.errors import Interrupted, LancePrepError, OutputExists, UsageError, translate
+from lance_prep.engine import (
+    BuildReport,
+    RunOptions,
+    SharedEngine,
+    load_spec,
+    run_build,
+)
+from lance_prep.errors import (
+    DamagedDataset,
+    DatasetError,
+    Interrupted,
+    LancePrepError,
+    OutputExists,
+    UsageError,
+    translate,
+)
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import RecipeFields
-from lance_prep.store import FOLDER, Manifest, Split, open_version, split_of
+from lance_prep.store import FOLDER, MANIFEST, Manifest, Split, open_version, read_manifest, split_of
+from lance_prep.tokenizer import TokenizerSpec
 from lance_prep.transport import absolute_uri, is_local
 
 #: Sources at work for each worker. All but one wait for the Hub, the disk or their turn. 400 sources of 5 lines took
 #: 69 s one after the other on a busy disk, 20 s three at once and 15 s eight at once.
 _AT_ONCE = 4
 
-Status = Literal["built", "resumed", "rebuilt", "unchanged", "failed"]
-
-
-class CollectionProgress(Protocol):
-    """Listens to the build of a collection. Called from several threads."""
-
-    def planned(self, collection: CollectionPlan) -> None:
-        """The sources are known."""
-        return
-
-    def started(self, source: SourceJob) -> Progress:
-        """A source is built from now on. Returns what listens to its build."""
-        return Silent()
-
-    def ended(self, result: SourceReport) -> None:
-        """A source was built, or failed."""
-        return
-
-
-class SilentCollection(CollectionProgress):
-    """Tells nothing."""
-
-
-@dataclass(frozen=True)
-class SourceReport:
-    """What became of one source.
-
-    Attributes:
-        name, category: of the source.
-        status: `built`; `resumed`, if shards of an earlier run were used; `rebuilt` as a new version, because it has
-            changed; `unchanged`, if its dataset was up to date; `failed`.
-        uri: of its dataset.
-        split: its entry in the manifest; None if it failed.
-        build: the report of its build; None if it failed.
-        error: why it failed.
-    """
-
-    name: str
-    category: str
-    status: Status
-    uri: str
-    split: Split | None = None
-    build: BuildReport | None = None
-    error: LancePrepError | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "category": self.category,
-            "status": self.status,
-            "uri": self.uri,
-            "split": asdict(self.split) if self.split else None,
-            "build": self.build.as_json() if self.build else None,
-            "error": {"message": str(self.error), "advice": self.error.advice} if self.error else None,
-        }
-
-
-@dataclass(frozen=True)
-class CollectionReport:
-    """The result of `build_collection`.
-
-    Attributes:
-        output: absolute path of the folder.
-        sources: what became of each, in the collection's order.
-        manifest: as it was written; None if a source failed, and then the manifest of an earlier run stays as it is.
-        unlisted: datasets in the output that the collection has no source for (any more), by file name. They stay, and
-            the manifest does not list them.
-        seconds: of this run.
-    """
-
-    output: str
-    sources: tuple[SourceReport, ...]
-    manifest: Manifest | None
-    unlisted: tuple[str, ...]
-    seconds: float
-
-    @property
-    def failed(self) -> tuple[SourceReport, ...]:
-        """The sources that failed."""
-        return tuple(source for source in self.sources if source.error is not None)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every source was built."""
-        return not self.failed
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "output": self.output,
-            "ok": self.ok,
-            "sources": [source.as_json() for source in self.sources],
-            "manifest": self.manifest.as_json() if self.manifest else None,
-            "unlisted": list(self.unlisted),
-            "seconds": self.seconds,
-        }
+T = TypeVar("T")
 
 
 def build_collection(
@@ -160,7 +90,7 @@ def build_collection(
         SourceNotFound: there is no such folder, or no `.jsonl` file below it.
         DatasetError: two files would be the same source.
         TokenizerError: the tokenizer cannot be used.
-        OutputExists: the output is not a folder of datasets.
+        OutputExists: the output is a file or a dataset, or has the manifest of something else.
     """
     options = RunOptions(output, workers, overwrite=overwrite, refresh=not overwrite, storage_options=storage_options)
     return run_collection(open_collection(source, overrides), options, progress)
@@ -172,94 +102,162 @@ def run_collection(
     """Build what `open_collection` returned. Raises as `build_collection` does."""
     started = time.monotonic()
     progress = progress or SilentCollection()
-    typed = str(options.output or f"{collection.name}-tokens")
-    folder = output_folder(typed)
-    recipe = collection.sources[0].recipe
-    if not LAYOUTS[recipe.layout].tokens:
-        raise UsageError(f"layout {recipe.layout!r} has no tokens, and a collection is made of tokens", "use blocks")
-    spec = load_spec(recipe)  # once: it may come from the Hub, and one that is missing is one error, not one a source
+    folder, before = output_folder(collection, options), manifest_before(collection, options)
+    spec = load_shared_spec(collection)
     progress.planned(collection)
     folder.mkdir(parents=True, exist_ok=True)
 
     def build(source: SourceJob) -> SourceReport:
         uri = str(folder / f"{source.name}.lance")
-        one = replace(options, output=uri, progress=progress.started(source), engine=engine)
+        where = engine if options.engine == "local" else options.engine
+        one = replace(options, output=uri, progress=progress.started(source), engine=where)
         try:
             made = run_build(source.recipe, one, uri=uri, spec=spec)
-            split = split_of(open_version(uri, made.version), category=source.category, share=source.share)
-            result = SourceReport(source.name, source.category, _status(made), uri, split, made)
+            split, validation = _split(source, made), _split(source, made.validation)
+            result = SourceReport(source.name, source.category, _status(made), uri, split, validation, made)
         except Exception as error:
-            ours = translate(error, f"building {source.name}")
-            if ours is None or isinstance(ours, Interrupted):
-                raise
-            result = SourceReport(source.name, source.category, "failed", uri, error=ours)
+            result = SourceReport(source.name, source.category, "failed", uri, error=source_error(source, error))
         progress.ended(result)
         return result
 
     with SharedEngine(options.workers) as engine:
-        results = _in_parallel(build, collection.sources, engine.workers * _AT_ONCE)
+        results = in_parallel(build, collection.sources, engine.workers)
+    unlisted = _unlisted(folder, results, before)
     manifest = None
     if not any(result.error for result in results):
-        manifest = _manifest(collection, typed, results)
+        manifest = _manifest(collection, _typed(collection, options), results)
         manifest.write(folder)
-    seconds = time.monotonic() - started
-    return CollectionReport(str(folder), tuple(results), manifest, _unlisted(folder, collection), seconds)
+    return CollectionReport(str(folder), tuple(results), manifest, unlisted, time.monotonic() - started)
 
 
-def _in_parallel(build: Any, sources: Sequence[SourceJob], at_once: int) -> list[SourceReport]:
-    pool = ThreadPoolExecutor(at_once, thread_name_prefix="source")
+def in_parallel(work: Callable[[SourceJob], T], sources: Sequence[SourceJob], workers: int) -> list[T]:
+    """Return what `work` returns for each source. The first error ends the run: those of a source are its result."""
+    pool = ThreadPoolExecutor(workers * _AT_ONCE, thread_name_prefix="source")
     try:
-        futures = [pool.submit(build, source) for source in sources]
+        futures = [pool.submit(work, source) for source in sources]
         for future in as_completed(futures):
-            future.result()  # an error that is not a source's ends the run
+            future.result()
         return [future.result() for future in futures]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def output_folder(output: str) -> Path:
+def _split(source: SourceJob, made: BuildReport | None) -> Split | None:
+    """Return the manifest's entry of a dataset that was built."""
+    if made is None:
+        return None
+    return split_of(open_version(made.uri, made.version), category=source.category, share=source.share)
+
+
+def source_error(source: SourceJob, error: Exception) -> LancePrepError:
+    """Return the error of one source, which does not stop the others. Raise one that is not a source's."""
+    ours = translate(error, f"building {source.name}")
+    if ours is None or isinstance(ours, Interrupted):
+        raise error
+    return ours
+
+
+def load_shared_spec(collection: CollectionPlan) -> TokenizerSpec:
+    """Load the tokenizer once: it may come from the Hub, and if it is missing, that is one error."""
+    recipe = collection.sources[0].recipe
+    names = {source.name for source in collection.sources}
+    for name in names if recipe.has_two_sides else ():
+        if f"{name}.val" in names:
+            raise UsageError(f"{name}.val would be a source and the validation set of {name}", "rename one of them")
+    spec = load_spec(recipe)
+    if spec is None:
+        said = f"layout {recipe.layout!r} has no tokens, and a collection is made of tokens"
+        raise UsageError(said, "use layout='blocks', or build each source by itself")
+    return spec
+
+
+def _typed(collection: CollectionPlan, options: RunOptions) -> str:
+    """Return the output's path as the user gave it."""
+    return str(options.output or f"{collection.name}-tokens")
+
+
+def output_folder(collection: CollectionPlan, options: RunOptions) -> Path:
     """Return the folder that a collection is built into.
 
     Raises:
         UsageError: it is not local.
         OutputExists: it is a file or a dataset.
     """
+    output = _typed(collection, options)
     if not is_local(output):
-        raise UsageError(
-            f"{output}: a collection is built into a local folder", "build locally, then copy the folder there"
-        )
+        said = f"{output}: a collection is built into a local folder"
+        raise UsageError(said, "build into a local folder, then copy it there")
     folder = Path(absolute_uri(output))
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"{folder} is a file", "choose another output")
-    if any((folder / name).is_dir() for name in ("_versions", "data/_versions")):
+    if (folder / "_versions").is_dir():
         raise OutputExists(f"{folder} is a dataset, and a collection is a folder of them", "choose another output")
     return folder
 
 
+def manifest_before(collection: CollectionPlan, options: RunOptions) -> Manifest | None:
+    """Return the manifest of an earlier run.
+
+    Raises:
+        OutputExists: the output has a `manifest.json` of another program, or of an export.
+    """
+    path = Path(_typed(collection, options)) / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        found = read_manifest(path)
+    except DamagedDataset as error:
+        raise OutputExists(f"{path} is not a manifest of lance-prep", "choose another output, or move it") from error
+    if found.data_format != "lance":
+        raise OutputExists(f"{path} is the manifest of an export to {found.data_format}", "choose another output")
+    return found
+
+
 def _status(report: BuildReport) -> Status:
-    if report.status in ("unchanged", "skipped"):
+    parts = [part for part in (report, report.validation) if part is not None]
+    if all(part.status in ("unchanged", "skipped") for part in parts):
         return "unchanged"
-    if report.version > 1:
+    if any(part.version > 1 for part in parts):
         return "rebuilt"
-    return "resumed" if report.status == "resumed" else "built"
+    return "built" if all(part.status == "built" for part in parts) else "resumed"
 
 
-def _manifest(collection: CollectionPlan, typed: str, results: Sequence[SourceReport]) -> Manifest:
+def _manifest(collection: CollectionPlan, output: str, results: Sequence[SourceReport]) -> Manifest:
     recipe = collection.sources[0].recipe
     versions = [open_version(result.uri, result.build.version) for result in results if result.build]
+    by_name = sorted(results, key=lambda result: result.name)
     return Manifest(
         tokenizer=recipe.tokenizer or "",
         max_seq_length=recipe.block_size if LAYOUTS[recipe.layout].packed else None,
         input_path=collection.asked,
-        output_path=typed,
+        output_path=output,
         files_processed=sum(version.metadata.files for version in versions),
-        splits={result.name: result.split for result in sorted(results, key=lambda r: r.name) if result.split},
+        splits={result.name: result.split for result in by_name if result.split},
+        validation={result.name: result.validation for result in by_name if result.validation},
         categories=collection.categories,
         tokenizer_sha256=versions[0].metadata.tokenizer_sha256,
     )
 
 
-def _unlisted(folder: Path, collection: CollectionPlan) -> tuple[str, ...]:
-    listed = {f"{source.name}.lance" for source in collection.sources}
-    there = [path.name for path in folder.iterdir() if path.suffix == ".lance" and (path / FOLDER).is_dir()]
-    return tuple(sorted(set(there) - listed))
+def _unlisted(folder: Path, results: Sequence[SourceReport], before: Manifest | None) -> tuple[Unlisted, ...]:
+    """Find the datasets without a source.
+
+    They are found on disk, not in the manifest before: a run that is killed after it wrote the manifest and before it
+    reported them leaves them to the next one.
+    """
+    splits = [split for result in results for split in (result.split, result.validation) if split is not None]
+    listed = {Path(result.uri) for result in results} | {folder / split.path for split in splits}
+    then = [*before.splits.values(), *before.validation.values()] if before is not None else []
+    paths = {split.path for split in then}
+    same = {split.content_hash: Path(split.path).stem for split in splits if split.sequences}
+    found = []
+    for path in sorted(folder.glob("*.lance")):
+        if path in listed or not (path / FOLDER).is_dir():
+            continue
+        try:
+            metadata = open_version(path).metadata
+        except DatasetError:  # unfinished, or of another program
+            continue
+        alike = same.get(metadata.content_hash)
+        found.append(Unlisted(path.stem, str(path), metadata.tokens, path.name in paths, alike))
+    return tuple(found)

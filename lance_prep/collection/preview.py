@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lance_prep.collection.build_many import output_folder
+from lance_prep.collection.build_many import (
+    in_parallel,
+    load_shared_spec,
+    manifest_before,
+    output_folder,
+    source_error,
+)
+from lance_prep.collection.report import error_as_json
 from lance_prep.collection.sources import CollectionPlan, SourceJob
-from lance_prep.engine import BuildPreview, RunOptions, preview_build
-from lance_prep.errors import Interrupted, LancePrepError, translate
-
-#: Sources planned at once. Most of the time, planning waits for the Hub.
-_THREADS = 16
+from lance_prep.engine import BuildPreview, RunOptions, default_workers, preview_build
+from lance_prep.errors import LancePrepError
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class SourcePreview:
             "category": self.category,
             "uri": self.uri,
             "build": self.build.as_json() if self.build else None,
-            "error": {"message": str(self.error), "advice": self.error.advice} if self.error else None,
+            "error": error_as_json(self.error),
         }
 
 
@@ -71,24 +74,18 @@ class CollectionPreview:
 
 
 def preview_collection(collection: CollectionPlan, options: RunOptions) -> CollectionPreview:
-    """Return what `run_collection` would do. Reads metadata of the sources, and writes nothing.
-
-    Raises:
-        UsageError: an option is invalid.
-        OutputExists: the output is not a folder of datasets.
-    """
-    folder = output_folder(str(options.output or f"{collection.name}-tokens"))
+    """Return what `run_collection` would do. Reads metadata of the sources, and writes nothing. Raises as it does."""
+    folder = output_folder(collection, options)
+    manifest_before(collection, options)
+    spec = load_shared_spec(collection)
 
     def preview(source: SourceJob) -> SourcePreview:
         uri = str(folder / f"{source.name}.lance")
         try:
-            found = preview_build(source.recipe, replace(options, output=uri), uri=uri)
+            found = preview_build(source.recipe, replace(options, output=uri), uri=uri, spec=spec)
             return SourcePreview(source.name, source.category, uri, found, found.error)
         except Exception as error:
-            ours = translate(error, f"planning {source.name}")
-            if ours is None or isinstance(ours, Interrupted):
-                raise
-            return SourcePreview(source.name, source.category, uri, error=ours)
+            return SourcePreview(source.name, source.category, uri, error=source_error(source, error))
 
-    with ThreadPoolExecutor(min(_THREADS, len(collection.sources))) as pool:
-        return CollectionPreview(str(folder), tuple(pool.map(preview, collection.sources)), collection.notes)
+    sources = in_parallel(preview, collection.sources, options.workers or default_workers())
+    return CollectionPreview(str(folder), tuple(sources), collection.notes)

@@ -165,16 +165,16 @@ def _build(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | 
         return _run(decision, engine, options.progress, lock, started)
 
 
-def preview_build(recipe: Recipe, options: RunOptions, *, uri: str) -> BuildPreview:
+def preview_build(recipe: Recipe, options: RunOptions, *, uri: str, spec: TokenizerSpec | None = None) -> BuildPreview:
     """Say what `run_build` would do. Nothing is written, and the tokenizer is loaded only to compare it."""
     if not recipe.has_two_sides:
-        return _preview_one(recipe, options, uri)
+        return _preview_one(recipe, options, uri, spec)
     training, validation = recipe.sides()
-    preview = _preview_one(training, options, uri)
-    return replace(preview, validation=_preview_one(validation, options, validation_uri(uri)))
+    preview = _preview_one(training, options, uri, spec)
+    return replace(preview, validation=_preview_one(validation, options, validation_uri(uri), spec))
 
 
-def _preview_one(recipe: Recipe, options: RunOptions, uri: str) -> BuildPreview:
+def _preview_one(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | None) -> BuildPreview:
     output = options.at(uri)
     if options.skip_existing and look_at(output).ours is not None:
         return BuildPreview(_plan(recipe, options, uri), "skip", "the output exists and would be left alone")
@@ -183,7 +183,7 @@ def _preview_one(recipe: Recipe, options: RunOptions, uri: str) -> BuildPreview:
         check_folder(uri, overwrite=options.overwrite)
         if not look_at(output).number and not output.unfinished():
             return BuildPreview(plan, "build", f"a new dataset at {uri}")
-        job = _job(plan, output, options.origin)
+        job = _job(plan, output, options.origin, spec)
         how = {"append": options.append, "overwrite": options.overwrite, "refresh": options.refresh}
         return _preview(decide(job, **how, settle=False), job)
     except (OutputExists, SourceChanged) as error:
