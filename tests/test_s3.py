@@ -147,9 +147,9 @@ def test_source_and_output_may_have_stores_of_their_own(
     given["output"] = tmp_path / "o.lance"
     copy = lance_prep.build("s3://bucket/own", source_storage_options=s3.options, **given)
     assert copy.content_hash == built.content_hash
-    with pytest.raises(UsageError, match=r"^storage_options have no effect: not in an object store: .*o\.lance"):
+    with pytest.raises(UsageError, match=r"^storage_options has no effect: not in an object store: .*o\.lance"):
         lance_prep.build("s3://bucket/own", storage_options=s3.options, source_storage_options=s3.options, **given)
-    with pytest.raises(UsageError, match=r"^source_storage_options have no effect"):
+    with pytest.raises(UsageError, match=r"^source_storage_options has no effect"):
         lance_prep.build(f"{texts}/0.jsonl", source_storage_options=s3.options, **given)
 
 

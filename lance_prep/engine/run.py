@@ -227,7 +227,7 @@ def check_storage_options(recipe: Recipe, options: RunOptions, uri: str) -> None
     ):
         urls = [url for names, _ in places for url in names if "://" in url and not url.startswith("hf://")]
         if given and not urls:
-            said = f"{name} have no effect: not in an object store: {', '.join(called for _, called in places)}"
+            said = f"{name} has no effect: not in an object store: {', '.join(called for _, called in places)}"
             raise UsageError(said, "remove them; for the Hub, set HF_TOKEN and HF_ENDPOINT")
 
 
