@@ -148,7 +148,7 @@ UNSUPPORTED = (
     "run it in WSL (Windows Subsystem for Linux), a container or a virtual machine",
 )
 _LOGIN = "ask for access on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN"
-_SPACE = "free some space or write elsewhere; the same command then continues the build"
+_SPACE = "free some space or write elsewhere; the same command then continues"
 _STORE_ADVICE = "check the bucket, the region and the endpoint"
 _STORE_LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and " + _STORE_ADVICE
 _DAMAGED = "get the file again, or leave it out; its extension must match its format"
@@ -227,7 +227,7 @@ def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
     if isinstance(error, FileNotFoundError) or "Not found" in text or "No such file or directory" in text:
         return OutputError(f"{uri} was removed while it was being built", "run the same command again")
     advice = _STORE_ADVICE if _names_store(uri) else "check the disk"
-    return OutputError(f"writing {uri}: {one_line(error)}", f"{advice}; the same command continues the build")
+    return OutputError(f"writing {uri}: {one_line(error)}", f"{advice}; the same command continues")
 
 
 @contextmanager

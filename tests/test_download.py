@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
+import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.collection import download, read_download
 from lance_prep.collection.json_lines import LineWriter
@@ -209,13 +209,20 @@ def test_a_file_that_was_not_downloaded_is_not_replaced(hub: LoopbackHub, tmp_pa
     assert len(records(tmp_path / "web" / "pages.jsonl")) == 2000
 
 
-def test_max_tokens_ends_with_the_row_that_reaches_it(hub: LoopbackHub, tmp_path: Path, tokenizer: str) -> None:
+@pytest.mark.parametrize("layout", ["blocks", "documents"])
+def test_limits_are_those_of_a_build(hub: LoopbackHub, tmp_path: Path, tokenizer: str, layout: str) -> None:
     recipe = seed(hub)
-    recipe["defaults"] = {"tokenizer": tokenizer}
+    recipe["defaults"] = {"tokenizer": tokenizer, "layout": layout}
     recipe["categories"]["web"]["sources"]["pages"]["max_tokens"] = 5000
-    outcome = download(recipe, tmp_path, categories=["web"]).outcomes[0]
-    assert outcome.stats is not None
-    reference = Tokenizer.from_file(f"{tokenizer}/tokenizer.json")
-    lengths = [len(reference.encode(each["text"]).ids) for each in records(tmp_path / "web" / "pages.jsonl")]
-    assert sum(lengths[:-1]) < 5000 <= sum(lengths) == outcome.stats.tokens
-    assert outcome.stats.ledger["over_limit"] > 0
+    outcomes = download(recipe, tmp_path / "raw", categories=["web"]).outcomes
+    fields: Any = {"tokenizer": tokenizer, "layout": layout}
+    tokens = lance_prep.build("owner/web", output=tmp_path / "a.lance", max_tokens=5000, **fields)
+    rows = lance_prep.build(
+        "owner/wiki", output=tmp_path / "b.lance", text_column="body", max_source_rows=120, **fields
+    )
+    assert [outcome.stats and outcome.stats.rows for outcome in outcomes] == [
+        tokens.ledger.rows_used,
+        rows.ledger.rows_used,
+    ]
+    assert outcomes[0].stats is not None
+    assert outcomes[0].stats.tokens == tokens.ledger.tokens_in - tokens.ledger.tokens_over_limit

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -230,32 +230,6 @@ def test_the_output_is_removed_under_the_build(
     report = lance_prep.build(source, **fields)
     assert report.content_hash == whole.content_hash
     check_whole(output)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
-    """A file system of its own at `tmp_path/disk`; call it with mount options to change its size.
-
-    If it cannot be mounted, the test fails in CI, and elsewhere says at the end of the run what was not tested.
-    """
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    for prefix in ([], ["sudo", "-n"]):
-        command = [*prefix, "mount", "-t", "tmpfs", "tmpfs", str(disk)]
-        if prefix and shutil.which(prefix[0]) is None:
-            continue
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode == 0:
-            break
-    else:
-        why = f"NOT TESTED: a full disk. Mounting is not permitted here ({done.stderr.strip()}); run the tests as root"
-        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-
-    def remount(options: str) -> None:
-        subprocess.run([*prefix, "mount", "-o", f"remount,{options}", str(disk)], check=True)
-
-    yield remount
-    subprocess.run([*prefix, "umount", str(disk)], check=True)
 
 
 def used(disk: Path) -> tuple[int, int]:

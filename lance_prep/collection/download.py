@@ -17,7 +17,7 @@ from lance_prep.collection.model import CollectionRecipe
 from lance_prep.collection.status import look_at
 from lance_prep.collection.unfinished import Unfinished
 from lance_prep.engine import default_workers
-from lance_prep.errors import Interrupted, LancePrepError, UsageError, translate_output, translating
+from lance_prep.errors import Interrupted, LancePrepError, SourceChanged, UsageError, translate_output, translating
 from lance_prep.store import LocalFiles, output_lock
 
 Status = Literal["downloaded", "resumed", "unchanged", "failed"]
@@ -103,7 +103,7 @@ def download(
     recipe, folder = load_collection(collection), Path(output).absolute()
     wanted = select(recipe, categories)
     refuse_dataset(folder)
-    with output_lock(str(folder)):
+    with output_lock(str(folder), doing="downloaded into"):
         files = LocalFiles(folder)
         files.write(RECIPE, json.dumps(normalised(recipe), indent=2, ensure_ascii=False).encode() + b"\n")
         run = Run(progress or Silent(), threading.Event(), min(workers or default_workers(), len(wanted)))
@@ -159,9 +159,15 @@ def _fetch(wanted: Wanted, files: LocalFiles, run: Run, *, force: bool) -> tuple
     if state is not None and state.entry != wanted.entry:
         run.progress.warned(f"{wanted.path}: its entry has changed, so its unfinished download is discarded")
         state = None
-    if state is not None and not force:
-        return "resumed", fetch_text(wanted, unfinished, unfinished.plan(), state, run)
-    plan = make_text_plan(wanted)
-    if state is not None and plan == unfinished.plan():
-        return "resumed", fetch_text(wanted, unfinished, plan, state, run)
-    return "downloaded", fetch_text(wanted, unfinished, plan, unfinished.begin(plan, wanted.entry), run)
+    plan = unfinished.plan() if state is not None else None
+    if plan is None or force:
+        fresh = make_text_plan(wanted)
+        # With `force`, an unfinished download goes on if its source is still the same.
+        state = state if fresh == plan else unfinished.begin(fresh, wanted.entry)
+        plan = fresh
+    assert state is not None
+    status: Status = "resumed" if state.shards else "downloaded"
+    try:
+        return status, fetch_text(wanted, unfinished, plan, state, run)
+    except SourceChanged as error:
+        raise SourceChanged(str(error), "use force=True to start this source again") from error

@@ -21,13 +21,15 @@ from lance_prep.collection.json_lines import LineWriter
 from lance_prep.collection.model import CollectionRecipe, CollectionSource
 from lance_prep.collection.unfinished import Parts, State, Unfinished
 from lance_prep.errors import Interrupted, UsageError
+from lance_prep.layout import document_affixes
+from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger, Tally
 from lance_prep.model import Plan, Shard
 from lance_prep.plan import make_plan
-from lance_prep.recipe import Recipe, parse_size
+from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store import Quarantine
-from lance_prep.tokenizer import Encoder, ReferenceEncoder, load_tokenizer, make_encoder
+from lance_prep.tokenizer import Encoder, ReferenceEncoder, TokenizerSpec, load_tokenizer, make_encoder
 
 # A shard is what a resumed download reads again.
 SHARD_BYTES = 16 << 20
@@ -40,7 +42,7 @@ _NOTES = {"share", "license", "gated"}
 _READING = ("text_unit", "delimiter")
 # Lines and tokens are counted by a build.
 _LEDGER = ("rows_in", "rows_used", "empty", "filtered", "rejected", "over_limit", "reasons")
-_COUNTING = ("tokenizer", "tokenizer_revision", "special_tokens")
+_COUNTING = ("tokenizer", "tokenizer_revision", "special_tokens", "add_special_tokens", "eos_token", "layout")
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,15 @@ class Wanted:
     Attributes:
         category, name: in the collection.
         source: the recipe's entry.
-        recipe: that reads it.
+        recipe: reads its text.
+        built: builds it, with the collection's layout: that decides what counts as a token.
     """
 
     category: str
     name: str
     source: CollectionSource
     recipe: Recipe
+    built: Recipe
 
     @property
     def path(self) -> str:
@@ -68,7 +72,7 @@ class Wanted:
         """The fields that decide the text, as plain JSON."""
         own = self.source.model_dump(mode="json", exclude=_NOTES)
         names = (*_READING, *(_COUNTING if self.source.max_tokens else ()))
-        shared = self.recipe.model_dump(mode="json", include=set(names))
+        shared = self.built.model_dump(mode="json", include=set(names))
         return {name: value for name, value in {**own, **shared}.items() if value is not None}
 
 
@@ -83,19 +87,18 @@ def select(recipe: CollectionRecipe, categories: Sequence[str]) -> list[Wanted]:
             raise UsageError(
                 f"unknown category {category!r}", f"{recipe.name} has the categories {', '.join(recipe.categories)}"
             )
-    return [
-        Wanted(category, name, source, _recipe(recipe, source, f"{category}.{name}"))
-        for category, name, source in recipe.sources()
-        if not categories or category in categories
-    ]
+    sources = [each for each in recipe.sources() if not categories or each[0] in categories]
+    return [_wanted(recipe, category, name, source) for category, name, source in sources]
 
 
-def _recipe(recipe: CollectionRecipe, source: CollectionSource, where: str) -> Recipe:
-    small = min(parse_size(recipe.defaults.get("shard_size") or SHARD_BYTES), SHARD_BYTES)
-    read = source.recipe(recipe.defaults, where=where, layout="documents", shard_size=small)
-    # Counted here: a limit of the recipe would be one of output rows.
-    unlimited = {"max_rows": None, "max_source_rows": None, "max_tokens": None}.keys() & Recipe.model_fields.keys()
-    return read.model_copy(update=dict.fromkeys(unlimited))
+def _wanted(recipe: CollectionRecipe, category: str, name: str, source: CollectionSource) -> Wanted:
+    where = f"{category}.{name}"
+    built = source.recipe(recipe.defaults, where=where)
+    small = min(built.shard_size or SHARD_BYTES, SHARD_BYTES)
+    # Limits are counted here. A build's `max_rows` would be one of output rows.
+    unlimited: dict[str, Any] = {"max_rows": None, "max_source_rows": None, "max_tokens": None}
+    reads = source.recipe(recipe.defaults, where=where, layout="documents", shard_size=small, **unlimited)
+    return Wanted(category, name, source, reads, built)
 
 
 class DownloadProgress(Protocol):
@@ -257,10 +260,12 @@ class _Limit:
         self._max_tokens = wanted.source.max_tokens
         self.tokens = state.tokens
         self._encoder: Encoder | None = None
+        self._added = 0
         if self._max_tokens is not None:
-            spec = load_tokenizer(wanted.recipe)
-            reference = ReferenceEncoder(spec, wanted.recipe)
-            self._encoder = make_encoder(spec, wanted.recipe, reference, encoders=at_once)
+            spec = load_tokenizer(wanted.built)
+            self._added = _added_tokens(spec, wanted.built)
+            reference = ReferenceEncoder(spec, wanted.built)
+            self._encoder = make_encoder(spec, wanted.built, reference, encoders=at_once)
 
     @property
     def reached(self) -> bool:
@@ -271,12 +276,19 @@ class _Limit:
         """Return how many of the texts still belong to the source, and count them."""
         used = len(texts) if self._rows_left is None else min(self._rows_left, len(texts))
         if self._encoder is not None and self._max_tokens is not None:
-            ends = np.cumsum(self._encoder.encode(texts.slice(0, used)).lengths)
+            ends = np.cumsum(self._encoder.encode(texts.slice(0, used)).lengths + self._added)
             used = min(used, int(np.searchsorted(ends, self._max_tokens - self.tokens)) + 1)
             self.tokens += int(ends[used - 1]) if used else 0
         if self._rows_left is not None:
             self._rows_left -= used
         return used
+
+
+def _added_tokens(spec: TokenizerSpec, recipe: Recipe) -> int:
+    """Return the number of special tokens that a build puts around each document."""
+    if LAYOUTS[recipe.layout].packed:
+        return sum(map(len, document_affixes(spec, add_special_tokens=recipe.add_special_tokens)))
+    return len(spec.prefix) + len(spec.suffix) if recipe.add_special_tokens else 0
 
 
 def _origin(plan: Plan) -> dict[str, str]:

@@ -50,7 +50,7 @@ class SourceStats:
         asked: the recipe's `source`.
         repo, config, split, revision, commit: of a Hub dataset, as in `PinnedSource`.
         license: the recipe's note.
-        tokens: of the texts, without special tokens; None unless the recipe limits them.
+        tokens: of the texts, as a build counts them; None unless the recipe limits them.
         ledger: what became of each source row that was read.
         rejected: the file with the rejected rows; None if there is none.
         entry: the fields of the recipe that decide the file's content.

@@ -52,11 +52,14 @@ class OutputLock:
 
 
 @contextmanager
-def output_lock(uri: str) -> Iterator[OutputLock]:
+def output_lock(uri: str, *, doing: str = "built") -> Iterator[OutputLock]:
     """Hold the output's lock while the block runs.
 
     On a local disk it is the kernel's (`flock`), which ends with its process however that ends: a dead process never
     blocks others. An object store has no lock: of two concurrent builds, the commit lets one win.
+
+    Args:
+        doing: what is done to the output, for the message of another process: "... is being built by".
 
     Raises:
         OutputLocked: another process holds it: says which and since when.
@@ -65,7 +68,7 @@ def output_lock(uri: str) -> Iterator[OutputLock]:
     """
     with translating(uri, translate_output):
         if is_local(uri):
-            with _held(uri) as lock:
+            with _held(uri, doing) as lock:
                 yield lock
         else:
             yield OutputLock(uri)
@@ -76,12 +79,12 @@ def _path(uri: str) -> Path:
 
 
 @contextmanager
-def _held(uri: str) -> Iterator[OutputLock]:
+def _held(uri: str, doing: str) -> Iterator[OutputLock]:
     refuse_links(uri)
     path = _path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _open(path) as file:
-        _lock(file, uri)
+        _lock(file, uri, doing)
         file.seek(0)
         interrupted = bool(file.read(1))
         # In place, and cut to its length afterwards: on a full disk the text of an interrupted command stays.
@@ -104,7 +107,7 @@ def _open(path: Path) -> IO[str]:
         raise
 
 
-def _lock(file: IO[str], uri: str) -> None:
+def _lock(file: IO[str], uri: str, doing: str) -> None:
     try:
         import fcntl
     except ImportError as error:
@@ -112,7 +115,7 @@ def _lock(file: IO[str], uri: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise OutputLocked(f"{uri} is being built by {_holder(file)}", "wait for it, or end it") from None
+        raise OutputLocked(f"{uri} is being {doing} by {_holder(file)}", "wait for it, or end it") from None
 
 
 def _holder(file: IO[str]) -> str:
