@@ -346,6 +346,7 @@ def test_the_schema_accepts_what_the_loader_accepts(tmp_path: Path, change: tupl
 
     text = MIXED.replace(*change)
     (tmp_path / "c.yaml").write_text(text)
+    jsonschema.Draft7Validator.check_schema(collection_schema())
     if valid:
         jsonschema.validate(yaml.safe_load(text), collection_schema())
         assert load_collection(tmp_path / "c.yaml")

@@ -64,9 +64,10 @@ def recipe_text(name: str) -> str:
 
 
 def collection_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a collection recipe, for editors."""
-    schema = CollectionRecipe.model_json_schema()
-    for model in (schema, *schema["$defs"].values()):
+    """Return the JSON Schema of a collection recipe, for editors. It is of draft 7: many editors know no later one."""
+    schema = CollectionRecipe.model_json_schema(ref_template="#/definitions/{model}")
+    models = schema.pop("$defs")
+    for model in (schema, *models.values()):
         _plain(model)
     schema["properties"]["defaults"] = {
         "type": "object",
@@ -74,11 +75,8 @@ def collection_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": _default_fields(),
     }
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema,
-        "title": "lance-prep collection recipe",
-    }
+    about = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "lance-prep collection recipe"}
+    return {**about, **{name: value for name, value in schema.items() if name != "title"}, "definitions": models}
 
 
 def _default_fields() -> dict[str, Any]:
