@@ -111,7 +111,6 @@ def test_other_sources_are_not_collections(tmp_path: Path) -> None:
         (("block_size: 128", "max_rows: 1"), "defaults: max_rows differs between sources; set it in each source", ""),
         (("block_size: 128", "max_source_rows: 1"), "defaults: max_source_rows differs between sources", ""),
         (("proofs:", "TALK:"), "source names must be unique in a collection: talk", ""),
-        (("proofs:", "sums.val:"), "the validation set of sums would have the name of another source: sums.val", ""),
         (("proofs:", "a/b:"), "categories.math.sources.a/b: invalid name 'a/b'", "letters, digits"),
         (("math:", "..:"), "categories...: invalid name '..'", "letters, digits"),
         (("proofs:", "on:"), ", line 13: the name on is not text", "quote it"),

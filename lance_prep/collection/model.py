@@ -149,9 +149,6 @@ class CollectionRecipe(BaseModel):
         twice = [name for name, number in times.items() if number > 1]
         if twice:
             raise ValueError(f"source names must be unique in a collection: {', '.join(twice)}")
-        for name in times:
-            if f"{name}.val" in times:
-                raise ValueError(f"the validation set of {name} would have the name of another source: {name}.val")
         if len({name.lower() for name in self.categories}) < len(self.categories):
             raise ValueError(f"category names must be unique: {', '.join(self.categories)}")
         if not sum(category.share for category in self.categories.values()) > 0:
