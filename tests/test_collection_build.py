@@ -219,12 +219,37 @@ def test_two_files_with_the_name_of_one_source_are_refused(data: Path, tokenizer
 
 
 def test_no_jsonl(tmp_path: Path, tokenizer: str) -> None:
-    with pytest.raises(SourceNotFound, match=r"no \.jsonl file in .* it is empty"):
+    with pytest.raises(SourceNotFound, match=r"no \.jsonl file with text in .* it is empty"):
         lance_prep.build_collection(tmp_path, tokenizer=tokenizer)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.txt").write_text("text")
     with pytest.raises(SourceNotFound, match=r"deep/a\.txt \(not a \.jsonl file\)"):
         lance_prep.build_collection(tmp_path, tokenizer=tokenizer)
+    (tmp_path / "deep" / "b.jsonl").write_text("")
+    with pytest.raises(SourceNotFound, match=r"deep/b\.jsonl \(empty\)"):
+        lance_prep.build_collection(tmp_path, tokenizer=tokenizer)
+    for name in (tmp_path / "none", tmp_path / "deep" / "b.jsonl"):
+        with pytest.raises(SourceNotFound, match=r"no such folder|a file, not a folder"):
+            lance_prep.build_collection(name, tokenizer=tokenizer)
+
+
+def test_a_build_of_one_dataset_suggests_recursive(data: Path, tokenizer: str, capsys: Out) -> None:
+    (data / "own.jsonl").unlink()
+    assert run(["build", f"{data}/*.jsonl", "-o", f"{data.parent}/o.lance", "--tokenizer", tokenizer]) == 1
+    err = capsys.readouterr().err
+    assert f"there are .jsonl files in {data}/c" in err
+    assert f"run `lance-prep build {data} --recursive`" in err
+    (data / "code" / "a.txt").write_text("text")
+    assert run(["build", str(data), "-o", f"{data.parent}/o.lance", "--tokenizer", tokenizer]) == 2
+    assert "; or run `lance-prep build" in capsys.readouterr().err
+
+
+def test_an_empty_file_is_left_out_and_named(data: Path, tokenizer: str, capsys: Out) -> None:
+    (data / "math.jsonl").write_text("")
+    assert build(data, tokenizer) == 0
+    assert "left out of" in (err := capsys.readouterr().err)
+    assert "math.jsonl (empty)" in err
+    assert list(manifest_of(data)["splits"]) == sorted(NAMES)
 
 
 def test_workers_do_not_change_the_manifest(data: Path, tokenizer: str) -> None:

@@ -101,33 +101,39 @@ def _from_recipe(recipe: CollectionRecipe, source: Collection, overrides: Mappin
 def _from_folder(source: str | Path, overrides: Mapping[str, Any]) -> CollectionPlan:
     folder = Path(source)
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "no such folder"
+        what = "a file, not a folder" if folder.exists() else "no such folder"
         raise SourceNotFound(
-            f"{source}: {what}", "name a folder with .jsonl files below it; without recursive=True, any source is built"
+            f"{source}: {what}",
+            "name a folder with .jsonl files below it; `lance-prep build` without --recursive builds one dataset of a "
+            "file, a Hub dataset or a recipe",
         )
     for name in ("config", "split", "revision"):
         if name in overrides:
             raise UsageError(f"{name} has no effect on a folder, only on Hub datasets", f"leave {name} out")
     found = read_download(folder)
-    if not found.sources:
-        raise _no_jsonl(folder, found.skipped)
+    sizes = {each.path: each.path.stat().st_size for each in found.sources}
+    empty = [Skipped(str(each.path.relative_to(folder)), "empty") for each in found.sources if not sizes[each.path]]
+    skipped = (*found.skipped, *empty)
+    sources = [each for each in found.sources if sizes[each.path]]
+    if not sources:
+        raise _no_jsonl(folder, skipped)
     defaults = found.recipe.defaults if found.recipe is not None else {}
     shares = {name: each.share for _, name, each in found.recipe.sources()} if found.recipe is not None else {}
     jobs = []
-    for each in found.sources:
+    for each in sources:
         fields = {**defaults, "source": str(each.path)}
         if each.stats is not None:
             fields["text_column"] = "text"
         recipe = make_recipe(fields, dict(overrides), str(each.path))
         share = shares.get(each.name) if each.stats is not None else None
-        jobs.append(SourceJob(each.name, recipe, each.category, share, each.path.stat().st_size))
+        jobs.append(SourceJob(each.name, recipe, each.category, share, sizes[each.path]))
     notes = [
         f"{category}/{name} of the collection is not in {source}; fetch it with `lance-prep download`"
         for category, name in found.missing()
     ]
     categories = found.recipe.shares() if found.recipe is not None else {}
     name = folder.resolve().name
-    return CollectionPlan(str(source), name, tuple(jobs), categories, tuple(notes), found.skipped)
+    return CollectionPlan(str(source), name, tuple(jobs), categories, tuple(notes), skipped)
 
 
 def _no_jsonl(folder: Path, skipped: tuple[Skipped, ...]) -> SourceNotFound:
@@ -135,7 +141,7 @@ def _no_jsonl(folder: Path, skipped: tuple[Skipped, ...]) -> SourceNotFound:
     more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
     there = f"; what it holds is left out: {', '.join(said)}{more}" if said else "; it is empty"
     return SourceNotFound(
-        f"no .jsonl file in {folder} or in a folder below it{there}",
-        "name the folder that `lance-prep download` wrote, or one with .jsonl files; "
-        "without recursive=True, a folder of another format becomes one dataset",
+        f"no .jsonl file with text in {folder} or in a folder below it{there}",
+        "name the folder that `lance-prep download` wrote, or one with .jsonl files; `lance-prep build` without "
+        "--recursive builds one dataset of a folder in another format",
     )

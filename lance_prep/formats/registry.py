@@ -22,6 +22,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 # Files in a data folder that hold no records.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _NOT_DATA_STEMS = ("readme", "license", "changelog")
+_NOT_DATA_ENDINGS = (".stats.json",)  # what `download` writes beside each file
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ def is_data(path: str) -> bool:
     name = parts[-1].lower()
     if any(part.startswith((".", "__")) for part in parts) or name in _NOT_DATA:
         return False
-    return not name.startswith(_NOT_DATA_STEMS) and format_of(name) is not None
+    if name.startswith(_NOT_DATA_STEMS) or name.endswith(_NOT_DATA_ENDINGS):
+        return False
+    return format_of(name) is not None
 
 
 def check_one_family(names: Iterable[str], where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import itertools
 import os
 import re
 import stat
@@ -21,6 +22,7 @@ from lance_prep.recipe import Recipe
 from lance_prep.transport import FIRST_ATTEMPTS, Transport
 
 _ADVICE = "name a local file, folder or glob, a Hub id owner/name, an hf:// or s3:// URL, a recipe, or `sample`"
+_FOLDERS_LOOKED_AT = 1000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _GLOB = re.compile(r"[*?\[]")
 
@@ -69,13 +71,36 @@ def find_local(source: str) -> Found | None:
     elif is_glob(source):
         walk.read_pattern(path)
         if not walk.files:
-            raise SourceNotFound(f"{source}: no data file matches this pattern", _ADVICE)
+            raise _no_match(source)
     else:
         return None
     if len(walk.files) > 1:
-        check_one_family([file.name for file in walk.files], source)
+        try:
+            check_one_family([file.name for file in walk.files], source)
+        except UsageError as error:
+            if path.is_dir() and any(file.suffix == ".jsonl" for file in walk.files):
+                raise UsageError(str(error), f"{error.advice}; or {_recursive(path)}") from None
+            raise
     skipped = tuple(sorted(walk.skipped, key=lambda each: each.path))
     return Found(PinnedSource(asked=source), tuple(_local_file(file) for file in walk.files), skipped=skipped)
+
+
+def _no_match(pattern: str) -> SourceNotFound:
+    """Return the error for a glob that matches nothing. The files that were meant may be in deeper folders."""
+    said = f"{pattern}: no data file matches this pattern"
+    base = Path(*itertools.takewhile(lambda part: not is_glob(part), Path(pattern).parts))
+    walked = itertools.islice(os.walk(base), _FOLDERS_LOOKED_AT) if pattern.endswith(".jsonl") else ()
+    deeper = [folder for folder, _, files in walked if any(name.endswith(".jsonl") for name in files)]
+    if not deeper:
+        return SourceNotFound(said, _ADVICE)
+    return SourceNotFound(
+        f"{said}, and there are .jsonl files in {deeper[0]}{' and other folders' if len(deeper) > 1 else ''}",
+        f"{_recursive(base)}; or name '{base}/**/*.jsonl', which makes one dataset of them",
+    )
+
+
+def _recursive(folder: Path) -> str:
+    return f"run `lance-prep build {folder} --recursive`, which makes a dataset of each .jsonl file below it"
 
 
 class _Walk:
