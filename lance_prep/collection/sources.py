@@ -104,8 +104,8 @@ def _from_folder(source: str | Path, overrides: Mapping[str, Any]) -> Collection
         what = "a file, not a folder" if folder.exists() else "no such folder"
         raise SourceNotFound(
             f"{source}: {what}",
-            "name a folder with .jsonl files below it; `lance-prep build` without --recursive builds one dataset of a "
-            "file, a Hub dataset or a recipe",
+            "name a folder with .jsonl files below it; for one dataset of a file, a Hub dataset or a recipe, run "
+            f"`lance-prep build {source}`",
         )
     for name in ("config", "split", "revision"):
         if name in overrides:
@@ -142,6 +142,6 @@ def _no_jsonl(folder: Path, skipped: tuple[Skipped, ...]) -> SourceNotFound:
     there = f"; what it holds is left out: {', '.join(said)}{more}" if said else "; it is empty"
     return SourceNotFound(
         f"no .jsonl file with text in {folder} or in a folder below it{there}",
-        "name the folder that `lance-prep download` wrote, or one with .jsonl files; `lance-prep build` without "
-        "--recursive builds one dataset of a folder in another format",
+        "name the folder that `lance-prep download` wrote, or one with .jsonl files; for one dataset of a folder in "
+        f"another format, run `lance-prep build {folder}`",
     )
