@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import os
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,9 +140,11 @@ class Splits:
     @property
     def command(self) -> str:
         """The command that makes the manifest."""
+        source, output = shlex.quote(self.manifest.input_path), shlex.quote(str(self.folder))
         if self.manifest.data_format != "lance":
-            return f"lance-prep export {self.manifest.input_path} -o {self.folder} --format {self.manifest.data_format}"
-        return f"lance-prep build {self.manifest.input_path} -o {self.folder} --recursive"
+            return f"lance-prep export {source} -o {output} --format {shlex.quote(self.manifest.data_format)}"
+        recursive = "" if self.manifest.input_path.endswith((".yaml", ".yml")) else " --recursive"
+        return f"lance-prep build {source} -o {output}{recursive}"
 
     @classmethod
     def read(cls, folder: str | Path, *, validation: bool = False) -> Splits:
@@ -162,7 +165,7 @@ class Splits:
             option = " --val-fraction 0.01" if validation else ""
             raise DatasetError(
                 f"{whole.path}: no {kind} with sequences above 0 ({seen})",
-                f"check the input with `lance-prep verify {manifest.input_path}`, then run "
+                f"check the input with `lance-prep verify {shlex.quote(manifest.input_path)}`, then run "
                 f"`{whole.command}{option} --force`",
             )
         return whole
