@@ -17,7 +17,7 @@ from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
 from lance_prep.train.dataset import DatasetOptions, LanceDataset
 from lance_prep.train.order import DEFAULT_SEED, PAD_ROW, Place
-from lance_prep.train.positions import FAR, Pool, Positions, simulated
+from lance_prep.train.positions import FAR, Lookup, Pool, Positions, simulated
 from lance_prep.train.samples import Batch, Documents, Sample
 from lance_prep.train.sources import Origin, Source, as_indices
 from lance_prep.train.splits import Phase, Pin, Splits, Weights, check_phases
@@ -97,6 +97,7 @@ class Mixture(Dataset[dict[str, Any]]):
         self._simulated = simulated(experiment_tokens, target_tokens)
         self._pins: dict[str, Pin] = {}
         self._laid: Positions | None = None
+        self._looked_up: Lookup | None = None
         self._size: int | None = None
 
     @classmethod
@@ -161,7 +162,7 @@ class Mixture(Dataset[dict[str, Any]]):
         return mixture
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_laid": None}
+        return {**self.__dict__, "_laid": None, "_looked_up": None}
 
     # Laying out.
 
@@ -199,6 +200,12 @@ class Mixture(Dataset[dict[str, Any]]):
             pools = [self._pool(i) for i in range(len(self.names))]
             self._laid = Positions.lay_out(phases, pools, self.seed, restart=self.stopping == "stop")
         return self._laid
+
+    @property
+    def _lookup(self) -> Lookup:
+        if self._looked_up is None:
+            self._looked_up = Lookup(self._positions)
+        return self._looked_up
 
     def _pool(self, number: int) -> Pool:
         name, source = self.names[number], self.sources[number]
@@ -267,7 +274,7 @@ class Mixture(Dataset[dict[str, Any]]):
         flat = np.asarray(indices, np.int64).reshape(-1)
         if flat.size and int(flat.min()) < 0:
             raise IndexError(f"position {flat.min()} of a mixture is negative")
-        return self._positions.locate(flat)
+        return self._lookup.locate(flat)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...

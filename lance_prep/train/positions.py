@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 
 from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
@@ -173,6 +174,58 @@ class Positions:
                 here = (source == i) & (times == time)
                 sample[here] = pool.samples(self.seed, time, place[here])
         return source, sample
+
+
+#: Positions that are looked up at once.
+_AT_ONCE = 4096
+#: The longest epoch of which every position is remembered once it was looked up, in 16 MB.
+_REMEMBERED = 1 << 20
+
+
+class Lookup:
+    """Looks many positions up at once, and remembers them. Threads may share one.
+
+    Looking up 8 positions of three sources takes 650 us, almost all of it in numpy's calls; 4,096 positions in a row
+    take 1,500 us. Most readers ask for the next positions. A DataLoader that shuffles asks for any.
+    """
+
+    def __init__(self, positions: Positions) -> None:
+        self._positions = positions
+        #: The first position of the last run that was looked up, and what is there.
+        self._run = (0, np.empty((2, 0), np.int64))
+        self._known = np.zeros(-(-positions.length // _AT_ONCE), np.bool_)
+        self._table: npt.NDArray[np.int64] | None = None
+
+    def locate(self, positions: Indices) -> tuple[Indices, Indices]:
+        """Return what `Positions.locate` returns."""
+        if not positions.size:
+            return self._positions.locate(positions)
+        low, high = int(positions.min()), int(positions.max())
+        start, run = self._run
+        if not start <= low <= high < start + run.shape[1]:
+            if high - low >= _AT_ONCE:
+                return self._scattered(positions, high)
+            start, run = low, self._look_up(low, _AT_ONCE)
+            self._run = (start, run)
+        inside = positions - start
+        return run[0][inside], run[1][inside]
+
+    def _look_up(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        return np.stack(self._positions.locate(np.arange(start, start + count, dtype=np.int64)))
+
+    def _scattered(self, positions: Indices, high: int) -> tuple[Indices, Indices]:
+        length = self._positions.length
+        if high >= length or length > _REMEMBERED:
+            return self._positions.locate(positions)
+        if self._table is None:
+            self._table = np.empty((2, len(self._known) * _AT_ONCE), np.int64)
+        table = self._table
+        blocks = np.unique(positions // _AT_ONCE)
+        for block in blocks[~self._known[blocks]].tolist():
+            start = block * _AT_ONCE
+            table[:, start : start + _AT_ONCE] = self._look_up(start, _AT_ONCE)
+            self._known[block] = True  # last: another thread may look here meanwhile
+        return table[0][positions], table[1][positions]
 
 
 def _counts(stretches: Sequence[Stretch], length: int) -> list[int]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lance_prep.errors import StateMismatch, UsageError
 from lance_prep.train import LanceDataset, Mixture, TokenLoader
-from lance_prep.train.positions import FAR, Pool, Positions, Simulated
+from lance_prep.train.positions import FAR, Lookup, Pool, Positions, Simulated
 from tests.train.made import BLOCK, Made
 
 tokens = st.integers(1, 10**15)
@@ -65,6 +65,29 @@ def test_the_small_run_repeats_every_source_as_often_as_the_large_one(
         in_large = Fraction(large.counts(steps * factor)[i], size)
         error = Fraction(1, part) + Fraction(1, size) + in_large * Fraction(1, 2 * part)
         assert abs(in_small - in_large) <= error
+
+
+requests = st.lists(
+    st.one_of(
+        st.tuples(st.integers(0, 40_000), st.integers(1, 3000)).map(lambda run: list(range(run[0], run[0] + run[1]))),
+        st.lists(st.integers(0, 40_000), max_size=20),
+        st.lists(st.integers(0, 10**15), max_size=5),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.booleans(), st.sampled_from([30, 9000]), requests)
+def test_what_is_remembered_is_what_was_looked_up(restart: bool, size: int, asked: list[list[int]]) -> None:
+    pools = [Pool(size, size, "a"), Pool(7, 5, "b")]
+    phases = [([Fraction(1), Fraction(2)], 500), ([Fraction(3), Fraction(1)], FAR)]
+    positions = Positions.lay_out(phases, pools, 7, restart=restart)
+    remembered = Lookup(positions)
+    for some in asked:
+        array = np.array(some, np.int64)
+        for got, want in zip(remembered.locate(array), positions.locate(array), strict=True):
+            assert got.tolist() == want.tolist()
 
 
 @pytest.fixture
