@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: `doc_id = shard << 40 | row`
 ROW_BITS = 40
+#: Begins the name of a tokenizer that is a Python function (see `tokenizer.function`).
+FUNCTION_PREFIX = "python:"
 
 _TEXT = ("text_column", "template")
 _TOKENIZER = (

@@ -612,8 +612,8 @@ def test_the_recipe_that_info_prints_names_the_commits(tmp_path: Path, hub: Loop
 def test_keyword_arguments_of_build_are_the_fields_of_the_recipe() -> None:
     hints = get_type_hints(RecipeFields)
     assert list(hints) == [name for name in Recipe.model_fields if name != "source"]
-    # These take text or any sequence, and convert it.
-    for name in hints.keys() - {"keep_columns", "shard_size", "max_rows", "max_source_rows", "max_tokens"}:
+    # These take text, any sequence or a function, and convert it.
+    for name in hints.keys() - {"keep_columns", "shard_size", "max_rows", "max_source_rows", "max_tokens", "tokenizer"}:
         assert hints[name] == Recipe.model_fields[name].annotation, name
 
 

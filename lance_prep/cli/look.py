@@ -114,20 +114,24 @@ def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
         commit = f" at {tokenizer.commit}" if tokenizer.commit else ""
         ids = f"bos {tokenizer.bos_id}, eos {tokenizer.eos_id}, pad {tokenizer.pad_id}"
         digest = f"sha256 {tokenizer.sha256[:16]}"
-        rows.append(("tokenizer", f"{tokenizer.name}{commit}: {tokenizer.vocab_size:,} ids, {ids}, {digest}"))
+        size = f"{tokenizer.vocab_size:,} ids"
+        if tokenizer.is_function:
+            size = f"a Python function, ids below {tokenizer.vocab_size:,}"
+        rows.append(("tokenizer", f"{tokenizer.name}{commit}: {size}, {ids}, {digest}"))
     return rows
 
 
 def _row_text(shown: ShownRow, ids: bool, width: int) -> str:
-    if shown.text is None:
+    if shown.num_tokens is None:
         if ids:
             raise click.UsageError("--ids: the rows of this dataset hold no tokens; remove --ids")
         columns = json.dumps(shown.columns, default=str, ensure_ascii=False)
         return f"row {shown.row}: {printable(_cut(columns, width))}"
     kept = "".join(f", {name}={value!r}" for name, value in shown.columns.items())
     lines = [f"row {shown.row}: {shown.num_tokens} tokens, {_documents(shown.documents)}{printable(kept)}"]
-    lines += [f"  {line}" for line in printable(_cut(shown.text, width)).split("\n")]
-    if ids:
+    if shown.text is not None:
+        lines += [f"  {line}" for line in printable(_cut(shown.text, width)).split("\n")]
+    if ids or shown.text is None:
         lines.append(f"  {shown.ids}")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lance_prep.cli.common import count, size, span, table
 from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_workers
-from lance_prep.layouts import LAYOUTS, ROW_BITS
+from lance_prep.layouts import FUNCTION_PREFIX, LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan
 from lance_prep.store import Lengths
@@ -70,7 +70,8 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("columns kept", ", ".join(given["keep_columns"])))
     layout = LAYOUTS[given["layout"]]
     rows.append(("layout", layout.describe(given)))
-    if "special_tokens" in given and layout.tokens:
+    function = str(given.get("tokenizer")).startswith(FUNCTION_PREFIX)
+    if "special_tokens" in given and layout.tokens and not function:
         written = {"text": "are plain text", "parse": "are parsed", "error": "are an error"}[given["special_tokens"]]
         added = "the tokenizer's are added" if given.get("add_special_tokens") else "none are added"
         rows.append(("special tokens", f"{added}; those written in a text {written}"))

@@ -202,7 +202,7 @@ def check_lists(opened: DatasetVersion, found: Verification) -> None:
     """Check the tokenizer's file and the lists of source files: whole, and as long as the metadata says."""
     if opened.metadata.tokenizer is not None:
         with found.reading("the tokenizer"):
-            opened.tokenizer_file()
+            opened.tokenizer_record()
     with found.reading(LOADER_FILE):
         if opened.files.read(LOADER_FILE) not in (None, LOADER):
             raise ValueError("it is not what was written, so `datasets` may load other files")

@@ -26,13 +26,25 @@ from lance_prep.dataset.check_builds import BuildJournal, Verification
 from lance_prep.dataset.check_rows import ShardRows
 from lance_prep.errors import LancePrepError, SourceChanged
 from lance_prep.layout import LayoutJob, lay_out, row_schema
-from lance_prep.layouts import ROW_BITS
+from lance_prep.layouts import FUNCTION_PREFIX, ROW_BITS
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import make_plan
+from lance_prep.recipe import Recipe
 from lance_prep.source import check_unchanged, read_shard
-from lance_prep.store import DatasetVersion, ShardHash, hash_file
-from lance_prep.tokenizer import Encoder, ReferenceEncoder, TokenizerSpec, TokenLists, make_encoder
+from lance_prep.store import DatasetVersion, ShardHash, TokenizerRecord, hash_file
+from lance_prep.tokenizer import (
+    Dtype,
+    Encoder,
+    FunctionEncoder,
+    FunctionSpec,
+    ReferenceEncoder,
+    TextFunction,
+    TokenizerSpec,
+    TokenLists,
+    function_spec,
+    make_encoder,
+)
 from lance_prep.transport import Transport, is_local
 
 #: A shard takes 1 to 3 s, or 30 to 60 s if `tokenizers` encodes all of it.
@@ -50,11 +62,13 @@ class SourceCheck:
         rows: number of rows to draw; None to check every row of every shard.
         seed: decides which rows are drawn.
         storage_options: for a source in an object store.
+        tokenizer: the Python function that made the ids, if one did. Nothing can be compared without it.
     """
 
     rows: int | None = SAMPLE_ROWS
     seed: int = 0
     storage_options: Mapping[str, str] | None = None
+    tokenizer: TextFunction | None = None
 
 
 @dataclass
@@ -67,7 +81,7 @@ class SampledEncoder:
     """
 
     fast: Encoder
-    reference: ReferenceEncoder
+    reference: Encoder
     share: float
     rng: np.random.Generator
     rows_checked: int = 0
@@ -102,7 +116,10 @@ def check_against_source(
         found.wrong("no row can be compared with the source: plans or receipts are missing")
         return
     chosen, share = _draw(known, check)
-    spec, encoder = _spec(opened), None
+    spec, encoder = _spec(opened, check), None
+    if spec is None and opened.metadata.tokenizer is not None:
+        found.wrong(_why_not(opened.metadata.tokenizer, check))
+        return
     for shard in chosen:
         assert shard.receipt is not None
         journal, planned = plans[shard.receipt.shard]
@@ -111,9 +128,7 @@ def check_against_source(
         with found.reading(f"shard {planned.index} cannot be compared with the source"):
             plan = _where_it_is_now(journal.plan, planned, hashes.get(journal.key, {}))
             if spec is not None and encoder is None:  # all builds of a version tokenize in the same way
-                reference = ReferenceEncoder(spec, plan.recipe)
-                fast = make_encoder(spec, plan.recipe, reference, parallel=True)
-                encoder = SampledEncoder(fast, reference, share, np.random.default_rng(check.seed))
+                encoder = _encoder(spec, plan.recipe, share, check.seed)
             _Rebuild(opened, plan, planned, shard, check, spec, encoder, found).compare()
 
 
@@ -208,7 +223,8 @@ class _Rebuild:
         with closing(source):  # type: ignore[type-var]
             yield from lay_out(source, job)
         if self.encoder is not None:
-            self.found.count("texts encoded with tokenizers", self.encoder.rows_checked)
+            by = "the function" if isinstance(self.spec, FunctionSpec) else "tokenizers"
+            self.found.count(f"texts encoded with {by}", self.encoder.rows_checked)
             self.encoder.rows_checked = 0
 
     def _first_difference(self) -> str | None:
@@ -230,12 +246,43 @@ class _Rebuild:
         return None
 
 
-def _spec(opened: DatasetVersion) -> TokenizerSpec | None:
+def _spec(opened: DatasetVersion, check: SourceCheck) -> TokenizerSpec | None:
+    """Return the tokenizer that made the rows; None if there is none, or a Python function that was not given."""
     stated = opened.metadata.tokenizer
     if stated is None:
         return None
+    if stated.is_function:
+        return _function_spec(stated, check)
     fields = {name: value for name, value in asdict(stated).items() if name != "backends"}
     return TokenizerSpec(**fields, file=opened.tokenizer_file())
+
+
+def _function_spec(stated: TokenizerRecord, check: SourceCheck) -> FunctionSpec | None:
+    """Return the function that was given, if it is the one that was recorded."""
+    if check.tokenizer is None:
+        return None
+    dtype: Dtype = "uint16" if stated.vocab_size <= 1 << 16 else "uint32"
+    name = stated.name.removeprefix(FUNCTION_PREFIX)
+    spec = function_spec(check.tokenizer, name=name, eos_id=stated.eos_id, dtype=dtype)
+    return spec if spec.sha256 == stated.sha256 else None
+
+
+def _why_not(stated: TokenizerRecord, check: SourceCheck) -> str:
+    if check.tokenizer is None:
+        return (
+            f"no row can be compared with the source: a Python function made the ids ({stated.name}), so compare in "
+            "Python: verify(uri, against=lance_prep.dataset.SourceCheck(tokenizer=function))"
+        )
+    return f"no row can be compared with the source: the function given is not {stated.name}, its ids are others"
+
+
+def _encoder(spec: TokenizerSpec, recipe: Recipe, share: float, seed: int) -> SampledEncoder:
+    rng = np.random.default_rng(seed)
+    if isinstance(spec, FunctionSpec):
+        function = FunctionEncoder(spec)
+        return SampledEncoder(function, function, 1.0, rng)
+    reference = ReferenceEncoder(spec, recipe)
+    return SampledEncoder(make_encoder(spec, recipe, reference, parallel=True), reference, share, rng)
 
 
 def _first_unequal(made: pa.RecordBatch, stored: pa.Table) -> int | None:

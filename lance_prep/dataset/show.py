@@ -32,7 +32,7 @@ class ShownRow:
         row: its number in the dataset.
         num_tokens: real tokens; None for `raw`.
         documents: the documents in the row, in order; empty for `raw`.
-        text: decoded, special tokens included; None for `raw`.
+        text: decoded, special tokens included; None for `raw`, and for tokens of a Python function.
         ids: token ids, without padding; empty for `raw`.
         columns: kept columns; for `raw`, all.
     """
@@ -61,7 +61,8 @@ def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
         records = opened.dataset.take(wanted).to_pylist() if wanted else []
     if not LAYOUTS[opened.metadata.layout].tokens:
         return [ShownRow(i, None, (), None, [], record) for i, record in zip(wanted, records, strict=True)]
-    tokenizer = load_reference(opened.tokenizer_file())
+    stated = opened.metadata.tokenizer
+    tokenizer = None if stated is None or stated.is_function else load_reference(opened.tokenizer_file())
     shown = []
     for i, record in zip(wanted, records, strict=True):
         ids, n = record.pop("input_ids"), record.pop("num_tokens")
@@ -69,7 +70,7 @@ def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
         docs = record.pop("doc_ids") if blocks else [record.pop("doc_id")]
         lengths = record.pop("seq_lengths") if blocks else [n]
         documents = tuple(_document(doc, length) for doc, length in zip(docs, lengths, strict=True))
-        text = tokenizer.decode(ids[:n], skip_special_tokens=False)
+        text = None if tokenizer is None else tokenizer.decode(ids[:n], skip_special_tokens=False)
         shown.append(ShownRow(i, n, documents, text, ids[:n], record))
     return shown
 

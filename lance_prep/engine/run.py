@@ -26,7 +26,15 @@ from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Limit, Recipe, RecipeFields, Source, load_recipe, source_names
 from lance_prep.store import Output, OutputLock, Quarantine, build_key, tokenizer_path, with_data, write_by_hash
-from lance_prep.tokenizer import BackendDisagrees, TokenizerSpec, load_tokenizer
+from lance_prep.tokenizer import (
+    BackendDisagrees,
+    Dtype,
+    FunctionSpec,
+    TokenizerSpec,
+    check_function,
+    function_spec,
+    load_tokenizer,
+)
 from lance_prep.transport import Transport, absolute_uri
 
 READ_AHEAD_BATCHES = 2
@@ -95,6 +103,9 @@ def build(
     source_storage_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     engine: str = "local",
+    eos_id: int | None = None,
+    dtype: Dtype | None = None,
+    tokenizer_name: str | None = None,
     **overrides: Unpack[RecipeFields],
 ) -> BuildReport:
     """Build a Lance token dataset.
@@ -106,7 +117,14 @@ def build(
             URL, a local file, folder or glob, a list of these local names, or a `Recipe`.
         output, workers, append, overwrite, skip_existing, storage_options, source_storage_options, progress, engine:
             see `RunOptions`.
-        overrides: fields of `Recipe`, such as `layout="blocks"` or `max_rows=1000`.
+        eos_id, dtype, tokenizer_name: only with a function as tokenizer: the id that ends a document (needed by layout
+            blocks), the type of the stored ids ("uint32" by default), and the name that the dataset records, by
+            default the function's module and name.
+        overrides: fields of `Recipe`, such as `layout="blocks"` or `max_rows=1000`. `tokenizer` may also be any
+            function that returns the ids of a text, as a list of int or an integer array. This is the slow path: one
+            call per text, from one thread per worker (so it must be thread-safe, or use `workers=1`), with nothing
+            to check its ids against. Its name and its ids of a few texts identify it: choose another name whenever
+            the ids change.
 
     Raises:
         RecipeError: the recipe is invalid.
@@ -125,7 +143,31 @@ def build(
         engine,
         source_storage_options=source_storage_options,
     )
-    return run_build(load_recipe(source, overrides), options, uri=options.uri(source))
+    recipe, spec = _recipe_and_function(source, overrides, eos_id, dtype, tokenizer_name)
+    return run_build(recipe, options, uri=options.uri(source), spec=spec)
+
+
+def _recipe_and_function(
+    source: Source, overrides: RecipeFields, eos_id: int | None, dtype: Dtype | None, tokenizer_name: str | None
+) -> tuple[Recipe, FunctionSpec | None]:
+    """Return the recipe and, if a function was given as tokenizer, its spec.
+
+    Raises:
+        UsageError: an argument has no effect, or an override is invalid.
+        RecipeError: the recipe is invalid.
+        TokenizerError: the function cannot be used.
+    """
+    function = overrides.get("tokenizer")
+    if not callable(function):
+        given = {"eos_id": eos_id, "dtype": dtype, "tokenizer_name": tokenizer_name}
+        if unread := [name for name, value in given.items() if value is not None]:
+            said = f"{' and '.join(unread)} can only be given with a function as tokenizer"
+            raise UsageError(said, "remove them: a tokenizer file says its ids; eos_token names another end of text")
+        return load_recipe(source, overrides), None
+    spec = function_spec(function, name=tokenizer_name, eos_id=eos_id, dtype=dtype)
+    recipe = load_recipe(source, {**overrides, "tokenizer": spec.name})
+    check_function(spec, recipe)
+    return recipe, spec
 
 
 def run_build(recipe: Recipe, options: RunOptions, *, uri: str, spec: TokenizerSpec | None = None) -> BuildReport:
@@ -298,12 +340,18 @@ def load_spec(recipe: Recipe) -> TokenizerSpec | None:
 
 
 def stream(
-    source: Source, *, storage_options: Mapping[str, str] | None = None, **overrides: Unpack[RecipeFields]
+    source: Source,
+    *,
+    storage_options: Mapping[str, str] | None = None,
+    eos_id: int | None = None,
+    dtype: Dtype | None = None,
+    tokenizer_name: str | None = None,
+    **overrides: Unpack[RecipeFields],
 ) -> pa.RecordBatchReader:
     """Return the rows that `build` would write, as a streaming reader. It holds a few batches and writes nothing.
 
     Args:
-        source, storage_options, overrides: as in `build`.
+        source, storage_options, eos_id, dtype, tokenizer_name, overrides: as in `build`.
 
     Returns:
         A reader with the dataset's schema. Its rows and their order are those of the built dataset. A row that `build`
@@ -313,13 +361,13 @@ def stream(
         RecipeError, SourceError, TokenizerError: at once, or from the reader. TokenizerError also if the fast backend
             disagrees with `tokenizers`; `build` would encode that shard again.
     """
-    recipe = load_recipe(source, overrides)
+    recipe, spec = _recipe_and_function(source, overrides, eos_id, dtype, tokenizer_name)
     if recipe.has_two_sides:
         raise UsageError("val_fraction: a stream is of one side of the split", "use side='train' or side='validation'")
     options = RunOptions(storage_options=storage_options)
     check_storage_options(recipe, options, uri="")
     made = make_plan(recipe, options.origin)
-    job = BuildJob(made, load_spec(made.recipe), options.origin, Output(""), key="")
+    job = BuildJob(made, spec or load_spec(made.recipe), options.origin, Output(""), key="")
     return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), READ_AHEAD_BATCHES))
 
 

@@ -23,6 +23,8 @@ from lance_prep.tokenizer import (
     CheckedEncoder,
     Encoder,
     ExactEncoder,
+    FunctionEncoder,
+    FunctionSpec,
     ReferenceEncoder,
     SpecialTokenGuard,
     TokenizerSpec,
@@ -139,6 +141,9 @@ class Encoders:
         """
         if task.spec is None:
             yield None
+            return
+        if isinstance(task.spec, FunctionSpec):
+            yield Lent(FunctionEncoder(task.spec), None, None)
             return
         recipe = task.plan.recipe
         with self._lock:

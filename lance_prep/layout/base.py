@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lance_prep.errors import TokenizerError
 from lance_prep.keyed import Indices, key, permutation
 from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan
 from lance_prep.recipe import Limit, Recipe
 from lance_prep.source import SourceBatch
-from lance_prep.tokenizer import Encoder, SpecialTokenGuard, TokenizerSpec, TokenLists
+from lance_prep.tokenizer import Encoder, SpecialTokenGuard, TextRefused, TokenizerSpec, TokenLists
 
 DocIds = npt.NDArray[np.uint64]
 
@@ -161,7 +162,7 @@ class LayoutJob:
 
 
 def encode_together(
-    job: LayoutJob, items: Iterable[tuple[T, SourceBatch, pa.LargeStringArray]]
+    job: LayoutJob, items: Iterable[tuple[T, SourceBatch, Indices, pa.LargeStringArray]]
 ) -> Iterator[tuple[T, TokenLists]]:
     """Encode several batches per call, and return each item with the ids of its texts, in order.
 
@@ -169,12 +170,16 @@ def encode_together(
     after the limit is reached would be counted and not used.
 
     Args:
-        items: each with the batch that it holds, whose memory counts too, and its texts.
+        items: each with the batch that it holds, whose memory counts too, the row of the batch that each text is of,
+            and the texts.
+
+    Raises:
+        TokenizerError: a Python function as tokenizer failed on a text. Names the source row.
     """
-    group: list[tuple[T, pa.LargeStringArray]] = []
+    group: list[_Texts[T]] = []
     held = 0
-    for item, batch, texts in items:
-        group.append((item, texts))
+    for item, batch, parents, texts in items:
+        group.append(_Texts(item, batch.rows, parents, texts))
         held += max(texts.nbytes, batch.columns.nbytes)
         if held >= GROUP_BYTES or job.limit.limits:
             yield from _encode(job, group)
@@ -183,12 +188,27 @@ def encode_together(
         yield from _encode(job, group)
 
 
-def _encode(job: LayoutJob, group: list[tuple[T, pa.LargeStringArray]]) -> Iterator[tuple[T, TokenLists]]:
+@dataclass(frozen=True)
+class _Texts(Generic[T]):
+    """The texts of an item, and where they come from: `rows[parents]`."""
+
+    item: T
+    rows: npt.NDArray[np.uint64]
+    parents: Indices
+    texts: pa.LargeStringArray
+
+
+def _encode(job: LayoutJob, group: list[_Texts[T]]) -> Iterator[tuple[T, TokenLists]]:
+    try:
+        tokens = job.encode(group[0].texts if len(group) == 1 else pa.concat_arrays([each.texts for each in group]))
+    except TextRefused as error:
+        rows = np.concatenate([each.rows[each.parents] for each in group])
+        said = f"shard {job.shard}, source row {rows[error.index]:,}: {error}"
+        raise TokenizerError(said, error.advice) from error
     if len(group) == 1:
-        yield group[0][0], job.encode(group[0][1])
+        yield group[0].item, tokens
         return
-    tokens = job.encode(pa.concat_arrays([texts for _, texts in group]))
     start = 0
-    for item, texts in group:
-        yield item, tokens.slice(start, start + len(texts))
-        start += len(texts)
+    for each in group:
+        yield each.item, tokens.slice(start, start + len(each.texts))
+        start += len(each.texts)

@@ -49,10 +49,10 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
 
 def _documents(
     batches: Iterable[SourceBatch],
-) -> Iterator[tuple[tuple[SourceBatch, Indices], SourceBatch, pa.LargeStringArray]]:
+) -> Iterator[tuple[tuple[SourceBatch, Indices], SourceBatch, Indices, pa.LargeStringArray]]:
     for batch in batches:
         texts, kept = drop_blank(without_nulls(batch.columns.column(0)))
-        yield (batch, kept), batch, texts
+        yield (batch, kept), batch, kept, texts
 
 
 def document_affixes(spec: TokenizerSpec, *, add_special_tokens: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

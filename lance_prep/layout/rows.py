@@ -51,7 +51,7 @@ def _admitted(job: LayoutJob, tokens: TokenLists, parents: Indices) -> int:
 
 def _split(
     batches: Iterable[SourceBatch], split: Split | None
-) -> Iterator[tuple[tuple[SourceBatch, Indices, int], SourceBatch, pa.LargeStringArray]]:
+) -> Iterator[tuple[tuple[SourceBatch, Indices, int], SourceBatch, Indices, pa.LargeStringArray]]:
     """Yield the texts of each batch that are not blank, with the source row of each, and the number of units."""
     for batch in batches:
         texts = without_nulls(batch.columns.column(0))
@@ -59,7 +59,7 @@ def _split(
         if split is not None:
             texts, parents, units = split(texts)
         texts, kept = drop_blank(texts)
-        yield (batch, parents[kept], units), batch, texts
+        yield (batch, parents[kept], units), batch, parents[kept], texts
 
 
 def _lines(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, Indices, int]:

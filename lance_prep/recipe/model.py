@@ -7,7 +7,7 @@ hash of a recipe, with the pinned source and the tokenizer, identifies the resul
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -224,7 +224,10 @@ class Recipe(BaseModel):
 
 
 class RecipeFields(TypedDict, total=False):
-    """The fields of `Recipe` as keyword arguments, for type checkers. `source` is an argument of its own."""
+    """The fields of `Recipe` as keyword arguments, for type checkers. `source` is an argument of its own.
+
+    `build` and `stream` also take a function as `tokenizer`.
+    """
 
     config: str | None
     split: str | None
@@ -235,7 +238,7 @@ class RecipeFields(TypedDict, total=False):
     text_unit: TextUnit | None
     delimiter: str | None
     template: str | None
-    tokenizer: str | None
+    tokenizer: str | Callable[[str], Any] | None
     tokenizer_revision: str | None
     tokenizer_backend: Backend
     special_tokens: SpecialTokens

@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset, DatasetError
-from lance_prep.layouts import LAYOUTS
+from lance_prep.layouts import FUNCTION_PREFIX, LAYOUTS
 from lance_prep.ledger import Ledger
 
 KEY = b"lance_prep"
@@ -98,6 +98,11 @@ class TokenizerRecord:
 
     def __post_init__(self) -> None:
         check_sha256(self.sha256, "sha256")
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it is a Python function, which the dataset names and does not hold."""
+        return self.name.startswith(FUNCTION_PREFIX)
 
     @property
     def padding_id(self) -> int:

@@ -117,6 +117,19 @@ class DatasetVersion:
         """Return the `tokenizer.json` that made this version.
 
         Raises:
+            DatasetError: it is missing or damaged, the layout has none, or it is a Python function.
+        """
+        if self.metadata.tokenizer is not None and self.metadata.tokenizer.is_function:
+            raise DatasetError(
+                f"{self.uri} was tokenized by a Python function, {self.metadata.tokenizer.name}: it has no decoder",
+                "decode the ids with the code that the function belongs to",
+            )
+        return self.tokenizer_record()
+
+    def tokenizer_record(self) -> bytes:
+        """Return the file whose sha256 identifies the tokenizer: a `tokenizer.json`, or what names a Python function.
+
+        Raises:
             DatasetError: it is missing or damaged, or the layout has none.
         """
         if self.metadata.tokenizer is None:

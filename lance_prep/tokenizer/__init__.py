@@ -7,6 +7,15 @@ from lance_prep.process import lazy_exports
 if TYPE_CHECKING:
     from lance_prep.tokenizer.check import BackendDisagrees, CheckedEncoder
     from lance_prep.tokenizer.encoders import Encoder, ExactEncoder, ReferenceEncoder, SpecialTokenGuard, make_encoder
+    from lance_prep.tokenizer.function import (
+        Dtype,
+        FunctionEncoder,
+        FunctionSpec,
+        TextFunction,
+        TextRefused,
+        check_function,
+        function_spec,
+    )
     from lance_prep.tokenizer.lists import TokenLists
     from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, load_tokenizer
 

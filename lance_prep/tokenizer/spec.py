@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, UsageError, translating
 from lance_prep.fetch import LIBRARY, guard_session, hub_api
+from lance_prep.layouts import FUNCTION_PREFIX
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer.made import convert_slow, is_slow, train_sample_tokenizer
 from lance_prep.transport import FIRST_ATTEMPTS, Retries
@@ -72,6 +73,11 @@ def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
     name = recipe.tokenizer
     if name is None:
         raise TokenizerError("the recipe names no tokenizer", "name one with `tokenizer`")
+    if name.startswith(FUNCTION_PREFIX):
+        raise TokenizerError(
+            f"{name} is a Python function, which cannot be found by its name",
+            "pass the function itself: `lance_prep.build(..., tokenizer=function)`",
+        )
     path = Path(name)
     if recipe.tokenizer_revision is not None and (path.exists() or name == "lance-prep:sample"):
         said = f"tokenizer_revision {recipe.tokenizer_revision!r} is given, and {name} is not read from the Hub"
