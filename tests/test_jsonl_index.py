@@ -104,9 +104,9 @@ def test_a_second_run_reads_only_what_is_new_or_changed(tmp_path: Path, capsys: 
     done = index_jsonl(tmp_path)
     assert (done.status, done.added, done.changed, done.removed) == (
         "updated",
-        ("aa.jsonl",),
-        ("b.jsonl",),
-        ("c.jsonl",),
+        ["aa.jsonl"],
+        ["b.jsonl"],
+        ["c.jsonl"],
     )
     assert (done.files, done.rows, done.scanned_files) == (3, 6, 2)
     assert done.content_hash != first.content_hash
@@ -125,7 +125,7 @@ def test_a_touched_file_is_read_again_and_has_the_same_content(tmp_path: Path) -
     first = index_jsonl(tmp_path)
     os.utime(file, ns=(5, 5))
     again = index_jsonl(tmp_path)
-    assert (again.status, again.changed, again.content_hash) == ("updated", ("a.jsonl",), first.content_hash)
+    assert (again.status, again.changed, again.content_hash) == ("updated", ["a.jsonl"], first.content_hash)
     assert index_jsonl(tmp_path, rescan=True).scanned_files == 1
 
 
@@ -140,7 +140,7 @@ def test_each_pattern_has_an_index_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "what", "advice"),
     [
-        (None, b"", "no .jsonl or .ndjson files", "name a folder"),
+        (None, b"", "no .jsonl or .ndjson file here", "name a folder"),
         ("a.jsonl.gz", gzip.compress(b"{}\n"), "a.jsonl.gz is compressed", "gunzip"),
         ("a.jsonl", b"\n \n\r\n", "hold no records", "check that they are complete"),
         ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "is UTF-16", "iconv"),
@@ -212,11 +212,11 @@ def test_a_killed_run_leaves_the_earlier_index_or_the_new_one(tmp_path: Path) ->
     for i in range(4):
         write(tmp_path / "d" / f"{i}.jsonl", *({"n": n} for n in range(20_000)))
     reference = index_jsonl(tmp_path / "d", output=tmp_path / "reference.lance")
-    draw = random.Random(1)
-    killed = 0
-    for _ in range(5):
+    killed, lock = 0, tmp_path / "d" / ".jsonl_index.lance" / ".lance_prep" / "lock"
+    for delay in (0, 0.01, 0.03, 0.06, 0.1):
         process = start("index", tmp_path / "d", "--rescan")
-        wait_for(lambda: False, process, seconds=draw.uniform(0.3, 2.2))
+        wait_for(lambda: lock.exists() and lock.stat().st_size > 0, process)  # reading and writing have begun
+        wait_for(lambda: False, process, seconds=delay)
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         finish(process)

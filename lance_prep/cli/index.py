@@ -75,6 +75,6 @@ def _text(found: Indexed) -> str:
     return "\n".join(lines)
 
 
-def _named(names: list[str] | tuple[str, ...]) -> str:
+def _named(names: list[str]) -> str:
     more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from lance_prep.dataset.check_builds import BuildJournal, Verification
 from lance_prep.dataset.check_rows import ShardRows
-from lance_prep.errors import LancePrepError, SourceChanged
+from lance_prep.errors import LancePrepError, SourceChanged, TokenizerError
 from lance_prep.layout import LayoutJob, lay_out, row_schema
 from lance_prep.layouts import FUNCTION_PREFIX, ROW_BITS
 from lance_prep.ledger import Tally
@@ -32,7 +32,7 @@ from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import make_plan
 from lance_prep.recipe import Recipe
 from lance_prep.source import check_unchanged, read_shard
-from lance_prep.store import DatasetVersion, ShardHash, TokenizerRecord, hash_file
+from lance_prep.store import DatasetVersion, ShardHash, hash_file
 from lance_prep.tokenizer import (
     Dtype,
     Encoder,
@@ -116,9 +116,11 @@ def check_against_source(
         found.wrong("no row can be compared with the source: plans or receipts are missing")
         return
     chosen, share = _draw(known, check)
-    spec, encoder = _spec(opened, check), None
+    spec: TokenizerSpec | None = None
+    encoder = None
+    with found.reading("no row can be compared with the source"):
+        spec = _spec(opened, check)
     if spec is None and opened.metadata.tokenizer is not None:
-        found.wrong(_why_not(opened.metadata.tokenizer, check))
         return
     for shard in chosen:
         assert shard.receipt is not None
@@ -247,33 +249,26 @@ class _Rebuild:
 
 
 def _spec(opened: DatasetVersion, check: SourceCheck) -> TokenizerSpec | None:
-    """Return the tokenizer that made the rows; None if there is none, or a Python function that was not given."""
+    """Return the tokenizer that made the rows, or None if there is none.
+
+    Raises:
+        LancePrepError: it is a Python function, and that was not given.
+    """
     stated = opened.metadata.tokenizer
     if stated is None:
         return None
-    if stated.is_function:
-        return _function_spec(stated, check)
-    fields = {name: value for name, value in asdict(stated).items() if name != "backends"}
-    return TokenizerSpec(**fields, file=opened.tokenizer_file())
-
-
-def _function_spec(stated: TokenizerRecord, check: SourceCheck) -> FunctionSpec | None:
-    """Return the function that was given, if it is the one that was recorded."""
+    if not stated.is_function:
+        fields = {name: value for name, value in asdict(stated).items() if name != "backends"}
+        return TokenizerSpec(**fields, file=opened.tokenizer_file())
     if check.tokenizer is None:
-        return None
+        how = "verify(uri, against=lance_prep.dataset.SourceCheck(tokenizer=function))"
+        raise TokenizerError(f"a Python function made the ids, {stated.name}, so compare in Python: {how}")
     dtype: Dtype = "uint16" if stated.vocab_size <= 1 << 16 else "uint32"
     name = stated.name.removeprefix(FUNCTION_PREFIX)
     spec = function_spec(check.tokenizer, name=name, eos_id=stated.eos_id, dtype=dtype)
-    return spec if spec.sha256 == stated.sha256 else None
-
-
-def _why_not(stated: TokenizerRecord, check: SourceCheck) -> str:
-    if check.tokenizer is None:
-        return (
-            f"no row can be compared with the source: a Python function made the ids ({stated.name}), so compare in "
-            "Python: verify(uri, against=lance_prep.dataset.SourceCheck(tokenizer=function))"
-        )
-    return f"no row can be compared with the source: the function given is not {stated.name}, its ids are others"
+    if spec.sha256 != stated.sha256:
+        raise TokenizerError(f"the function given is not {stated.name}: it returns other ids")
+    return spec
 
 
 def _encoder(spec: TokenizerSpec, recipe: Recipe, share: float, seed: int) -> SampledEncoder:

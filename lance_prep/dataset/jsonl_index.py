@@ -14,7 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,7 +32,6 @@ from lance_prep.store import (
     IndexPlace,
     JsonlIndex,
     LocalFiles,
-    hash_of_chunks,
     open_unchanged,
     write_index,
 )
@@ -52,34 +52,34 @@ _WHITE[list(b" \t\r\f\v\n")] = True
 _ROWS_AT_ONCE = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass
 class Indexed:
     """What `index_jsonl` did.
 
     Attributes:
-        status: "indexed", "updated" or "up to date".
         index: path of the index.
+        left_out: path and reason of each JSONL file that is not indexed.
+        status: "indexed", "updated" or "up to date".
         files, rows, bytes: of all files that are indexed.
         scanned_files, scanned_bytes: the part of them that was read.
         added, changed, removed: paths of files, compared with the earlier index.
-        left_out: path and reason of each JSONL file that is not indexed.
         content_hash: of the content of all files.
         seconds: from the first byte that was read to the last one.
     """
 
-    status: str
     index: str
-    files: int
-    rows: int
-    bytes: int
-    scanned_files: int
-    scanned_bytes: int
-    added: tuple[str, ...]
-    changed: tuple[str, ...]
-    removed: tuple[str, ...]
-    left_out: tuple[tuple[str, str], ...]
-    content_hash: str
-    seconds: float
+    left_out: list[tuple[str, str]]
+    status: str = "up to date"
+    files: int = 0
+    rows: int = 0
+    bytes: int = 0
+    scanned_files: int = 0
+    scanned_bytes: int = 0
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    content_hash: str = ""
+    seconds: float = 0.0
 
 
 def index_jsonl(
@@ -114,26 +114,21 @@ def index_jsonl(
         found, left_out = find_files(place)
         if not found:
             raise _nothing(place, left_out)
-        work = _Work(place, found, rescan, workers or min(os.cpu_count() or 1, 8), on_bytes)
+        work = _Work(
+            place, found, rescan, workers or min(os.cpu_count() or 1, 8), on_bytes, Indexed(place.uri, left_out)
+        )
         index = write_index(place, work.start)
-    return work.report(index, left_out)
+    done = work.done
+    done.files, done.rows, done.bytes, done.content_hash = len(found), index.rows, index.bytes, index.content_hash
+    return done
 
 
 # Finding files.
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A file, and its state before it is read."""
-
-    path: str
-    size: int
-    mtime_ns: int
-
-
-def find_files(place: IndexPlace) -> tuple[list[_Found], list[tuple[str, str]]]:
-    """Return the JSONL files of a place in natural order, and the path and reason of those that are left out."""
-    root, found, left_out = Path(place.root), list[_Found](), list[tuple[str, str]]()
+def find_files(place: IndexPlace) -> tuple[list[IndexedFile], list[tuple[str, str]]]:
+    """Return the JSONL files of a place in natural order, not hashed yet; and path and reason of those left out."""
+    root, found, left_out = Path(place.root), list[IndexedFile](), list[tuple[str, str]]()
     for path in _paths(root, place.pattern):
         name = path.relative_to(root).as_posix()
         reason = _reason(root, path)
@@ -141,7 +136,7 @@ def find_files(place: IndexPlace) -> tuple[list[_Found], list[tuple[str, str]]]:
             left_out.append((name, reason))
             continue
         state = path.stat()
-        found.append(_Found(name, state.st_size, state.st_mtime_ns))
+        found.append(IndexedFile(name, state.st_size, state.st_mtime_ns, "", 0))
     found.sort(key=lambda each: _natural(each.path))
     return found, sorted(left_out)
 
@@ -168,8 +163,7 @@ def _is_jsonl(name: str) -> bool:
 
 def _reason(root: Path, path: Path) -> str | None:
     """Return why a file is left out, or None."""
-    below = [root.joinpath(*path.relative_to(root).parts[: i + 1]) for i in range(len(path.relative_to(root).parts))]
-    if any(part.is_symlink() for part in below):
+    if os.path.realpath(path) != os.path.join(os.path.realpath(root), path.relative_to(root)):  # noqa: PTH118
         return "a link"
     if not stat.S_ISREG(path.stat().st_mode):
         return "not a regular file"
@@ -184,18 +178,15 @@ def _natural(path: str) -> tuple[Any, ...]:
 
 def _nothing(place: IndexPlace, left_out: Sequence[tuple[str, str]]) -> SourceNotFound:
     where = place.root if place.pattern is None else f"{place.root}/{place.pattern}"
-    if any(reason == "compressed" for _, reason in left_out):
-        said = f"{where}: {left_out[0][0]} is compressed, and only plain .jsonl files can be read at random"
-        return SourceNotFound(said, "decompress the files (`gunzip`, `zstd -d`), or build a dataset from them")
-    if left_out:
-        said = f"{where}: {left_out[0][0]} is {left_out[0][1]}, and links are not followed"
-        return SourceNotFound(said, "index the folder that holds the files themselves")
-    return SourceNotFound(
-        f"{where}: no .jsonl or .ndjson files here or in its subfolders"
-        if place.pattern is None
-        else f"{where}: no .jsonl or .ndjson file matches",
-        "name a folder, a file or a glob of JSONL files",
-    )
+    if not left_out:
+        said = "here or in its subfolders" if place.pattern is None else "matches"
+        advice = "name a folder, a file or a glob of JSONL files"
+        return SourceNotFound(f"{where}: no .jsonl or .ndjson file {said}", advice)
+    name, reason = left_out[0]
+    advice = "index the folder that holds the files themselves: links are not followed"
+    if reason == "compressed":
+        advice = "decompress the files (`gunzip`, `zstd -d`), or build a dataset from them"
+    return SourceNotFound(f"{where}: {name} is {reason}, and there is no plain .jsonl file", advice)
 
 
 # The order of the work.
@@ -206,100 +197,67 @@ class _Work:
     """Makes the rows of an index, from the earlier index and by scanning.
 
     Attributes:
-        files: the files whose rows were made so far.
+        done: what was done, filled in on the way.
+        files: the files whose rows were made so far, hashed.
     """
 
     place: IndexPlace
-    found: list[_Found]
+    found: list[IndexedFile]
     rescan: bool
     workers: int
     on_bytes: Callable[[int, int], None]
+    done: Indexed
     files: list[IndexedFile] = field(default_factory=list)
-    added: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    removed: list[str] = field(default_factory=list)
-    scanned: list[_Found] = field(default_factory=list)
-    status: str = "up to date"
-    seconds: float = 0.0
 
     def start(
         self, earlier: tuple[JsonlIndex, Any] | None
     ) -> tuple[Iterator[pa.RecordBatch], Sequence[IndexedFile]] | None:
         """Compare the files with those of the earlier index; return the rows to write, or None if nothing changed."""
-        old = {} if earlier is None else {file.path: (file, first) for file, first in _with_first(earlier[0].files())}
-        known = {path: file for path, (file, _) in old.items()}
+        listed = [] if earlier is None else earlier[0].files()
+        firsts = accumulate((file.rows for file in listed), initial=0)
+        old = {file.path: (file, first) for file, first in zip(listed, firsts, strict=False)}
+        scanned, done = [], self.done
         for file in self.found:
-            before = known.get(file.path)
+            before = old[file.path][0] if file.path in old else None
             same = before is not None and (before.size, before.mtime_ns) == (file.size, file.mtime_ns)
-            if before is None:
-                self.added.append(file.path)
-            elif not same:
-                self.changed.append(file.path)
+            if not same:
+                (done.added if before is None else done.changed).append(file.path)
             if self.rescan or not same:
-                self.scanned.append(file)
-        self.removed = sorted(known.keys() - {file.path for file in self.found})
-        if earlier is not None and not (self.scanned or self.removed):
-            self.files = list(known.values())
+                scanned.append(file)
+        done.removed = sorted(old.keys() - {file.path for file in self.found})
+        done.scanned_files, done.scanned_bytes = len(scanned), sum(file.size for file in scanned)
+        if earlier is not None and not scanned and not done.removed:
             return None
-        self.status = "indexed" if earlier is None else "updated"
-        return self._rows(earlier, old), self.files
+        done.status = "indexed" if earlier is None else "updated"
+        return self._rows(None if earlier is None else earlier[1], old, scanned), self.files
 
     def _rows(
-        self, earlier: tuple[JsonlIndex, Any] | None, old: dict[str, tuple[IndexedFile, int]]
+        self, earlier: Any, old: dict[str, tuple[IndexedFile, int]], scanned: list[IndexedFile]
     ) -> Iterator[pa.RecordBatch]:
-        total, done, some = sum(file.size for file in self.scanned), 0, False
-        again, started = {file.path for file in self.scanned}, time.monotonic()
+        """Yield the rows of all files in order: copied from the earlier index, or found by scanning."""
+        read, started, again = 0, time.monotonic(), {file.path for file in scanned}
         local = LocalFiles(Path(self.place.root))
         with ThreadPoolExecutor(self.workers, thread_name_prefix="lance-prep-index") as pool:
-            chunks = _chunks(pool, local, self.scanned, ahead=2 * self.workers)
+            chunks = _Chunks(pool, local, scanned, ahead=2 * self.workers)
             for number, file in enumerate(self.found):
                 if file.path not in again:
-                    assert earlier is not None
                     known, first = old[file.path]
-                    yield from _copied(earlier[1], number, first, known.rows)
+                    yield from _copied(earlier, number, first, known.rows)
                     self.files.append(known)
-                    some = some or known.rows > 0
                     continue
                 lines = _Lines(local.path(file.path), file)
                 for chunk in chunks.of(file):
                     offsets, lengths = lines.add(chunk)
-                    done += chunk.stop - chunk.start
-                    self.on_bytes(done, total)
+                    read += chunk.stop - chunk.start
+                    self.on_bytes(read, self.done.scanned_bytes)
                     if len(offsets):
                         yield _batch(number, offsets, lengths)
                 self.files.append(lines.finished())
-                some = some or lines.rows > 0
-        self.seconds = time.monotonic() - started
-        if not some:
+        self.done.seconds = time.monotonic() - started
+        if not any(file.rows for file in self.files):
             raise SourceNotFound(
                 f"{self.place.root}: the {len(self.found)} .jsonl files hold no records", "check that they are complete"
             )
-
-    def report(self, index: JsonlIndex, left_out: Sequence[tuple[str, str]]) -> Indexed:
-        """Return what was done."""
-        return Indexed(
-            self.status,
-            index.uri,
-            len(self.files),
-            index.rows,
-            sum(file.size for file in self.files),
-            len(self.scanned),
-            sum(file.size for file in self.scanned),
-            tuple(self.added),
-            tuple(self.changed),
-            tuple(self.removed),
-            tuple(left_out),
-            index.content_hash,
-            self.seconds,
-        )
-
-
-def _with_first(files: Sequence[IndexedFile]) -> Iterator[tuple[IndexedFile, int]]:
-    """Yield files with the row of the index in which each begins."""
-    first = 0
-    for file in files:
-        yield file, first
-        first += file.rows
 
 
 def _copied(dataset: Any, number: int, first: int, rows: int) -> Iterator[pa.RecordBatch]:
@@ -338,15 +296,17 @@ class _Chunk:
     digest: bytes
 
 
-class _chunks:  # noqa: N801
+class _Chunks:
     """Scans the chunks of files on threads, a few of them ahead, and hands them out in order."""
 
-    def __init__(self, pool: ThreadPoolExecutor, local: LocalFiles, files: Sequence[_Found], *, ahead: int) -> None:
+    def __init__(
+        self, pool: ThreadPoolExecutor, local: LocalFiles, files: Sequence[IndexedFile], *, ahead: int
+    ) -> None:
         self._pool, self._local, self._ahead = pool, local, ahead
         self._todo = iter((file, start) for file in files for start in range(0, file.size, CHUNK_BYTES))
         self._pending: deque[Future[_Chunk]] = deque()
 
-    def of(self, file: _Found) -> Iterator[_Chunk]:
+    def of(self, file: IndexedFile) -> Iterator[_Chunk]:
         """Yield the chunks of the next file."""
         for _ in range(0, file.size, CHUNK_BYTES):
             while len(self._pending) < self._ahead and (next_ := next(self._todo, None)) is not None:
@@ -354,7 +314,7 @@ class _chunks:  # noqa: N801
             yield self._pending.popleft().result()
 
 
-def _scan(path: Path, file: _Found, start: int) -> _Chunk:
+def _scan(path: Path, file: IndexedFile, start: int) -> _Chunk:
     """Find the newlines of a chunk, and hash it."""
     stop = min(start + CHUNK_BYTES, file.size)
     digest, ends, returns, white = xxhash.xxh3_128(), [], [], []
@@ -385,7 +345,7 @@ class _Lines:
         rows: lines so far.
     """
 
-    def __init__(self, path: Path, file: _Found) -> None:
+    def __init__(self, path: Path, file: IndexedFile) -> None:
         self.rows = 0
         self._path, self._file = path, file
         self._digests: list[bytes] = []
@@ -434,6 +394,4 @@ class _Lines:
         """
         with open_unchanged(self._path, self._file, since=_SINCE):
             pass
-        return IndexedFile(
-            self._file.path, self._file.size, self._file.mtime_ns, hash_of_chunks(self._digests), self.rows
-        )
+        return replace(self._file, xxh3=xxhash.xxh3_128_hexdigest(b"".join(self._digests)), rows=self.rows)

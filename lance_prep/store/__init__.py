@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         IndexedFile,
         IndexPlace,
         JsonlIndex,
-        hash_of_chunks,
         open_index,
         open_unchanged,
         write_index,

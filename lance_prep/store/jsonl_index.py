@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import xxhash
@@ -54,7 +54,7 @@ class IndexedFile:
         path: relative to the folder, with `/`.
         size: bytes.
         mtime_ns: time of the last change.
-        xxh3: hash of its content, as `hash_of_chunks` makes it.
+        xxh3: xxh3-128 of the xxh3-128 of each 64 MiB of its content, so that threads can share the work.
         rows: records.
     """
 
@@ -258,17 +258,7 @@ def _tidy(dataset: Any, listed: str) -> None:
             files.delete(path)
 
 
-class _State(Protocol):
-    """The state that a file must be in."""
-
-    @property
-    def size(self) -> int: ...
-
-    @property
-    def mtime_ns(self) -> int: ...
-
-
-def open_unchanged(path: Path, state: _State, *, since: str = "since it was indexed") -> FileIO:
+def open_unchanged(path: Path, state: IndexedFile, *, since: str = "since it was indexed") -> FileIO:
     """Open a file for reading, unless it is not in the state that was recorded. Follows no link.
 
     Raises:
@@ -299,11 +289,6 @@ def _said(size: int, mtime_ns: int) -> str:
     seconds, rest = divmod(mtime_ns, 1_000_000_000)
     at = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return f"{size:,} bytes of {at}.{rest:09}Z"
-
-
-def hash_of_chunks(digests: Sequence[bytes]) -> str:
-    """Return the hash of a file: the xxh3-128 of the xxh3-128 of each 64 MiB of it, so that threads can share it."""
-    return str(xxhash.xxh3_128_hexdigest(b"".join(digests)))
 
 
 def content_hash(files: Sequence[IndexedFile]) -> str:

@@ -176,11 +176,9 @@ class FunctionEncoder:
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
             said = f"returned {_short(returned)}, not a list of ints or an integer array"
             raise self._refused(index, text, said, "return the ids of the text")
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high > np.iinfo(dtype).max:
+        if (low := int(ids.min())) < 0 or (high := int(ids.max())) > np.iinfo(dtype).max:
             said = f"returned the id {low if low < 0 else high}, which dtype {dtype.name} cannot hold"
-            advice = "return ids of at least 0" if low < 0 else "use dtype='uint32'"
-            raise self._refused(index, text, said, advice)
+            raise self._refused(index, text, said, "return ids of at least 0, and use dtype='uint32' for large ones")
         return ids.astype(dtype)
 
     def _refused(self, index: int, text: str, said: str, advice: str) -> TextRefused:
