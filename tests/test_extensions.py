@@ -26,6 +26,7 @@ from lance_prep.dataset import SourceCheck, show_rows
 from lance_prep.engine import Hooks, Schedule, build_shard, register_engine, schedule
 from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import DatasetError, SourceError, UsageError
+from lance_prep.exchange import TARGETS, ExportOptions, Piece, Source, Target, register_target
 from lance_prep.fetch import open_stream
 from lance_prep.formats import Chunk, Format, PartJob, register_format, registry, row_chunks
 from lance_prep.keyed import Indices
@@ -246,6 +247,52 @@ class SpawnedInReverse:
 
 
 @pytest.mark.parametrize("max_rows", [None, 700])
+class CountedIds:
+    """Token ids as they are stored, after a word and before their number."""
+
+    def __init__(self, source: Source, options: ExportOptions) -> None:
+        self.columns = ["input_ids", "num_tokens"]
+        self.batch_rows = 10
+        self._word = b"ids%d" % (options.max_seq_length or 0)
+
+    def encode(self, batch: pa.RecordBatch) -> Piece:
+        data = batch["input_ids"].flatten().to_numpy().tobytes()
+        tokens = int(batch["num_tokens"].to_numpy().sum())
+        return Piece([data], len(data), batch.num_rows, tokens, note=batch.num_rows)
+
+    def begin(self) -> bytes:
+        return self._word
+
+    def end(self, notes: Sequence[int]) -> bytes:
+        return sum(notes).to_bytes(4, "little")
+
+
+COUNTED_IDS = Target("counted", ".ids", "ids and their number", CountedIds, reads=("max_seq_length",), fixed=True)
+
+
+def test_an_export_target_from_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(400)))
+    tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
+    uri = tmp_path / "a.lance"
+    lance_prep.build(tmp_path / "a.txt", output=uri, tokenizer=tokenizer, layout="lines")
+    command = ["export", str(uri), "-o", str(tmp_path / "out"), "--format", "counted", "--max-seq-length", "16"]
+    with mock.patch.dict(TARGETS):
+        register_target(COUNTED_IDS)
+        assert run([*command, "--shard-size", "1kB"]) == 0
+        with pytest.raises(ValueError, match="'counted' is registered already"):
+            register_target(COUNTED_IDS)
+        assert run([*command, "--shard-size", "1kB", "--mask-boundaries"]) == 2
+        assert "--mask-boundaries has no effect with --format 'counted'" in capsys.readouterr().err
+    rows = LanceDataset(uri, block_size=16)[:]["input_ids"].numpy()
+    found = [path.read_bytes() for path in sorted((tmp_path / "out" / "a").glob("shard_*.ids"))]
+    assert len(found) > 3
+    assert max(map(len, found)) <= 1000
+    assert b"".join(data[5:-4] for data in found) == rows.astype(np.uint16).tobytes()
+    assert sum(int.from_bytes(data[-4:], "little") for data in found) == len(rows)
+    assert run(command) == 2
+    assert "unknown format 'counted'" in capsys.readouterr().err
+
+
 def test_an_engine_from_outside_gives_the_same_rows(tmp_path: Path, max_rows: int | None) -> None:
     (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(2000)))
     tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")

@@ -143,7 +143,10 @@ class Encoder(Protocol):
         """Return what is before the first piece of a file."""
 
     def end(self, notes: Sequence[Any]) -> bytes:
-        """Return what is after the last piece of a file, given the notes of all pieces in it."""
+        """Return what is after the last piece of a file, given the notes of all pieces in it.
+
+        Without notes it returns its smallest size, from which the size of a file is reckoned.
+        """
 
 
 @dataclass(frozen=True)
