@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl clean
+.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl bench-export clean
 
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
@@ -43,6 +43,9 @@ bench-pipeline: $(VENV)/.bench
 
 bench-jsonl: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench_jsonl.py --rounds $(RUNS)
+
+bench-export: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_export.py --runs $(RUNS)
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
