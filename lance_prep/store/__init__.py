@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         with_metadata,
     )
     from lance_prep.store.output import VERSION_HINT, Output
+    from lance_prep.store.pages import FlatPages, NotFlat, find_flat_pages
     from lance_prep.store.quarantine import (
         QUARANTINE_NOTE,
         Quarantine,

@@ -12,10 +12,9 @@ import pyarrow as pa
 from lance_prep.errors import DatasetError, UsageError
 from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
-from lance_prep.store import Cache, Stat
+from lance_prep.store import Cache, FlatPages, NotFlat, Stat
 from lance_prep.train.index import Index, filtered_rows, load_index, token_pages
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions
-from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.train.tokens import MappedTokens, TakeTokens, TokenSource, list_values
 
 #: The largest flat copy of a local dataset's tokens that is made without being asked for.

@@ -23,8 +23,7 @@ import numpy.typing as npt
 
 from lance_prep.errors import DatasetError
 from lance_prep.keyed import Indices
-from lance_prep.store import Cache, user_folder
-from lance_prep.train.pages import FlatPages, NotFlat, find_flat_pages
+from lance_prep.store import Cache, FlatPages, NotFlat, find_flat_pages, user_folder
 from lance_prep.train.tokens import list_values, ragged_arange
 
 

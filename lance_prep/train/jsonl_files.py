@@ -26,10 +26,19 @@ import numpy as np
 
 from lance_prep.errors import BadFile, DatasetError, SourceChanged, UsageError
 from lance_prep.keyed import Indices
-from lance_prep.store import IndexedFile, IndexPlace, JsonlIndex, LocalFiles, open_index, open_unchanged
+from lance_prep.store import (
+    FlatPages,
+    IndexedFile,
+    IndexPlace,
+    JsonlIndex,
+    LocalFiles,
+    NotFlat,
+    find_flat_pages,
+    open_index,
+    open_unchanged,
+)
 from lance_prep.train.access import Access
 from lance_prep.train.lance_reads import renew_after_fork
-from lance_prep.train.pages import FlatPages, NotFlat, find_flat_pages
 from lance_prep.train.tokens import MappedTokens
 
 Record = dict[str, Any]

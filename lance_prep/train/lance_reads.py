@@ -24,9 +24,8 @@ import pyarrow as pa
 
 from lance_prep.errors import DatasetError, LancePrepError, UsageError, without_credentials
 from lance_prep.keyed import Indices
-from lance_prep.store import Cache, DatasetVersion, open_at
+from lance_prep.store import Cache, DatasetVersion, FlatPages, NotFlat, open_at
 from lance_prep.train.index import Index, build_index, copy_tokens, index_folder
-from lance_prep.train.pages import FlatPages, NotFlat
 from lance_prep.transport import Transport
 
 P = ParamSpec("P")

@@ -27,12 +27,11 @@ import numpy.typing as npt
 from lance_prep.errors import DatasetError, UsageError, translating
 from lance_prep.keyed import Indices
 from lance_prep.process import read_ahead
-from lance_prep.store import Cache, Stat, refuse_links
+from lance_prep.store import Cache, FlatPages, Stat, refuse_links
 from lance_prep.train.access import CACHE_BYTES
 from lance_prep.train.index import cache_folder
 from lance_prep.train.lance_reads import renew_after_fork
 from lance_prep.train.order import PAD_ROW
-from lance_prep.train.pages import FlatPages
 from lance_prep.train.samples import IGNORE, Batch, Documents, Labels, SampleOptions
 from lance_prep.train.sources import MapStyle, Mask, Origin
 from lance_prep.train.tokens import MappedTokens, list_values

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from lance_prep.errors import DatasetError
 from lance_prep.keyed import Indices
-from lance_prep.train.pages import FlatPages, NotFlat
+from lance_prep.store import FlatPages, NotFlat
 
 Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
 
