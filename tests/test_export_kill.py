@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +13,8 @@ import pytest
 
 from lance_prep.cli.main import run
 from lance_prep.store import Manifest, Split
-from tests.processes import finish, start, wait_for
+from tests.processes import finish, killed_at, make_killer, start, wait_for
 from tests.test_faults import small_disk, used  # noqa: F401  (a fixture)
-from tests.test_kill import KILLER
 from tests.train.made import make_tokens
 
 
@@ -45,12 +42,7 @@ def command(source: Path, output: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("cc") is None:
-        pytest.skip("needs a C compiler")
-    root = tmp_path_factory.mktemp("killer")
-    (root / "killer.c").write_text(KILLER)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", root / "killer.so", root / "killer.c", "-ldl"], check=True)
-    return root / "killer.so"
+    return make_killer(tmp_path_factory.mktemp("killer"))
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +57,8 @@ def whole(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 def killed_and_run_again(collection: Path, output: Path, killer: Path, whole: dict[str, bytes], change: int) -> bool:
     """Kill an export, look at what is there, and run it again; False if it made fewer changes."""
-    environment = {"LD_PRELOAD": str(killer), "KILL_AT": str(change), "KILL_BELOW": output.name}
-    code, _, err = finish(start(*command(collection, output), environment=environment))
-    if code == 0:
+    if not killed_at(killer, output, change, *command(collection, output)):
         return False
-    assert code == -signal.SIGKILL, err
     for name, data in contents(output).items():
         # Whatever has a final name is whole; only the state goes on changing.
         assert Path(name).name.startswith(".") or name.startswith(".lance_prep") or data == whole[name]
