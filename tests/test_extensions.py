@@ -246,7 +246,6 @@ class SpawnedInReverse:
                     hooks.progress.finished(receipt)
 
 
-@pytest.mark.parametrize("max_rows", [None, 700])
 class CountedIds:
     """Token ids as they are stored, after a word and before their number."""
 
@@ -293,6 +292,7 @@ def test_an_export_target_from_outside(tmp_path: Path, capsys: pytest.CaptureFix
     assert "unknown format 'counted'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("max_rows", [None, 700])
 def test_an_engine_from_outside_gives_the_same_rows(tmp_path: Path, max_rows: int | None) -> None:
     (tmp_path / "a.txt").write_text("".join(f"line {i} of the text\n" for i in range(2000)))
     tokenizer = made.save(tmp_path / "tokenizer", made.byte_level(), eos_token="<|endoftext|>")
