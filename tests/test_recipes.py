@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from lance_prep.collection.model import NAME
 from lance_prep.errors import RecipeError, UsageError
 from lance_prep.plan import make_plan
 from lance_prep.recipe import load_recipe
-from tests.collection_sources import SHAPES, add_source, texts
+from lance_prep.store import read_manifest
+from tests.collection_sources import SHAPES, add_distillation, add_source, texts
 from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.sources import read_plan
 
@@ -465,3 +467,27 @@ def test_a_collection_that_is_built_as_one_dataset_says_what_to_call(
         lance_prep.build(source.format(tmp=tmp_path), output=tmp_path / "o.lance")
     assert advice in caught.value.advice
     assert not (tmp_path / "o.lance").exists()
+
+
+def test_distillation_builds_from_the_hub_into_a_mixture_with_its_shares(
+    hub: LoopbackHub, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lance_prep.train import Mixture
+
+    add_distillation(hub)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    out = tmp_path / "out"
+    assert run(["build", "distillation", "-o", str(out), "--tokenizer", tokenizer, "--block-size", "32"]) == 0
+    manifest = read_manifest(out)
+    assert {name: split.samples for name, split in manifest.splits.items()} == {
+        name: len(list(filter(None, texts(name, 12)))) for name in SHAPES
+    }
+    mixture = Mixture.from_manifest(out)
+    tokens: Counter[str] = Counter()
+    for name, share in mixture.shares().items():  # of samples, of which the last of each source is padded
+        split = manifest.splits[name]
+        tokens[str(split.category)] += share * Fraction(split.tokens, split.sequences)
+    found = {name: float(share / sum(tokens.values())) for name, share in tokens.items()}
+    shares = {"instruction_chat": 35 / 90, "code": 25 / 90, "math_reasoning": 20 / 90, "factual_qa": 10 / 90}
+    assert found == pytest.approx(shares, rel=1e-3)
+    assert mixture.take([0, 1, 2])["input_ids"].shape == (3, 32)
