@@ -20,6 +20,7 @@
     ├── DatasetError            not a dataset of lance-prep, or no such version
     │   ├── DamagedDataset      its files or metadata are missing, damaged or invalid
     │   └── StateMismatch       a checkpoint made on another dataset, seed or block size
+    ├── EngineError             Spark does not start, or fails
     └── Interrupted             stopped by a signal; the same command continues   exit 1
 
 Each says what is wrong, with the values (`str(error)`), and what to do about it (`error.advice`).
@@ -131,6 +132,10 @@ class DamagedDataset(DatasetError):
 
 
 class StateMismatch(DatasetError):
+    pass
+
+
+class EngineError(LancePrepError):
     pass
 
 

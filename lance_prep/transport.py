@@ -75,6 +75,11 @@ def with_credentials(url: str) -> str:
     return url
 
 
+def held_credentials() -> list[str]:
+    """Return the URLs that were given with credentials, for `hold_credentials` in another process."""
+    return list(_urls.values())
+
+
 def _origin(url: str) -> str:
     scheme, found, rest = url.partition("://")
     return f"{scheme}://{rest.partition('/')[0]}" if found else ""

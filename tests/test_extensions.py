@@ -309,8 +309,8 @@ def test_an_engine_from_outside_gives_the_same_rows(tmp_path: Path, max_rows: in
 
 
 def test_an_unregistered_engine_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="unknown engine 'spark'"):
-        lance_prep.build("sample", output=tmp_path / "o.lance", engine="spark")
+    with pytest.raises(UsageError, match="unknown engine 'ray'"):
+        lance_prep.build("sample", output=tmp_path / "o.lance", engine="ray")
     assert not (tmp_path / "o.lance").exists()
 
 

@@ -22,6 +22,7 @@ from lance_prep.cli.common import (
     command,
     count,
     json_option,
+    pairs,
     print_json,
     printable,
     size,
@@ -35,7 +36,7 @@ from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe, builtin_collections, builtin_recipes, load_recipe, refuse_unread
 
 if TYPE_CHECKING:
-    from lance_prep.engine import Progress, RunOptions
+    from lance_prep.engine import Engine, Progress, RunOptions
     from lance_prep.model import Plan
     from lance_prep.store import Receipt
 
@@ -138,7 +139,20 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @_recipe_options
 @click.option("--workers", type=click.IntRange(min=1), help="Shards built at once.  [default: number of cores]")
-@click.option("--engine", default="local", hidden=True, help="Where shards are built.")
+@click.option(
+    "--engine",
+    metavar="[local|spark]",
+    default="local",
+    help="Where shards are built: on this machine, or on the executors of a Spark cluster.  [default: local]",
+)
+@click.option(
+    "--spark-master",
+    metavar="URL",
+    help="Spark master, such as spark://host:7077, yarn or local[4].  [default: local[*]]",
+)
+@click.option(
+    "--spark-conf", metavar="KEY=VALUE", multiple=True, callback=pairs, help="Setting of Spark; may be repeated."
+)
 @click.option(
     "--recursive", is_flag=True, help="Build a dataset for each .jsonl file below the folder SOURCE, and a manifest."
 )
@@ -154,6 +168,8 @@ def build(
     output: str | None,
     workers: int | None,
     engine: str,
+    spark_master: str | None,
+    spark_conf: dict[str, str] | None,
     recursive: bool,
     append: bool,
     overwrite: bool,
@@ -170,10 +186,11 @@ def build(
     from lance_prep.engine import RunOptions, preview_build, run_build
     from lance_prep.plan import default_output
 
+    where_built = _engine(engine, spark_master, spark_conf, workers)
     if recursive or any(is_collection(name) or is_download(name) for name in source):
         if source_storage_options:
             raise click.UsageError("--source-storage-option has no effect on a collection: remove it")
-        options = RunOptions(output, workers, append, overwrite, storage_options=storage_options, engine=engine)
+        options = RunOptions(output, workers, append, overwrite, storage_options=storage_options, engine=where_built)
         _build_many(source, options, overrides, recursive=recursive, dry_run=dry_run, as_json=as_json)
         return
     where = output or default_output(source)
@@ -184,7 +201,7 @@ def build(
         overwrite,
         skip_existing,
         storage_options,
-        engine=engine,
+        engine=where_built,
         source_storage_options=source_storage_options,
     )
     recipe = load_recipe(source, overrides)
@@ -204,6 +221,18 @@ def build(
         print_json(report.as_json())
     else:
         click.echo(printable(summary(report)))
+
+
+def _engine(name: str, master: str | None, conf: dict[str, str] | None, workers: int | None) -> str | Engine:
+    """Return the engine with its options, which other engines do not take."""
+    from lance_prep.engine import SparkEngine
+
+    given = [flag for flag, value in (("--spark-master", master), ("--spark-conf", conf)) if value]
+    if name == "spark":
+        return SparkEngine(master, conf, workers=workers)
+    if given:
+        raise click.UsageError(f"{given[0]} has no effect without --engine spark: add it, or remove the option")
+    return name
 
 
 def _build_many(

@@ -83,7 +83,7 @@ def storage_option(function: Any, of: str = "", help: str = "Option for an objec
     """`--storage-option KEY=VALUE`, as a dict or None; or `--<of>-storage-option`."""
     flag = f"--{of}-storage-option" if of else "--storage-option"
     name = flag[2:].replace("-", "_") + "s"
-    return click.option(flag, name, metavar="KEY=VALUE", multiple=True, callback=_pairs, help=help)(function)
+    return click.option(flag, name, metavar="KEY=VALUE", multiple=True, callback=pairs, help=help)(function)
 
 
 def source_storage_option(function: Any) -> Any:
@@ -172,7 +172,8 @@ def _escaped(character: str) -> str:
     return character
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str] | None:
+def pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str] | None:
+    """Return the values of an option, each `KEY=VALUE`, as a dict; None if there are none."""
     for pair in value:
         if "=" not in pair:
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE")

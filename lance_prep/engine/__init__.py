@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
     from lance_prep.engine.run import RunOptions, build, load_spec, preview_build, run_build, stream, validation_uri
     from lance_prep.engine.schedule import Engine, Schedule, register_engine
-    from lance_prep.engine.shard import Hooks, ShardTask, build_shard
+    from lance_prep.engine.shard import Built, Hooks, ShardTask, build_shard, keep_shard, make_shard
+    from lance_prep.engine.spark import SparkEngine
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

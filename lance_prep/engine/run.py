@@ -11,7 +11,8 @@ from typing import Unpack
 
 import pyarrow as pa
 
-import lance_prep.engine.local  # noqa: F401  (registers itself)
+import lance_prep.engine.local
+import lance_prep.engine.spark  # noqa: F401  (registers itself)
 from lance_prep.engine.commit import commit_build, existing_report
 from lance_prep.engine.decide import Decision, check_folder, decide, look_at, refuse_own_source
 from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
@@ -54,7 +55,8 @@ class RunOptions:
         storage_options: for object stores, as Lance and object_store name them.
         source_storage_options: for the object store of the source; by default, `storage_options`.
         progress: told what happens.
-        engine: where shards are built: `local`, a name given to `register_engine`, or an engine.
+        engine: where shards are built: `local`, `spark`, a name given to `register_engine`, or an engine such as
+            `SparkEngine(master="spark://host:7077")`.
     """
 
     output: str | Path | None = None
@@ -102,7 +104,7 @@ def build(
     storage_options: Mapping[str, str] | None = None,
     source_storage_options: Mapping[str, str] | None = None,
     progress: Progress | None = None,
-    engine: str = "local",
+    engine: str | Engine = "local",
     eos_id: int | None = None,
     dtype: Dtype | None = None,
     tokenizer_name: str | None = None,

@@ -194,6 +194,19 @@ class Hooks:
             self.progress.warned(message)
 
 
+@dataclass(frozen=True)
+class Built:
+    """A shard whose rows are durable, and whose receipt is not yet in the journal. Picklable.
+
+    Attributes:
+        receipt: of the shard.
+        rejected: its rejected rows, as JSON lines.
+    """
+
+    receipt: Receipt
+    rejected: bytes
+
+
 def build_shard(task: ShardTask, limit: Limit, hooks: Hooks | None = None) -> Receipt:
     """Read, tokenize, lay out and write one shard, and make its receipt durable.
 
@@ -205,6 +218,24 @@ def build_shard(task: ShardTask, limit: Limit, hooks: Hooks | None = None) -> Re
         LancePrepError: what went wrong. The shard has no receipt then.
     """
     hooks = hooks or Hooks()
+    receipt = keep_shard(task, make_shard(task, limit, hooks))
+    hooks.progress.finished(receipt)
+    return receipt
+
+
+def keep_shard(task: ShardTask, built: Built) -> Receipt:
+    """Write a shard's receipt into the journal: from now on it counts as done. One process at a time may do so."""
+    journal = task.output.journal(task.key)
+    journal.write_rejected(task.shard.index, built.rejected)
+    journal.add(built.receipt)
+    return built.receipt
+
+
+def make_shard(task: ShardTask, limit: Limit, hooks: Hooks) -> Built:
+    """Read, tokenize, lay out and write one shard. May be done more than once, also at the same time.
+
+    Arguments and errors: see `build_shard`.
+    """
     points: Points = frozenset()
     while True:
         try:
@@ -215,7 +246,7 @@ def build_shard(task: ShardTask, limit: Limit, hooks: Hooks | None = None) -> Re
             points = points | error.points if points is not None and error.points - points else None
 
 
-def _build(task: ShardTask, limit: Limit, hooks: Hooks, points: Points) -> Receipt:
+def _build(task: ShardTask, limit: Limit, hooks: Hooks, points: Points) -> Built:
     quarantine = Quarantine(strict=task.plan.recipe.strict)
     tally = Tally(on_reject=quarantine.add)
     with hooks.encoders.lend(task, points) as lent:
@@ -241,12 +272,9 @@ def _build(task: ShardTask, limit: Limit, hooks: Hooks, points: Points) -> Recei
         lengths=tally.lengths.record() if lent else None,
         quarantine_hash=hash_bytes(quarantine.lines),
     )
-    journal = task.output.journal(task.key)
-    journal.write_rejected(task.shard.index, quarantine.lines)
-    journal.add(receipt)
+    receipt = task.output.journal(task.key).sync(receipt)
     trim()
-    hooks.progress.finished(receipt)
-    return receipt
+    return Built(receipt, quarantine.lines)
 
 
 def shard_rows(

@@ -285,12 +285,16 @@ class Journal:
                         found[receipt.shard] = receipt
         return found
 
+    def sync(self, receipt: Receipt) -> Receipt:
+        """Make the data files of a shard durable. Return its receipt with their hashes, for `add`."""
+        if receipt.fragment is None:
+            return receipt
+        for name in receipt.data_files():
+            self._files.sync(f"data/{name}")
+        return replace(receipt, file_hashes=hash_files(self._files, [receipt.fragment]))
+
     def add(self, receipt: Receipt) -> None:
-        """Make a shard's receipt durable; its fragment's file first."""
-        if receipt.fragment is not None:
-            for name in receipt.data_files():
-                self._files.sync(f"data/{name}")
-            receipt = replace(receipt, file_hashes=hash_files(self._files, [receipt.fragment]))
+        """Make a shard's receipt durable. Its data files must be."""
         self._files.write(f"{self._folder}/{_receipt_name(receipt.shard)}", receipt.to_bytes())
 
     def forget_others(self, data_files: set[str]) -> None:

@@ -1,0 +1,335 @@
+"""Shards on Spark executors.
+
+A shard is a task of a Spark job. The executor reads, tokenizes and writes it, and sends back its receipt, which the
+driver alone writes into the journal. So Spark may run a task twice, as it does after a failure and when it
+speculates: only the data file in the receipt that arrived counts, and the commit removes the others.
+
+Receipts arrive through an accumulator, when their task ends. The result of a job would bring them all at its end, and
+a driver that is killed before would have to build every shard again.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import socket
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lance_prep.engine.report import Silent
+from lance_prep.engine.schedule import Engine, Schedule, register_engine
+from lance_prep.engine.shard import BuildJob, Built, Encoders, Hooks, ShardTask, keep_shard, make_shard
+from lance_prep.engine.spark_context import check_installed, failure, spark_context
+from lance_prep.errors import EngineError, Interrupted, UsageError, translate, translate_output
+from lance_prep.model import Plan
+from lance_prep.recipe import Limit
+from lance_prep.store import FOLDER, Receipt, versions_in_use
+from lance_prep.transport import held_credentials, hold_credentials
+
+#: Variables that sources and object stores are reached with. Executors get them from the driver, unless they have them.
+ENVIRONMENT = (
+    "HF_ENDPOINT",
+    "HF_TOKEN",
+    "HF_HUB_OFFLINE",
+    "HF_HUB_DISABLE_XET",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT",
+    "AWS_ENDPOINT_URL",
+    "AWS_ALLOW_HTTP",
+)
+#: Jobs at once, each with a thread in the driver, if a limit makes shards wait for each other.
+MOST_JOBS = 64
+#: Without an executor for this long, the user is told.
+WAIT_SECONDS = 20.0
+#: Time for Spark to cancel a job.
+CANCEL_SECONDS = 5.0
+#: Tasks that end without a receipt, because it was lost on its way to the driver, are run again this often.
+ROUNDS = 3
+
+
+class SparkEngine(Engine):
+    """Builds shards on the executors of a Spark cluster, or on threads of a local Spark.
+
+    It uses the Spark session of this process, or starts one, which ends with the process.
+
+    Args:
+        master: URL such as `spark://host:7077`, `yarn`, or `local[4]`; by default a local one.
+        conf: Spark settings.
+        workers: number of shards built at once by a local Spark; by default one for each core.
+
+    Raises:
+        EngineError: pyspark or Java is not installed.
+        UsageError: `workers` is given with a master, which has its own number.
+    """
+
+    def __init__(
+        self, master: str | None = None, conf: Mapping[str, str] | None = None, *, workers: int | None = None
+    ) -> None:
+        if master and workers:
+            said = f"workers has no effect with the Spark master {master}"
+            raise UsageError(said, f"remove it; the number is local[{workers}], or set spark.cores.max={workers}")
+        check_installed()
+        self._master, self._conf, self._workers = master, dict(conf or {}), workers
+
+    def run(self, schedule: Schedule, hooks: Hooks) -> None:
+        if schedule.done:
+            return
+        context = spark_context(self._master, self._conf, self._workers)
+        parallel = context.defaultParallelism
+        # Under a limit, how much of a shard is needed depends on those before it, so few are built at once.
+        at_once = min(MOST_JOBS, parallel) if schedule.tasks[0].plan.recipe.limit.limits else len(schedule.tasks)
+        with _Jobs(context, schedule.tasks[0], hooks) as jobs:
+            while not schedule.done:
+                tasks: list[tuple[ShardTask, Limit]] = []
+                while len(jobs.running) + len(tasks) < at_once and (job := schedule.next()) is not None:
+                    tasks.append(job)
+                if tasks:
+                    jobs.submit(tasks)
+                schedule.add(jobs.next_receipt())
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What an executor sends back of a shard: what it built, or why it could not."""
+
+    shard: int
+    built: Built | None = None
+    error: Exception | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class _Arrivals:
+    """Takes what tasks add to an accumulator, in the order in which they end. In an executor it keeps it for Spark."""
+
+    def __init__(self, arrived: queue.Queue[bytes | _Ended] | None = None) -> None:
+        self._arrived = arrived
+
+    def zero(self, value: list[bytes]) -> list[bytes]:
+        return []
+
+    def addInPlace(self, there: list[bytes], more: list[bytes]) -> list[bytes]:  # noqa: N802
+        if self._arrived is None:
+            return [*there, *more]
+        for item in more:
+            self._arrived.put(item)
+        return there
+
+    def __reduce__(self) -> tuple[type[_Arrivals], tuple[()]]:
+        return _Arrivals, ()
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A job has ended: the shards it was of, and its error."""
+
+    shards: tuple[int, ...]
+    error: Exception | None
+
+
+class _Jobs:
+    """The Spark jobs of one build. Used by one thread."""
+
+    def __init__(self, context: Any, task: ShardTask, hooks: Hooks) -> None:
+        self.running: dict[int, tuple[ShardTask, Limit]] = {}
+        self._context, self._hooks = context, hooks
+        self._group = f"lance-prep-{uuid.uuid4().hex}"
+        self._arrived: queue.Queue[bytes | _Ended] = queue.Queue()
+        self._work = _Work(task, context.accumulator([], _Arrivals(self._arrived)))
+        self._lost = 0
+        self._first = True
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> _Jobs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """Wait for shards that a limit made unneeded, or after an error cancel what still runs.
+
+        The Python process of a cancelled task ends only when Spark kills it, so its files may appear after this. They
+        are leftovers, as those of a killed build. An unneeded shard is under the same limit, so it ends soon.
+        """
+        if kind is not None:
+            self._context.cancelJobGroup(self._group)
+        for thread in self._threads:
+            thread.join(CANCEL_SECONDS if kind is not None else None)
+
+    def submit(self, tasks: list[tuple[ShardTask, Limit]]) -> None:
+        """Run a job with a task for each shard, on a thread of its own."""
+        self.running |= {task.shard.index: (task, limit) for task, limit in tasks}
+        items = [pickle.dumps((task.plan, limit)) for task, limit in tasks]
+        shards = tuple(task.shard.index for task, _ in tasks)
+        thread = threading.Thread(target=self._run, args=(items, shards), name="spark-job", daemon=True)
+        self._threads = [other for other in self._threads if other.is_alive()] + [thread]
+        thread.start()
+
+    def _run(self, items: list[bytes], shards: tuple[int, ...]) -> None:
+        error: Exception | None = None
+        try:
+            self._context.setJobGroup(self._group, "lance-prep build", interruptOnCancel=True)
+            self._context.parallelize(items, len(items)).foreachPartition(self._work)
+        except Exception as caught:  # raised by the thread that waits for receipts
+            error = caught
+        self._arrived.put(_Ended(shards, error))
+
+    def next_receipt(self) -> Receipt:
+        """Wait for a shard to be finished, write its receipt into the journal, and return it.
+
+        Raises:
+            LancePrepError: the error of a shard.
+            EngineError: the job failed.
+        """
+        while True:
+            if self._hooks.stop.is_set():
+                raise Interrupted("stopped", "run the same command again: it goes on where it stopped")
+            try:
+                arrived = self._arrived.get(timeout=WAIT_SECONDS if self._first else 1)
+            except queue.Empty:
+                self._warn_without_executors()
+                continue
+            if isinstance(arrived, _Ended):
+                self._end(arrived)
+                continue
+            result: _Result = pickle.loads(arrived)
+            if result.shard in self.running:
+                return self._take(result)
+
+    def _take(self, result: _Result) -> Receipt:
+        task, _ = self.running.pop(result.shard)
+        for message in result.warnings:
+            self._hooks.warn_once(message)
+        if result.error is not None:
+            raise result.error
+        assert result.built is not None
+        receipt = result.built.receipt
+        data = Path(task.output.uri) / "data"
+        if task.output.is_local and not all((data / name).is_file() for name in receipt.data_files()):
+            raise EngineError(
+                f"the executors write {task.output.uri} where the driver does not see it",
+                "use an output on a file system that all machines share, or in an object store",
+            )
+        keep_shard(task, result.built)
+        progress, ledger = self._hooks.progress, receipt.ledger
+        progress.advanced(result.shard, ledger.rows_in, ledger.tokens_in, receipt.text_bytes)
+        progress.finished(receipt)
+        return receipt
+
+    def _end(self, ended: _Ended) -> None:
+        if ended.error is not None:
+            raise failure(ended.error) from ended.error
+        lost = [self.running.pop(shard) for shard in ended.shards if shard in self.running]
+        if lost:
+            self._lost += 1
+            if self._lost > ROUNDS:
+                raise EngineError("receipts of Spark tasks do not reach the driver", "see the log of the driver")
+            self.submit(lost)
+
+    def _warn_without_executors(self) -> None:
+        if self._first:
+            self._first = False
+            # The driver counts itself.
+            if self._context._jsc.sc().getExecutorMemoryStatus().size() < 2 and not self._context.master.startswith(
+                "local"
+            ):
+                self._hooks.progress.warned(
+                    f"no executor has started on {self._context.master} for {WAIT_SECONDS:.0f} s; "
+                    "check that the cluster has free cores and memory"
+                )
+
+
+class _Work:
+    """Builds shards of one build in an executor.
+
+    What may be secret (storage options, passwords in URLs, tokens) travels in the function, which Spark keeps in
+    memory. The shards' plans, which Spark writes to a temporary file, have none.
+    """
+
+    def __init__(self, job: BuildJob, arrivals: Any) -> None:
+        self._job = (job.spec and replace(job.spec, file=b""), job.origin, job.output, job.key)
+        self._arrivals = arrivals
+        self._versions = versions_in_use()
+        self._urls = held_credentials()
+        self._environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        if "HF_TOKEN" not in self._environment and (token := _hub_token()):
+            self._environment["HF_TOKEN"] = token
+
+    def __call__(self, items: Iterator[bytes]) -> Iterator[None]:
+        for name, value in self._environment.items():
+            os.environ.setdefault(name, value)  # before huggingface_hub is imported, which copies them
+        for url in self._urls:
+            hold_credentials(url)
+        for item in items:
+            plan, limit = pickle.loads(item)
+            self._arrivals.add([pickle.dumps(self._build(plan, limit))])
+        return iter(())
+
+    def _build(self, plan: Plan, limit: Limit) -> _Result:
+        task, heard = ShardTask(plan, *self._job), _Heard()
+        index = task.shard.index
+        try:
+            self._check(task)
+            built = make_shard(task, limit, Hooks(heard, encoders=_encoders(task)))
+            return _Result(index, built, warnings=tuple(heard.warnings))
+        except Exception as error:
+            ours = translate_output(error, task.uri) or translate(error, f"building shard {index}")
+            if ours is None:
+                raise
+            return _Result(index, error=ours, warnings=tuple(heard.warnings))
+
+    def _check(self, task: ShardTask) -> None:
+        host = socket.gethostname()
+        if task.output.is_local and not (Path(task.uri) / FOLDER).is_dir():
+            said = f"the executor on {host} does not see {task.uri}"
+            raise EngineError(said, "use an output on a file system that all machines share, or in an object store")
+        here = versions_in_use()
+        other = [f"{name} {here.get(name)}" for name, version in self._versions.items() if here.get(name) != version]
+        if other:
+            driver = ", ".join(f"{name} {self._versions[name]}" for name in (each.split()[0] for each in other))
+            said = f"the executor on {host} has other versions: {', '.join(other)}; the driver has {driver}"
+            raise EngineError(said, "install the driver's versions on the executors")
+
+
+@dataclass
+class _Heard(Silent):
+    """Keeps warnings for the driver."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    def warned(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+#: The encoders of this Python worker, which Spark uses for many tasks, one after the other. They take 0.2 s to make and
+#: get faster with each shard. Those of the latest tokenizer alone: they take up to 200 MB.
+_kept: dict[tuple[object, ...], Encoders] = {}
+
+
+def _encoders(task: ShardTask) -> Encoders:
+    recipe = task.plan.recipe
+    sha256 = task.spec.sha256 if task.spec else ""
+    key = (sha256, recipe.tokenizer_backend, recipe.add_special_tokens, recipe.special_tokens)
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = Encoders()
+    return _kept[key]
+
+
+def _hub_token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def _make(workers: int | None) -> Engine:
+    return SparkEngine(workers=workers)
+
+
+register_engine("spark", _make)
