@@ -100,6 +100,12 @@ def test_other_sources_are_not_collections(tmp_path: Path) -> None:
             "categories.math.sources.proofs: must be a mapping, got 'owner/proofs'",
             "fields: source, config",
         ),
+        (
+            ("source: owner/sums", "source: 5"),
+            "categories.math.sources.sums.source: Input should be a valid string",
+            "",
+        ),
+        (("source: owner/sums", "source: ''"), "categories.math.sources.sums.source: empty; name a recipe", ""),
         (("share: 30", "share: 1e10"), "categories.chat.share: Input should be less than or equal to 1000000000", ""),
         (
             ("max_rows: 100", "share: 1"),
@@ -491,3 +497,10 @@ def test_distillation_builds_from_the_hub_into_a_mixture_with_its_shares(
     shares = {"instruction_chat": 35 / 90, "code": 25 / 90, "math_reasoning": 20 / 90, "factual_qa": 10 / 90}
     assert found == pytest.approx(shares, rel=1e-3)
     assert mixture.take([0, 1, 2])["input_ids"].shape == (3, 32)
+
+
+def test_a_recipe_that_is_stored_holds_no_credentials() -> None:
+    sources = {"s": {"source": "https://user:secret@example.org/a.jsonl?token=secret"}}
+    collection = load_collection({"name": "n", "categories": {"c": {"share": 1, "sources": sources}}})
+    assert "secret" not in collection.model_dump_json() + repr(collection)
+    assert collection.categories["c"].sources["s"].source == "https://example.org/a.jsonl"

@@ -17,6 +17,8 @@ from lance_prep.recipe import builtin_collections, builtin_recipes, make_recipe,
 #: What names a collection: a built-in name, a recipe file, its fields, or the recipe itself.
 Collection = str | Path | Mapping[str, Any] | CollectionRecipe
 
+#: Length of the path of a source's field. What pydantic adds to it is a member of a union.
+_DEEPEST = 5
 _SUFFIXES = (".yaml", ".yml")
 
 
@@ -117,7 +119,7 @@ def _validated(fields: Mapping[str, Any], where: str) -> CollectionRecipe:
 def _explained(error: ValidationError, where: str) -> RecipeError:
     """Return the first problem that pydantic found: the field's path, what is wrong, and what to write instead."""
     problems = error.errors()
-    path = [str(part) for part in problems[0]["loc"] if part != "[key]"]
+    path = [str(part) for part in problems[0]["loc"] if part != "[key]"][:_DEEPEST]
     what, advice = _problem(problems[0], path)
     others = len(problems) - 1
     more = f" (and {others} more problem{'s' if others > 1 else ''})" if others else ""

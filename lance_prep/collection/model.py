@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from lance_prep.recipe import Maximum, Recipe, make_recipe
+from lance_prep.recipe import Maximum, Recipe, SourceNames, make_recipe
 
 #: Becomes part of file names.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
@@ -38,7 +38,7 @@ class CollectionSource(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str | tuple[str, ...] = Field(description="Hub id owner/name, hf:// URL, or local files")
+    source: SourceNames = Field(description="Hub id owner/name, hf:// URL, or local files")
     config: str | None = Field(None, description="configuration (subset) of a Hub dataset")
     split: str | None = Field(None, description="split of a Hub dataset")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub dataset")

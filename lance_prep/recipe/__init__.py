@@ -16,7 +16,15 @@ if TYPE_CHECKING:
         resolve_beside,
         source_names,
     )
-    from lance_prep.recipe.model import DEFAULT_TOKENIZER, Maximum, Recipe, RecipeFields, TextUnit, parse_size
+    from lance_prep.recipe.model import (
+        DEFAULT_TOKENIZER,
+        Maximum,
+        Recipe,
+        RecipeFields,
+        SourceNames,
+        TextUnit,
+        parse_size,
+    )
     from lance_prep.recipe.portion import Limit, validation_bound
     from lance_prep.recipe.yaml_text import parse_yaml, read_yaml
 

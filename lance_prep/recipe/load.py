@@ -128,7 +128,7 @@ def resolve_beside(recipe: Path, source: Any) -> Any:
     """Resolve a relative path in a recipe file against the file's own folder. Return other sources unchanged."""
     if isinstance(source, list):
         return [resolve_beside(recipe, each) for each in source]
-    if not isinstance(source, str) or "://" in source or Path(source).is_absolute():
+    if not isinstance(source, str) or not source or "://" in source or Path(source).is_absolute():
         return source
     beside = recipe.parent / source
     if beside.exists() or any(mark in source for mark in "*?[") or source.startswith("."):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypedDict
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from lance_prep.layouts import LAYOUTS, unread_options
@@ -72,6 +72,16 @@ def _parse_maximum(value: Any) -> Any:
     return None if value == "all" else value
 
 
+def _named(source: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    names = (source,) if isinstance(source, str) else source
+    if not names or not all(names):
+        raise ValueError("empty; name a recipe, a Hub id, a file, a folder or a glob")
+    names = tuple(hold_credentials(name) for name in names)
+    return names[0] if len(names) == 1 else names
+
+
+#: One or several sources. Credentials in URLs are held by the process, so that a recipe can be stored and shown.
+SourceNames = Annotated[str | tuple[str, ...], AfterValidator(_named)]
 #: A number of at least 1, or None, which "all" means too.
 Maximum = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_parse_maximum)]
 
@@ -84,7 +94,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: str | tuple[str, ...] = Field(
+    source: SourceNames = Field(
         description="Hub id owner/name, hf:// or s3:// URL, local file, folder or glob; or a list of files, folders "
         "and globs, read in this order"
     )
@@ -167,15 +177,6 @@ class Recipe(BaseModel):
         if not isinstance(layout, str) or layout not in LAYOUTS:
             raise PydanticCustomError("unknown_layout", "use one of {names}", {"names": ", ".join(LAYOUTS)})
         return layout
-
-    @field_validator("source")
-    @classmethod
-    def _one_or_several(cls, source: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        names = (source,) if isinstance(source, str) else source
-        if not names or not all(names):
-            raise ValueError("empty; name a recipe, a Hub id, a file, a folder or a glob")
-        names = tuple(hold_credentials(name) for name in names)
-        return names[0] if len(names) == 1 else names
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
