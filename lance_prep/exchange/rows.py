@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,13 @@ import pyarrow as pa
 from lance_prep.errors import DamagedDataset, TokenizerError, UsageError, reading_dataset
 from lance_prep.exchange.base import Batches, ExportOptions, Source, Target
 from lance_prep.layouts import LAYOUTS
-from lance_prep.store import DatasetVersion
+from lance_prep.store import DatasetVersion, FlatPages, NotFlat, find_flat_pages
+from lance_prep.transport import is_local
 
 #: The label of a token from which nothing is learned.
 IGNORE = -100
+#: Bytes that Lance reads ahead. By default it holds 2 GB.
+_READ_AHEAD = 64 << 20
 _VERIFY = "`lance-prep verify` names the damage"
 
 
@@ -29,15 +33,90 @@ class StoredRows:
         with reading_dataset(opened.uri):
             self.rows: int = opened.dataset.count_rows()
         self.length: int | None = opened.metadata.block_size if LAYOUTS[opened.metadata.layout].packed else None
+        self._blocks = None if self.length is None else FlatBlocks.find(opened, self.rows, self.length)
 
     def batches(self, start: int, size: int, columns: Sequence[str]) -> Batches:
-        return _regrouped(_scan(self.opened, columns, start, size), size)
+        others = [name for name in columns if name != "input_ids"]
+        if self._blocks is None or not others or len(others) == len(columns):
+            yield from _regrouped(_scan(self.opened, columns, start, size), size)
+            return
+        with closing(_regrouped(_scan(self.opened, others, start, size), size)) as batches:
+            for batch in batches:
+                ids = self._blocks.read(start, start + batch.num_rows)
+                yield batch.append_column("input_ids", ids)
+                start += batch.num_rows
+
+
+@dataclass(frozen=True)
+class FlatBlocks:
+    """Blocks that are stored flat in the files of a local dataset, and are read without Lance.
+
+    Lance decodes 500 Mtok/s of them per core, and holds up to 2 GB. Reading the bytes is eight times faster.
+
+    Attributes:
+        uri: of the dataset.
+        pages: where the tokens are.
+        length: tokens per block.
+        dtype: of the tokens.
+        ends: int64 `[pages]`, tokens up to the end of each page.
+    """
+
+    uri: str
+    pages: FlatPages
+    length: int
+    dtype: np.dtype[Any]
+    ends: npt.NDArray[np.int64]
+
+    @classmethod
+    def find(cls, opened: DatasetVersion, rows: int, length: int) -> FlatBlocks | None:
+        """Return the blocks of a dataset, or None if they have to be read through Lance."""
+        if not is_local(opened.uri) or opened.metadata.dtype not in ("uint16", "uint32"):
+            return None
+        dtype = np.dtype(opened.metadata.dtype).newbyteorder("<")
+        with reading_dataset(opened.uri):
+            try:
+                root, size = Path(opened.uri), dtype.itemsize
+                pages = find_flat_pages(opened.dataset, root, itemsize=size, block_size=length)
+            except NotFlat:
+                return None
+            blocks = cls(opened.uri, pages, length, dtype, np.cumsum(pages.count))
+            # Lance promises no encoding, so compare some rows with what it reads.
+            some = np.unique(np.linspace(0, rows - 1, min(rows, 16)).astype(np.int64)).tolist()
+            taken = opened.dataset.take(some, columns=["input_ids"])["input_ids"].combine_chunks() if some else []
+            same = pages.count.sum() == rows * length
+            same = same and all(blocks.read(row, row + 1)[0] == ids for row, ids in zip(some, taken, strict=True))
+        return blocks if same else None
+
+    def read(self, start: int, stop: int) -> pa.FixedSizeListArray:
+        """Return blocks.
+
+        Raises:
+            DamagedDataset: a file is cut short.
+        """
+        at, end = start * self.length, stop * self.length
+        out, done = np.empty(end - at, self.dtype), 0
+        page = int(self.ends.searchsorted(at, side="right"))
+        while at < end:
+            skip = at - int(self.ends[page] - self.pages.count[page])
+            count = min(end, int(self.ends[page])) - at
+            path = Path(self.uri) / "data" / self.pages.files[self.pages.file[page]]
+            with path.open("rb") as file:
+                file.seek(int(self.pages.position[page]) + skip * self.dtype.itemsize)
+                if file.readinto(out[done : done + count]) != count * self.dtype.itemsize:
+                    raise DamagedDataset(f"{path} is cut short", _VERIFY)
+            at, done, page = at + count, done + count, page + 1
+        return pa.FixedSizeListArray.from_arrays(pa.array(out), self.length)
 
 
 def _scan(opened: DatasetVersion, columns: Sequence[str], start: int = 0, size: int = 8192) -> Batches:
     """Yield columns from a row on, in order."""
     with reading_dataset(opened.uri):
-        scanner = opened.dataset.scanner(columns=list(columns), offset=start or None, batch_size=min(size, 8192))
+        scanner = opened.dataset.scanner(
+            columns=list(columns),
+            offset=start or None,
+            batch_size=min(size, 8192),
+            io_buffer_size=_READ_AHEAD,
+        )
         yield from scanner.to_batches()
 
 
