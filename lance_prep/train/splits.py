@@ -165,8 +165,7 @@ class Splits:
             option = " --val-fraction 0.01" if validation else ""
             raise DatasetError(
                 f"{whole.path}: no {kind} with sequences above 0 ({seen})",
-                f"check the input with `lance-prep verify {shlex.quote(manifest.input_path)}`, then run "
-                f"`{whole.command}{option} --force`",
+                f"check that the sources hold text, then run `{whole.command}{option} --force`",
             )
         return whole
 

@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader
 
 import lance_prep
 from lance_prep.errors import DamagedDataset, DatasetError, StateMismatch, UsageError
+from lance_prep.exchange import export
 from lance_prep.store import Manifest, read_manifest
 from lance_prep.train import LanceDataset, Mixture, Phase, TakeSampler, TokenLoader
-from tests.train.collections_made import BLOCK, CATEGORIES, build_split, make_collection
+from tests.train.collections_made import BLOCK, build_split, make_collection
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,11 @@ def test_nothing_to_train_on_is_said_with_the_command_that_makes_it(
     empty = change({name: {"sequences": 0} for name in ("chat", "code", "maths")})
     with pytest.raises(DatasetError, match=r"no split with sequences above 0 \(chat: 0, code: 0, maths: 0\)") as error:
         Mixture.from_manifest(empty)
-    assert f"lance-prep build data -o {empty} --recursive --force" in error.value.advice
+    assert f"raw/recipe.yaml -o {empty} --force`" in error.value.advice
+    replace(read_manifest(empty), input_path="my data").write(empty)
+    with pytest.raises(DatasetError) as error:
+        Mixture.from_manifest(empty)
+    assert f"`lance-prep build 'my data' -o {empty} --recursive --force`" in error.value.advice
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(DamagedDataset, match="is not a manifest"):
         Mixture.from_manifest(tmp_path)
@@ -209,7 +214,7 @@ def test_each_split_is_read_at_the_version_of_the_manifest(change: Callable[...,
     shutil.copytree(folder / "more.lance", folder / "chat.lance")
     with pytest.raises(DatasetError, match=r"manifest.json: split 'chat' has content \w+ in the manifest") as error:
         len(Mixture.from_manifest(folder, ["chat"]))
-    assert "lance-prep build data" in error.value.advice
+    assert "`lance-prep build " in error.value.advice
     manifest = read_manifest(folder)
     gone = {"chat": replace(manifest.splits["chat"], version=7)}
     replace(manifest, splits=gone).write(folder)
@@ -229,8 +234,11 @@ def test_a_link_out_of_the_folder_is_not_followed(change: Callable[..., Path], t
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_loader_reads_it(made: Path, workers: int) -> None:
-    mixture = Mixture.from_manifest(made)
+@pytest.mark.parametrize("data_format", ["lance", "parquet"])
+def test_every_loader_reads_it(made: Path, tmp_path: Path, workers: int, data_format: str) -> None:
+    if data_format == "parquet":
+        export(made, tmp_path / "out")
+    mixture = Mixture.from_manifest(made if data_format == "lance" else tmp_path / "out")
     n = len(mixture) // 6 * 6
     want = mixture.take(range(n))["input_ids"].tolist()
     samplers = [TakeSampler(mixture, 6, rank=rank, world_size=2) for rank in range(2)]
@@ -259,7 +267,7 @@ def test_a_checkpoint_resumes_on_the_same_manifest_alone(made: Path, change: Cal
     for other in (
         Mixture.from_manifest(made, weights="tokens"),
         Mixture.from_manifest(made, ["chat", "code"]),
-        Mixture.from_manifest(change(categories={**CATEGORIES, "talk": 0.5})),
+        Mixture.from_manifest(change(categories={"talk": 0.5, "tech": 0.75})),
     ):
         with pytest.raises(StateMismatch):
             TokenLoader(other, 5).load_state_dict(state)
