@@ -154,6 +154,8 @@ UNSUPPORTED = (
 )
 _LOGIN = "ask for access on its page on the Hub, then log in with `hf auth login` or set HF_TOKEN"
 _SPACE = "free some space or write elsewhere; the same command then continues"
+#: What to do before a build for which the disk is too small.
+LESS_SPACE = "free some space, choose another output, or build less with max_rows or max_tokens"
 _STORE_ADVICE = "check the bucket, the region and the endpoint"
 _STORE_LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and " + _STORE_ADVICE
 _DAMAGED = "get the file again, or leave it out; its extension must match its format"
@@ -296,6 +298,14 @@ def _names_store(doing: str) -> bool:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 file`, `1,234 files`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def size(number: float) -> str:
+    """Format bytes as B, kB, MB or GB (powers of 1000)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number:.0f} B"
 
 
 def one_line(error: BaseException) -> str:

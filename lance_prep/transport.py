@@ -186,6 +186,20 @@ class Retries:
                 self.wait(error, failed, doing=doing)
 
 
+class Meter:
+    """Counts the requests for byte ranges of remote files, and their bytes. Shared by threads."""
+
+    def __init__(self) -> None:
+        self.requests = self.bytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        """Count a request that was answered with this many bytes."""
+        with self._lock:
+            self.requests += 1
+            self.bytes += size
+
+
 @dataclass(frozen=True)
 class Transport:
     """How to reach a store. A build has one for the source and one for the output. Pickles start with no retries.
@@ -194,10 +208,12 @@ class Transport:
         storage_options: of the object store, under the names that Lance and object_store take. An option that is not
             given is taken from the environment.
         retries: counts retries, and interrupts them.
+        meter: counts what is fetched. With a meter, nothing is fetched before it is read.
     """
 
     storage_options: Mapping[str, str] = field(default_factory=dict, repr=False)
     retries: Retries = field(default_factory=Retries, repr=False, compare=False)
+    meter: Meter | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, storage_options: Mapping[str, str] | None) -> Transport:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lance_prep.errors import size as size
+
 if TYPE_CHECKING:
     from lance_prep.dataset import Verification
 
@@ -194,22 +196,15 @@ def count_rows(done: str) -> Callable[[int], None]:
     return add
 
 
-def count(number: int) -> str:
+def count(number: float) -> str:
     """Format a count: 1,234 or 1.23 M."""
+    number = round(number)
     if number < 100_000:
         return f"{number:,}"
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
             return f"{number / scale:.3g} {unit}"
     return str(number)
-
-
-def size(number: float) -> str:
-    """Format bytes as B, kB, MB or GB (powers of 1000)."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.3g} {unit}"
-    return f"{number:.0f} B"
 
 
 def span(seconds: float) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
-from lance_prep.cli.common import count, size, span, table
+from lance_prep.cli.common import as_options, count, size, span, table
 from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_workers
+from lance_prep.errors import LESS_SPACE, counted
 from lance_prep.layouts import FUNCTION_PREFIX, LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan
+from lance_prep.plan import Cost, Estimate
 from lance_prep.store import Lengths
 
 #: If a build rejects a larger share of the source rows, its options are probably wrong.
@@ -153,9 +157,46 @@ def preview_text(preview: BuildPreview, options: RunOptions) -> str:
     if preview.action not in ("nothing", "skip", "refuse"):
         workers = min(options.workers or default_workers(), len(preview.plan.shards))
         would.append(("workers", f"{workers}"))
+    if preview.cost is not None:
+        would += cost_rows(preview.cost, preview.plan)
+    elif preview.not_estimated:
+        would.append(("cost", f"not estimated: {preview.not_estimated}"))
     if preview.validation is not None:
         would.append(("validation", f"{preview.validation.action}: {preview.validation.why}"))
     return plan_text(preview.plan, would)
+
+
+def cost_rows(cost: Cost, plan: Plan) -> list[tuple[str, str]]:
+    """Say what a build would cost, with the errors of what is estimated."""
+    read = about(cost.source_bytes, size)
+    if cost.requests is not None:
+        read += f" to fetch, in {about(cost.requests, count)} requests"
+    rows = [("source bytes", read)]
+    if plan.rows is None or cost.source_rows.error != 0:
+        rows.append(("source rows", about(cost.source_rows, count)))
+    if LAYOUTS[plan.recipe.layout].tokens:
+        rows.append(("tokens", about(cost.tokens, count)))
+    rows.append(("output rows", about(cost.rows, count)))
+    free = f"; {size(cost.free)} free" if cost.free is not None else ""
+    if cost.free is not None and cost.free < cost.disk.value:
+        free += f", which is too little; {as_options(LESS_SPACE)}"
+    rows.append(("disk", about(cost.disk, size) + free))
+    speed = f"{size(cost.speed.text)}/s of text for each worker"
+    rows.append(("time", f"about {span(cost.seconds)}, at {speed}, as measured on the sample"))
+    places = f"{size(cost.sample_bytes)} at {counted(cost.sample_places, 'place')}"
+    requests = f" in {counted(cost.sample_requests, 'request')}" if cost.sample_requests else ""
+    unknown = "; only beginnings of files can be sampled, so the errors are not known" if cost.from_beginning else ""
+    rows.append(("sample", f"{places}{requests}{unknown}"))
+    return rows
+
+
+def about(estimate: Estimate, write: Callable[[float], str]) -> str:
+    """Write an estimate with the half width of its 95 % interval, or as it is if it is exact."""
+    if estimate.error == 0:
+        return write(estimate.value)
+    digits = 2 - math.floor(math.log10(max(estimate.value, 1)))  # three of them
+    error = round(estimate.error or 0, digits)
+    return f"about {write(round(estimate.value, digits))}" + (f" ± {write(error)}" if error else "")
 
 
 def plan_text(plan: Plan, would: list[tuple[str, str]]) -> str:

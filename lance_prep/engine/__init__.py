@@ -6,8 +6,9 @@ from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
     from lance_prep.engine.local import SharedEngine, default_workers
+    from lance_prep.engine.preview import preview_build
     from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
-    from lance_prep.engine.run import RunOptions, build, load_spec, preview_build, run_build, stream, validation_uri
+    from lance_prep.engine.run import RunOptions, build, load_spec, run_build, stream, validation_uri
     from lance_prep.engine.schedule import Engine, Schedule, register_engine
     from lance_prep.engine.shard import Built, Hooks, ShardTask, build_shard, keep_shard, make_shard
     from lance_prep.engine.spark import SparkEngine

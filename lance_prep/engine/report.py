@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from lance_prep.errors import LancePrepError
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan
+from lance_prep.plan import Cost
 from lance_prep.store import Lengths, Receipt
 
 
@@ -47,6 +48,8 @@ class BuildPreview:
         why: the reason for the action, in one sentence.
         error: the error that the build would raise, if it would refuse.
         validation: what would be done with the validation set, if one is split off.
+        cost: what it would cost; None if there is nothing to build, or it cannot be estimated.
+        not_estimated: why the cost cannot be estimated.
     """
 
     plan: Plan
@@ -54,11 +57,16 @@ class BuildPreview:
     why: str
     error: LancePrepError | None = None
     validation: BuildPreview | None = None
+    cost: Cost | None = None
+    not_estimated: str = ""
 
     def as_json(self) -> dict[str, Any]:
         plan = {name: value for name, value in self.plan.as_json().items() if "schema" not in name}
         skipped = [asdict(each) for each in self.plan.skipped]
-        said = {"action": self.action, "why": self.why, **plan, "skipped": skipped}
+        cost = self.cost.as_json() if self.cost else None
+        said = {"action": self.action, "why": self.why, **plan, "skipped": skipped, "cost": cost}
+        if self.not_estimated:
+            said["not_estimated"] = self.not_estimated
         return {**said, "validation": self.validation.as_json()} if self.validation else said
 
 

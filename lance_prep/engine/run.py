@@ -15,10 +15,11 @@ import lance_prep.engine.local
 import lance_prep.engine.spark  # noqa: F401  (registers itself)
 from lance_prep.engine.commit import commit_build, existing_report
 from lance_prep.engine.decide import Decision, check_folder, decide, look_at, refuse_own_source
-from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
+from lance_prep.engine.estimate import check_space
+from lance_prep.engine.report import BuildReport, Progress, Silent
 from lance_prep.engine.schedule import Engine, Schedule, make_engine
 from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
-from lance_prep.errors import OutputError, OutputExists, SourceChanged, TokenizerError, UsageError, counted
+from lance_prep.errors import LESS_SPACE, OutputError, TokenizerError, UsageError, counted
 from lance_prep.layout import check_tokenizer
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Tally
@@ -26,7 +27,16 @@ from lance_prep.model import Plan
 from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Limit, Recipe, RecipeFields, Source, load_recipe, source_names
-from lance_prep.store import Output, OutputLock, Quarantine, build_key, tokenizer_path, with_data, write_by_hash
+from lance_prep.store import (
+    Output,
+    OutputLock,
+    Quarantine,
+    Receipt,
+    build_key,
+    tokenizer_path,
+    with_data,
+    write_by_hash,
+)
 from lance_prep.tokenizer import (
     BackendDisagrees,
     Dtype,
@@ -198,10 +208,10 @@ def _build(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | 
     if options.skip_existing and (existing := look_at(output)).ours is not None:
         return existing_report(existing, "skipped", time.monotonic() - started)
     check_folder(uri, overwrite=options.overwrite)
-    plan = _plan(recipe, options, uri)
+    plan = plan_build(recipe, options, uri)
     if plan.left_out:
         options.progress.warned(plan.left_out)
-    job = _job(plan, output, options.origin, spec)
+    job = make_job(plan, output, options.origin, spec)
     with output.lock() as lock:
         decision = decide(job, append=options.append, overwrite=options.overwrite, refresh=options.refresh)
         if decision.job is None:
@@ -209,48 +219,8 @@ def _build(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | 
         return _run(decision, engine, options.progress, lock, started)
 
 
-def preview_build(recipe: Recipe, options: RunOptions, *, uri: str, spec: TokenizerSpec | None = None) -> BuildPreview:
-    """Say what `run_build` would do. Nothing is written, and the tokenizer is loaded only to compare it."""
-    if not recipe.has_two_sides:
-        return _preview_one(recipe, options, uri, spec)
-    training, validation = recipe.sides()
-    preview = _preview_one(training, options, uri, spec)
-    return replace(preview, validation=_preview_one(validation, options, validation_uri(uri), spec))
-
-
-def _preview_one(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | None) -> BuildPreview:
-    output = options.at(uri)
-    if options.skip_existing and look_at(output).ours is not None:
-        return BuildPreview(_plan(recipe, options, uri), "skip", "the output exists and would be left alone")
-    plan = _plan(recipe, options, uri)
-    try:
-        check_folder(uri, overwrite=options.overwrite)
-        if not look_at(output).number and not output.unfinished():
-            return BuildPreview(plan, "build", f"a new dataset at {uri}")
-        job = _job(plan, output, options.origin, spec)
-        how = {"append": options.append, "overwrite": options.overwrite, "refresh": options.refresh}
-        return _preview(decide(job, **how, settle=False), job)
-    except (OutputExists, SourceChanged) as error:
-        return BuildPreview(plan, "refuse", str(error), error)
-
-
-def _preview(decision: Decision, asked: BuildJob) -> BuildPreview:
-    job, version = decision.job, decision.existing.number
-    if job is None:
-        return BuildPreview(asked.plan, "nothing", f"version {version} is up to date")
-    done = len(job.journal.receipts())
-    resumed = f", with {done} of {len(job.plan.shards)} shards already finished" if done else ""
-    if decision.appends:
-        new = counted(len(job.plan.files), "new file")
-        return BuildPreview(job.plan, "append", f"{new} as version {version + 1}{resumed}")
-    if version:
-        return BuildPreview(job.plan, "overwrite", f"the new content becomes version {version + 1}{resumed}")
-    if done:
-        return BuildPreview(job.plan, "resume", f"{done} of {len(job.plan.shards)} shards are already finished")
-    return BuildPreview(job.plan, "build", f"a new dataset at {job.uri}")
-
-
-def _plan(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
+def plan_build(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
+    """Plan a recipe, and refuse what contradicts the output."""
     check_storage_options(recipe, options, uri)
     plan = make_plan(recipe, options.origin)
     refuse_own_source(uri, plan.files)
@@ -275,7 +245,8 @@ def check_storage_options(recipe: Recipe, options: RunOptions, uri: str) -> None
             raise UsageError(said, "remove them; for the Hub, set HF_TOKEN and HF_ENDPOINT")
 
 
-def _job(plan: Plan, output: Output, origin: Transport, spec: TokenizerSpec | None = None) -> BuildJob:
+def make_job(plan: Plan, output: Output, origin: Transport, spec: TokenizerSpec | None = None) -> BuildJob:
+    """Return the build of a plan; `spec` is loaded unless it is given."""
     spec = spec or load_spec(plan.recipe)
     key = build_key(plan, output.uri, spec.sha256 if spec else None)
     return BuildJob(plan, spec, origin, output, key)
@@ -286,14 +257,19 @@ def _run(decision: Decision, engine: Engine, progress: Progress, lock: OutputLoc
     assert job is not None
     output, files = job.output, job.output.files
     _discard_others(job, progress)
-    job.journal.begin(job.plan, job.uri)
-    if job.spec is not None:
-        write_by_hash(files, tokenizer_path(job.spec.sha256), job.spec.file)
     receipts = with_data(files, job.journal.receipts().values())
     # Also before the build, not only before the commit: on a full disk, leftovers of a killed build take its space.
     keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
     output.remove_leftovers(keep, job.journal, overwritten=decision.existing.number > 0)
-    schedule = Schedule(job.tasks(), receipts, _left(job, decision))
+    limit = left_to_write(job, decision)
+    schedule = Schedule(job.tasks(), receipts, limit)
+    if not schedule.done:
+        left, still = unbuilt(job, limit, receipts)
+        if said := check_space(left, job.spec, job.origin, limit=still, uri=job.uri):
+            progress.warned(f"{said}; {LESS_SPACE}")
+    job.journal.begin(job.plan, job.uri)
+    if job.spec is not None:
+        write_by_hash(files, tokenizer_path(job.spec.sha256), job.spec.file)
     progress.planned(job.plan, sorted(receipts))
     engine.run(schedule, Hooks(progress, encoders=Encoders(job.spec)))
     lock.check()
@@ -318,10 +294,17 @@ def _discard_others(job: BuildJob, progress: Progress) -> None:
             other.discard()
 
 
-def _left(job: BuildJob, decision: Decision) -> Limit:
+def left_to_write(job: BuildJob, decision: Decision) -> Limit:
     """Return the most that may still be written. The recipe's limit includes what an append adds to."""
     limit, before = job.plan.recipe.limit, decision.before
     return limit.after_all(before.metadata.rows, before.metadata.ledger) if before else limit
+
+
+def unbuilt(job: BuildJob, limit: Limit, receipts: Mapping[int, Receipt]) -> tuple[Plan, Limit]:
+    """Return the plan of the shards that have no receipt, and what they may write."""
+    for receipt in receipts.values():
+        limit = limit.after_all(receipt.rows, receipt.ledger)
+    return replace(job.plan, shards=tuple(shard for shard in job.plan.shards if shard.index not in receipts)), limit
 
 
 def load_spec(recipe: Recipe) -> TokenizerSpec | None:

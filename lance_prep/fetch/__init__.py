@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lance_prep.fetch.hub import LIBRARY, HubPath, guard_session, hub_api, hub_url_of, parse_hub_url
     from lance_prep.fetch.prefetch import RANGE_BYTES, Prefetch, Range, RangeFile, split_range
     from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, open_ranges, state_of
-    from lance_prep.fetch.stream import open_stream
+    from lance_prep.fetch.stream import open_stream, read_head
     from lance_prep.fetch.web import http_state
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -11,7 +11,7 @@ from lance_prep.errors import BadFile
 from lance_prep.fetch.hub import HubRanges
 from lance_prep.fetch.web import HttpRanges, http_state
 from lance_prep.model import SourceFile
-from lance_prep.transport import Transport, is_http, is_local, with_credentials
+from lance_prep.transport import Meter, Transport, is_http, is_local, with_credentials
 
 
 class Ranges(Protocol):
@@ -45,6 +45,19 @@ class _FsspecRanges:
         doing = f"reading {self._url}"
         data = self._retries.call(lambda: self._fs.cat_file(self._path, start=start, end=stop), doing=doing)
         return _whole(bytes(data), start, stop, self._url)
+
+
+class _Metered:
+    """Ranges that are counted."""
+
+    def __init__(self, ranges: Ranges, meter: Meter) -> None:
+        self.size = ranges.size
+        self._ranges, self._meter = ranges, meter
+
+    def fetch(self, start: int, stop: int) -> bytes:
+        data = self._ranges.fetch(start, stop)
+        self._meter.add(len(data))
+        return data
 
 
 def _whole(data: bytes, start: int, stop: int, name: str) -> bytes:
@@ -116,7 +129,9 @@ def open_ranges(file: SourceFile, transport: Transport) -> Ranges:
     if is_local(file.url):
         return _LocalRanges(file)
     if file.url.startswith("hf://"):
-        return HubRanges(file, transport)
-    if is_http(file.url):
-        return HttpRanges(file, transport)
-    return _FsspecRanges(file, transport)
+        ranges: Ranges = HubRanges(file, transport)
+    elif is_http(file.url):
+        ranges = HttpRanges(file, transport)
+    else:
+        ranges = _FsspecRanges(file, transport)
+    return _Metered(ranges, transport.meter) if transport.meter is not None else ranges

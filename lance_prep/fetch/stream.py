@@ -8,6 +8,7 @@ import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -37,9 +38,21 @@ def open_stream(
             yield _decompress(raw, file)
         return
     end = file.size if stop is None else min(file.size, stop)
-    with Prefetch(open_ranges(file, transport), split_range(start, end, PIECE_BYTES) if ahead else []) as prefetch:
+    pieces = split_range(start, end, PIECE_BYTES) if ahead and transport.meter is None else []
+    with Prefetch(open_ranges(file, transport), pieces) as prefetch:
         ranges = RangeFile(prefetch, start, file.size)
         yield _decompress(cast(BinaryIO, io.BufferedReader(ranges, 256 << 10)), file)
+
+
+def read_head(file: SourceFile, transport: Transport, size: int) -> tuple[bytes, int]:
+    """Return the first decompressed bytes of a file, at most `size`, and the number of stored bytes that hold them."""
+    with open_stream(replace(file, compression=None), transport, ahead=False) as raw:
+        if file.compression is None:
+            data = raw.read(size)
+            return data, len(data)
+        stream = _Decompressed(raw, file.compression, file.url)
+        data = io.BufferedReader(stream, 1 << 16).read(size)
+        return data, round(stream.stored * len(data) / max(stream.decoded, 1))
 
 
 def _decompress(stream: BinaryIO, file: SourceFile) -> BinaryIO:
@@ -80,6 +93,16 @@ class _Decompressed(io.RawIOBase):
         self._out = memoryview(b"")
         self._streams = 0
         self._bytes = 0
+
+    @property
+    def stored(self) -> int:
+        """Number of stored bytes that were decoded."""
+        return self._file.tell() - len(self._waiting)
+
+    @property
+    def decoded(self) -> int:
+        """Number of decompressed bytes that they gave."""
+        return self._bytes
 
     def readable(self) -> bool:
         return True

@@ -65,6 +65,19 @@ class Format(ABC):
         """Yield the pieces of a file, which are not cut further, in order. By default, one for the whole file."""
         yield Piece(job.file.size, job.file.size)
 
+    def sample(self, job: CutJob, part: Part, place: float) -> Piece | None:
+        """Return a small piece of a part, of about `job.least` bytes; None if a file is read from its beginning only.
+
+        Args:
+            job: the part's file.
+            place: where in the part, from 0 up to 1.
+        """
+        return None
+
+    def whole_records(self, data: bytes) -> bytes:
+        """Return the beginning of a file, cut after its last whole record. By default, after its last line."""
+        return data[: data.rfind(b"\n") + 1] or data
+
     @abstractmethod
     def read(self, job: PartJob) -> Iterator[Chunk]:
         """Yield the rows of a part in the file's order. Runs in a thread of its own.

@@ -7,11 +7,12 @@ records are found, and what columns they have.
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -20,8 +21,8 @@ from lance_prep.errors import BadFile, translating
 from lance_prep.fetch import open_stream
 from lance_prep.formats.base import ADVICE, Chunk, CutJob, Format, PartJob, Piece, require_utf8
 from lance_prep.formats.json_blocks import RecordReader, Records
-from lance_prep.formats.text import BOM, line_blocks, line_pieces
-from lance_prep.model import SourceFile
+from lance_prep.formats.text import BOM, line_blocks, line_pieces, sample_lines
+from lance_prep.model import Part, SourceFile
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Recipe
 from lance_prep.transport import Transport
@@ -54,6 +55,10 @@ class JsonLines(Format):
         """Yield ranges of bytes."""
         return line_pieces(job)
 
+    def sample(self, job: CutJob, part: Part, place: float) -> Piece | None:
+        """Return a range of bytes."""
+        return sample_lines(job, part, place)
+
     def read(self, job: PartJob) -> Iterator[Chunk]:
         """Yield the records of the lines that begin in a range of bytes."""
         reader = RecordReader(job, "byte")
@@ -74,6 +79,13 @@ class Json(Format):
     def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
         """Return the columns of the first records. See `_infer_schema`."""
         return _infer_schema(files, transport)
+
+    def whole_records(self, data: bytes) -> bytes:
+        """Return the first values, one after the other."""
+        found: list[bytes] = []
+        with suppress(BadFile):  # the last one is cut
+            found.extend(value for _, value in _iter_values(io.BytesIO(data), ""))
+        return b"\n".join(found)
 
     def read(self, job: PartJob) -> Iterator[Chunk]:
         """Yield the records of a file."""

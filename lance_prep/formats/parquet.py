@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -30,7 +31,7 @@ from lance_prep.formats.base import (
     plain_type,
     row_chunk,
 )
-from lance_prep.model import SourceFile
+from lance_prep.model import Part, SourceFile
 from lance_prep.recipe import Recipe
 from lance_prep.transport import Transport, is_local
 
@@ -45,7 +46,7 @@ _TAIL_BYTES = 64 << 10
 
 # Footers by pinned content: the plan reads them all, and each shard of a file needs its footer again. The bytes before
 # the footer in its request are kept with it, so that none is fetched twice. For a small file, that is the whole file.
-_KEPT = 64
+KEPT_FOOTERS = 64
 _footers: OrderedDict[tuple[str, str], tuple[pq.FileMetaData, bytes, int]] = OrderedDict()
 _lock = threading.Lock()
 
@@ -72,6 +73,13 @@ class Parquet(Format):
             weight = sum(chunk.total_uncompressed_size for chunk in chunks)
             stored = sum(chunk.total_compressed_size for chunk in chunks)
             yield Piece(weight, stored, group, group + 1, meta.num_rows)
+
+    def sample(self, job: CutJob, part: Part, place: float) -> Piece:
+        """Return the row group at this place of the stored bytes."""
+        pieces = list(self.pieces(job))[part.start : part.stop]
+        at = place * sum(piece.stored for piece in pieces)
+        ends = accumulate(piece.stored for piece in pieces)
+        return next((piece for piece, end in zip(pieces, ends, strict=True) if end > at), pieces[-1])
 
     def read(self, job: PartJob) -> Iterator[Chunk]:
         """Yield the rows of a run of row groups."""
@@ -121,7 +129,9 @@ def _open(job: PartJob, footer: pq.FileMetaData, groups: Sequence[int]) -> Itera
             yield reader
         return
     ranges = _with_tail(open_ranges(file, job.transport), file)
-    pieces = _plan_ranges(footer, groups, _leaf_indices(footer, job.read_schema.names))
+    pieces = []
+    if job.transport.meter is None:
+        pieces = _plan_ranges(footer, groups, _leaf_indices(footer, job.read_schema.names))
     with Prefetch(ranges, pieces) as prefetch:
         yield pq.ParquetFile(pa.PythonFile(RangeFile(prefetch), mode="r"), **options)
 
@@ -246,7 +256,7 @@ def read_footer(file: SourceFile, transport: Transport) -> pq.FileMetaData:
         kept = _read(file, transport)
     with _lock:
         _footers[key] = kept
-        while len(_footers) > _KEPT:
+        while len(_footers) > KEPT_FOOTERS:
             _footers.popitem(last=False)
     return kept[0]
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from lance_prep.errors import SourceChanged, SourceNotFound, translate
 from lance_prep.fetch import Prefetch, RangeFile, open_ranges, split_range
 from lance_prep.formats.base import CHUNK_ROWS, Chunk, CutJob, Format, PartJob, Piece, even_ranges, row_chunks
-from lance_prep.model import SourceFile
+from lance_prep.model import Part, SourceFile
 from lance_prep.recipe import Recipe
 from lance_prep.transport import Transport, is_local
 
@@ -46,6 +46,7 @@ def _open_arrow(file: SourceFile, transport: Transport, *, ahead: bool) -> Itera
             yield _arrow_reader(source)
         return
     ranges = open_ranges(file, transport)
+    ahead = ahead and transport.meter is None
     with Prefetch(ranges, split_range(0, file.size, _ARROW_PIECE_BYTES) if ahead else []) as prefetch:
         yield _arrow_reader(pa.PythonFile(RangeFile(prefetch), mode="r"))
 
@@ -71,6 +72,17 @@ class LanceTable(Format):
         for start, stop in even_ranges(rows, count):
             if stop > start:
                 yield Piece(size // count, size // count, start, stop, stop - start)
+
+    def sample(self, job: CutJob, part: Part, place: float) -> Piece | None:
+        """Return a run of rows."""
+        rows = part.stop - part.start
+        if not job.file.size:
+            return None
+        total = _open_lance(job.file, job.transport).count_rows()
+        start = part.start + int(place * rows)
+        stop = min(part.stop, start + max(1, job.least * total // job.file.size))
+        size = job.file.size * (stop - start) // total
+        return Piece(size, size, start, stop, stop - start)
 
     def read(self, job: PartJob) -> Iterator[Chunk]:
         """Yield a range of rows, in the dataset's order; only the columns that are needed."""

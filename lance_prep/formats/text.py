@@ -14,7 +14,7 @@ from lance_prep.errors import UsageError
 from lance_prep.fetch import open_stream
 from lance_prep.formats.base import Chunk, CutJob, Format, PartJob, Piece, even_ranges, require_utf8
 from lance_prep.layouts import LAYOUTS
-from lance_prep.model import SourceFile
+from lance_prep.model import Part, SourceFile
 from lance_prep.recipe import Recipe
 from lance_prep.transport import Transport
 
@@ -61,6 +61,10 @@ class Text(Format):
         else:
             yield from line_pieces(job)
 
+    def sample(self, job: CutJob, part: Part, place: float) -> Piece | None:
+        """Return a range of bytes."""
+        return None if job.recipe.text_unit == "file" else sample_lines(job, part, place)
+
     def read(self, job: PartJob) -> Iterator[Chunk]:
         """Yield lines, paragraphs, or the file."""
         unit = job.recipe.text_unit
@@ -75,6 +79,16 @@ def line_pieces(job: CutJob) -> Iterator[Piece]:
         return
     for start, stop in even_ranges(size, -(-size // job.least)):
         yield Piece(stop - start, stop - start, start, stop)
+
+
+def sample_lines(job: CutJob, part: Part, place: float) -> Piece | None:
+    """Return a range of `job.least` bytes within a part; None for a compressed file."""
+    if job.file.compression is not None:
+        return None
+    stop = part.stop or job.file.size
+    start = part.start + int(place * max(0, stop - part.start - job.least))
+    stop = min(stop, start + job.least)
+    return Piece(stop - start, stop - start, start, stop)
 
 
 def line_blocks(job: PartJob) -> Generator[tuple[int, bytes], None, None]:

@@ -6,6 +6,16 @@ from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
     from lance_prep.formats import TOPICS
+    from lance_prep.plan.cost import (
+        SAMPLE_BYTES,
+        Cost,
+        Counted,
+        Estimate,
+        Sample,
+        Speed,
+        choose_samples,
+        estimate_cost,
+    )
     from lance_prep.plan.cut import SHARD_BYTES
     from lance_prep.plan.make import default_output, make_plan, restrict
     from lance_prep.plan.template import NoText, compile_template

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from lance_prep.arrow_text import byte_ends
 from lance_prep.formats import Chunk
-from lance_prep.ledger import Rejected
+from lance_prep.ledger import Rejected, Tally
 
 BATCH_BYTES = 64 << 20
 # Largest number of rejected rows that wait for the batch around them. Each holds up to 4 KiB.
@@ -54,6 +54,14 @@ class Delivery:
     filtered: int
     rejects: list[Rejected] = field(default_factory=list)
     held_out: int = 0
+
+    def count(self, tally: Tally) -> None:
+        """Add its source rows to a tally."""
+        for rejected in self.rejects:
+            tally.reject(rejected)
+        tally.ledger.rows_in += self.rows_in
+        tally.ledger.filtered += self.filtered
+        tally.ledger.held_out += self.held_out
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing
 
 from lance_prep.errors import SourceChanged, translating
 from lance_prep.fetch import state_of
@@ -51,16 +52,32 @@ def read_shard(
     deliveries = read_ahead(made, AHEAD_BYTES, cost=lambda delivery: delivery.nbytes, on_stop=transport.retries.stop)
     try:
         for delivery in deliveries:
-            for rejected in delivery.rejects:
-                tally.reject(rejected)
-            tally.ledger.rows_in += delivery.rows_in
-            tally.ledger.filtered += delivery.filtered
-            tally.ledger.held_out += delivery.held_out
+            delivery.count(tally)
             if delivery.batch is not None:
                 yield delivery.batch
     finally:
         deliveries.close()
         tally.retries += transport.retries.count
+
+
+def read_some(
+    plan: Plan, shard: Shard, tally: Tally, transport: Transport, most_bytes: int | None
+) -> Iterator[SourceBatch]:
+    """Yield the first rows of a shard as `read_shard` does, and read little more: no thread reads ahead.
+
+    Args:
+        most_bytes: stop with the batch that brings the text to this many bytes; None to read the whole shard.
+    """
+    held = 0
+    with closing(_deliveries(plan, shard, transport)) as deliveries:
+        for delivery in deliveries:
+            delivery.count(tally)
+            if delivery.batch is None:
+                continue
+            yield delivery.batch
+            held += delivery.batch.source_bytes
+            if most_bytes is not None and held >= most_bytes:
+                return
 
 
 def _deliveries(plan: Plan, shard: Shard, transport: Transport) -> Generator[Delivery, None, None]:
