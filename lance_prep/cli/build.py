@@ -25,12 +25,11 @@ from lance_prep.cli.common import (
     pairs,
     print_json,
     printable,
-    size,
     source_storage_option,
     span,
     storage_option,
 )
-from lance_prep.errors import counted
+from lance_prep.errors import counted, size
 from lance_prep.formats import COMPRESSIONS, registered
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe, builtin_collections, builtin_recipes, load_recipe, refuse_unread

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.errors import size as size
-
 if TYPE_CHECKING:
     from lance_prep.dataset import Verification
 

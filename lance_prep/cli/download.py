@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, columns, command, count, json_option, print_json, printable, size
+from lance_prep.cli.common import LINE_EVERY, columns, command, count, json_option, print_json, printable
+from lance_prep.errors import size
 
 if TYPE_CHECKING:
     from lance_prep.collection import CollectionStatus, DownloadProgress, DownloadReport, SourceStatus

@@ -10,17 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import (
-    LINE_EVERY,
-    command,
-    count,
-    json_option,
-    print_json,
-    printable,
-    size,
-    storage_option,
-    table,
-)
+from lance_prep.cli.common import LINE_EVERY, command, count, json_option, print_json, printable, storage_option, table
+from lance_prep.errors import size
 
 if TYPE_CHECKING:
     from lance_prep.exchange import ExportProgress, ExportReport

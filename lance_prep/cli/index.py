@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, command, json_option, print_json, printable, size, span
+from lance_prep.cli.common import LINE_EVERY, command, json_option, print_json, printable, span
+from lance_prep.errors import size
 
 if TYPE_CHECKING:
     from lance_prep.dataset import Indexed

@@ -17,10 +17,9 @@ from lance_prep.cli.common import (
     json_option,
     print_json,
     printable,
-    size,
     verdict,
 )
-from lance_prep.errors import counted
+from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
     from lance_prep.dataset import Verification

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, as_options, columns, count, print_json, printable, size, span
+from lance_prep.cli.common import LINE_EVERY, as_options, columns, count, print_json, printable, span
 from lance_prep.cli.summary import rejected_warning
 from lance_prep.collection import (
     CollectionPreview,
@@ -22,7 +22,7 @@ from lance_prep.collection import (
     run_collection,
 )
 from lance_prep.engine import Progress, RunOptions
-from lance_prep.errors import OutputError
+from lance_prep.errors import OutputError, size
 from lance_prep.recipe import refuse_unread
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lance_prep.cli.common import as_options, count, size, span, table
+from lance_prep.cli.common import as_options, count, span, table
 from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_workers
-from lance_prep.errors import LESS_SPACE, counted
+from lance_prep.errors import LESS_SPACE, counted, size
 from lance_prep.layouts import FUNCTION_PREFIX, LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan

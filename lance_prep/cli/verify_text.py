@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import columns, count_rows, print_json, printable, size, verdict
+from lance_prep.cli.common import columns, count_rows, print_json, printable, verdict
+from lance_prep.errors import size
 
 if TYPE_CHECKING:
     from lance_prep.collection import DownloadCheck
