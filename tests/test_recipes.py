@@ -119,6 +119,8 @@ def test_other_sources_are_not_collections(tmp_path: Path) -> None:
         (("block_size: 128", "max_rows: 1"), "defaults: max_rows differs between sources; set it in each source", ""),
         (("block_size: 128", "max_source_rows: 1"), "defaults: max_source_rows differs between sources", ""),
         (("proofs:", "TALK:"), "source names must be unique in a collection: talk", ""),
+        (("proofs:", "sums.rejected:"), "categories.math.sources.sums.rejected: a name cannot end with .rejected", ""),
+        (("  chat:", "  chat.lance:"), "categories.chat.lance: a name cannot end with .lance", ""),
         (("proofs:", "a/b:"), "categories.math.sources.a/b: invalid name 'a/b'", "letters, digits"),
         (("math:", "..:"), "categories...: invalid name '..'", "letters, digits"),
         (("proofs:", "on:"), ", line 13: the name on is not text", "quote it"),
@@ -372,6 +374,7 @@ def categories(shares: dict[str, float]) -> dict[str, Any]:
 def test_shares_sum_to_one_and_keep_their_ratios(given_shares: dict[str, float]) -> None:
     names = {name.lower() for name in given_shares}
     assume(len(names) == len(given_shares) and max(map(len, names)) < 90)
+    assume(not any(name.endswith(ENDS) for name in names))
     fields = {"name": "n", "categories": categories(given_shares)}
     if sum(given_shares.values()) == 0:
         with pytest.raises(RecipeError, match="every category has share 0"):
@@ -386,7 +389,14 @@ def test_shares_sum_to_one_and_keep_their_ratios(given_shares: dict[str, float])
     assert bool(collection.notes()) == (not any(abs(total / whole - 1) < 1e-9 for whole in (1, 100)))
 
 
-@given(st.text(max_size=12) | st.sampled_from(["..", "a/b", "a\\b", ".hidden", "a\n", "a\0", "C:", "-rf", "a" * 101]))
+ENDS = (".val", ".plan", ".rejected", ".stats", ".part", ".lance")
+
+
+@given(
+    st.text(max_size=12)
+    | st.sampled_from([f"a{end}" for end in ENDS])
+    | st.sampled_from(["..", "a/b", "a\\b", ".hidden", "a\n", "a\0", "C:", "-rf", "a" * 101])
+)
 def test_no_name_leads_out_of_the_folder(name: str) -> None:
     """Names become file names: `DIR/<category>/<source>.jsonl` and `OUT/<source>.lance`."""
     source = {"source": "a/b"}
@@ -395,10 +405,10 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
         {"name": "n", "categories": {name: {"share": 1, "sources": {"s": source}}}},
         {"name": "n", "categories": {"c": {"share": 1, "sources": {name: source}}}},
     ):
-        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) and not name.endswith(ENDS):
             load_collection(fields)
         else:
-            with pytest.raises(RecipeError, match="invalid name"):
+            with pytest.raises(RecipeError, match="invalid name|cannot end with"):
                 load_collection(fields)
 
 

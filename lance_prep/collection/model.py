@@ -13,13 +13,23 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from lance_prep.recipe import Maximum, Recipe, SourceNames, make_recipe
 
 #: Becomes part of file names.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
-Name = Annotated[str, Field(pattern=f"^{NAME}$")]
+#: Ends of names that files beside a source's have, such as `<source>.rejected.jsonl` and `<source>.val.lance`.
+_TAKEN = (".lance", ".part", ".plan", ".rejected", ".stats", ".val")
+
+
+def _free(name: str) -> str:
+    if name.lower().endswith(_TAKEN):
+        raise ValueError(f"a name cannot end with {name[name.rindex('.') :]}, as files that lance-prep writes do")
+    return name
+
+
+Name = Annotated[str, Field(pattern=f"^{NAME}$"), AfterValidator(_free)]
 
 
 _JINJA_WORDS = ("and", "else", "false", "False", "if", "in", "is", "none", "None", "not", "or", "true", "True")
