@@ -408,7 +408,7 @@ def test_no_name_leads_out_of_the_folder(name: str) -> None:
         if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name) and not name.endswith(ENDS):
             load_collection(fields)
         else:
-            with pytest.raises(RecipeError, match="invalid name|cannot end with"):
+            with pytest.raises(RecipeError, match=r"invalid name|cannot end with"):
                 load_collection(fields)
 
 
