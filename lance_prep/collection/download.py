@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lance_prep.collection.fetch_text import DownloadProgress, Run, Silent, Wanted, fetch_text, make_text_plan, select
+from lance_prep.collection.fetch_text import DownloadProgress, Run, Silent, fetch_text
 from lance_prep.collection.folder import LINES, RECIPE, SourceStats, refuse_dataset
 from lance_prep.collection.load import Collection, load_collection
 from lance_prep.collection.model import CollectionRecipe
 from lance_prep.collection.status import look_at
 from lance_prep.collection.unfinished import Unfinished
+from lance_prep.collection.wanted import Wanted, make_text_plan, select
 from lance_prep.engine import default_workers
 from lance_prep.errors import Interrupted, LancePrepError, SourceChanged, UsageError, translate_output, translating
 from lance_prep.store import LocalFiles, output_lock

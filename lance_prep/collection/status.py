@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lance_prep.collection.fetch_text import Wanted, make_text_plan, select
 from lance_prep.collection.folder import LINES, SourceStats, read_stats
 from lance_prep.collection.load import Collection, load_collection
 from lance_prep.collection.model import CollectionRecipe
 from lance_prep.collection.unfinished import State, Unfinished
+from lance_prep.collection.wanted import Wanted, make_text_plan, select
 from lance_prep.errors import AccessDenied, LancePrepError, OutputExists, translating
 from lance_prep.model import Plan
 from lance_prep.store import LocalFiles
