@@ -214,8 +214,8 @@ class _Reading:
 def _readings(plan: Plan, first: int, stop: threading.Event, ahead: int) -> Generator[_Reading, None, None]:
     """Yield the shards from the one numbered `first` on. The next `ahead` ones are read meanwhile.
 
-    A shard begins with requests that wait for each other. With 100 ms for each, a source was downloaded at 30 MB/s, with
-    one shard ahead at 48, and with two at 58.
+    A shard begins with requests that wait for each other. With 100 ms for each, a source was downloaded at 30 MB/s,
+    with one shard ahead at 48, and with two at 58.
     """
     waiting: deque[_Reading] = deque()
     with ThreadPoolExecutor(ahead + 1, thread_name_prefix="shard") as pool:
