@@ -226,3 +226,52 @@ def test_limits_are_those_of_a_build(hub: LoopbackHub, tmp_path: Path, tokenizer
     ]
     assert outcomes[0].stats is not None
     assert outcomes[0].stats.tokens == tokens.ledger.tokens_in - tokens.ledger.tokens_over_limit
+
+
+def test_a_source_of_which_no_record_fits_fails(hub: LoopbackHub, tmp_path: Path) -> None:
+    recipe = seed(hub)
+    recipe["categories"]["questions"]["sources"]["trivia"]["template"] = "{{ answer.value.text.strip() }}"
+    failed = download(recipe, tmp_path).failed
+    assert [outcome.name for outcome in failed] == ["trivia"]
+    said = "none of 301 records can be used (the template fails: UndefinedError: 300, invalid JSON: 1)"
+    assert str(failed[0].error) == said
+    recipe["categories"]["questions"]["sources"]["trivia"]["template"] = "{{ answer.value }}"
+    assert not download(recipe, tmp_path).failed
+
+
+def test_a_source_that_the_recipe_no_longer_has_is_reported(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, raw = seed(hub), tmp_path / "raw"
+    download(recipe, raw)
+    sources = recipe["categories"]["web"]["sources"]
+    sources["encyclopedia"] = sources.pop("wiki")
+    assert run(["download", write_recipe(tmp_path, recipe), "-o", str(raw)]) == 0
+    assert "warning: not in mine, and left as they are: web/wiki\n" in capsys.readouterr().err
+    assert {each.name for each in read_download(raw).sources} == {"pages", "wiki", "encyclopedia", "trivia"}
+
+
+def test_a_relative_path_means_the_same_from_any_folder(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines([{"text": "x"}]))
+    sources = {"a": {"source": "a.jsonl"}, "b": {"source": ["a.jsonl"]}}
+    recipe = write_recipe(tmp_path, {"name": "mine", "categories": {"own": {"share": 1, "sources": sources}}})
+    monkeypatch.chdir(tmp_path)
+    assert [each.status for each in download(recipe, "raw").outcomes] == ["downloaded"] * 2
+    monkeypatch.chdir(tmp_path / "raw")
+    assert [each.status for each in download("../recipe.yaml", ".").outcomes] == ["unchanged"] * 2
+
+
+@pytest.mark.parametrize(
+    ("output", "said"), [("file", "is a file"), ("dataset", "is a Lance dataset"), ("file/below", "Not a directory")]
+)
+def test_a_folder_that_cannot_be_used(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, said: str
+) -> None:
+    recipe = write_recipe(tmp_path, seed(hub))
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dataset" / "_versions").mkdir(parents=True)
+    assert run(["download", recipe, "-o", str(tmp_path / output)]) in (1, 2)
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"

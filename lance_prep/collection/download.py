@@ -6,19 +6,28 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lance_prep.collection.fetch_text import DownloadProgress, Run, Silent, fetch_text
-from lance_prep.collection.folder import LINES, RECIPE, SourceStats, refuse_dataset
+from lance_prep.collection.folder import LINES, RECIPE, SourceStats, check_folder, read_recipe
 from lance_prep.collection.load import Collection, load_collection
 from lance_prep.collection.model import CollectionRecipe
 from lance_prep.collection.status import look_at
 from lance_prep.collection.unfinished import Unfinished
 from lance_prep.collection.wanted import Wanted, make_text_plan, select
 from lance_prep.engine import default_workers
-from lance_prep.errors import Interrupted, LancePrepError, SourceChanged, UsageError, translate_output, translating
+from lance_prep.errors import (
+    DamagedDataset,
+    Interrupted,
+    LancePrepError,
+    SourceChanged,
+    UsageError,
+    translate_output,
+    translating,
+)
 from lance_prep.store import LocalFiles, output_lock
 
 Status = Literal["downloaded", "resumed", "unchanged", "failed"]
@@ -103,11 +112,14 @@ def download(
         raise UsageError(f"workers: must be at least 1, got {workers}", "use a larger number")
     recipe, folder = load_collection(collection), Path(output).absolute()
     wanted = select(recipe, categories)
-    refuse_dataset(folder)
+    check_folder(folder)
     with output_lock(str(folder), doing="downloaded into"):
         files = LocalFiles(folder)
+        told = progress or Silent()
+        if left := _left_behind(files, recipe):
+            told.warned(f"not in {recipe.name}, and left as they are: {', '.join(left)}")
         files.write(RECIPE, json.dumps(normalised(recipe), indent=2, ensure_ascii=False).encode() + b"\n")
-        run = Run(progress or Silent(), threading.Event(), min(workers or default_workers(), len(wanted)))
+        run = Run(told, threading.Event(), min(workers or default_workers(), len(wanted)))
         outcomes = _all(wanted, lambda each: _one(each, files, run, force=force), run)
     return DownloadReport(folder, tuple(outcomes))
 
@@ -118,6 +130,16 @@ def normalised(recipe: CollectionRecipe) -> dict[str, Any]:
     for name, share in recipe.shares().items():
         data["categories"][name]["share"] = 100 * share
     return data
+
+
+def _left_behind(files: LocalFiles, recipe: CollectionRecipe) -> list[str]:
+    """Return the sources of the recipe that was downloaded before, that are there, and that this recipe lacks."""
+    with suppress(DamagedDataset):  # it is replaced
+        before = read_recipe(files)
+        names = [f"{category}/{name}" for category, name, _ in before.sources()] if before is not None else []
+        now = {f"{category}/{name}" for category, name, _ in recipe.sources()}
+        return [name for name in names if name not in now and files.path(name + LINES).exists()]
+    return []
 
 
 def _all(wanted: Sequence[Wanted], fetch: Callable[[Wanted], Outcome], run: Run) -> list[Outcome]:

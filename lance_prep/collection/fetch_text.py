@@ -22,7 +22,7 @@ from lance_prep.collection.folder import REJECTED, SourceStats
 from lance_prep.collection.json_lines import LineWriter
 from lance_prep.collection.unfinished import Parts, State, Unfinished
 from lance_prep.collection.wanted import Wanted
-from lance_prep.errors import Interrupted
+from lance_prep.errors import Interrupted, SourceError
 from lance_prep.layout import document_affixes
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger, Tally
@@ -90,13 +90,14 @@ def fetch_text(wanted: Wanted, unfinished: Unfinished, plan: Plan, state: State,
 
     Raises:
         Interrupted: `run.stop` is set.
-        SourceError: the source cannot be read.
+        SourceError: the source cannot be read, or no record of it can be used.
         OSError: the file cannot be written.
     """
     run.progress.begun(wanted.path, plan, state.shards)
     with closing(unfinished.open(state)) as parts:
         made = _Text(wanted, unfinished, parts, plan, state, run)
         done = made.write()
+    _check_used(done)
     stats = _stats(wanted, plan, done, made.sha256)
     unfinished.finish(done, stats)
     return stats
@@ -282,6 +283,16 @@ def _origin(plan: Plan) -> dict[str, str]:
     if plan.source.repo is None:
         return {"source": plan.source.asked}
     return {"repo": plan.source.repo, "commit": plan.source.commit or ""}
+
+
+def _check_used(done: State) -> None:
+    """Refuse a source of which every record was rejected: the recipe does not fit it."""
+    rejected, reasons = done.ledger.get("rejected", 0), done.ledger.get("reasons", {})
+    if rejected and not done.rows:
+        said = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.items())
+        raise SourceError(
+            f"none of {rejected:,} records can be used ({said})", "fix the source's template or columns in the recipe"
+        )
 
 
 def _stats(wanted: Wanted, plan: Plan, done: State, sha256: str) -> SourceStats:

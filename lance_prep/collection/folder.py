@@ -240,11 +240,13 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if at % 2 else part for at, part in enumerate(re.split("([0-9]+)", name))], name
 
 
-def refuse_dataset(folder: Path) -> None:
-    """Refuse a folder that is a Lance dataset: a download would mix its files with the dataset's.
+def check_folder(folder: Path) -> None:
+    """Check that text may be written into a folder, which need not exist.
 
     Raises:
-        UsageError: it is one.
+        UsageError: it is a file, or a Lance dataset, whose files would be mixed with the text.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file", "name a folder with -o")
     if (folder / "_versions").is_dir():
         raise UsageError(f"{folder} is a Lance dataset", "name another folder with -o")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from lance_prep.collection.folder import LINES, REJECTED
 from lance_prep.collection.model import CollectionRecipe, CollectionSource
 from lance_prep.errors import UsageError
 from lance_prep.model import Plan
 from lance_prep.plan import make_plan
 from lance_prep.recipe import Recipe
+from lance_prep.transport import absolute_uri, is_local
 
 # A shard is what a resumed download reads again.
 SHARD_BYTES = 16 << 20
@@ -45,24 +49,35 @@ class Wanted:
 
     @property
     def entry(self) -> dict[str, Any]:
-        """The fields that decide the text, as plain JSON."""
+        """The fields that decide the text, as plain JSON. Local paths are absolute."""
         own = self.source.model_dump(mode="json", exclude=_NOTES)
         names = (*_READING, *(_COUNTING if self.source.max_tokens else ()))
         shared = self.built.model_dump(mode="json", include=set(names))
-        return {name: value for name, value in {**own, **shared}.items() if value is not None}
+        fields = {name: value for name, value in {**own, **shared}.items() if value is not None}
+        return {name: _absolute(value) if name in ("source", "tokenizer") else value for name, value in fields.items()}
+
+
+def _absolute(source: str | list[str]) -> str | list[str]:
+    """Return local paths as absolute ones, so that they mean the same wherever a command is run."""
+    if isinstance(source, list):
+        return [os.path.normpath(absolute_uri(each)) if is_local(each) else each for each in source]
+    return os.path.normpath(absolute_uri(source)) if is_local(source) and Path(source).exists() else source
 
 
 def select(recipe: CollectionRecipe, categories: Sequence[str]) -> list[Wanted]:
     """Return the sources of some categories, or of all, in the recipe's order.
 
     Raises:
-        UsageError: an unknown category.
+        UsageError: an unknown category, or a name that a download cannot use.
     """
     for category in categories:
         if category not in recipe.categories:
             raise UsageError(
                 f"unknown category {category!r}", f"{recipe.name} has the categories {', '.join(recipe.categories)}"
             )
+    for _, name, _ in recipe.sources():
+        if f"{name}{LINES}".endswith(REJECTED):
+            raise UsageError(f"invalid source name {name!r}: {REJECTED} is the ending of rejected rows", "rename it")
     sources = [each for each in recipe.sources() if not categories or each[0] in categories]
     return [_wanted(recipe, category, name, source) for category, name, source in sources]
 
