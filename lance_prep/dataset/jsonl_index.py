@@ -144,7 +144,7 @@ def find_files(place: IndexPlace) -> tuple[list[IndexedFile], list[tuple[str, st
 def _paths(root: Path, pattern: str | None) -> Iterator[Path]:
     """Yield files with the name of a JSONL file, compressed ones too, and links with such a name."""
     if pattern is None:
-        for folder, folders, names in os.walk(root):  # does not follow links
+        for folder, folders, names in os.walk(root, onerror=_fail):  # does not follow links
             folders[:] = [name for name in folders if not name.startswith((".", "__"))]
             yield from (Path(folder, name) for name in names if not name.startswith((".", "__")) and _is_jsonl(name))
         return
@@ -152,6 +152,10 @@ def _paths(root: Path, pattern: str | None) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts[:-1])
         if _is_jsonl(path.name) and not hidden and not path.is_dir():
             yield path
+
+
+def _fail(error: OSError) -> None:
+    raise error  # os.walk would leave the folder out silently
 
 
 def _is_jsonl(name: str) -> bool:
