@@ -7,7 +7,7 @@
     samples, views      what a sample is, and which tokens and documents it has
     sources             what a loader and a mixture ask of data
     dataset, parquet    `LanceDataset` and `ParquetDataset`: samples by index
-    jsonl               `JsonlDataset`: records of JSONL files in place
+    jsonl_files, jsonl  `JsonlDataset`: records of JSONL files in place
     collate             batches of ragged samples; moving batches to a device
     sampler             `TakeSampler`, for torch's DataLoader
     runs                reading several steps at once: when asked, on a thread, or in worker processes

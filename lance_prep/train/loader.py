@@ -59,7 +59,7 @@ class TokenLoader:
     is what that returns.
 
     Args:
-        data: a `LanceDataset` or a `Mixture`.
+        data: a `LanceDataset`, a `Mixture` or a `JsonlDataset`.
         global_batch_size: B, samples per step over all ranks. Each rank gets a contiguous part of it, in order.
         seed: of the shuffle, 1337 by default. Each epoch has another order. Refused for a `Mixture`, which has its own.
         rank, world_size: by default those of the default process group, else `RANK` and `WORLD_SIZE` (torchrun), else
