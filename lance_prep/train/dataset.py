@@ -181,6 +181,10 @@ class LanceDataset(MapStyle):
         return self._facts.content_hash
 
     @property
+    def _tokenizer_hash(self) -> str | None:
+        return self._facts.tokenizer
+
+    @property
     def _read_rows(self) -> int:
         """How many samples are best read at once: 64 K tokens of maps, which fit a cache; 8 M tokens by `take`."""
         tokens = (8 << 20) if self._slow else (64 << 10)

@@ -111,6 +111,10 @@ class JsonlDataset(MapStyle):
         return self._block_size
 
     @property
+    def _tokenizer_hash(self) -> None:
+        return None
+
+    @property
     def _mean_tokens(self) -> float | None:
         # Only the transform knows about padding, so all tokens count.
         return None if self._block_size is None else float(self._block_size)

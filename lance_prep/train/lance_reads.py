@@ -99,6 +99,7 @@ class Facts:
         itemsize: bytes per token on disk, 2 or 4.
         eos_id, pad_id: of the tokenizer, or None.
         content_hash: of the rows.
+        tokenizer: sha256 of the tokenizer, or None.
         cache: the directory of this version's index.
         columns: of the schema.
     """
@@ -110,6 +111,7 @@ class Facts:
     eos_id: int | None
     pad_id: int | None
     content_hash: str
+    tokenizer: str | None
     cache: str
     columns: tuple[str, ...]
 
@@ -206,6 +208,7 @@ class Lance:
             eos_id=data.tokenizer.eos_id if data.tokenizer else None,
             pad_id=data.tokenizer.pad_id if data.tokenizer else None,
             content_hash=data.content_hash,
+            tokenizer=data.tokenizer.sha256 if data.tokenizer else None,
             cache=str(folder),
             columns=tuple(dataset.schema.names),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from fractions import Fraction
@@ -173,7 +174,7 @@ class Mixture(Dataset[dict[str, Any]]):
         Raises:
             UsageError: the sources' differ from each other or from the one asked for, or their samples vary in length.
         """
-        sizes = {name: source.block_size for name, source in zip(self.names, self.sources, strict=True)}
+        sizes = {name: source.block_size for name, source in self._named()}
         size = self._block_size or self.sources[0].block_size
         if set(sizes.values()) != {size} or (size is None and not self._records):
             raise UsageError(
@@ -222,13 +223,25 @@ class Mixture(Dataset[dict[str, Any]]):
         return Pool(size, used, f"{number}/{source._content_hash}")
 
     def _check_sources(self) -> None:
-        for name, source in zip(self.names, self.sources, strict=True):
+        for name, source in self._named():
             if name in self._pins:
                 self._pins[name].check(source)
             if not len(source) and self._has_weight(name):
                 raise UsageError(
                     f"{name} has a weight but no samples", "remove it from the mixture, or check its filter"
                 )
+
+        tokenizers = {name: hash for name, source in self._named() if (hash := source._tokenizer_hash) is not None}
+        if len(set(tokenizers.values())) > 1:
+            said = ", ".join(f"{name}: {hash[:12]}" for name, hash in tokenizers.items())
+            warnings.warn(
+                f"the sources of a mixture were tokenized with different tokenizers, so equal ids may mean different "
+                f"text ({said})",
+                stacklevel=2,
+            )
+
+    def _named(self) -> list[tuple[str, Source]]:
+        return list(zip(self.names, self.sources, strict=True))
 
     def _has_weight(self, name: str) -> bool:
         return any(phase.by_name.get(name) for phase in self.phases)

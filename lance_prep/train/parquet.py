@@ -54,6 +54,7 @@ class Shards:
         rows: of each file.
         block_size: tokens per row.
         content_hash: of the dataset that was exported; of the footers if they do not say.
+        tokenizer: SHA-256 of its tokenizer; None if the footers do not say.
         cache: folder of the flat copy.
     """
 
@@ -62,6 +63,7 @@ class Shards:
     rows: tuple[int, ...]
     block_size: int
     content_hash: str
+    tokenizer: str | None
     cache: str
 
 
@@ -154,6 +156,10 @@ class ParquetDataset(MapStyle):
         return self.shards.content_hash
 
     @property
+    def _tokenizer_hash(self) -> str | None:
+        return self.shards.tokenizer
+
+    @property
     def _mean_tokens(self) -> float:
         rows = self._open()
         return float(rows.valid.mean()) if rows.valid is not None and rows.count else float(self.block_size)
@@ -240,7 +246,7 @@ def read_footers(folder: Path, cache_dir: Path | None) -> Shards:
         with translating(f"reading {path}"), pq.ParquetFile(path) as file:
             footer = file.metadata
             sizes.add(_row_length(file, path))
-            said.add(_exported_hash(file.schema_arrow.metadata or {}))
+            said.add(_exported(file.schema_arrow.metadata or {}))
         rows.append(footer.num_rows)
         stat = path.stat()
         files.update(f"{name}/{stat.st_size}/{stat.st_mtime_ns}/".encode())
@@ -250,9 +256,10 @@ def read_footers(folder: Path, cache_dir: Path | None) -> Shards:
             f"the shards in {folder} are of different exports, with rows of {sorted(sizes)} tokens",
             "export the dataset again, into an empty folder",
         )
-    content = said.pop() or f"parquet-{footers.hexdigest()[:32]}"
+    content, tokenizer = said.pop()
+    content = content or f"parquet-{footers.hexdigest()[:32]}"
     cache = cache_folder(str(folder), f"parquet-{files.hexdigest()[:24]}", cache_dir)
-    return Shards(str(folder), tuple(names), tuple(rows), sizes.pop(), content, str(cache))
+    return Shards(str(folder), tuple(names), tuple(rows), sizes.pop(), content, tokenizer, str(cache))
 
 
 def _natural(name: str) -> list[Any]:
@@ -275,13 +282,14 @@ def _row_length(file: Any, path: Path) -> int:
     return 0 if first is None else len(first.column(0)[0])
 
 
-def _exported_hash(metadata: dict[bytes, bytes]) -> str | None:
-    """Return the content hash of the dataset that was exported; None if the file was made by another program."""
+def _exported(metadata: dict[bytes, bytes]) -> tuple[str | None, str | None]:
+    """Return the hashes of the content and the tokenizer that were exported; None if another program made the file."""
     try:
-        said = json.loads(metadata[_EXPORT])["content_hash"]
+        said = json.loads(metadata[_EXPORT])
+        found = said["content_hash"], said["tokenizer_sha256"]
     except (KeyError, ValueError, TypeError):
-        return None
-    return said if isinstance(said, str) else None
+        return None, None
+    return found if all(isinstance(each, str) for each in found) else (None, None)
 
 
 # The flat copy.

@@ -70,6 +70,10 @@ class Source(Samples, Protocol):
     def _content_hash(self) -> str:
         """Names the content, whatever its path. Seeds the order of the samples."""
 
+    @property
+    def _tokenizer_hash(self) -> str | None:
+        """SHA-256 of the tokenizer's file; None if it is unknown, or samples have no tokens."""
+
 
 class MapStyle(Dataset[dict[str, Any]]):
     """A map-style torch dataset over samples that are read in batches."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -20,6 +21,7 @@ from lance_prep.errors import DamagedDataset, DatasetError, StateMismatch, Usage
 from lance_prep.exchange import export
 from lance_prep.store import Manifest, read_manifest
 from lance_prep.train import LanceDataset, Mixture, Phase, TakeSampler, TokenLoader
+from tests import tokenizers_made
 from tests.train.collections_made import BLOCK, build_split, make_collection
 
 
@@ -279,3 +281,14 @@ def test_rows_of_varying_length_need_a_block_size(tmp_path: Path, tokenizer: str
     with pytest.raises(UsageError, match="block size"):
         len(Mixture.from_manifest(tmp_path, weights="tokens"))
     assert Mixture.from_manifest(tmp_path, weights="tokens", block_size=16)[0]["input_ids"].shape == (16,)
+
+
+def test_tokens_of_two_tokenizers_are_not_mixed_silently(made: Path, tmp_path: Path) -> None:
+    tokenizers_made.save(tmp_path, tokenizers_made.with_template(), eos_token="<|endoftext|>")
+    build_split(tmp_path, "other", ["one text", "and another"] * 90, str(tmp_path))
+    names = [str(made / "chat.lance"), str(tmp_path / "other.lance")]
+    with pytest.warns(UserWarning, match=r"different tokenizers.* \(.*chat\.lance: \w{12}, .*other\.lance: \w{12}\)"):
+        assert len(Mixture(dict.fromkeys(names, 1.0))) > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(Mixture.from_manifest(made)) > 0
