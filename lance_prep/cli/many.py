@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +24,7 @@ from lance_prep.collection import (
 )
 from lance_prep.engine import Progress, RunOptions
 from lance_prep.errors import OutputError, size
-from lance_prep.recipe import refuse_unread
+from lance_prep.recipe import builtin_collections, refuse_unread
 
 if TYPE_CHECKING:
     from lance_prep.collection import CollectionPlan, SourceJob, SourcePreview, SourceReport, Unlisted
@@ -52,7 +53,8 @@ def build_many(source: str, options: RunOptions, overrides: dict[str, Any], *, r
         raise OutputError(
             f"{len(report.failed)} of {len(report.sources)} sources failed, so {report.output}/manifest.json was not "
             "written",
-            "fix them as said above, then run the same command again: sources that are built are not built again",
+            "fix them as said above, then run the same command again: sources that are built are not built again; "
+            f"or {_leave_out(collection)}",
         )
 
 
@@ -74,7 +76,16 @@ def preview_many(
     _say_failures(preview.failed, "would fail")
     if preview.failed:
         said = f"{len(preview.failed)} of {len(preview.sources)} sources would fail, and no manifest would be written"
-        raise OutputError(said, "do what is said above, or leave these sources out of the recipe")
+        raise OutputError(said, f"fix them as said above, or {_leave_out(collection)}")
+
+
+def _leave_out(collection: CollectionPlan) -> str:
+    """Say how to build a collection without the sources that fail."""
+    if collection.asked in builtin_collections():
+        return f"leave them out of a copy: lance-prep recipes {collection.asked} > mine.yaml"
+    if Path(collection.asked).is_dir():
+        return f"move their files out of {collection.asked}"
+    return f"leave them out of {collection.asked}"
 
 
 def _say(what: str, advice: str) -> None:
@@ -125,7 +136,8 @@ def summary(report: CollectionReport) -> str:
         lines.append(f"{report.output}/manifest.json: {len(report.manifest.splits)} splits, {total:,} tokens{aside}")
     builds = [build for source in report.sources if source.build for build in (source.build, source.build.validation)]
     read = sum(build.text_bytes for build in builds if build is not None)
-    speed = f", {size(read / report.seconds)}/s of text" if read else ""
+    whole = all(source.status == "built" for source in report.sources)
+    speed = f", {size(read / report.seconds)}/s of text" if whole else ""
     lines.append(f"{len(report.sources) - len(report.failed)} sources in {span(report.seconds)}{speed}")
     for build in builds:
         if build is not None and build.status in ("built", "resumed"):
