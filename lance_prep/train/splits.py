@@ -19,6 +19,7 @@ from lance_prep.store import MANIFEST, Manifest, Split, read_manifest
 from lance_prep.train.dataset import LanceDataset
 from lance_prep.train.parquet import ParquetDataset
 from lance_prep.train.sources import Source
+from lance_prep.transport import is_local
 
 #: Options of `LanceDataset` that Parquet shards can be read with.
 _OF_PARQUET = ("labels", "attention_mask", "cache_dir", "cache_bytes")
@@ -152,7 +153,14 @@ class Splits:
 
         Raises:
             DatasetError: there is no manifest, or nothing in it has a sequence.
+            UsageError: the folder is not local, or is a dataset.
         """
+        if not is_local(str(folder)):
+            raise UsageError(f"{folder} is not a local folder", "copy the folder with the manifest to a local disk")
+        if (Path(folder) / "_versions").is_dir() and not (Path(folder) / MANIFEST).exists():
+            raise UsageError(
+                f"{folder} is one dataset, not a folder with {MANIFEST}", "use LanceDataset, or Mixture({path: 1.0})"
+            )
         manifest = read_manifest(folder)
         parent = Path(folder) if Path(folder).is_dir() else Path(folder).parent
         found = manifest.validation if validation else manifest.splits
@@ -181,6 +189,8 @@ class Splits:
         """
         asked = [(rules, None)] if isinstance(rules, str | Mapping) else [(p.weights, p.until_tokens) for p in rules]
         mappings = [rule for rule, _ in asked if isinstance(rule, Mapping)]
+        if not all(mappings):
+            raise UsageError("weights is an empty mapping", "give at least one split or category a weight")
         if names is not None:
             chosen = self._named(names)
         elif len(mappings) < len(asked) or not asked:

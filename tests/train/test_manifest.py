@@ -189,6 +189,7 @@ def test_unknown_names_are_refused_with_the_nearest(made: Path, change: Callable
         ({"weights": {"code": 0}}, "all 0"),
         ({"weights": "targets"}, "invalid weights 'targets'"),
         ({"weights": []}, "invalid phases"),
+        ({"weights": {}}, "empty mapping"),
         ({"version": 1}, "version cannot be combined"),
     ]
     for options, message in refused:
@@ -196,6 +197,10 @@ def test_unknown_names_are_refused_with_the_nearest(made: Path, change: Callable
             Mixture.from_manifest(made, **options)
     with pytest.raises(TypeError, match="unexpected keyword argument 'lables'"):
         Mixture.from_manifest(made, lables="same")  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match=r"chat\.lance is one dataset"):
+        Mixture.from_manifest(made / "chat.lance")
+    with pytest.raises(UsageError, match="s3://bucket/tokens is not a local folder"):
+        Mixture.from_manifest("s3://bucket/tokens")
     own = change({"chat": {"category": None}})
     with pytest.raises(UsageError, match="no target share for chat") as error:
         Mixture.from_manifest(own)
