@@ -514,3 +514,18 @@ def test_a_recipe_that_is_stored_holds_no_credentials() -> None:
     collection = load_collection({"name": "n", "categories": {"c": {"share": 1, "sources": sources}}})
     assert "secret" not in collection.model_dump_json() + repr(collection)
     assert collection.categories["c"].sources["s"].source == "https://example.org/a.jsonl"
+
+
+def test_sources_of_any_format_are_read_as_a_single_build_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("q;a\nwhy;so\n")
+    (tmp_path / "b.txt").write_text("one\n\ntwo\n")
+    sources = {
+        "a": {"source": "a.csv", "delimiter": ";", "template": "{{ q }}: {{ a }}"},
+        "b": {"source": "b.txt", "text_unit": "paragraph"},
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps({"name": "n", "categories": {"c": {"share": 1, "sources": sources}}}))
+    loaded = load_collection(tmp_path / "c.yaml").categories["c"].sources
+    assert [read_texts(loaded[name]) for name in "ab"] == [["why: so"], ["one", "two"]]
+    sources["a"]["delimiter"] = ";;"
+    what, _ = refused(json.dumps({"name": "n", "categories": {"c": {"share": 1, "sources": sources}}}), tmp_path)
+    assert what.startswith("categories.c.sources.a: delimiter: not a delimiter")

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from lance_prep.recipe import Maximum, Recipe, SourceNames, make_recipe
+from lance_prep.recipe import Maximum, Recipe, SourceNames, TextUnit, make_recipe
 
 #: Becomes part of file names.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
@@ -34,7 +34,10 @@ Name = Annotated[str, Field(pattern=f"^{NAME}$"), AfterValidator(_free)]
 
 _JINJA_WORDS = ("and", "else", "false", "False", "if", "in", "is", "none", "None", "not", "or", "true", "True")
 #: Fields of a source that `Recipe` has too, and those that have another name there.
-_SAME = ("source", "config", "split", "revision", "filter", "text_column", "template", "max_tokens")
+_SAME = (
+    *("source", "config", "split", "revision", "filter", "text_column", "template"),
+    *("text_unit", "delimiter", "max_tokens"),
+)
 _RENAMED = {"max_rows": "max_source_rows"}
 
 
@@ -59,6 +62,8 @@ class CollectionSource(BaseModel):
         None,
         description="column with a conversation, written turn by turn; a turn has role and content, or from and value",
     )
+    text_unit: TextUnit | None = Field(None, description="unit that is a record of a .txt or .md file")
+    delimiter: str | None = Field(None, description="character between the fields of a CSV file")
     max_rows: Limit = Field(
         None, description="use only the first N records that are neither empty nor filtered, or all"
     )
