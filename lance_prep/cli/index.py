@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lance_prep.cli.common import LINE_EVERY, command, json_option, print_json, printable, span
-from lance_prep.errors import size
+from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
     from lance_prep.dataset import Indexed
@@ -63,7 +63,8 @@ def _lines_of_progress() -> Callable[[int, int], None]:
 
 
 def _text(found: Indexed) -> str:
-    lines = [f"{found.status}: {found.rows:,} records in {found.files:,} files ({size(found.bytes)}): {found.index}"]
+    held = f"{counted(found.rows, 'record')} in {counted(found.files, 'file')}"
+    lines = [f"{found.status}: {held} ({size(found.bytes)}): {found.index}"]
     if found.scanned_bytes:
         rate = size(found.scanned_bytes / max(found.seconds, 1e-6))
         lines.append(f"read {size(found.scanned_bytes)} in {span(found.seconds)} ({rate}/s)")

@@ -94,7 +94,7 @@ class IndexPlace:
         if not is_local(text):
             raise UsageError(f"{path}: only local files can be indexed", "download the files first")
         root, pattern = _split(Path(text))
-        if not root.is_dir():
+        if not root.is_dir() or not (pattern is None or _GLOB.search(pattern) or (root / pattern).exists()):
             raise SourceNotFound(f"{path}: no such file or folder", "name a folder, a file or a glob of .jsonl files")
         name = _NAME if pattern is None else f"{_NAME}-{hashlib.sha256(os.fsencode(pattern)).hexdigest()[:12]}"
         uri = str(root / f"{name}.lance") if index is None else absolute_uri(index)
@@ -288,7 +288,7 @@ def open_unchanged(path: Path, state: IndexedFile, *, since: str = "since it was
 def _said(size: int, mtime_ns: int) -> str:
     seconds, rest = divmod(mtime_ns, 1_000_000_000)
     at = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{size:,} bytes of {at}.{rest:09}Z"
+    return f"{size:,} bytes, last changed at {at}.{rest:09}Z"
 
 
 def content_hash(files: Sequence[IndexedFile]) -> str:

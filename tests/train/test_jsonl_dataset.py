@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from lance_prep.cli.main import run
 from lance_prep.dataset import index_jsonl
-from lance_prep.errors import BadFile, DatasetError, SourceChanged, UsageError
+from lance_prep.errors import BadFile, DatasetError, SourceChanged, SourceNotFound, UsageError
 from lance_prep.train import JsonlDataset, LanceDataset, Mixture, TakeSampler, TokenLoader, jsonl_files
 from lance_prep.train.samples import Batch
 from tests.train.made import Made
@@ -264,8 +264,11 @@ def rewritten(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (grown, r"part-1.jsonl changed since it was indexed: it had [\d,]+ bytes of 20.*, now it has [\d,]+ bytes"),
-        (rewritten, r"now it has [\d,]+ bytes of 1970-01-01T00:00:00.000000001Z"),
+        (
+            grown,
+            r"part-1.jsonl changed since it was indexed: it had [\d,]+ bytes, last changed at 20.*now it has [\d,]+",
+        ),
+        (rewritten, r"now it has [\d,]+ bytes, last changed at 1970-01-01T00:00:00.000000001Z"),
         (Path.unlink, r"part-1.jsonl was removed since it was indexed: it had"),
     ],
 )
@@ -363,6 +366,8 @@ def test_a_batch_of_different_records_has_none_for_what_is_missing(tmp_path: Pat
 
 def test_files_without_an_index_and_with_one_of_others(tmp_path: Path) -> None:
     write(tmp_path / "d")
+    with pytest.raises(SourceNotFound, match="nowhere: no such file or folder"):
+        JsonlDataset(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match="has no index") as caught:
         JsonlDataset(tmp_path / "d")
     assert caught.value.advice == f"run `lance-prep index {tmp_path}/d`"
