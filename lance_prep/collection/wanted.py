@@ -21,7 +21,6 @@ SHARD_BYTES = 16 << 20
 
 # Fields of a source that do not decide its text.
 _NOTES = {"share", "license", "gated"}
-_READING = ("text_unit", "delimiter")
 _COUNTING = ("tokenizer", "tokenizer_revision", "special_tokens", "add_special_tokens", "eos_token", "layout")
 
 
@@ -51,7 +50,7 @@ class Wanted:
     def entry(self) -> dict[str, Any]:
         """The fields that decide the text, as plain JSON. Local paths are absolute."""
         own = self.source.model_dump(mode="json", exclude=_NOTES)
-        names = (*_READING, *(_COUNTING if self.source.max_tokens else ()))
+        names = _COUNTING if self.source.max_tokens else ()
         shared = self.built.model_dump(mode="json", include=set(names))
         fields = {name: value for name, value in {**own, **shared}.items() if value is not None}
         return {name: _absolute(value) if name in ("source", "tokenizer") else value for name, value in fields.items()}
