@@ -70,7 +70,7 @@ class Layout:
         if not self.tokens:
             unread |= dict.fromkeys(_TEXT, "records are kept as they are")
             unread |= dict.fromkeys((*_TOKENIZER, "max_tokens"), "records are not tokenized")
-            unread |= dict.fromkeys(("val_fraction", "side"), "a split needs the text of a document")
+            unread |= dict.fromkeys(("val_fraction", "val_tokens", "side"), "a split needs the text of a document")
         return unread
 
     def rows_of(self, ledger: Ledger, block_size: int | None) -> tuple[int, str]:

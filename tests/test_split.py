@@ -184,3 +184,56 @@ def test_options_that_need_each_other(tmp_path: Path) -> None:
     with pytest.raises(LancePrepError, match="val_fraction has no effect with layout='raw'"):
         lance_prep.build("sample", layout="raw", val_fraction=0.1)
     assert not Recipe(source="x").has_two_sides
+
+
+def test_tokens_set_aside_become_a_fraction_once(tmp_path: Path, capsys: Any) -> None:
+    """The fraction stays when the source grows, when the build is run again, and for one side alone."""
+    source = tmp_path / "source"
+    source.mkdir()
+    write(source / "a.jsonl", TEXTS)
+    train, validation = build(source, tmp_path / "o.lance", val_tokens=1_500)
+    fraction = train.recipe["val_fraction"]
+    assert fraction == validation.recipe["val_fraction"]
+    assert fraction == float(f"{1_500 / (train.tokens + validation.tokens):.4g}")  # so small a source is counted
+    assert 0.7 * 1_500 < validation.tokens < 1.3 * 1_500
+    assert train.recipe["val_tokens"] == 1_500
+    again = build(source, tmp_path / "o.lance", val_tokens=1_500)
+    assert [report.status for report in again] == ["unchanged", "unchanged"]
+
+    before = names(train.uri), names(validation.uri)
+    write(source / "b.jsonl", [f"more of it: {text}" for text in TEXTS])
+    appended = build(source, tmp_path / "o.lance", val_tokens=1_500, append=True)
+    assert [report.recipe["val_fraction"] for report in appended] == [fraction, fraction]
+    for report, old in zip(appended, before, strict=True):
+        assert names(report.uri)[: len(old)] == old
+        check_whole(report.uri)
+    fresh, _ = build(source, tmp_path / "p.lance", val_tokens=1_500)
+    assert fresh.recipe["val_fraction"] < 0.6 * fraction
+
+    with pytest.raises(LancePrepError, match="val_tokens was 1500, now 2000"):
+        build(source, tmp_path / "o.lance", val_tokens=2_000, append=True)
+    with pytest.raises(UsageError, match=r"val_tokens is 10,000,000, and the source has about \d\d,\d\d\d tokens"):
+        build(source, tmp_path / "q.lance", val_tokens=10_000_000)
+    with pytest.raises(UsageError, match="val_fraction and val_tokens exclude each other"):
+        build(source, tmp_path / "q.lance", val_tokens=1_000, val_fraction=0.1)
+
+    # What `info --recipe` prints builds the same rows.
+    assert run(["info", str(tmp_path / "p.val.lance"), "--recipe"]) == 0
+    (tmp_path / "recipe.yaml").write_text(capsys.readouterr().out)
+    copy = lance_prep.build(tmp_path / "recipe.yaml", output=tmp_path / "copy.lance")
+    assert names(copy.uri) == names(tmp_path / "p.val.lance")
+
+
+def test_an_interrupted_build_keeps_its_fraction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the source has grown since: it is built anew, with the same sides."""
+    source = tmp_path / "source"
+    source.mkdir()
+    write(source / "a.jsonl", TEXTS)
+    with monkeypatch.context() as killed:
+        killed.setattr("lance_prep.engine.run.commit_build", lambda *_, **__: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            build(source, tmp_path / "o.lance", val_tokens=1_500)
+    write(source / "b.jsonl", [f"more of it: {text}" for text in TEXTS])
+    train, validation = build(source, tmp_path / "o.lance", val_tokens=1_500)
+    assert train.recipe["val_fraction"] == validation.recipe["val_fraction"]
+    assert validation.tokens > 2_000

@@ -82,7 +82,9 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     shuffled = given.get("shuffle") and f"shuffled in batches of {given.get('shuffle_batch_size', 0):,} source rows"
     rows.append(("order", f"{shuffled}, seed {given.get('seed')}" if shuffled else "as in the source"))
     if "val_fraction" in given and "side" in given:
-        rows.append(("split", f"{given['side']}; {given['val_fraction']:.4g} of the documents are for validation"))
+        found = f", for about {given['val_tokens']:,} tokens" if "val_tokens" in given else ""
+        part = f"{given['val_fraction']:.4g} of the documents are for validation{found}"
+        rows.append(("split", f"{given['side']}; {part}"))
     for name in ("max_rows", "max_source_rows", "max_tokens"):
         if name in given:
             rows.append((name.replace("_", " "), f"{given[name]:,}"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.errors import LESS_SPACE, DiskFull, size
+from lance_prep.errors import LESS_SPACE, DiskFull, UsageError, size
 from lance_prep.fetch import open_ranges, read_head
 from lance_prep.formats import format_named
 from lance_prep.layout import LayoutJob, lay_out, row_schema
@@ -188,6 +188,23 @@ def _count(read: _Read, spec: TokenizerSpec | None, encoder: Encoder | None) -> 
         disk=nbytes / made * rows if made else 0,
         text_bytes=sum(batch.source_bytes for batch in read.batches),
     )
+
+
+def estimate_fraction(plan: Plan, spec: TokenizerSpec | None, transport: Transport, tokens: int) -> float:
+    """Return the part of a plan's documents that has about this many tokens.
+
+    Raises:
+        UsageError: there are not that many tokens, or the source cannot be sampled.
+        SourceError, TokenizerError: the source cannot be read, or the tokenizer cannot be used.
+    """
+    whole = replace(plan, recipe=plan.recipe.model_copy(update={"side": None}))
+    cost = estimate(whole, spec, transport, limit=plan.recipe.limit, workers=1)
+    if cost is None:
+        raise UsageError("val_tokens: the size of the source is not known, so it cannot be sampled", "use val_fraction")
+    if tokens >= cost.tokens.value:
+        said = f"val_tokens is {tokens:,}, and the source has about {round(cost.tokens.value):,} tokens"
+        raise UsageError(said, "set aside fewer tokens")
+    return float(f"{tokens / cost.tokens.value:.4g}")
 
 
 def check_space(plan: Plan, spec: TokenizerSpec | None, transport: Transport, *, limit: Limit, uri: str) -> str:

@@ -8,7 +8,16 @@ from lance_prep.engine.decide import Decision, check_folder, decide, look_at
 from lance_prep.engine.estimate import estimate
 from lance_prep.engine.local import default_workers
 from lance_prep.engine.report import BuildPreview
-from lance_prep.engine.run import RunOptions, left_to_write, load_spec, make_job, plan_build, unbuilt, validation_uri
+from lance_prep.engine.run import (
+    RunOptions,
+    left_to_write,
+    load_spec,
+    make_job,
+    plan_build,
+    unbuilt,
+    validation_uri,
+    with_fraction,
+)
 from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import LancePrepError, OutputExists, SourceChanged, counted
 from lance_prep.recipe import Recipe
@@ -18,6 +27,7 @@ from lance_prep.tokenizer import TokenizerSpec
 
 def preview_build(recipe: Recipe, options: RunOptions, *, uri: str, spec: TokenizerSpec | None = None) -> BuildPreview:
     """Say what `run_build` would do. Nothing is written, and the tokenizer is loaded only to compare it."""
+    recipe = with_fraction(recipe, options, uri, spec)
     if not recipe.has_two_sides:
         return _preview_one(recipe, options, uri, spec)
     training, validation = recipe.sides()

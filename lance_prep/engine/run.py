@@ -15,7 +15,7 @@ import lance_prep.engine.local
 import lance_prep.engine.spark  # noqa: F401  (registers itself)
 from lance_prep.engine.commit import commit_build, existing_report
 from lance_prep.engine.decide import Decision, check_folder, decide, look_at, refuse_own_source
-from lance_prep.engine.estimate import check_space
+from lance_prep.engine.estimate import check_space, estimate_fraction
 from lance_prep.engine.report import BuildReport, Progress, Silent
 from lance_prep.engine.schedule import Engine, Schedule, make_engine
 from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
@@ -190,6 +190,7 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str, spec: TokenizerS
     Args:
         spec: the recipe's tokenizer, if it is loaded already.
     """
+    recipe = with_fraction(recipe, options, uri, spec)
     if not recipe.has_two_sides:
         return _build(recipe, options, uri, spec)
     training, validation = recipe.sides()
@@ -200,6 +201,34 @@ def run_build(recipe: Recipe, options: RunOptions, *, uri: str, spec: TokenizerS
 def validation_uri(uri: str) -> str:
     """Return the path or URI of the validation set that belongs to a dataset: `X.val.lance` to `X.lance`."""
     return f"{uri.removesuffix('.lance')}.val.lance"
+
+
+def with_fraction(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | None) -> Recipe:
+    """Return a recipe with `val_tokens` and the `val_fraction` that stands for it.
+
+    It is the fraction that the output was built with, or is being built with, so that no document changes sides. The
+    first build estimates it from the source.
+
+    Raises:
+        UsageError: there are not that many tokens, or the source cannot be sampled.
+    """
+    tokens = recipe.val_tokens
+    if tokens is None or recipe.val_fraction is not None:
+        return recipe
+    fraction = _recorded_fraction(options.at(uri), tokens) if uri else None
+    if fraction is None:
+        plan = plan_build(recipe, options, uri)
+        fraction = estimate_fraction(plan, spec or load_spec(plan.recipe), options.origin, tokens)
+    return recipe.model_copy(update={"val_fraction": fraction})
+
+
+def _recorded_fraction(output: Output, tokens: int) -> float | None:
+    there = look_at(output).ours
+    recipes = [there.metadata.recipe] if there is not None else []
+    for recipe in [*recipes, *output.unfinished().values()]:
+        if recipe.get("val_tokens") == tokens and isinstance(fraction := recipe.get("val_fraction"), float):
+            return fraction
+    return None
 
 
 def _build(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | None) -> BuildReport:
@@ -351,6 +380,7 @@ def stream(
         raise UsageError("val_fraction: a stream is of one side of the split", "use side='train' or side='validation'")
     options = RunOptions(storage_options=storage_options)
     check_storage_options(recipe, options, uri="")
+    recipe = with_fraction(recipe, options, "", spec)
     made = make_plan(recipe, options.origin)
     job = BuildJob(made, spec or load_spec(made.recipe), options.origin, Output(""), key="")
     return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), READ_AHEAD_BATCHES))

@@ -146,6 +146,11 @@ def make_recipe(fields: Mapping[str, Any], overrides: Mapping[str, Any], where: 
         RecipeError: a field is unknown or invalid.
         UsageError: an override is.
     """
+    given = [name for name in ("val_fraction", "val_tokens") if overrides.get(name) is not None]
+    if len(given) == 2:
+        raise UsageError("val_fraction and val_tokens exclude each other", "give one of them")
+    if given:  # the recipe of a dataset holds both
+        fields = {name: value for name, value in fields.items() if name not in ("val_fraction", "val_tokens")}
     try:
         return Recipe(**{**_still_read(fields, overrides), **overrides})
     except ValidationError as error:

@@ -168,6 +168,14 @@ class Recipe(BaseModel):
             gt=0, lt=1, description="part of the documents that is set aside for validation, by the hash of their text"
         ),
     ] = None
+    val_tokens: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="set aside about N tokens for validation: the fraction is estimated once, from a sample, and "
+            "recorded",
+        ),
+    ] = None
     side: Side | None = Field(None, description="side of the split to build [default: both, each as a dataset]")
     strict: bool = Field(False, description="stop at the first row that would be rejected")
 
@@ -185,8 +193,8 @@ class Recipe(BaseModel):
                 raise PydanticCustomError("no_effect", "{name} has no effect with {why}", {"name": name, "why": why})
         if self.template is not None and self.text_column is not None:
             raise ValueError("give either text_column or template: each says where the text comes from")
-        if self.side is not None and self.val_fraction is None:
-            raise ValueError("side needs val_fraction: without it, there is no split")
+        if self.side is not None and self.val_fraction is None and self.val_tokens is None:
+            raise ValueError("side needs val_fraction or val_tokens: without them, there is no split")
         if self.tokenizer is None and LAYOUTS[self.layout].tokens:
             raise ValueError(f"layout {self.layout!r} needs a tokenizer")
         return self
@@ -206,10 +214,13 @@ class Recipe(BaseModel):
     @property
     def has_two_sides(self) -> bool:
         """Whether it describes a training set and a validation set."""
-        return self.val_fraction is not None and self.side is None
+        return (self.val_fraction is not None or self.val_tokens is not None) and self.side is None
 
     def sides(self) -> tuple[Recipe, Recipe]:
-        """Return the recipe of the training set and that of the validation set. They share the limits."""
+        """Return the recipe of the training set and that of the validation set. They share the limits.
+
+        `val_fraction` must be known.
+        """
         assert self.val_fraction is not None
         assert self.side is None
         training, validation = shared_limit(self.limit, self.val_fraction)
@@ -256,5 +267,6 @@ class RecipeFields(TypedDict, total=False):
     max_source_rows: int | Literal["all"] | None
     max_tokens: int | Literal["all"] | None
     val_fraction: float | None
+    val_tokens: int | None
     side: Side | None
     strict: bool
