@@ -84,7 +84,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_random_kills(world: World, tmp_path: Path) -> None:
-    for number in range(6):
+    for number in range(4):
         draw = random.Random(f"{SEED} {number}")
         folder = tmp_path / f"raw{number}"
         instants = [kill_once(world, folder, aim, draw) for aim in (AIMS[number % 3], *AIMS[: draw.randint(0, 1)])]
@@ -118,7 +118,7 @@ def killed_and_run_again(world: World, folder: Path, change: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("change", [8, 20, 64, 67, 69, 71, 73])
+@pytest.mark.parametrize("change", [20, 64, 67, 71, 73])
 def test_a_download_killed_at_a_change_on_disk(world: World, tmp_path: Path, change: int) -> None:
     assert killed_and_run_again(world, tmp_path / "raw", change)
 
