@@ -320,6 +320,8 @@ def test_a_collection_becomes_a_folder_of_the_same_form(tmp_path: Path, exportin
         assert stats["rows"] == len(LanceDataset(tmp_path / "in" / f"{name}.lance"))
         assert stats["bytes"] == sum(path.stat().st_size for path in shards(out / name))
         assert stats["shards"] == 1
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert {split: loaded[split].num_rows for split in loaded} == {"train": 10 + 11 + 13, "validation": 12}
 
 
 def test_some_splits_and_then_all(tmp_path: Path, exporting: Export, refused: Callable[..., str]) -> None:
@@ -335,6 +337,8 @@ def test_some_splits_and_then_all(tmp_path: Path, exporting: Export, refused: Ca
     exporting(tmp_path / "in", tmp_path / "whole")
     ours = {name: data for name, data in tree(out).items() if name != "manifest.json"}
     assert ours == {name: data for name, data in tree(tmp_path / "whole").items() if name != "manifest.json"}
+    assert "lists parquet files" in refused(out, tmp_path / "again")
+    assert "--version has no effect" in refused(tmp_path / "in", tmp_path / "again", "--version", "1")
     assert "no split 'books'" in refused(tmp_path / "in", out, "--splits", "books,web")
 
 
@@ -426,7 +430,7 @@ def test_files_of_others_are_neither_removed_nor_replaced(
     assert (out / "thesis.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "web_stats.json"])
+@pytest.mark.parametrize("name", ["manifest.json", "web_stats.json", ".huggingface.yaml"])
 def test_a_file_of_our_name_is_kept(tmp_path: Path, refused: Callable[..., str], web: Path, name: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")

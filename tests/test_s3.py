@@ -23,6 +23,7 @@ pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")
 
 import lance_prep  # noqa: E402
+from lance_prep.cli.main import run  # noqa: E402
 from lance_prep.dataset import open_version, verify  # noqa: E402
 from lance_prep.engine import RunOptions, Silent, run_build  # noqa: E402
 from lance_prep.errors import (  # noqa: E402
@@ -369,3 +370,21 @@ def test_wrong_keys_are_the_stores(s3: S3, flaky: Flaky, tokenizer: str, tmp_pat
     with pytest.raises(AccessDenied, match="the object store refuses access") as caught:
         lance_prep.build("s3://bucket/in", output=tmp_path / "x.lance", tokenizer=tokenizer, storage_options=options)
     assert "AWS_ACCESS_KEY_ID" in caught.value.advice
+
+
+def test_an_export_from_an_object_store(s3: S3, texts: str, tokenizer: str, tmp_path: Path, capsys: Any) -> None:
+    fields: dict[str, Any] = {"tokenizer": tokenizer, "layout": "blocks", "block_size": 64}
+    lance_prep.build(texts, output="s3://bucket/web.lance", storage_options=s3.options, **fields)
+    local = lance_prep.build(texts, output=tmp_path / "web.lance", **fields)
+    options = [f"--storage-option={name}={value}" for name, value in s3.options.items()]
+    assert run(["export", "s3://bucket/web.lance", "-o", str(tmp_path / "remote"), *options]) == 0
+    assert run(["export", str(local.uri), "-o", str(tmp_path / "local")]) == 0
+    remote = {path.name: path.read_bytes() for path in (tmp_path / "remote" / "web").iterdir()}
+    assert remote == {path.name: path.read_bytes() for path in (tmp_path / "local" / "web").iterdir()}
+    for path in (tmp_path / "remote").rglob("*.json"):
+        assert s3.url not in path.read_text()
+    assert run(["export", "s3://key:secret@bucket/web.lance", "-o", str(tmp_path / "x"), "--splits", "web"]) == 2
+    assert run(["export", str(local.uri), "-o", "s3://key:secret@bucket/out"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot export to s3://bucket/out" in said
+    assert "secret" not in said

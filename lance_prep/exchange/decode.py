@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,12 @@ class TextDecoder:
         text = memoryview(found.buffers()[2] or b"")
         spans = zip(bounds[starts].tolist(), bounds[stops].tolist(), strict=True)
         return [str(text[start:stop], "utf-8", "replace") for start, stop in spans]
+
+
+@lru_cache(2)
+def decoder_of(file: bytes, *, skip_special_tokens: bool) -> TextDecoder:
+    """Return the decoder of a tokenizer. The sources of a collection share one."""
+    return TextDecoder(file, skip_special_tokens=skip_special_tokens)
 
 
 def _bytes_of_tokens(tokenizer: Any, skip_special_tokens: bool) -> pa.Array:

@@ -1,6 +1,7 @@
 """The folder that an export writes: shards, and the state by which the same command continues after a kill.
 
     DIR/manifest.json                          all sources; written last
+    DIR/.huggingface.yaml                      tells `datasets.load_dataset` where the shards are
     DIR/<source>_stats.json                    rows, tokens, bytes, shards and hashes of a source
     DIR/<source>/shard_0000.parquet            its rows
     DIR/.lance_prep/export/<source>.json       what the shards were made from, and each finished shard
@@ -24,8 +25,8 @@ from typing import Any
 
 import xxhash
 
-from lance_prep.errors import DamagedDataset, OutputExists, UsageError
-from lance_prep.store import FOLDER, MANIFEST, LocalFiles, Split, decode, hash_file, make_durable
+from lance_prep.errors import DamagedDataset, OutputExists, UsageError, without_credentials
+from lance_prep.store import FOLDER, LOADER_FILE, MANIFEST, LocalFiles, Split, decode, hash_file, make_durable
 from lance_prep.transport import is_local
 
 STATE = f"{FOLDER}/export"
@@ -90,7 +91,8 @@ class ExportFolder:
     def __init__(self, path: str | Path, suffix: str) -> None:
         if not is_local(str(path)):
             raise UsageError(
-                f"cannot export to {path}: the output must be a local folder", "export, then copy the folder"
+                f"cannot export to {without_credentials(str(path))}: the output must be a local folder",
+                "export, then copy the folder",
             )
         self.root = Path(str(path).removeprefix("file://")).absolute()
         self._files = LocalFiles(self.root)
@@ -121,7 +123,7 @@ class ExportFolder:
         """
         first = not (self.root / STATE).is_dir()
         ours = [f"{name}_stats.json" for name in names if self.state(name) is None]
-        for name in [*ours, *([MANIFEST] if first else [])]:
+        for name in [*ours, *([MANIFEST, LOADER_FILE] if first else [])]:
             if os.path.lexists(self.root / name):
                 raise OutputExists(
                     f"{self.root / name} was not written by an export", "name another folder, or move it away"
@@ -227,6 +229,16 @@ class ExportFolder:
     def write_stats(self, name: str, stats: dict[str, Any]) -> None:
         """Write `<source>_stats.json`."""
         self._write_json(f"{name}_stats.json", stats)
+
+    def write_loader(self, train: Sequence[str], validation: Sequence[str]) -> None:
+        """Write the file by which `datasets.load_dataset` finds the shards in folders of these names."""
+        lines = ["# How `datasets.load_dataset` finds the data of this folder. Written by lance-prep.", "configs:"]
+        lines += ["- config_name: default", "  data_files:"]
+        for split, names in (("train", train), ("validation", validation)):
+            if names:
+                lines += [f"  - split: {split}", "    path:"]
+                lines += [f"    - {name}/*{self._suffix}" for name in names]
+        self._files.write(LOADER_FILE, ("\n".join(lines) + "\n").encode())
 
     def write_manifest(self, text: str) -> None:
         """Write `manifest.json`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lance_prep.errors import OutputExists, UsageError
+from lance_prep.errors import OutputExists, UsageError, without_credentials
 from lance_prep.exchange.base import Encoder, ExportOptions, Source, Target
 from lance_prep.exchange.folder import State, check_name
 from lance_prep.exchange.rows import open_source
@@ -112,23 +112,24 @@ def find_items(
         UsageError: an option contradicts the source, or the target cannot hold the rows.
         DatasetError: a dataset or the manifest cannot be read.
     """
+    named = without_credentials(str(path))
     if not (Path(path).is_file() or (Path(path) / MANIFEST).is_file()):
         if splits is not None:
-            raise UsageError(f"splits has no effect: {path} is one dataset", "leave `splits` out")
+            raise UsageError(f"splits has no effect: {named} is one dataset", "leave `splits` out")
         opened = open_version(path, version, transport.storage_options)
         entry = _entry_of(opened)
         return Items(_manifest_of(entry, opened), (entry,), (_item(entry, opened, target, options),), single=True)
     if version is not None:
-        raise UsageError(f"version has no effect: {path} names a version of each dataset", "leave `version` out")
+        raise UsageError(f"version has no effect: {named} names a version of each dataset", "leave `version` out")
     root, manifest = (Path(path).parent if Path(path).is_file() else Path(path)), read_manifest(path)
     if manifest.data_format != "lance":
-        raise UsageError(f"{path} lists {manifest.data_format} files, not Lance datasets", "export the Lance datasets")
+        raise UsageError(f"{named} lists {manifest.data_format} files, not Lance datasets", "export the Lance datasets")
     entries = _entries(manifest)
     if unknown := sorted(set(splits or ()) - set(manifest.splits)):
-        raise UsageError(f"{path} has no split {unknown[0]!r}", f"use some of: {', '.join(manifest.splits)}")
+        raise UsageError(f"{named} has no split {unknown[0]!r}", f"use some of: {', '.join(manifest.splits)}")
     chosen = [entry for entry in entries if splits is None or entry.name in splits]
     if not chosen:
-        raise UsageError(f"there is nothing to export from {path}", "build the collection, or name other splits")
+        raise UsageError(f"there is nothing to export from {named}", "build the collection, or name other splits")
     items = [_item(entry, _open(root, entry.split, transport), target, options) for entry in chosen]
     return Items(manifest, entries, tuple(items))
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from lance_prep.errors import UsageError
 from lance_prep.exchange.base import ExportOptions, Piece, Source
-from lance_prep.exchange.decode import TextDecoder
+from lance_prep.exchange.decode import TextDecoder, decoder_of
 from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
 
@@ -47,7 +47,7 @@ class JsonlEncoder:
                 name = "skip_special_tokens" if options.skip_special_tokens else "by"
                 raise UsageError(f"{name} has no effect: {opened.uri} holds records, not tokens", f"leave `{name}` out")
             return
-        self._decoder = TextDecoder(opened.tokenizer_file(), skip_special_tokens=options.skip_special_tokens)
+        self._decoder = decoder_of(opened.tokenizer_file(), skip_special_tokens=options.skip_special_tokens)
         mean = opened.metadata.tokens // max(source.rows, 1)
         self.batch_rows = min(max(_TOKENS // max(mean, 1), 1), 8192)
         self.columns = [name for name in self.columns if name != "seq_lengths"]

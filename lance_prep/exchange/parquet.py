@@ -21,7 +21,7 @@ from lance_prep.exchange.parquet_pages import MAGIC, Indices, RowGroup, Rows, en
 _GROUP_TOKENS = 4 << 20
 #: Metadata of a row group in the footer is at most this long.
 _GROUP_END = 512
-#: A token takes at most 8 bytes if nothing can be compressed, or 4 beside dictionaries that take 1.
+#: A token takes at most 8 bytes if nothing can be compressed, or 4 beside dictionaries that take 0.5. The rest is room.
 _TOKEN_BYTES, _FILE_END = 10, 4096
 
 
@@ -36,7 +36,6 @@ class ParquetEncoder:
         self._metadata = {
             "content_hash": metadata.content_hash,
             "max_seq_length": source.length,
-            "tokenizer": tokenizer and tokenizer.name,
             "tokenizer_sha256": tokenizer and tokenizer.sha256,
         }
         self.columns = ["input_ids", "num_tokens", *(["seq_lengths"] if options.mask_boundaries else [])]
@@ -47,7 +46,7 @@ class ParquetEncoder:
                 f"shard_size={options.shard_size}B is too small for a row of {source.length} tokens",
                 f"use at least {source.length * _TOKEN_BYTES + _FILE_END}B",
             )
-        self.batch_rows = max(1, min(_GROUP_TOKENS, largest // 16) // source.length)
+        self.batch_rows = max(1, min(_GROUP_TOKENS, largest // 4) // source.length)
 
     def encode(self, batch: pa.RecordBatch) -> Piece:
         ids = batch["input_ids"].flatten().to_numpy().reshape(batch.num_rows, self._length)

@@ -11,8 +11,8 @@ reaches 33 Mtok/s on one core. This encoder knows more about the columns:
 - The attention mask is one or two runs per row.
 
 It reaches 210 Mtok/s on one core, in 3 % less space than Arrow's writer needs with its defaults. Readers find ordinary
-Parquet: format 2, data pages of version 1, encodings RLE_DICTIONARY (PLAIN if the dictionary would be larger than what
-it saves) and RLE.
+Parquet: format 2, data pages of version 1, encodings RLE_DICTIONARY and RLE. Small row groups, and vocabularies beyond
+65,535 ids, are written as PLAIN int32, at 55 Mtok/s.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _REQUIRED, _OPTIONAL, _REPEATED = 0, 1, 2
 
 #: Tokens in a data page.
 _PAGE_TOKENS = 128 << 10
-#: With fewer tokens for each entry, a dictionary is larger than what it saves.
-_TOKENS_PER_ENTRY = 8
+#: With fewer tokens for each entry, the dictionaries take more than 0.5 bytes per token, and plain int32 is smaller.
+_TOKENS_PER_ENTRY = 16
 #: Definition level of a value: its list is required, and the list's element optional.
 _DEFINED = 2
 #: Labels are compressed if at least one in this many is ignored.

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from lance_prep.errors import DamagedDataset, OutputExists
+from lance_prep.errors import DamagedDataset, OutputExists, without_credentials
 from lance_prep.exchange.base import GB, Encoder, ExportOptions, Piece, target_named
 from lance_prep.exchange.folder import ExportFolder, Shard, ShardFile, State
 from lance_prep.exchange.items import Item, Items, find_items
@@ -139,7 +139,7 @@ def export(
     with output_lock(str(folder.root)):
         run = _Run(folder, options.shard_size, workers or os.cpu_count() or 1, progress or _Silent(), force)
         exported = run.all(items.chosen)
-        folder.write_manifest(_manifest(folder, items, kept, str(source), str(output), target.name, options))
+        _write_lists(folder, items, kept, without_credentials(str(source)), str(output), target.name, options)
     return ExportReport(str(folder.root), target.name, tuple(exported), left_out)
 
 
@@ -297,7 +297,7 @@ def _encoded(encoder: Encoder, batches: Generator[Any, None, None], workers: int
                 future.cancel()
 
 
-def _manifest(
+def _write_lists(
     folder: ExportFolder,
     items: Items,
     kept: Sequence[str],
@@ -305,8 +305,8 @@ def _manifest(
     output: str,
     format: str,
     options: ExportOptions,
-) -> str:
-    """Return the text of the folder's manifest."""
+) -> None:
+    """Write the folder's manifest, and what tells `datasets` where the shards are."""
     found: tuple[dict[str, Split], dict[str, Split]] = ({}, {})
     names = {item.name for item in items.chosen} | set(kept)
     for entry in items.entries:
@@ -314,7 +314,8 @@ def _manifest(
         if state is not None and state.split is not None:
             found[entry.validation][entry.name] = state.split
     lengths = {item.source.length for item in items.chosen}
-    return replace(
+    folder.write_loader(*([split.path for split in splits.values()] for splits in found))
+    manifest = replace(
         items.manifest,
         max_seq_length=lengths.pop() if len(lengths) == 1 else None,
         input_path=source,
@@ -323,4 +324,5 @@ def _manifest(
         validation=found[True],
         data_format=format,
         shard_size_gb=options.shard_size / GB,
-    ).text()
+    )
+    folder.write_manifest(manifest.text())
