@@ -116,7 +116,8 @@ def test_the_disk_is_full(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "disk" / "out"
-    for size in range(8, 60, 12):
+    blocks = sum(map(len, whole.values())) // 4096
+    for size in range(8, blocks, blocks // 4):
         small_disk(f"size={size * 4}k,nr_inodes=0")
         assert run(command(collection, output)) == 1
         err = capsys.readouterr().err
