@@ -157,7 +157,7 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, refresh: bool = Fals
     changes = compare(there.source_files, job.plan, digests)
     # A folder, a glob and the list of files that a shell makes of it may name the same files.
     ignore = {"source"} if refresh or not (changes.gone or changes.changed) else set()
-    _refuse_other_recipe(job, there.metadata, ignore | ({"revision"} if append or refresh else set()))
+    refuse_other_recipe(job, there.metadata, ignore | ({"revision"} if append or refresh else set()))
     if not changes or (append and not changes.new and not changes.changed):
         return Decision(None, existing)
     if append and job.plan.recipe.limit.after_all(there.metadata.rows, there.metadata.ledger).reached:
@@ -212,7 +212,7 @@ def _refuse_unfinished(job: BuildJob) -> None:
             raise OutputExists(f"{job.uri} holds an unfinished build by another recipe: {differences}", OVERWRITE)
 
 
-def _refuse_other_recipe(job: BuildJob, metadata: Metadata, ignore: set[str]) -> None:
+def refuse_other_recipe(job: BuildJob, metadata: Metadata, ignore: set[str]) -> None:
     if metadata.tokenizer and job.spec and metadata.tokenizer.sha256 == job.spec.sha256:
         ignore = ignore | {"tokenizer"}  # the same tokenizer under another name, or moved
     differences = _differences(job, metadata.recipe, ignore)

@@ -155,11 +155,11 @@ def build(
         engine,
         source_storage_options=source_storage_options,
     )
-    recipe, spec = _recipe_and_function(source, overrides, eos_id, dtype, tokenizer_name)
+    recipe, spec = recipe_and_function(source, overrides, eos_id, dtype, tokenizer_name)
     return run_build(recipe, options, uri=options.uri(source), spec=spec)
 
 
-def _recipe_and_function(
+def recipe_and_function(
     source: Source, overrides: RecipeFields, eos_id: int | None, dtype: Dtype | None, tokenizer_name: str | None
 ) -> tuple[Recipe, FunctionSpec | None]:
     """Return the recipe and, if a function was given as tokenizer, its spec.
@@ -285,7 +285,7 @@ def _run(decision: Decision, engine: Engine, progress: Progress, lock: OutputLoc
     job = decision.job
     assert job is not None
     output, files = job.output, job.output.files
-    _discard_others(job, progress)
+    discard_others(job, progress)
     receipts = with_data(files, job.journal.receipts().values())
     # Also before the build, not only before the commit: on a full disk, leftovers of a killed build take its space.
     keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
@@ -310,7 +310,7 @@ def _run(decision: Decision, engine: Engine, progress: Progress, lock: OutputLoc
     return commit_build(decision, finished, resumed=len(receipts), started=started)
 
 
-def _discard_others(job: BuildJob, progress: Progress) -> None:
+def discard_others(job: BuildJob, progress: Progress) -> None:
     """Discard unfinished builds of something else, which `decide` has let this build replace.
 
     In an object store another process may be working on them, so `prune` does it there.
@@ -375,7 +375,7 @@ def stream(
         RecipeError, SourceError, TokenizerError: at once, or from the reader. TokenizerError also if the fast backend
             disagrees with `tokenizers`; `build` would encode that shard again.
     """
-    recipe, spec = _recipe_and_function(source, overrides, eos_id, dtype, tokenizer_name)
+    recipe, spec = recipe_and_function(source, overrides, eos_id, dtype, tokenizer_name)
     if recipe.has_two_sides:
         raise UsageError("val_fraction: a stream is of one side of the split", "use side='train' or side='validation'")
     options = RunOptions(storage_options=storage_options)

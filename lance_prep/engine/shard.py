@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from lance_prep.engine.report import Progress, Silent
-from lance_prep.errors import Interrupted, UsageError
+from lance_prep.errors import Interrupted, TokenizerError, UsageError
+from lance_prep.formats import is_read_once
 from lance_prep.layout import LayoutJob, lay_out, row_schema
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard
@@ -241,6 +242,8 @@ def make_shard(task: ShardTask, limit: Limit, hooks: Hooks) -> Built:
         try:
             return _build(task, limit, hooks, points)
         except BackendDisagrees as error:
+            if any(map(is_read_once, task.plan.files)):
+                raise TokenizerError(str(error), "use tokenizer_backend='tokenizers'") from error
             hooks.warn_once(f"shard {task.shard.index}: {error}; {error.advice}")
             # If the texts are plain ASCII, or their characters are in `points` already, `tokenizers` encodes all texts.
             points = points | error.points if points is not None and error.points - points else None

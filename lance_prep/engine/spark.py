@@ -25,8 +25,7 @@ from lance_prep.engine.report import Silent
 from lance_prep.engine.schedule import Engine, Schedule, register_engine
 from lance_prep.engine.shard import BuildJob, Built, Encoders, Hooks, ShardTask, keep_shard, make_shard
 from lance_prep.engine.spark_context import check_installed, failure, spark_context
-from lance_prep.errors import EngineError, Interrupted, UsageError, translate, translate_output
-from lance_prep.model import Plan
+from lance_prep.errors import EngineError, Interrupted, LancePrepError, UsageError, translate, translate_output
 from lance_prep.recipe import Limit
 from lance_prep.store import FOLDER, Receipt, versions_in_use
 from lance_prep.transport import held_credentials, hold_credentials
@@ -103,7 +102,7 @@ class _Result:
 
     shard: int
     built: Built | None = None
-    error: Exception | None = None
+    error: LancePrepError | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -245,56 +244,88 @@ class _Jobs:
                 )
 
 
-class _Work:
-    """Builds shards of one build in an executor.
+@dataclass(frozen=True)
+class ExecutorSetup:
+    """What a shard needs in an executor beside its task. Part of the function that Spark sends there.
 
-    What may be secret (storage options, passwords in URLs, tokens) travels in the function, which Spark keeps in
-    memory. The shards' plans, which Spark writes to a temporary file, have none.
+    What may be secret (passwords in URLs, tokens) travels in this, which Spark keeps in memory.
+
+    Attributes:
+        versions: of the libraries that the driver uses.
+        urls: that were given with credentials.
+        environment: variables that reach sources and stores.
     """
+
+    versions: Mapping[str, str]
+    urls: tuple[str, ...] = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of_driver(cls) -> ExecutorSetup:
+        """Return what executors need to work as this process would."""
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        if "HF_TOKEN" not in environment and (token := _hub_token()):
+            environment["HF_TOKEN"] = token
+        return cls(versions_in_use(), tuple(held_credentials()), environment)
+
+    def apply(self) -> None:
+        """Set up this process, before it imports huggingface_hub, which copies the environment."""
+        for name, value in self.environment.items():
+            os.environ.setdefault(name, value)
+        for url in self.urls:
+            hold_credentials(url)
+
+    def make(self, task: ShardTask, limit: Limit) -> tuple[Built, tuple[str, ...]]:
+        """Make a shard in an executor. Return it, and what the user should know.
+
+        Raises:
+            LancePrepError: as `build_shard`, also for errors of other libraries that we know.
+            EngineError: this machine has other versions, or does not see the output.
+        """
+        heard = _Heard()
+        try:
+            self._check(task)
+            built = make_shard(task, limit, Hooks(heard, encoders=_encoders(task)))
+        except Exception as error:
+            shard = f"building shard {task.shard.index}"
+            if (ours := translate_output(error, task.uri) or translate(error, shard)) is None:
+                raise
+            raise ours from error
+        return built, tuple(heard.warnings)
+
+    def _check(self, task: ShardTask) -> None:
+        host, here = socket.gethostname(), versions_in_use()
+        if task.output.is_local and not (Path(task.uri) / FOLDER).is_dir():
+            said = f"the executor on {host} does not see {task.uri}"
+            raise EngineError(said, "use an output on a file system that all machines share, or in an object store")
+        other = [name for name, version in self.versions.items() if here.get(name) != version]
+        if other:
+            there = ", ".join(f"{name} {here.get(name)} (driver: {self.versions[name]})" for name in other)
+            said = f"the executor on {host} has other versions: {there}"
+            raise EngineError(said, "install the driver's versions on the executors")
+
+
+class _Work:
+    """Builds shards of one build in an executor. The plans come as items, which Spark writes to a temporary file."""
 
     def __init__(self, job: BuildJob, arrivals: Any) -> None:
         self._job = (job.spec and replace(job.spec, file=b""), job.origin, job.output, job.key)
         self._arrivals = arrivals
-        self._versions = versions_in_use()
-        self._urls = held_credentials()
-        self._environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        if "HF_TOKEN" not in self._environment and (token := _hub_token()):
-            self._environment["HF_TOKEN"] = token
+        self._setup = ExecutorSetup.of_driver()
 
     def __call__(self, items: Iterator[bytes]) -> Iterator[None]:
-        for name, value in self._environment.items():
-            os.environ.setdefault(name, value)  # before huggingface_hub is imported, which copies them
-        for url in self._urls:
-            hold_credentials(url)
+        self._setup.apply()
         for item in items:
             plan, limit = pickle.loads(item)
-            self._arrivals.add([pickle.dumps(self._build(plan, limit))])
+            self._arrivals.add([pickle.dumps(self._build(ShardTask(plan, *self._job), limit))])
         return iter(())
 
-    def _build(self, plan: Plan, limit: Limit) -> _Result:
-        task, heard = ShardTask(plan, *self._job), _Heard()
-        index = task.shard.index
+    def _build(self, task: ShardTask, limit: Limit) -> _Result:
         try:
-            self._check(task)
-            built = make_shard(task, limit, Hooks(heard, encoders=_encoders(task)))
-            return _Result(index, built, warnings=tuple(heard.warnings))
-        except Exception as error:
-            ours = translate_output(error, task.uri) or translate(error, f"building shard {index}")
-            if ours is None:
-                raise
-            return _Result(index, error=ours, warnings=tuple(heard.warnings))
-
-    def _check(self, task: ShardTask) -> None:
-        host = socket.gethostname()
-        if task.output.is_local and not (Path(task.uri) / FOLDER).is_dir():
-            said = f"the executor on {host} does not see {task.uri}"
-            raise EngineError(said, "use an output on a file system that all machines share, or in an object store")
-        here = versions_in_use()
-        other = [f"{name} {here.get(name)}" for name, version in self._versions.items() if here.get(name) != version]
-        if other:
-            driver = ", ".join(f"{name} {self._versions[name]}" for name in (each.split()[0] for each in other))
-            said = f"the executor on {host} has other versions: {', '.join(other)}; the driver has {driver}"
-            raise EngineError(said, "install the driver's versions on the executors")
+            built, warnings = self._setup.make(task, limit)
+            return _Result(task.shard.index, built, warnings=warnings)
+        except LancePrepError as error:
+            return _Result(task.shard.index, error=error)
 
 
 @dataclass

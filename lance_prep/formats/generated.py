@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lance_prep.errors import SourceError
 from lance_prep.fetch import HubPath, parse_hub_url
 from lance_prep.formats.base import Chunk, Format, PartJob, row_chunks
 from lance_prep.model import PinnedSource, SourceFile
@@ -47,6 +48,44 @@ def _stream(file: SourceFile) -> Any:
     at = parse_hub_url(file.url)
     config, _, split = at.path.rpartition("/")
     return load_dataset(at.repo, config, split=split, revision=at.revision, streaming=True)
+
+
+class Partition(Format):
+    """The rows of one partition of a DataFrame, which exist only while Spark hands them to this process."""
+
+    def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
+        """Refuse: nothing is left to look at."""
+        raise _not_kept(files[0])
+
+    def read(self, job: PartJob) -> Iterator[Chunk]:
+        """Yield the rows that `hand_over` was given for the partition, once."""
+        rows = _handed.pop(job.file.url, None)
+        if rows is None:
+            raise _not_kept(job.file)
+        yield from row_chunks(rows, job)
+
+
+_handed: dict[str, Iterator[pa.RecordBatch]] = {}
+
+
+def partition_file(number: int, identity: str = "") -> SourceFile:
+    """Return the file that stands for a partition of a DataFrame."""
+    return SourceFile(f"dataframe://partition/{number}", "dataframe", 0, identity)
+
+
+def is_read_once(file: SourceFile) -> bool:
+    """Return whether a file's rows cannot be read a second time."""
+    return file.format == "dataframe"
+
+
+def hand_over(file: SourceFile, rows: Iterator[pa.RecordBatch]) -> None:
+    """Give this process the rows of a partition, to be read once."""
+    _handed[file.url] = rows
+
+
+def _not_kept(file: SourceFile) -> SourceError:
+    said = f"{file.url}: the rows of a DataFrame are not kept, so they cannot be read again"
+    return SourceError(said, "write the DataFrame again")
 
 
 class PythonTopics(Format):

@@ -76,6 +76,7 @@ _FORMATS = {
         Registered("arrow", "lance_prep.formats.tables:ArrowFile", (".arrow",)),
         Registered("lance", "lance_prep.formats.tables:LanceTable", (".lance",), is_file=False),
         Registered("streaming", "lance_prep.formats.generated:HubStream", is_file=False),
+        Registered("dataframe", "lance_prep.formats.generated:Partition", is_file=False),
         Registered("topics", "lance_prep.formats.generated:PythonTopics", is_file=False),
     )
 }

@@ -6,6 +6,7 @@ from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
     from lance_prep.formats import TOPICS
+    from lance_prep.plan.columns import resolve_columns
     from lance_prep.plan.cost import (
         SAMPLE_BYTES,
         Cost,
