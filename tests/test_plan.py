@@ -481,3 +481,10 @@ def test_an_error_about_nothing_has_no_colon_before_it() -> None:
         assert ours is not None
         assert str(ours)[0].isalpha()
         assert str(translate(error, "reading x")).startswith("reading x: ")
+
+
+def test_a_folder_of_downloaded_text_is_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "web" / ".lance_prep").mkdir(parents=True)
+    (tmp_path / "web" / "a.jsonl").write_text('{"text": "a"}\n')
+    for source in (tmp_path / "web" / "*.jsonl", tmp_path / "*" / "*.jsonl", tmp_path):
+        assert [Path(file.url).name for file in plan_of(str(source)).files] == ["a.jsonl"]

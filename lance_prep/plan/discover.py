@@ -260,7 +260,7 @@ def _kind(path: Path) -> str:
 
 def _is_ours(folder: Path) -> bool:
     """Return True for a dataset that lance-prep built or began."""
-    return os.path.isdir(folder / ".lance_prep")  # noqa: PTH112  (False, not an error, without permission)
+    return os.path.isdir(folder / ".lance_prep" / "builds")  # noqa: PTH112  (False, not an error, without permission)
 
 
 def is_lance(path: Path) -> bool:
