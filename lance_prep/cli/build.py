@@ -328,7 +328,7 @@ class LineProgress:
         self._print(f"warning: {printable(message)}")
 
     def _print(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        click.echo(text, err=True)
 
 
 class BarProgress:

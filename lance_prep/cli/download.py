@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lance_prep.cli.common import LINE_EVERY, columns, command, count, json_option, print_json, printable
-from lance_prep.errors import size
+from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
     from lance_prep.collection import CollectionStatus, DownloadProgress, DownloadReport, SourceStatus
@@ -105,7 +105,9 @@ def report_text(report: DownloadReport) -> str:
         note = f"{rejected:,} records rejected: {text.rejected}" if text is not None and rejected else ""
         rows.append([f"{outcome.category}/{outcome.name}", outcome.status, *have, note])
     failed = len(report.failed)
-    total = f"{failed} of {len(rows)} sources failed" if failed else f"{len(rows)} sources in {report.folder}"
+    total = (
+        f"{failed} of {len(rows)} sources failed" if failed else f"{counted(len(rows), 'source')} in {report.folder}"
+    )
     return "\n".join([columns(rows), total])
 
 
@@ -233,7 +235,7 @@ class LineProgress:
         self._print(f"warning: {message}")
 
     def _print(self, text: str) -> None:
-        print(printable(text), file=sys.stderr, flush=True)
+        click.echo(printable(text), err=True)  # in one piece: other threads print too
 
 
 class BarProgress(LineProgress):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lance_prep.cli.common import LINE_EVERY, command, count, json_option, print_json, printable, storage_option, table
-from lance_prep.errors import size
+from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
     from lance_prep.exchange import ExportProgress, ExportReport
@@ -142,7 +142,7 @@ def _summary(report: ExportReport) -> str:
     rows = [("output", report.output), ("format", report.format)]
     for source in report.sources:
         said = f"{source.status}: {source.rows:,} rows, {count(source.tokens)} tokens"
-        written = f", {source.shards} files, {size(source.bytes)}" if source.status != "planned" else ""
+        written = f", {counted(source.shards, 'file')}, {size(source.bytes)}" if source.status != "planned" else ""
         rows.append((source.name, said + written))
     rows += [(name, "not in the manifest: no longer in SOURCE, or of other options") for name in report.left_out]
     return table(rows)

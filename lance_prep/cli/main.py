@@ -152,6 +152,7 @@ def _say_stopped() -> None:
 def _set_defaults() -> None:
     """Set environment variables that libraries read when they are imported, unless the user has set them."""
     os.environ.setdefault("LANCE_LOG", "error")  # otherwise Lance warns about every dataset that it creates
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it warns about each dataset without a card
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # lance-prep shows its own
     if sys.platform == "linux":
         # Arrow's default allocator, mimalloc, does not return memory: building 1 GB in two shards at once peaked at

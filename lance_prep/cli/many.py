@@ -23,7 +23,7 @@ from lance_prep.collection import (
     run_collection,
 )
 from lance_prep.engine import Progress, RunOptions
-from lance_prep.errors import OutputError, size
+from lance_prep.errors import OutputError, counted, size
 from lance_prep.recipe import builtin_collections, refuse_unread
 
 if TYPE_CHECKING:
@@ -133,12 +133,14 @@ def summary(report: CollectionReport) -> str:
         lines += _against_target(report, total)
         sets = report.manifest.validation.values()
         aside = f"; {sum(split.tokens for split in sets):,} tokens set aside for validation" if sets else ""
-        lines.append(f"{report.output}/manifest.json: {len(report.manifest.splits)} splits, {total:,} tokens{aside}")
+        lines.append(
+            f"{report.output}/manifest.json: {counted(len(report.manifest.splits), 'split')}, {total:,} tokens{aside}"
+        )
     builds = [build for source in report.sources if source.build for build in (source.build, source.build.validation)]
     read = sum(build.text_bytes for build in builds if build is not None)
     whole = all(source.status == "built" for source in report.sources)
     speed = f", {size(read / report.seconds)}/s of text" if whole else ""
-    lines.append(f"{len(report.sources) - len(report.failed)} sources in {span(report.seconds)}{speed}")
+    lines.append(f"{counted(len(report.sources) - len(report.failed), 'source')} in {span(report.seconds)}{speed}")
     for build in builds:
         if build is not None and build.status in ("built", "resumed"):
             lines += [f"{build.uri}: {said}" for said in rejected_warning(build.ledger)]
@@ -244,7 +246,7 @@ class _Progress(CollectionProgress):
             self._print(text)
 
     def _print(self, text: str) -> None:
-        print(printable(text), file=sys.stderr, flush=True)
+        click.echo(printable(text), err=True)  # in one piece: other threads print too
 
     def show(self) -> None:
         """Show how far the run is."""
