@@ -134,10 +134,16 @@ def test_a_renamed_source_is_reported(data: Path, tokenizer: str, capsys: Out) -
 
 
 def test_a_dry_run_says_what_would_be_done(data: Path, tokenizer: str, capsys: Out) -> None:
+    assert build(data, tokenizer, "--dry-run", "--json") == 0
+    total = last_json(capsys)["total"]
     assert build(data, tokenizer, "--dry-run") == 0
     assert not (data.parent / "out").exists()
     assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[1:5]] == ["build"] * 4
     assert build(data, tokenizer) == 0
+    # Sources this small are read whole, so what they give is known.
+    splits = read_manifest(data.parent / "out").splits.values()
+    assert total["tokens"] == {"value": sum(split.tokens for split in splits), "error": 0}
+    assert total["rows"]["value"] == sum(split.sequences for split in splits)
     (data / "own.jsonl").write_text('{"text": "other"}\n')
     (data / "code" / "part9.jsonl").unlink()
     (data / "new.jsonl").write_text('{"text": "new"}\n')
@@ -233,6 +239,18 @@ def test_a_full_disk(
         assert (out / "manifest.json").read_bytes() == expected
         for path in out.glob("*.lance"):
             check_whole(path)
+
+
+def test_a_disk_that_is_too_small_is_found_before_the_start(
+    data: Path, tokenizer: str, small_disk: Callable[[str], None], capsys: Out
+) -> None:
+    small_disk("size=8k")
+    out = data.parent / "disk" / "out"
+    assert run(["build", str(data), "-o", str(out), "--recursive", "--tokenizer", tokenizer]) == 1
+    err = capsys.readouterr().err
+    assert f"{out} needs about" in err
+    assert "are free on the disk" in err
+    assert not out.exists()
 
 
 def test_two_files_with_the_name_of_one_source_are_refused(data: Path, tokenizer: str) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, as_options, columns, count, print_json, printable, span
-from lance_prep.cli.summary import rejected_warning
+from lance_prep.cli.common import LINE_EVERY, as_options, columns, count, print_json, printable, span, table
+from lance_prep.cli.summary import about, rejected_warning
 from lance_prep.collection import (
     CollectionPreview,
     CollectionProgress,
@@ -24,6 +25,7 @@ from lance_prep.collection import (
 )
 from lance_prep.engine import Progress, RunOptions
 from lance_prep.errors import OutputError, counted, size
+from lance_prep.plan import Estimate, added
 from lance_prep.recipe import builtin_collections, refuse_unread
 
 if TYPE_CHECKING:
@@ -167,25 +169,45 @@ def _state(source: SourceReport) -> str:
 
 
 def preview_text(preview: CollectionPreview) -> str:
-    """Describe what a build of a collection would do: a line for each source, and the total."""
-    rows = [["source", "category", "would", "files", "shards", "rows", "size"]]
-    to_do = []
+    """Describe what a build of a collection would do: a line for each source, and what all of it costs."""
+    rows = [["source", "category", "would", "files", "shards", "rows", "size", "tokens", "disk"]]
     for source in preview.sources:
         if source.build is None:
-            rows.append([source.name, source.category, "fail", *[""] * 4])
+            rows.append([source.name, source.category, "fail", *[""] * 6])
             continue
-        rows.append([source.name, source.category, source.build.action, *_figures([source.build.plan])])
-        if source.build.action not in ("nothing", "refuse"):
-            to_do.append(source.build.plan)
-    rows.append(["in all", "", f"{len(to_do)} to do", *_figures(to_do)])
-    return "\n".join([*preview.notes, columns(rows, numbers=3), "", f"into {preview.output}"])
+        plan, costs = source.build.plan, source.costs
+        read = source.build.cost.source_rows if source.build.cost is not None else None
+        known = f"{plan.rows:,}" if plan.rows is not None else _cell(read, count)
+        stored = size(sum(shard.bytes for shard in plan.shards))
+        figures = [f"{len(plan.files):,}", f"{len(plan.shards):,}", known, stored]
+        sums = [added(cost.tokens for cost in costs), added(cost.disk for cost in costs)] if costs else [None] * 2
+        figures += [_cell(sums[0], count), _cell(sums[1], size)]
+        rows.append([source.name, source.category, source.build.action, *figures])
+    return "\n".join([*preview.notes, columns(rows, numbers=3), "", table(_total_rows(preview))])
 
 
-def _figures(plans: Sequence[Plan]) -> list[str]:
-    rows = [plan.rows for plan in plans]
-    known = f"{sum(filter(None, rows)):,}" if None not in rows else "?"
-    stored = sum(shard.bytes for plan in plans for shard in plan.shards)
-    return [f"{sum(len(p.files) for p in plans):,}", f"{sum(len(p.shards) for p in plans):,}", known, size(stored)]
+def _cell(estimate: Estimate | None, write: Callable[[float], str]) -> str:
+    """Write an estimate without its error. Nothing if there is none, as for a source that would not be built."""
+    if estimate is None:
+        return ""
+    return about(replace(estimate, error=0 if estimate.error == 0 else None), write).replace("about ", "~")
+
+
+def _total_rows(preview: CollectionPreview) -> list[tuple[str, str]]:
+    total, building = preview.total, len(preview.to_build)
+    rows = [("into", preview.output), ("to build", f"{building} of {len(preview.sources)} sources")]
+    if building > total.unknown:
+        requests = f", in {about(total.requests, count)} requests" if total.requests.value else ""
+        rows += [
+            ("source bytes", about(total.source_bytes, size) + requests),
+            ("source rows", about(total.source_rows, count)),
+            ("tokens", about(total.tokens, count)),
+            ("disk", f"{about(total.disk, size)}; {size(total.free)} free"),
+            ("time", f"about {span(total.seconds)}, at the speeds of the samples"),
+        ]
+    if total.unknown:
+        rows.append(("not estimated", counted(total.unknown, "source")))
+    return rows
 
 
 class _Progress(CollectionProgress):
@@ -205,6 +227,9 @@ class _Progress(CollectionProgress):
             some = ", ".join(f"{each.path} ({each.reason})" for each in collection.skipped[:3])
             more = f" and {len(collection.skipped) - 3:,} more" if len(collection.skipped) > 3 else ""
             self.say(f"left out of {collection.asked}: {some}{more}")
+
+    def warned(self, message: str) -> None:
+        self.say(f"warning: {as_options(message)}")
 
     def started(self, source: SourceJob) -> Progress:
         return _One(self, source)

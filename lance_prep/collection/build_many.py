@@ -11,13 +11,21 @@ lists the sources that the collection has now. Datasets in the output that it do
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Unpack
 
 from lance_prep.collection.load import Collection
+from lance_prep.collection.output import (
+    in_parallel,
+    load_shared_spec,
+    manifest_before,
+    output_as_given,
+    output_folder,
+    source_error,
+)
+from lance_prep.collection.preview import check_space
 from lance_prep.collection.report import (
     CollectionProgress,
     CollectionReport,
@@ -31,29 +39,18 @@ from lance_prep.engine import (
     BuildReport,
     RunOptions,
     SharedEngine,
-    load_spec,
     run_build,
 )
 from lance_prep.errors import (
-    DamagedDataset,
     DatasetError,
-    Interrupted,
-    LancePrepError,
-    OutputExists,
-    UsageError,
-    translate,
 )
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import RecipeFields
-from lance_prep.store import FOLDER, MANIFEST, Manifest, Split, open_version, read_manifest, split_of
-from lance_prep.tokenizer import TokenizerSpec
-from lance_prep.transport import absolute_uri, is_local
+from lance_prep.store import FOLDER, Manifest, Split, open_version, split_of
 
 #: Sources at work for each worker. All but one wait for the Hub, the disk or their turn. 400 sources of 5 lines took
 #: 69 s one after the other on a busy disk, 20 s three at once and 15 s eight at once.
 _AT_ONCE = 4
-
-T = TypeVar("T")
 
 
 def build_collection(
@@ -105,6 +102,7 @@ def run_collection(
     folder, before = output_folder(collection, options), manifest_before(collection, options)
     spec = load_shared_spec(collection)
     progress.planned(collection)
+    check_space(collection, options, progress)
     folder.mkdir(parents=True, exist_ok=True)
 
     def build(source: SourceJob) -> SourceReport:
@@ -121,25 +119,13 @@ def run_collection(
         return result
 
     with SharedEngine(options.workers) as engine:
-        results = in_parallel(build, collection.sources, engine.workers)
+        results = in_parallel(build, collection.sources, engine.workers * _AT_ONCE)
     unlisted = _unlisted(folder, results, before)
     manifest = None
     if not any(result.error for result in results):
-        manifest = _manifest(collection, _typed(collection, options), results)
+        manifest = _manifest(collection, output_as_given(collection, options), results)
         manifest.write(folder)
     return CollectionReport(str(folder), tuple(results), manifest, unlisted, time.monotonic() - started)
-
-
-def in_parallel(work: Callable[[SourceJob], T], sources: Sequence[SourceJob], workers: int) -> list[T]:
-    """Return what `work` returns for each source. The first error ends the run: those of a source are its result."""
-    pool = ThreadPoolExecutor(workers * _AT_ONCE, thread_name_prefix="source")
-    try:
-        futures = [pool.submit(work, source) for source in sources]
-        for future in as_completed(futures):
-            future.result()
-        return [future.result() for future in futures]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _split(source: SourceJob, made: BuildReport | None) -> Split | None:
@@ -147,70 +133,6 @@ def _split(source: SourceJob, made: BuildReport | None) -> Split | None:
     if made is None:
         return None
     return split_of(open_version(made.uri, made.version), category=source.category, share=source.share)
-
-
-def source_error(source: SourceJob, error: Exception) -> LancePrepError:
-    """Return the error of one source, which does not stop the others. Raise one that is not a source's."""
-    ours = translate(error, f"building {source.name}")
-    if ours is None or isinstance(ours, Interrupted):
-        raise error
-    return ours
-
-
-def load_shared_spec(collection: CollectionPlan) -> TokenizerSpec:
-    """Load the tokenizer once: it may come from the Hub, and if it is missing, that is one error."""
-    recipe = collection.sources[0].recipe
-    names = {source.name for source in collection.sources}
-    for name in names if recipe.has_two_sides else ():
-        if f"{name}.val" in names:
-            raise UsageError(f"{name}.val would be a source and the validation set of {name}", "rename one of them")
-    spec = load_spec(recipe)
-    if spec is None:
-        said = f"layout {recipe.layout!r} has no tokens, and a collection is made of tokens"
-        raise UsageError(said, "use layout='blocks', or build each source by itself")
-    return spec
-
-
-def _typed(collection: CollectionPlan, options: RunOptions) -> str:
-    """Return the output's path as the user gave it."""
-    return str(options.output or f"{collection.name}-tokens")
-
-
-def output_folder(collection: CollectionPlan, options: RunOptions) -> Path:
-    """Return the folder that a collection is built into.
-
-    Raises:
-        UsageError: it is not local.
-        OutputExists: it is a file or a dataset.
-    """
-    output = _typed(collection, options)
-    if not is_local(output):
-        said = f"{output}: a collection is built into a local folder"
-        raise UsageError(said, "build into a local folder, then copy it there")
-    folder = Path(absolute_uri(output))
-    if folder.exists() and not folder.is_dir():
-        raise OutputExists(f"{folder} is a file", "choose another output")
-    if (folder / "_versions").is_dir():
-        raise OutputExists(f"{folder} is a dataset, and a collection is a folder of them", "choose another output")
-    return folder
-
-
-def manifest_before(collection: CollectionPlan, options: RunOptions) -> Manifest | None:
-    """Return the manifest of an earlier run.
-
-    Raises:
-        OutputExists: the output has a `manifest.json` of another program, or of an export.
-    """
-    path = Path(_typed(collection, options)) / MANIFEST
-    if not path.exists():
-        return None
-    try:
-        found = read_manifest(path)
-    except DamagedDataset as error:
-        raise OutputExists(f"{path} is not a manifest of lance-prep", "choose another output, or move it") from error
-    if found.data_format != "lance":
-        raise OutputExists(f"{path} is the manifest of an export to {found.data_format}", "choose another output")
-    return found
 
 
 def _status(report: BuildReport) -> Status:

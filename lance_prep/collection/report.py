@@ -20,6 +20,10 @@ class CollectionProgress(Protocol):
         """The sources are known."""
         return
 
+    def warned(self, message: str) -> None:
+        """Something that the user should know."""
+        return
+
     def started(self, source: SourceJob) -> Progress:
         """A source is built from now on. Returns what listens to its build."""
         return Silent()

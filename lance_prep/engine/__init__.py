@@ -7,6 +7,7 @@ from lance_prep.process import lazy_exports
 if TYPE_CHECKING:
     from lance_prep.engine.commit import commit_build, existing_report
     from lance_prep.engine.decide import Decision, Existing, check_folder, look_at, refuse_other_recipe
+    from lance_prep.engine.estimate import compare_space, free_space
     from lance_prep.engine.local import SharedEngine, default_workers
     from lance_prep.engine.preview import preview_build
     from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent

@@ -20,7 +20,7 @@ from lance_prep.layout import LayoutJob, lay_out, row_schema
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Tally
 from lance_prep.model import Part, Plan, Shard, SourceFile
-from lance_prep.plan import SAMPLE_BYTES, Cost, Counted, Sample, Speed, choose_samples, estimate_cost
+from lance_prep.plan import SAMPLE_BYTES, Cost, Counted, Estimate, Sample, Speed, choose_samples, estimate_cost
 from lance_prep.recipe import Limit
 from lance_prep.source import SourceBatch, read_some
 from lance_prep.tokenizer import (
@@ -220,9 +220,18 @@ def check_space(plan: Plan, spec: TokenizerSpec | None, transport: Transport, *,
     if free is None or free >= _most_disk(plan, spec, limit):
         return ""
     cost = estimate(plan, spec, transport, limit=limit, workers=1, output=uri)
-    if cost is None or cost.disk.value <= free:
+    return compare_space(uri, cost.disk, free) if cost is not None else ""
+
+
+def compare_space(uri: str, disk: Estimate, free: int) -> str:
+    """Return a warning if a build may need more space than is free.
+
+    Raises:
+        DiskFull: even a file system that compresses has too little space.
+    """
+    needed, error = disk.value, disk.error
+    if needed <= free:
         return ""
-    needed, error = cost.disk.value, cost.disk.error
     said = f"{uri} needs about {size(needed)}, and {size(free)} are free on the disk"
     if needed - 2 * (needed / 4 if error is None else error) > _COMPRESSES * free:
         raise DiskFull(said, LESS_SPACE)

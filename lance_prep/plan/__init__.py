@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         Estimate,
         Sample,
         Speed,
+        added,
         choose_samples,
         estimate_cost,
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -96,6 +96,14 @@ class Estimate:
     def times(self, factor: float) -> Estimate:
         """Return the estimate of a multiple."""
         return Estimate(self.value * factor, None if self.error is None else self.error * factor)
+
+
+def added(estimates: Iterable[Estimate]) -> Estimate:
+    """Return the sum of independent estimates. Its error is unknown if that of one is."""
+    parts = list(estimates)
+    errors = [part.error for part in parts if part.error is not None]
+    error = math.hypot(*errors) if len(errors) == len(parts) else None
+    return Estimate(sum(part.value for part in parts), error)
 
 
 @dataclass(frozen=True)
