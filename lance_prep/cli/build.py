@@ -134,7 +134,11 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @click.argument("source", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", metavar="PATH", help="Path or s3:// URI of the dataset.  [default: SOURCE's name.lance]"
+    "-o",
+    "--output",
+    metavar="PATH",
+    help="Path or s3:// URI of the dataset; of a collection, its folder.  [default: SOURCE's name.lance; of a "
+    "collection, its name-tokens]",
 )
 @_recipe_options
 @click.option("--workers", type=click.IntRange(min=1), help="Shards built at once.  [default: number of cores]")
@@ -157,7 +161,12 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @click.option("--append", is_flag=True, help="Add what is new in the source as a new version.")
 @click.option("--overwrite", "--force", is_flag=True, help="Make a new version with the new content; old ones stay.")
-@click.option("--skip-existing", is_flag=True, help="Leave a dataset that exists alone, whatever it was built from.")
+@click.option(
+    "--skip-existing",
+    is_flag=True,
+    help="Leave a dataset that exists alone, whatever it was built from. In a collection, what is up to date is left "
+    "alone in any case.",
+)
 @storage_option
 @source_storage_option
 @click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")

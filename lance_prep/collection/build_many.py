@@ -76,7 +76,7 @@ def build_collection(
         overwrite: make a new version of each dataset that differs from what would be built, for whatever reason.
         storage_options: for object stores.
         progress: told what happens.
-        overrides: fields of `Recipe`, for all sources.
+        overrides: fields of `Recipe`, for all sources. Numbers such as `max_rows` and `val_tokens` are for each source.
 
     Returns:
         What became of each source. If one fails, the others are built all the same, and no manifest is written: see
