@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import lance
 
@@ -39,7 +40,10 @@ def blocks() -> list[tuple[str, str]]:
         r"(?:<!-- (.*?) -->\n)?```(\w*)\n(.*?)\n```", README.read_text(encoding="utf-8"), re.DOTALL
     ):
         needs = re.match(r"needs (\w+)$", comment)
-        if language in ("sh", "python") and (not comment or (needs is not None and find_spec(needs[1]) is not None)):
+        there = needs is not None and find_spec(needs[1]) is not None
+        if needs is not None and needs[1] == "pyspark":
+            there = there and which("java") is not None
+        if language in ("sh", "python") and (not comment or there):
             found.append((language, block))
     return found
 
