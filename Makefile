@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl bench-export clean
+.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export clean
 
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
@@ -46,6 +46,9 @@ bench-jsonl: $(VENV)/.bench
 
 bench-export: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_export.py --runs $(RUNS)
+
+bench-spark: $(VENV)/.bench
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_spark.py --runs $(RUNS)
 
 $(VENV)/.base: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

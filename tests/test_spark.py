@@ -223,3 +223,30 @@ def test_settings_that_a_running_session_does_not_have_are_refused(tmp_path: Pat
     for engine in (SparkEngine("local[1]"), SparkEngine(MASTER, {"spark.executor.memory": "7g"})):
         with pytest.raises(UsageError, match="this process runs Spark with"):
             build(tmp_path / "texts", tmp_path / "b", tokenizer, engine=engine)
+
+
+def test_source_and_output_in_an_object_store(source: str, tokenizer: str, tmp_path: Path) -> None:
+    s3fs, moto = pytest.importorskip("s3fs"), pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        url = f"http://{host}:{port}"
+        files = s3fs.S3FileSystem(key="test", secret="test", endpoint_url=url)
+        files.mkdir("spark")
+        files.put(source, "spark/texts", recursive=True)
+        options = {"endpoint_url": url, "access_key_id": "test", "secret_access_key": "test", "region": "us-east-1"}
+        options = {f"aws_{name}": value for name, value in options.items()} | {"aws_allow_http": "true"}
+        local = build(source, tmp_path / "local.lance", tokenizer)
+        spark = lance_prep.build(
+            "s3://spark/texts/*.jsonl",
+            output="s3://spark/a.lance",
+            tokenizer=tokenizer,
+            shard_size="50kB",
+            storage_options=options,
+            engine=SparkEngine(MASTER),
+        )
+        assert spark.content_hash == local.content_hash
+        assert spark.ledger == local.ledger
+    finally:
+        server.stop()

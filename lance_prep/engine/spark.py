@@ -244,6 +244,10 @@ class _Jobs:
                 )
 
 
+#: Variables of this Python worker that a driver has set, so that its next build may change them.
+_applied: set[str] = set()
+
+
 @dataclass(frozen=True)
 class ExecutorSetup:
     """What a shard needs in an executor beside its task. Part of the function that Spark sends there.
@@ -271,7 +275,9 @@ class ExecutorSetup:
     def apply(self) -> None:
         """Set up this process, before it imports huggingface_hub, which copies the environment."""
         for name, value in self.environment.items():
-            os.environ.setdefault(name, value)
+            if name not in os.environ or name in _applied:
+                os.environ[name] = value
+                _applied.add(name)
         for url in self.urls:
             hold_credentials(url)
 

@@ -82,6 +82,7 @@ def _check_same(context: Any, master: str | None, conf: Mapping[str, str]) -> No
 
 
 def _start(master: str, conf: Mapping[str, str]) -> Any:
+    import pyspark
     from pyspark import SparkConf, SparkContext
     from pyspark.java_gateway import launch_gateway
 
@@ -89,6 +90,8 @@ def _start(master: str, conf: Mapping[str, str]) -> Any:
     _check_reachable(master)
     settings = {**_settings(master), **conf}
     os.environ.setdefault("PYSPARK_PYTHON", settings.get("spark.pyspark.python", sys.executable))
+    # `local-cluster` starts its executors with the scripts in there.
+    os.environ.setdefault("SPARK_HOME", str(Path(pyspark.__file__).parent))
     made = SparkConf().setAll(list(settings.items()))
     on_interrupt = signal.getsignal(signal.SIGINT)
     with tempfile.TemporaryFile() as log, warnings.catch_warnings():
