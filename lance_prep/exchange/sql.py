@@ -1,0 +1,168 @@
+"""SQL over a dataset: checks that a text is one query and nothing else, then runs it with Lance's DataFusion."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lance_prep.errors import LancePrepError, UsageError, one_line, reading_dataset
+from lance_prep.filter import describe
+from lance_prep.store import open_any
+from lance_prep.transport import Transport, absolute_uri
+
+#: The name of the dataset in a query.
+TABLE = "dataset"
+#: Functions that a query may read from, beside `unnest`. They read no file.
+_SERIES = ("GenerateSeries", "ExplodingGenerateSeries")
+_ADVICE = f"write one query that starts with SELECT or WITH, such as `select count(*) from {TABLE}`"
+_WHERE_IN_LANCE = re.compile(r"(, /\S+\.rs:\d+:\d+)+$")
+
+
+def query(
+    path: str | Path,
+    sql: str,
+    version: int | str | None = None,
+    storage_options: Mapping[str, str] | None = None,
+) -> pa.RecordBatchReader:
+    """Run a query on a dataset, whichever program built it.
+
+    Lance reads only the columns that the query uses, and skips data that its WHERE rules out. Rows arrive as they are
+    read, so errors in the data, such as a failed cast, are raised by the reader.
+
+    Args:
+        path: of the dataset, or its URI.
+        sql: one SELECT or WITH query, in the dialect of DataFusion. The dataset is the table `dataset`.
+        version: number or tag; the latest by default.
+        storage_options: for an object store.
+
+    Raises:
+        UsageError: the text is not one query, or DataFusion refuses it: unknown column, function or table.
+        DatasetError: there is no dataset, it has no such version, or it is damaged (`DamagedDataset`).
+    """
+    check_query(sql)
+    uri = absolute_uri(path)
+    dataset = open_any(uri, version, Transport.of(storage_options))
+    with reading_dataset(uri), _explaining(dataset.schema):
+        reader = dataset.sql(sql).build().to_stream_reader()
+    names = reader.schema.names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"the result has two columns named {twice[0]!r}", "name one of them with AS")
+    schema = pa.schema([field.with_type(_stored(field.type)) for field in reader.schema])
+    return pa.RecordBatchReader.from_batches(schema, _batches(reader, schema, uri, dataset.schema))
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """Return a type that files can hold: DataFusion's text functions return views."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def _batches(reader: Any, schema: pa.Schema, uri: str, columns: pa.Schema) -> Iterator[pa.RecordBatch]:
+    with reading_dataset(uri), _explaining(columns):
+        for batch in reader:
+            yield batch.cast(schema)
+
+
+def check_query(sql: str) -> None:
+    """Refuse everything but one SELECT or WITH query on the table `dataset`.
+
+    DataFusion runs CREATE EXTERNAL TABLE, which reads any file, and COPY, which writes files. The text must also start
+    with the keyword itself: a comment that two parsers read differently could hide another statement behind it.
+
+    Raises:
+        UsageError: says what else it is, or where it cannot be read.
+    """
+    from sqlglot import exp
+
+    if not re.match(r"[\s(]*(select|with)\b", sql, re.IGNORECASE):
+        first = sql.split(None, 1)[0] if sql.strip() else ""
+        said = f"the query starts with {first[:40]!r}; only SELECT and WITH are run" if first else "the query is empty"
+        raise UsageError(said, _ADVICE)
+    statements = [statement for statement in _parsed(sql) if statement is not None]
+    if len(statements) != 1:
+        raise UsageError(f"the text holds {len(statements)} statements, and only one query is run", _ADVICE)
+    tree = statements[0]
+    writes = (exp.DML, exp.DDL, exp.Into, exp.Command, exp.Copy, exp.Drop, exp.Set)
+    for node in tree.walk():
+        if isinstance(node, writes) and not isinstance(node, exp.Query):
+            raise UsageError(f"the query holds {node.key.upper()}, and only queries are run", _ADVICE)
+    if not isinstance(tree, exp.Query):
+        raise UsageError(f"the text is a {tree.key.upper()} statement, and only queries are run", _ADVICE)
+    _check_tables(tree)
+
+
+def _check_tables(tree: Any) -> None:
+    from sqlglot import exp
+
+    known = {TABLE, *(cte.alias.lower() for cte in tree.find_all(exp.CTE))}
+    for table in tree.find_all(exp.Table):
+        if not isinstance(table.this, exp.Identifier):
+            if type(table.this).__name__ not in _SERIES:
+                name = table.sql()[:60]
+                raise UsageError(f"the query reads from {name}, which is not a table", f"use FROM {TABLE}")
+        elif table.db or table.name.lower() not in known:
+            name = ".".join(part.name for part in table.parts)[:60]
+            raise UsageError(f"unknown table {name!r}", f"use FROM {TABLE}: the dataset is the only table")
+
+
+def _parsed(sql: str) -> list[Any]:
+    """Parse with two dialects: between them they know what DataFusion does, such as EXCLUDE and x'00'."""
+    import sqlglot
+
+    failed: Any = None
+    for dialect in ("duckdb", "postgres"):
+        try:
+            return list(sqlglot.parse(sql, dialect=dialect))
+        except sqlglot.errors.SqlglotError as error:
+            failed = failed or error
+        except RecursionError as error:
+            raise UsageError("the query is nested too deeply", "replace a chain of OR by IN (...)") from error
+    found = (getattr(failed, "errors", None) or [{}])[0]
+    if "line" not in found:
+        raise UsageError(f"the query is not valid SQL: {one_line(failed)}", _ADVICE) from failed
+    near = str(found.get("highlight") or "")
+    column = max(1, found["col"] - len(near) + 1)
+    said = f"the query is not valid SQL at line {found['line']}, column {column}, near {near[:40]!r}"
+    raise UsageError(said, "check for a missing comma, bracket or keyword there") from failed
+
+
+@contextmanager
+def _explaining(schema: pa.Schema) -> Iterator[None]:
+    """Raise what DataFusion says about a query as a UsageError; other errors pass through."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if (ours := _of_query(str(error), schema)) is None:
+            raise
+        raise ours from error
+
+
+def _of_query(text: str, schema: pa.Schema) -> LancePrepError | None:
+    said = _WHERE_IN_LANCE.sub("", " ".join(text.split()))
+    columns = f"columns: {describe(schema)}"
+    if (unknown := re.search(r'No field named (?:"([^"]+)"|(\S+?))\.(?: |$)', said)) is not None:
+        name = (unknown[1] or unknown[2]).replace('"', "")
+        return UsageError(f"unknown column {name!r}", f"{_hint(name.split('.')[-1], schema.names)}{columns}")
+    if (invalid := re.search(r"Invalid user input: (?:[\w ]+ error: |Error during planning: )*(.*)", said)) is not None:
+        position = re.search(r'ParserError\("(.*)"\)', invalid[1])
+        return UsageError(f"the query is invalid: {(position or invalid)[1][:300].rstrip('. ')}", columns)
+    failures = r"(?:Cast error|Divide by zero|Arithmetic overflow|Overflow|Parser error).*"
+    if (failed := re.search(failures, said)) is not None:
+        return UsageError(f"the query failed: {failed[0][:300]}", f"change the expression; {columns}")
+    return None
+
+
+def _hint(name: str, names: list[str]) -> str:
+    """Suggest a column. DataFusion folds names without quotes to lower case."""
+    lower = {known.lower(): known for known in names}
+    if known := lower.get(name.lower()) or next(iter(difflib.get_close_matches(name, names, 1)), ""):
+        plain = re.fullmatch("[a-z_][a-z0-9_]*", known)
+        return f"did you mean {known}? " if plain else f'did you mean "{known}", in double quotes? '
+    return ""

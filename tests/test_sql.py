@@ -1,0 +1,249 @@
+"""`lance-prep sql`: results against pyarrow, output formats, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lance_prep.cli.main import run
+from lance_prep.exchange import query
+
+SOURCES = ["web", "books", "web", "code", "web", "books", "web"]
+EVIL = "\x1b[31mred\u202e\nline"
+BY_SOURCE = "select source, count(*) as n from dataset group by source order by n desc, source"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, tokenizer: str) -> Path:
+    """A folder with one dataset per layout, of the same 210 records."""
+    home = tmp_path_factory.mktemp("sql")
+    rows = [{"text": f"record {i} " * (i % 7 + 1), "source": SOURCES[i % 7], "n": i} for i in range(210)]
+    (home / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build = ["build", str(home / "a.jsonl"), "--no-shuffle", "--tokenizer", tokenizer]
+    kept = ["--keep-columns", "source,n"]
+    assert run([*build, "--layout", "documents", *kept, "-o", str(home / "documents.lance")]) == 0
+    assert run([*build, "--layout", "blocks", "--block-size", "16", "-o", str(home / "blocks.lance")]) == 0
+    raw = ["build", str(home / "a.jsonl"), "--no-shuffle", "--layout", "raw", "-o", str(home / "raw.lance")]
+    assert run(raw) == 0
+    return home
+
+
+def records(capsys: Any, dataset: Path, sql: str, *more: str) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    assert run(["sql", str(dataset), sql, "--json", *more]) == 0, capsys.readouterr().err
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def refusal(capsys: Any, *arguments: str) -> str:
+    capsys.readouterr()
+    assert run(["sql", *arguments]) != 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line for line in captured.err.splitlines() if line.startswith("  try: ")]
+    assert "Traceback" not in captured.err
+    return str(captured.err)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("layout", ["raw", "documents"])
+def test_groups_are_those_of_arrow(built: Path, capsys: Any, layout: str) -> None:
+    table = lance.dataset(str(built / f"{layout}.lance")).to_table()
+    grouped = table.group_by("source").aggregate([("n", "count")]).to_pylist()
+    expected = sorted(((row["source"], row["n_count"]) for row in grouped), key=lambda row: (-row[1], row[0]))
+    found = records(capsys, built / f"{layout}.lance", BY_SOURCE)
+    assert [(row["source"], row["n"]) for row in found] == expected == [("web", 120), ("books", 60), ("code", 30)]
+
+
+@pytest.mark.parametrize("layout", ["raw", "documents", "blocks"])
+def test_all_rows_and_columns(built: Path, capsys: Any, layout: str) -> None:
+    path = built / f"{layout}.lance"
+    expected = json.loads(json.dumps(lance.dataset(str(path)).to_table().to_pylist(), default=str))
+    assert len(expected) > 100
+    assert records(capsys, path, "select * from dataset") == expected
+    assert records(capsys, path, "select * from dataset", "--limit", "3") == expected[:3]
+
+
+def test_tokens_and_a_with_query(built: Path, capsys: Any) -> None:
+    lengths = lance.dataset(str(built / "documents.lance")).to_table()["num_tokens"].to_pylist()
+    sql = (
+        "with long as (select num_tokens, array_length(input_ids) as k from dataset where num_tokens > 5) "
+        "select count(*) as n, sum(num_tokens) as t, sum(k) as k from long"
+    )
+    longer = [length for length in lengths if length > 5]
+    [row] = records(capsys, built / "documents.lance", sql)
+    assert row == {"n": len(longer), "t": sum(longer), "k": sum(longer)}
+
+
+def test_the_table_stops_at_the_limit_and_says_so(built: Path, capsys: Any) -> None:
+    arguments = ["sql", str(built / "raw.lance"), "select n, text from dataset order by n"]
+    capsys.readouterr()
+    assert run(arguments) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["n", *map(str, range(100))]
+    assert "110 more rows; print them with --limit all" in captured.err
+    assert run([*arguments, "--limit", "all"]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 211
+    assert captured.err == ""
+
+
+def test_files_hold_every_row(built: Path, tmp_path: Path, capsys: Any) -> None:
+    path, sql = built / "documents.lance", "select n, source, input_ids from dataset order by n"
+    expected = records(capsys, path, sql)
+    for suffix in ("parquet", "json", "csv"):
+        assert run(["sql", str(path), sql, "-o", str(tmp_path / f"o.{suffix}")]) == 0
+    assert pq.read_table(tmp_path / "o.parquet").to_pylist() == expected
+    assert json.loads((tmp_path / "o.json").read_text()) == expected
+    read = list(csv.DictReader((tmp_path / "o.csv").open(newline="")))
+    assert [{**row, "n": int(row["n"]), "input_ids": json.loads(row["input_ids"])} for row in read] == expected
+    capsys.readouterr()
+    assert run(["sql", str(path), sql, "--csv"]) == 0
+    assert list(csv.DictReader(io.StringIO(capsys.readouterr().out))) == read
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["o.csv", "o.json", "o.parquet"]
+    before = (tmp_path / "o.csv").read_bytes()
+    assert "exists already" in refusal(capsys, str(path), sql, "-o", str(tmp_path / "o.csv"))
+    assert (tmp_path / "o.csv").read_bytes() == before
+
+
+def test_a_query_that_fails_midway_leaves_no_file(built: Path, tmp_path: Path, capsys: Any) -> None:
+    for suffix in ("parquet", "json", "csv"):
+        output = str(tmp_path / f"o.{suffix}")
+        said = refusal(capsys, str(built / "raw.lance"), "select 1 / (n - 7) as x from dataset", "-o", output)
+        assert "Divide by zero" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_of_another_program_and_its_versions(tmp_path: Path, capsys: Any) -> None:
+    path = str(tmp_path / "x.lance")
+    rows = {"Name": [EVIL, None], "b": [b"\x00\xff", None], "f": [float("nan"), 1.5]}
+    lance.write_dataset(pa.table(rows), path)
+    lance.write_dataset(pa.table({name: values[:1] for name, values in rows.items()}), path, mode="append")
+    lance.dataset(path).tags.create("first", 1)
+    for version, count in (("1", 2), ("first", 2), ("2", 3)):
+        assert records(capsys, Path(path), "select count(*) as n from dataset", "--version", version) == [{"n": count}]
+    assert "no version 9" in refusal(capsys, path, "select 1 from dataset", "--version", "9")
+    first, second = records(capsys, Path(path), "select * from dataset", "--version", "1")
+    assert first == {"Name": EVIL, "b": "00ff", "f": "nan"}
+    assert second == {"Name": None, "b": None, "f": 1.5}
+    assert run(["sql", path, 'select "Name", b from dataset']) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split() == ["\\x1b[31mred\\u202e\\nline", "00ff"]
+    assert not set(out) & set("\x1b\u202e")
+
+
+def test_a_terminal_shows_a_table_with_long_values_cut(tmp_path: Path) -> None:
+    lance.write_dataset(pa.table({"t": ["x" * 500], "e": [EVIL]}), str(tmp_path / "x.lance"))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "lance_prep", "sql", str(tmp_path / "x.lance"), "select * from dataset"]
+    done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, env={**os.environ, "COLUMNS": "120"})
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert done.returncode == 0, done.stderr
+    assert "x" * 20 in shown
+    assert "x" * 61 not in shown
+    assert "…" in shown
+    assert "\x1b[31mred" not in shown
+    assert "\\x1b[31mred" in shown
+
+
+HOSTILE = [
+    "create table t as select * from dataset",
+    "create external table t stored as csv location '/etc/passwd'",
+    "copy dataset to '{tmp}/out.parquet'",
+    "copy (select * from dataset) to '{tmp}/out.csv' stored as csv",
+    "insert into dataset select * from dataset",
+    "delete from dataset",
+    "update dataset set n = 1",
+    "drop table dataset",
+    "set datafusion.execution.batch_size = 1",
+    "explain analyze select * from dataset",
+    "select 1 from dataset; drop table dataset",
+    "select 1 from dataset; copy dataset to '{tmp}/out.parquet'",
+    "with t as (insert into dataset select * from dataset) select * from t",
+    "with t as (select 1) insert into dataset select * from dataset",
+    "select * into other from dataset",
+    "/* select */ create table t as select 1",
+    "-- select\ncreate table t as select 1",
+    "select * from '/etc/passwd'",
+    "select * from read_csv('/etc/passwd')",
+    "select * from read_parquet('{tmp}/x.parquet')",
+    "select n from dataset where n in (select n from other)",
+    "select * from information_schema.tables",
+    "",
+    ";",
+]
+
+
+def test_hostile_statements_are_refused_and_change_nothing(built: Path, tmp_path: Path, capsys: Any) -> None:
+    before = digest(built)
+    for statement in HOSTILE:
+        refusal(capsys, str(built / "raw.lance"), statement.format(tmp=tmp_path))
+    refusal(capsys, str(built / "raw.lance"), BY_SOURCE, "-o", str(built / "raw.lance" / "o.csv"))
+    assert records(capsys, built / "raw.lance", BY_SOURCE)
+    assert digest(built) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("select sourc from dataset", ["unknown column 'sourc'", "did you mean source?", "n (int64)"]),
+        ("select d.sourc from dataset d", ["unknown column 'd.sourc'", "did you mean source?"]),
+        ("select n from dataset where", ["line 1, column 23, near 'where'"]),
+        ("select n\nfrom dataset where n = 1 and x y", ["line 2"]),
+        ("select n from datase", ["unknown table 'datase'", "FROM dataset"]),
+        ("select nosuch(n) from dataset", ["Invalid function 'nosuch'"]),
+        ("select cast(source as int) as x from dataset", ["Cannot cast string 'web'"]),
+        ("select a.n, b.n from dataset a join dataset b on a.n = b.n", ["two columns named 'n'", "AS"]),
+    ],
+)
+def test_errors_name_the_place_and_the_columns(built: Path, capsys: Any, sql: str, said: list[str]) -> None:
+    text = refusal(capsys, str(built / "raw.lance"), sql)
+    assert all(part in text for part in said), text
+    assert ".rs:" not in text
+
+
+def test_wrong_arguments(built: Path, tmp_path: Path, capsys: Any) -> None:
+    path = str(built / "raw.lance")
+    assert "there is no dataset" in refusal(capsys, str(tmp_path), BY_SOURCE)
+    assert "cannot be combined" in refusal_of_usage(capsys, path, BY_SOURCE, "--json", "--csv")
+    assert "not a number of rows" in refusal_of_usage(capsys, path, BY_SOURCE, "--limit", "-1")
+    assert ".parquet, .csv or .json" in refusal(capsys, path, BY_SOURCE, "-o", str(tmp_path / "o.txt"))
+
+
+def refusal_of_usage(capsys: Any, *arguments: str) -> str:
+    assert run(["sql", *arguments]) == 2
+    return str(capsys.readouterr().err)
+
+
+def test_the_library_streams(built: Path) -> None:
+    reader = query(built / "blocks.lance", "select num_tokens from dataset where num_tokens < 0")
+    assert isinstance(reader, pa.RecordBatchReader)
+    assert reader.schema.names == ["num_tokens"]
+    assert reader.read_all().num_rows == 0
+    table = query(built / "raw.lance", "select substr(source, 1, 1) as s from dataset").read_all()
+    assert table.schema.field("s").type == pa.string()
+    assert table.num_rows == 210
