@@ -89,6 +89,16 @@ def test_a_second_run_does_what_is_new_or_changed(data: Path, tokenizer: str, ca
     assert [second["splits"][name] for name in NAMES[:3]] == [first["splits"][name] for name in NAMES[:3]]
 
 
+def test_the_output_may_be_a_file_uri(data: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data.parent)
+    uri = f"file://{data.parent}/out"
+    for more in (["--dry-run"], [], ["--skip-existing"]):
+        assert build(data, tokenizer, "-o", uri, *more) == 0
+    assert sorted(manifest_of(data)["splits"]) == sorted(NAMES)
+    assert {path.name for path in data.parent.iterdir()} >= {"data", "out"}
+    assert not (data.parent / "file:").exists()
+
+
 def last_json(capsys: Out) -> dict[str, Any]:
     out = capsys.readouterr().out
     return dict(json.loads(out[out.index("{\n") :]))

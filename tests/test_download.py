@@ -17,7 +17,11 @@ from hypothesis import strategies as st
 import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.collection import download, read_download
+from lance_prep.collection.folder import read_stats
 from lance_prep.collection.json_lines import LineWriter
+from lance_prep.collection.unfinished import State, Unfinished
+from lance_prep.errors import UsageError
+from lance_prep.store import LocalFiles
 from tests.loopback_hub import LoopbackHub
 from tests.sources import parquet_bytes
 
@@ -263,15 +267,65 @@ def test_a_relative_path_means_the_same_from_any_folder(
     assert [each.status for each in download("../recipe.yaml", ".").outcomes] == ["unchanged"] * 2
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--status-only"]])
 @pytest.mark.parametrize(
-    ("output", "said"), [("file", "is a file"), ("dataset", "is a Lance dataset"), ("file/below", "Not a directory")]
+    ("output", "said"),
+    [
+        ("file", "file is a file"),
+        ("file/below", "file is a file"),
+        ("dataset", "is a Lance dataset"),
+        ("s3://bucket/raw", "s3://bucket/raw is not a local folder"),
+    ],
 )
 def test_a_folder_that_cannot_be_used(
-    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str, said: str
+    hub: LoopbackHub,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+    said: str,
+    more: list[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     recipe = write_recipe(tmp_path, seed(hub))
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dataset" / "_versions").mkdir(parents=True)
-    assert run(["download", recipe, "-o", str(tmp_path / output)]) in (1, 2)
-    assert said in capsys.readouterr().err
+    assert run(["download", recipe, "-o", output, *more]) in (1, 2)
+    out, err = capsys.readouterr()
+    assert (out, said in err) == ("", True)
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "file", "dataset"}
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_may_be_given_as_a_file_uri(
+    hub: LoopbackHub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe, uri = write_recipe(tmp_path, seed(hub)), f"file://{tmp_path}/raw"
+    assert run(["download", recipe, "-o", uri, "--category", "web"]) == 0
+    assert len(records(tmp_path / "raw" / "web" / "pages.jsonl")) == 2000
+    assert [source.name for source in read_download(uri).sources] == ["pages", "wiki"]
+    assert run(["download", recipe, "-o", uri, "--category", "web", "--dry-run"]) == 0
+    assert "web/pages: is there: 2,000 rows" in capsys.readouterr().out
+    assert run(["verify", uri, "--head", "1"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "raw"}
+    with pytest.raises(UsageError, match="s3://bucket/raw is not a local folder"):
+        read_download("s3://bucket/raw")
+
+
+def test_force_after_a_kill_before_the_file_got_its_name(hub: LoopbackHub, tmp_path: Path) -> None:
+    recipe = seed(hub)
+    del recipe["categories"]["questions"]
+    download(recipe, tmp_path)
+    files, text = LocalFiles(tmp_path), tmp_path / "web" / "pages.jsonl"
+    for force in (False, True):
+        stats = read_stats(files, "web", "pages")
+        assert stats is not None
+        Unfinished(files, "web", "pages").save(State(stats.entry, stats=stats))
+        text.rename(f"{text}.part")
+        (tmp_path / "web" / "pages.stats.json").unlink()
+        hub.add_dataset("owner/web", {"train.parquet": parquet_bytes({"text": ["new"]})})
+        pages, _ = download(recipe, tmp_path, force=force).outcomes
+        assert (pages.status, len(records(text))) == (("downloaded", 1) if force else ("resumed", 2000))
+    assert records(text)[0]["text"] == "new"
+    assert not list(tmp_path.rglob("*.part"))

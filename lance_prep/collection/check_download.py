@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from lance_prep.arrow_text import drop_blank, without_nulls
 from lance_prep.collection.duplicates import Place, TextHashes, hash_texts
-from lance_prep.collection.folder import LINES, STATS, SourceStats, lines_files, read_recipe, read_stats
+from lance_prep.collection.folder import LINES, STATS, SourceStats, lines_files, local_folder, read_recipe, read_stats
 from lance_prep.collection.unfinished import Unfinished
 from lance_prep.dataset import Verification
 from lance_prep.errors import DamagedDataset, SourceNotFound
@@ -105,7 +105,7 @@ def check_download(folder: str | Path, *, on_rows: Callable[[int], None] = lambd
     Raises:
         SourceNotFound: there is no `.jsonl` file.
     """
-    root, found, skipped = Path(folder), DownloadCheck(), list[Skipped]()
+    root, found, skipped = local_folder(folder), DownloadCheck(), list[Skipped]()
     files, hashes = LocalFiles(root), TextHashes()
     paths = list(lines_files(root, skipped))
     if not paths:
@@ -274,7 +274,7 @@ def samples(folder: str | Path, count: int) -> dict[str, list[tuple[int, Any]]]:
 
     Lines that are not valid JSON are left out.
     """
-    root = Path(folder)
+    root = local_folder(folder)
     return {path: list(islice(_parsed(root / path), count)) for path in lines_files(root, [])}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lance_prep.collection.fetch_text import DownloadProgress, Run, Silent, fetch_text
-from lance_prep.collection.folder import LINES, RECIPE, SourceStats, check_folder, read_recipe
+from lance_prep.collection.folder import LINES, RECIPE, SourceStats, check_folder, local_folder, read_recipe
 from lance_prep.collection.load import Collection, load_collection
 from lance_prep.collection.model import CollectionRecipe
 from lance_prep.collection.status import look_at
@@ -110,7 +110,7 @@ def download(
     """
     if workers is not None and workers < 1:
         raise UsageError(f"workers: must be at least 1, got {workers}", "use a larger number")
-    recipe, folder = load_collection(collection), Path(output).absolute()
+    recipe, folder = load_collection(collection), local_folder(output).absolute()
     wanted = select(recipe, categories)
     check_folder(folder)
     with output_lock(str(folder), doing="downloaded into"):
@@ -172,7 +172,7 @@ def _fetch(wanted: Wanted, files: LocalFiles, run: Run, *, force: bool) -> tuple
     if have.state is not None and have.state.stats is not None:
         unfinished.settle(have.state.stats)
         have = look_at(wanted, files)
-        if have.kind == "complete" and have.stats is not None:
+        if not force and have.kind == "complete" and have.stats is not None:
             return "resumed", have.stats
     if not force and have.error is not None:
         raise have.error

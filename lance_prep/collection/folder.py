@@ -28,6 +28,7 @@ from lance_prep.collection.model import CollectionRecipe
 from lance_prep.errors import DamagedDataset, DatasetError, SourceNotFound, UsageError
 from lance_prep.model import Skipped
 from lance_prep.store import FOLDER, LocalFiles, decode
+from lance_prep.transport import absolute_uri, is_local
 
 LINES = ".jsonl"
 STATS = ".stats.json"
@@ -128,11 +129,12 @@ def read_download(folder: str | Path) -> Download:
     """Find the `.jsonl` files below a folder, downloaded or one's own. Links are not followed.
 
     Raises:
+        UsageError: the folder is not local.
         SourceNotFound: there is no such folder.
         DamagedDataset: a file with stats, or the saved recipe, is invalid.
         DatasetError: two files have the same name as sources.
     """
-    root = Path(folder)
+    root = local_folder(folder)
     if not root.is_dir():
         raise SourceNotFound(f"{folder}: no such folder", "name the folder that `lance-prep download -o` wrote")
     files = LocalFiles(root)
@@ -148,8 +150,9 @@ def read_download(folder: str | Path) -> Download:
 
 def is_text_folder(folder: str | Path) -> bool:
     """Return True for a local folder that holds text, downloaded or one's own, and not a dataset."""
-    root = Path(folder)
-    if not root.is_dir() or (root / "_versions").is_dir():
+    uri = absolute_uri(folder)
+    root = Path(uri)
+    if not is_local(uri) or not root.is_dir() or (root / "_versions").is_dir():
         return False
     return (root / RECIPE).is_file() or next(lines_files(root, []), None) is not None
 
@@ -240,13 +243,28 @@ def natural(name: str) -> tuple[list[str | int], str]:
     return [int(part) if at % 2 else part for at, part in enumerate(re.split("([0-9]+)", name))], name
 
 
+def local_folder(folder: str | Path) -> Path:
+    """Return the path of a local folder, which may be given as a `file://` URI. It need not exist.
+
+    Raises:
+        UsageError: it is not local.
+    """
+    if is_local(str(folder)):
+        return Path(folder)
+    uri = absolute_uri(folder)
+    if not is_local(uri):
+        raise UsageError(f"{folder} is not a local folder", "use a local folder, and copy it to or from the store")
+    return Path(uri)
+
+
 def check_folder(folder: Path) -> None:
     """Check that text may be written into a folder, which need not exist.
 
     Raises:
-        UsageError: it is a file, or a Lance dataset, whose files would be mixed with the text.
+        UsageError: it is a file or below one, or a Lance dataset, whose files would be mixed with the text.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file", "name a folder with -o")
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"{there} is a file", "name a folder with -o")
     if (folder / "_versions").is_dir():
         raise UsageError(f"{folder} is a Lance dataset", "name another folder with -o")

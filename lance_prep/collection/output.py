@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import TypeVar
 
+from lance_prep.collection.folder import local_folder
 from lance_prep.collection.sources import CollectionPlan, SourceJob
 from lance_prep.engine import RunOptions, load_spec
 from lance_prep.errors import DamagedDataset, Interrupted, LancePrepError, OutputExists, UsageError, translate
 from lance_prep.store import MANIFEST, Manifest, read_manifest
 from lance_prep.tokenizer import TokenizerSpec
-from lance_prep.transport import absolute_uri, is_local
 
 T = TypeVar("T")
 
@@ -29,11 +29,7 @@ def output_folder(collection: CollectionPlan, options: RunOptions) -> Path:
         UsageError: it is not local.
         OutputExists: it is a file or a dataset.
     """
-    output = output_as_given(collection, options)
-    if not is_local(output):
-        said = f"{output}: a collection is built into a local folder"
-        raise UsageError(said, "build into a local folder, then copy it there")
-    folder = Path(absolute_uri(output))
+    folder = local_folder(output_as_given(collection, options)).absolute()
     if folder.exists() and not folder.is_dir():
         raise OutputExists(f"{folder} is a file", "choose another output")
     if (folder / "_versions").is_dir():
@@ -47,7 +43,7 @@ def manifest_before(collection: CollectionPlan, options: RunOptions) -> Manifest
     Raises:
         OutputExists: the output has a `manifest.json` of another program, or of an export.
     """
-    path = Path(output_as_given(collection, options)) / MANIFEST
+    path = local_folder(output_as_given(collection, options)) / MANIFEST
     if not path.exists():
         return None
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lance_prep.collection.folder import LINES, SourceStats, read_stats
+from lance_prep.collection.folder import LINES, SourceStats, check_folder, local_folder, read_stats
 from lance_prep.collection.load import Collection, load_collection
 from lance_prep.collection.model import CollectionRecipe
 from lance_prep.collection.unfinished import State, Unfinished
@@ -139,9 +139,10 @@ def collection_status(
 
     Raises:
         RecipeError: the collection recipe is invalid.
-        UsageError: an unknown category.
+        UsageError: an unknown category, or a folder that cannot be used.
     """
-    recipe, folder = load_collection(collection), Path(output).absolute()
+    recipe, folder = load_collection(collection), local_folder(output).absolute()
+    check_folder(folder)
     files, wanted = LocalFiles(folder), select(recipe, categories)
     with ThreadPoolExecutor(min(_THREADS, len(wanted))) as pool:
         sources = pool.map(lambda each: _status(each, files, force=force), wanted)

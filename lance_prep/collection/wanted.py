@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lance_prep.collection.folder import LINES, REJECTED
 from lance_prep.collection.model import CollectionRecipe, CollectionSource
 from lance_prep.errors import UsageError
 from lance_prep.model import Plan
@@ -67,16 +66,13 @@ def select(recipe: CollectionRecipe, categories: Sequence[str]) -> list[Wanted]:
     """Return the sources of some categories, or of all, in the recipe's order.
 
     Raises:
-        UsageError: an unknown category, or a name that a download cannot use.
+        UsageError: an unknown category.
     """
     for category in categories:
         if category not in recipe.categories:
             raise UsageError(
                 f"unknown category {category!r}", f"{recipe.name} has the categories {', '.join(recipe.categories)}"
             )
-    for _, name, _ in recipe.sources():
-        if f"{name}{LINES}".endswith(REJECTED):
-            raise UsageError(f"invalid source name {name!r}: {REJECTED} is the ending of rejected rows", "rename it")
     sources = [each for each in recipe.sources() if not categories or each[0] in categories]
     return [_wanted(recipe, category, name, source) for category, name, source in sources]
 
