@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,25 @@ def test_a_manifest_cannot_lead_out_of_the_folder(tmp_path: Path, refused: Calla
     stated = _write_manifest(tmp_path / "in")
     Manifest("gpt2", 128, "data", "out", 3, {name: stated.splits["web"]}).write(tmp_path / "in")
     assert "cannot be the name of a folder" in refused(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["splits", "validation"])
+def test_a_manifest_is_checked_against_the_data(tmp_path: Path, refused: Callable[..., str], kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    stated = _write_manifest(tmp_path / "in")
+    named = getattr(stated, kind)
+    replace(stated, **{kind: {**named, "chat": replace(named["chat"], content_hash="0" * 32)}}).write(tmp_path / "in")
+    said = refused(tmp_path / "in", tmp_path / "out")
+    assert f"'chat' has content {'0' * 32} in the manifest, and hash-blocks-" in said
+    assert "`lance-prep build data -o " in said
+    stated.write(tmp_path / "in")
+    data, elsewhere = tmp_path / "in" / named["chat"].path, tmp_path / "elsewhere.lance"
+    data.rename(elsewhere)
+    data.symlink_to(elsewhere)
+    assert f"'chat' is a link to {elsewhere}, outside of" in refused(tmp_path / "in", tmp_path / "out")
+    data.unlink()
+    assert "'chat' is missing: no folder" in refused(tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

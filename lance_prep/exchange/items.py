@@ -130,7 +130,7 @@ def find_items(
     chosen = [entry for entry in entries if splits is None or entry.name in splits]
     if not chosen:
         raise UsageError(f"there is nothing to export from {named}", "build the collection, or name other splits")
-    items = [_item(entry, _open(root, entry.split, transport), target, options) for entry in chosen]
+    items = [_item(entry, _open(root, manifest, entry, transport), target, options) for entry in chosen]
     return Items(manifest, entries, tuple(items))
 
 
@@ -148,8 +148,17 @@ def _entries(manifest: Manifest) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def _open(root: Path, split: Split, transport: Transport) -> DatasetVersion:
-    return open_version(root / split.path, split.version, transport.storage_options)
+def _open(root: Path, manifest: Manifest, entry: Entry, transport: Transport) -> DatasetVersion:
+    """Return the version of a dataset that the manifest names.
+
+    Raises:
+        DatasetError: it is missing, has other rows, or is a link out of the manifest's folder.
+    """
+    split, kind = entry.split, "validation set" if entry.validation else "split"
+    where, command = f"{root / MANIFEST}: {kind} {entry.name!r}", manifest.command(root)
+    opened = open_version(split.folder(root, where, command), split.version, transport.storage_options)
+    split.check_content(opened.metadata.content_hash, where, command)
+    return opened
 
 
 def _item(entry: Entry, opened: DatasetVersion, target: Target, options: ExportOptions) -> Item:

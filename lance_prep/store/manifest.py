@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -71,6 +72,40 @@ class Split:
         if min(self.shards, self.sequences, self.samples, self.tokens) < 0:
             raise ValueError(f"{self.path}: a count is negative")
 
+    def folder(self, root: Path, where: str, command: str) -> Path:
+        """Return the split's folder.
+
+        Args:
+            root: folder of the manifest.
+            where: the manifest and the name of the split, for messages.
+            command: makes the manifest again.
+
+        Raises:
+            DatasetError: it is missing, or a link leads out of the manifest's folder.
+        """
+        place = root / self.path
+        if not place.is_dir():
+            raise DatasetError(f"{where} is missing: no folder {place}", f"run `{command}` again")
+        if not place.resolve().is_relative_to(root.resolve()):
+            # A manifest may come from a stranger.
+            raise DatasetError(
+                f"{where} is a link to {os.path.realpath(place)}, outside of {root}",
+                "move the data into the folder, or use it by its own path",
+            )
+        return place
+
+    def check_content(self, found: str, where: str, command: str) -> None:
+        """Compare the manifest's content hash with that of the data. For `where` and `command` see `folder`.
+
+        Raises:
+            DatasetError: they differ.
+        """
+        if self.content_hash is not None and found != self.content_hash:
+            raise DatasetError(
+                f"{where} has content {self.content_hash} in the manifest, and {found} on disk: it was replaced",
+                f"run `{command}` again, which writes a manifest of what is there",
+            )
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -108,6 +143,14 @@ class Manifest:
     def text(self) -> str:
         """Return the file's text. Equal manifests have equal texts."""
         return json.dumps(self.as_json(), indent=2, ensure_ascii=False) + "\n"
+
+    def command(self, folder: Path) -> str:
+        """Return the command that makes the manifest of a folder."""
+        source, output = shlex.quote(self.input_path), shlex.quote(str(folder))
+        if self.data_format != "lance":
+            return f"lance-prep export {source} -o {output} --format {shlex.quote(self.data_format)}"
+        recursive = "" if self.input_path.endswith((".yaml", ".yml")) else " --recursive"
+        return f"lance-prep build {source} -o {output}{recursive}"
 
     def write(self, folder: str | Path) -> Path:
         """Write `manifest.json` into a local folder in one step, durably. Return its path."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import os
-import shlex
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,12 +101,7 @@ class Pin:
             found = source._content_hash
         except DatasetError as error:
             raise type(error)(f"{self.where}: {error}", f"run `{self.command}` again") from error
-        expected = self.split.content_hash
-        if expected is not None and found != expected:
-            raise DatasetError(
-                f"{self.where} has content {expected} in the manifest, and {found} on disk: it was replaced",
-                f"run `{self.command}` again, which writes a manifest of what is there",
-            )
+        self.split.check_content(found, self.where, self.command)
         if isinstance(source, ParquetDataset) and sum(source.shards.rows) != self.split.sequences:
             raise DatasetError(
                 f"{self.where} has {self.split.sequences} sequences in {self.split.shards} shards in the manifest, and "
@@ -141,11 +134,7 @@ class Splits:
     @property
     def command(self) -> str:
         """The command that makes the manifest."""
-        source, output = shlex.quote(self.manifest.input_path), shlex.quote(str(self.folder))
-        if self.manifest.data_format != "lance":
-            return f"lance-prep export {source} -o {output} --format {shlex.quote(self.manifest.data_format)}"
-        recursive = "" if self.manifest.input_path.endswith((".yaml", ".yml")) else " --recursive"
-        return f"lance-prep build {source} -o {output}{recursive}"
+        return self.manifest.command(self.folder)
 
     @classmethod
     def read(cls, folder: str | Path, *, validation: bool = False) -> Splits:
@@ -334,9 +323,10 @@ class Splits:
 
         Raises:
             UsageError: Parquet shards do not hold what an option needs.
-            DatasetError: the split is missing.
+            DatasetError: the split is missing, or a link leads out of the manifest's folder.
         """
-        place, split = self.location(name), self.filled[name]
+        split, pin = self.filled[name], self.pin(name)
+        place = split.folder(self.folder, pin.where, pin.command)
         if self.manifest.data_format == "lance":
             return LanceDataset(place, block_size=block_size, **{**options, "version": split.version})
         if self.manifest.data_format != "parquet":
@@ -353,26 +343,6 @@ class Splits:
                 "remove it, or train from the Lance datasets",
             )
         return ParquetDataset(place, **{name: value for name, value in options.items() if name in _OF_PARQUET})
-
-    def location(self, name: str) -> Path:
-        """Return where a split is.
-
-        Raises:
-            DatasetError: it is missing, or a link leads out of the manifest's folder.
-        """
-        place = self.folder / self.filled[name].path
-        if not place.is_dir():
-            raise DatasetError(
-                f"{self.path}: split {name!r} is missing: no folder {place}",
-                f"run `{self.command}` again",
-            )
-        if not place.resolve().is_relative_to(self.folder.resolve()):
-            # A manifest may come from a stranger.
-            raise DatasetError(
-                f"{self.path}: split {name!r} is a link to {os.path.realpath(place)}, outside of {self.folder}",
-                "move the data into the folder, or pass it to Mixture by its own path",
-            )
-        return place
 
 
 def _decimal(number: Any) -> Fraction:
