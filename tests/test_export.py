@@ -325,6 +325,16 @@ def test_a_collection_becomes_a_folder_of_the_same_form(tmp_path: Path, exportin
     assert {split: loaded[split].num_rows for split in loaded} == {"train": 10 + 11 + 13, "validation": 12}
 
 
+def test_places_may_be_file_urls(tmp_path: Path, exporting: Export) -> None:
+    (tmp_path / "in").mkdir()
+    _write_manifest(tmp_path / "in")
+    exporting(f"file://{tmp_path}/in", f"file://{tmp_path}/out")
+    exporting(tmp_path / "in", tmp_path / "plain")
+    ours, plain = tree(tmp_path / "out"), tree(tmp_path / "plain")
+    assert ours.pop("manifest.json") != plain.pop("manifest.json")  # it says where it was written
+    assert ours == plain
+
+
 def test_some_splits_and_then_all(tmp_path: Path, exporting: Export, refused: Callable[..., str]) -> None:
     (tmp_path / "in").mkdir()
     _write_manifest(tmp_path / "in")

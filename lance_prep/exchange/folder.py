@@ -27,7 +27,7 @@ import xxhash
 
 from lance_prep.errors import DamagedDataset, OutputExists, UsageError, without_credentials
 from lance_prep.store import FOLDER, LOADER_FILE, MANIFEST, LocalFiles, Split, decode, hash_file, make_durable
-from lance_prep.transport import is_local
+from lance_prep.transport import absolute_uri, is_local
 
 STATE = f"{FOLDER}/export"
 _FORMAT = 1
@@ -89,12 +89,13 @@ class ExportFolder:
     """
 
     def __init__(self, path: str | Path, suffix: str) -> None:
-        if not is_local(str(path)):
+        place = absolute_uri(path)
+        if not is_local(place):
             raise UsageError(
                 f"cannot export to {without_credentials(str(path))}: the output must be a local folder",
                 "export, then copy the folder",
             )
-        self.root = Path(str(path).removeprefix("file://")).absolute()
+        self.root = Path(place)
         self._files = LocalFiles(self.root)
         self._suffix = suffix
 

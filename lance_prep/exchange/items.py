@@ -12,7 +12,7 @@ from lance_prep.exchange.base import Encoder, ExportOptions, Source, Target
 from lance_prep.exchange.folder import State, check_name
 from lance_prep.exchange.rows import open_source
 from lance_prep.store import MANIFEST, DatasetVersion, Manifest, Split, open_version, read_manifest
-from lance_prep.transport import Transport
+from lance_prep.transport import Transport, absolute_uri
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def find_items(
         UsageError: an option contradicts the source, or the target cannot hold the rows.
         DatasetError: a dataset or the manifest cannot be read.
     """
-    named = without_credentials(str(path))
-    if not (Path(path).is_file() or (Path(path) / MANIFEST).is_file()):
+    named, place = without_credentials(str(path)), Path(absolute_uri(path))
+    if not (place.is_file() or (place / MANIFEST).is_file()):
         if splits is not None:
             raise UsageError(f"splits has no effect: {named} is one dataset", "leave `splits` out")
         opened = open_version(path, version, transport.storage_options)
@@ -121,7 +121,7 @@ def find_items(
         return Items(_manifest_of(entry, opened), (entry,), (_item(entry, opened, target, options),), single=True)
     if version is not None:
         raise UsageError(f"version has no effect: {named} names a version of each dataset", "leave `version` out")
-    root, manifest = (Path(path).parent if Path(path).is_file() else Path(path)), read_manifest(path)
+    root, manifest = (place.parent if place.is_file() else place), read_manifest(place)
     if manifest.data_format != "lance":
         raise UsageError(f"{named} lists {manifest.data_format} files, not Lance datasets", "export the Lance datasets")
     entries = _entries(manifest)

@@ -17,7 +17,7 @@ from lance_prep.store import MANIFEST, Manifest, Split, read_manifest
 from lance_prep.train.dataset import LanceDataset
 from lance_prep.train.parquet import ParquetDataset
 from lance_prep.train.sources import Source
-from lance_prep.transport import is_local
+from lance_prep.transport import absolute_uri, is_local
 
 #: Options of `LanceDataset` that Parquet shards can be read with.
 _OF_PARQUET = ("labels", "attention_mask", "cache_dir", "cache_bytes")
@@ -144,14 +144,15 @@ class Splits:
             DatasetError: there is no manifest, or nothing in it has a sequence.
             UsageError: the folder is not local, or is a dataset.
         """
-        if not is_local(str(folder)):
+        if not is_local(absolute_uri(folder)):
             raise UsageError(f"{folder} is not a local folder", "copy the folder with the manifest to a local disk")
-        if (Path(folder) / "_versions").is_dir() and not (Path(folder) / MANIFEST).exists():
+        place = Path(absolute_uri(folder))
+        if (place / "_versions").is_dir() and not (place / MANIFEST).exists():
             raise UsageError(
                 f"{folder} is one dataset, not a folder with {MANIFEST}", "use LanceDataset, or Mixture({path: 1.0})"
             )
-        manifest = read_manifest(folder)
-        parent = Path(folder) if Path(folder).is_dir() else Path(folder).parent
+        manifest = read_manifest(place)
+        parent = place if place.is_dir() else place.parent
         found = manifest.validation if validation else manifest.splits
         filled = {name: split for name, split in found.items() if split.sequences}
         empty = {name: split for name, split in found.items() if not split.sequences}

@@ -59,6 +59,7 @@ def change(made: Path, tmp_path: Path) -> Callable[..., Path]:
 def test_the_default_is_the_target_shares_of_tokens(made: Path) -> None:
     mixture = Mixture.from_manifest(made)
     assert mixture.names == ["chat", "code", "maths"]
+    assert Mixture.from_manifest(f"file://{made}")[0]["input_ids"].tolist() == mixture[0]["input_ids"].tolist()
     assert mixture.phases[0].weights == {"chat": Fraction(1, 4), "code": Fraction(9, 16), "maths": Fraction(3, 16)}
     assert token_shares(mixture) == pytest.approx({"chat": 0.25, "code": 0.5625, "maths": 0.1875}, rel=1e-4)
     # What is delivered: real tokens, counted in the samples themselves.
