@@ -75,7 +75,7 @@ class SparkEngine(Engine):
     ) -> None:
         if master and workers:
             said = f"workers has no effect with the Spark master {master}"
-            raise UsageError(said, f"remove it; the number is local[{workers}], or set spark.cores.max={workers}")
+            raise UsageError(said, f"remove it, and use local[{workers}]; on a cluster, set spark.cores.max={workers}")
         check_installed()
         self._master, self._conf, self._workers = master, dict(conf or {}), workers
 
@@ -217,8 +217,8 @@ class _Jobs:
             )
         keep_shard(task, result.built)
         progress, ledger = self._hooks.progress, receipt.ledger
+        progress.finished(receipt)  # first, so that a line that the rows complete counts the shard
         progress.advanced(result.shard, ledger.rows_in, ledger.tokens_in, receipt.text_bytes)
-        progress.finished(receipt)
         return receipt
 
     def _end(self, ended: _Ended) -> None:

@@ -69,7 +69,7 @@ _handed: dict[str, Iterator[pa.RecordBatch]] = {}
 
 
 def partition_file(number: int, identity: str = "") -> SourceFile:
-    """Return the file that stands for a partition of a DataFrame."""
+    """Return the file that stands for a partition of a DataFrame, by the number of its shard."""
     return SourceFile(f"dataframe://partition/{number}", "dataframe", 0, identity)
 
 

@@ -109,15 +109,14 @@ def write_lance(
         assert decision.job is not None
         if job.spec is not None and not isinstance(job.spec, FunctionSpec):
             write_by_hash(output.files, tokenizer_path(job.spec.sha256), job.spec.file)
-        made = _write(df, decision.job, decision.first_shard, Hooks(progress or Silent()))
-        job = _named(decision.job, made, decision.first_shard)
-        builds = decision.existing.ours.builds if decision.existing.ours is not None else ()
-        if mode == "overwrite" and [build.key for build in builds] == [job.key]:
+        hooks = Hooks(progress or Silent())
+        made = _write(df, decision.job, decision.first_shard, hooks)
+        job, there = _named(decision.job, made), decision.existing.ours
+        if mode == "overwrite" and there is not None and [build.key for build in there.builds] == [job.key]:
             # The same content again. Its journal stays as it is, so the new files are leftovers.
-            old = decision.existing.ours.fragments() if decision.existing.ours is not None else []
-            output.remove_leftovers(old, output.journal(_NO_KEY), overwritten=True)
+            output.remove_leftovers(there.fragments(), output.journal(_NO_KEY), overwritten=True)
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)
-        receipts = _keep(job, made, hooks := Hooks(progress or Silent()))
+        receipts = _keep(job, made, hooks)
         lock.check()
         for receipt in receipts:
             hooks.progress.finished(receipt)
@@ -200,7 +199,7 @@ def _write(df: Any, job: BuildJob, first_shard: int, hooks: Hooks) -> dict[int, 
     # A partition that Spark left out has no rows. So has the one shard of a DataFrame without partitions.
     for index in range(first_shard, max([first_shard, *made]) + 1):
         if index not in made:
-            task = _task(job, index, first_shard)
+            task = _task(job, index)
             hand_over(task.plan.files[0], iter(()))
             made[index] = make_shard(task, Limit(), hooks)
     return made
@@ -219,7 +218,7 @@ def _work(
         setup.apply()
         context = TaskContext.get()
         assert context is not None
-        task = _task(job, first_shard + context.partitionId(), first_shard)
+        task = _task(job, first_shard + context.partitionId())
         hand_over(task.plan.files[0], rows)
         try:
             made = setup.make(task, Limit())
@@ -230,20 +229,20 @@ def _work(
     return work
 
 
-def _task(job: BuildJob, index: int, first_shard: int) -> ShardTask:
+def _task(job: BuildJob, index: int) -> ShardTask:
     shard = Shard(index, (Part(0),), 0)
-    plan = replace(job.plan, files=(partition_file(index - first_shard),), shards=(shard,))
+    plan = replace(job.plan, files=(partition_file(index),), shards=(shard,))
     return ShardTask(plan, job.spec, job.origin, job.output, job.key)
 
 
-def _named(job: BuildJob, made: Mapping[int, Built], first_shard: int) -> BuildJob:
+def _named(job: BuildJob, made: Mapping[int, Built]) -> BuildJob:
     """Return the build with its plan and key. The content identifies a DataFrame, which has no name of its own."""
     files, shards = [], []
     for place, index in enumerate(sorted(made)):
         receipt = made[index].receipt
         content = [receipt.content_hash, asdict(receipt.ledger), receipt.quarantine_hash]
         identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-        files.append(partition_file(index - first_shard, identity))
+        files.append(partition_file(index, identity))
         rows = receipt.ledger.rows_in
         shards.append(Shard(index, (Part(place, rows=rows),), receipt.text_bytes, rows))
     plan = replace(job.plan, files=tuple(files), shards=tuple(shards))
