@@ -411,3 +411,31 @@ def test_killed_at_any_instant_and_run_again(
             check_whole(path)
         shutil.rmtree(folder)
     assert killed >= 4
+
+
+def test_limits_for_all_sources_of_a_collection(tmp_path: Path, tokenizer: str, capsys: Out) -> None:
+    write_texts(tmp_path / "texts", files=1, rows=60, seed=1)
+    source = {"source": str(tmp_path / "texts" / "0.jsonl"), "max_tokens": 200}
+    collection = {"name": "mine", "categories": {"web": {"share": 1, "sources": {"pages": source}}}}
+    (tmp_path / "c.yaml").write_text(json.dumps(collection))
+    arguments = ["build", str(tmp_path / "c.yaml"), "--tokenizer", tokenizer, "--block-size", "16"]
+    for number, limit in enumerate(["--max-rows", "--max-source-rows", "--max-tokens"]):
+        out = tmp_path / f"out{number}"
+        assert run([*arguments, "-o", str(out), limit, "1"]) == 0
+        assert read_manifest(out / "manifest.json").splits["pages"].samples == 1
+    assert run([*arguments, "-o", str(tmp_path / "no"), "--text-column", "text"]) != 0
+    assert "--text-column differs between the sources of mine" in capsys.readouterr().err
+
+
+def test_advice_about_a_source_of_a_recipe_names_its_fields(tmp_path: Path, tokenizer: str, capsys: Out) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text('{"a": "x", "b": "y"}\n')
+    source = {"source": str(tmp_path / "data" / "a.jsonl")}
+    collection = {"name": "mine", "categories": {"web": {"share": 1, "sources": {"pages": source}}}}
+    (tmp_path / "c.yaml").write_text(json.dumps(collection))
+    more = ["-o", str(tmp_path / "out"), "--tokenizer", tokenizer]
+    for dry in ([], ["--dry-run"]):
+        assert run(["build", str(tmp_path / "c.yaml"), *more, *dry]) == 1
+        assert "try: choose one with text_column: a (string), b (string)" in capsys.readouterr().err
+        assert run(["build", str(tmp_path / "data"), "--recursive", *more, *dry]) == 1  # here the option helps
+        assert "try: choose one with --text-column: a (string), b (string)" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import lance_prep
 from lance_prep.cli.main import run
-from lance_prep.collection import download, read_download
+from lance_prep.collection import collection_status, download, read_download
 from lance_prep.collection.folder import read_stats
 from lance_prep.collection.json_lines import LineWriter
 from lance_prep.collection.unfinished import State, Unfinished
@@ -168,11 +168,18 @@ def test_a_source_that_fails_does_not_stop_the_others(
     assert "error: questions/wrong: no column 'body' in the source\n  try: there are question (string)" in err
     assert len(records(tmp_path / "raw" / "questions" / "trivia.jsonl")) == 300
     assert run([*arguments, "--json"]) == 1
-    outcomes = {each["source"]: each["status"] for each in json.loads(capsys.readouterr().out)["sources"]}
-    assert outcomes == {
+    told = json.loads(capsys.readouterr().out)["sources"]
+    failures = {each["source"]: each["error"] for each in told}
+    assert {each["source"]: each["status"] for each in told} == {
         **dict.fromkeys(("pages", "wiki", "trivia"), "unchanged"),
         **dict.fromkeys(("gated", "gone", "wrong"), "failed"),
     }
+    assert run([*arguments, "--status-only", "--json"]) == 0
+    status = {each["name"]: each["error"] for each in json.loads(capsys.readouterr().out)["sources"]}
+    assert {name for name, error in status.items() if error} == {"gated", "gone", "wrong"}
+    assert status == failures
+    assert failures["wrong"]["message"] == "no column 'body' in the source"
+    assert failures["wrong"]["advice"].startswith("there are question (string)")
     # Access that was granted later: the same command fetches what is missing.
     hub.repos["datasets/owner/gated"].gated = False
     assert run([*arguments, "--status-only"]) == 0
@@ -329,3 +336,13 @@ def test_force_after_a_kill_before_the_file_got_its_name(hub: LoopbackHub, tmp_p
         assert (pages.status, len(records(text))) == (("downloaded", 1) if force else ("resumed", 2000))
     assert records(text)[0]["text"] == "new"
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_the_shares_in_json(hub: LoopbackHub, tmp_path: Path) -> None:
+    recipe = seed(hub)
+    for name, share in (("pages", 1), ("wiki", 2)):
+        recipe["categories"]["web"]["sources"][name]["share"] = share
+    download(recipe, tmp_path, categories=["questions"])
+    status = collection_status(recipe, tmp_path)
+    assert [(each["share"], each["target"]) for each in status.as_json()["sources"]] == [(0, 0.25), (0, 0.5), (1, None)]
+    assert not {"share", "target"} & set(status.sources[0].as_json())

@@ -6,7 +6,7 @@ import json
 import re
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -122,18 +122,21 @@ def _parameters() -> re.Pattern[str]:
     return re.compile(rf"`(?P<marked>{name})`|{quoted}|(?<![\w.-])(?P<name>{name})(?![\w-])(?P<value>{_VALUE})?")
 
 
-def as_options(message: str) -> str:
+def as_options(message: str, keep: Container[str] = ()) -> str:
     """Rewrite the fields and parameters that a library message names as options of the command line.
 
     `text_column` becomes `--text-column`, `overwrite=True` `--overwrite`, `shuffle=False` `--no-shuffle`, and
     `layout='raw'` `--layout 'raw'`. A name of one word may be an ordinary word: it is rewritten only in backticks, or
     at the start of a message before `:`, a quote or `has no effect`. Quoted text is kept.
+
+    Args:
+        keep: names that are not rewritten.
     """
 
     def option(match: re.Match[str]) -> str:
         name, value = match["marked"] or match["name"], match["value"]
         named = not match.start() and re.match(r":| '| has no effect", message[match.end() :])
-        if name is None or (not match["marked"] and value is None and "_" not in name and not named):
+        if name is None or name in keep or (not match["marked"] and value is None and "_" not in name and not named):
             return match[0]
         flag = "-o" if name == "output" else "--" + name.replace("_", "-")
         flag = flag.removesuffix("s") if name.endswith("storage_options") else flag

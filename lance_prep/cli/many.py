@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +50,7 @@ def build_many(source: str, options: RunOptions, overrides: dict[str, Any], *, r
         click.echo(printable(summary(report)))
     for each in report.unlisted:
         _say(f"warning: {_without_source(each, report)}", _what_to_do(each))
-    _say_failures(report.failed, "failed")
+    _say_failures(report.failed, "failed", collection)
     if report.failed:
         raise OutputError(
             f"{len(report.failed)} of {len(report.sources)} sources failed, so {report.output}/manifest.json was not "
@@ -75,7 +75,7 @@ def preview_many(
         print_json(preview.as_json())
     else:
         click.echo(printable(preview_text(preview)))
-    _say_failures(preview.failed, "would fail")
+    _say_failures(preview.failed, "would fail", collection)
     if preview.failed:
         said = f"{len(preview.failed)} of {len(preview.sources)} sources would fail, and no manifest would be written"
         raise OutputError(said, f"fix them as said above, or {_leave_out(collection)}")
@@ -90,13 +90,13 @@ def _leave_out(collection: CollectionPlan) -> str:
     return f"leave them out of {collection.asked}"
 
 
-def _say(what: str, advice: str) -> None:
-    click.echo(printable(as_options(what)), err=True)
+def _say(what: str, advice: str, keep: Container[str] = ()) -> None:
+    click.echo(printable(as_options(what, keep)), err=True)
     if advice:
-        click.echo(printable(f"  try: {as_options(advice)}"), err=True)
+        click.echo(printable(f"  try: {as_options(advice, keep)}"), err=True)
 
 
-def _say_failures(failed: Iterable[SourceReport | SourcePreview], what: str) -> None:
+def _say_failures(failed: Iterable[SourceReport | SourcePreview], what: str, collection: CollectionPlan) -> None:
     """Print what is wrong with sources and what to do. Sources that fail alike share an entry."""
     alike: dict[tuple[str, str], list[str]] = {}
     for source in failed:
@@ -104,7 +104,7 @@ def _say_failures(failed: Iterable[SourceReport | SourcePreview], what: str) -> 
         said = str(source.error).removeprefix(f"building {source.name}: ").replace(source.uri, "its dataset")
         alike.setdefault((said, source.error.advice), []).append(source.name)
     for (said, advice), names in alike.items():
-        _say(f"{what}: {', '.join(names)}: {said}", advice)
+        _say(f"{what}: {', '.join(names)}: {said}", advice, collection.fixed)
 
 
 def _without_source(each: Unlisted, report: CollectionReport) -> str:

@@ -15,6 +15,7 @@ from lance_prep.collection.fetch_text import DownloadProgress, Run, Silent, fetc
 from lance_prep.collection.folder import LINES, RECIPE, SourceStats, check_folder, local_folder, read_recipe
 from lance_prep.collection.load import Collection, load_collection
 from lance_prep.collection.model import CollectionRecipe
+from lance_prep.collection.report import error_as_json
 from lance_prep.collection.status import look_at
 from lance_prep.collection.unfinished import Unfinished
 from lance_prep.collection.wanted import Wanted, make_text_plan, select
@@ -52,10 +53,13 @@ class Outcome:
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON."""
-        said = {"category": self.category, "source": self.name, "status": self.status}
-        if self.error is not None:
-            return {**said, "error": str(self.error), "advice": self.error.advice}
-        return {**said, "stats": asdict(self.stats) if self.stats is not None else None}
+        return {
+            "category": self.category,
+            "source": self.name,
+            "status": self.status,
+            "stats": asdict(self.stats) if self.stats is not None else None,
+            "error": error_as_json(self.error),
+        }
 
 
 @dataclass(frozen=True)

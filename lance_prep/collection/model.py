@@ -135,6 +135,8 @@ class Category(BaseModel):
 
 #: Fields of `Recipe` that `CollectionRecipe.defaults` may not have.
 PER_SOURCE = frozenset({*CollectionSource.model_fields, *_RENAMED.values()})
+#: Those of them that a build may still set for all sources: limits, as for a trial.
+OVERRIDABLE = frozenset({"max_rows", "max_source_rows", "max_tokens"})
 
 
 class CollectionRecipe(BaseModel):

@@ -9,7 +9,7 @@ from typing import Any
 
 from lance_prep.collection.folder import RECIPE, read_download
 from lance_prep.collection.load import Collection, is_collection, load_collection
-from lance_prep.collection.model import CollectionRecipe, CollectionSource
+from lance_prep.collection.model import OVERRIDABLE, PER_SOURCE, CollectionRecipe
 from lance_prep.errors import SourceNotFound, UsageError
 from lance_prep.model import Skipped
 from lance_prep.recipe import Recipe, make_recipe
@@ -45,6 +45,7 @@ class CollectionPlan:
         categories: target share of each category; empty if there are no targets.
         notes: what a user should know before it is built, a sentence each.
         skipped: what is left out of the folder.
+        fixed: fields of `Recipe` that only the collection recipe can set, because they differ between its sources.
     """
 
     asked: str
@@ -53,6 +54,7 @@ class CollectionPlan:
     categories: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    fixed: frozenset[str] = frozenset()
 
 
 def is_download(source: str | Path) -> bool:
@@ -81,7 +83,8 @@ def open_collection(source: Collection, overrides: Mapping[str, Any], *, recursi
 
 
 def _from_recipe(recipe: CollectionRecipe, source: Collection, overrides: Mapping[str, Any]) -> CollectionPlan:
-    own = [name for name in overrides if name in CollectionSource.model_fields and name != "max_rows"]
+    fixed = PER_SOURCE - OVERRIDABLE
+    own = [name for name in overrides if name in fixed]
     if own:
         raise UsageError(
             f"{own[0]} differs between the sources of {recipe.name}",
@@ -95,7 +98,7 @@ def _from_recipe(recipe: CollectionRecipe, source: Collection, overrides: Mappin
     if isinstance(source, str) and is_download(source):
         notes.append(f"{source} is the built-in collection; for the folder of that name, write ./{source}")
     asked = str(source) if isinstance(source, str | Path) else recipe.name
-    return CollectionPlan(asked, recipe.name, tuple(jobs), recipe.shares(), tuple(notes))
+    return CollectionPlan(asked, recipe.name, tuple(jobs), recipe.shares(), tuple(notes), fixed=fixed)
 
 
 def _from_folder(source: str | Path, overrides: Mapping[str, Any]) -> CollectionPlan:

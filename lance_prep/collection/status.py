@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lance_prep.collection.folder import LINES, SourceStats, check_folder, local_folder, read_stats
 from lance_prep.collection.load import Collection, load_collection
 from lance_prep.collection.model import CollectionRecipe
+from lance_prep.collection.report import error_as_json
 from lance_prep.collection.unfinished import State, Unfinished
 from lance_prep.collection.wanted import Wanted, make_text_plan, select
 from lance_prep.errors import AccessDenied, LancePrepError, OutputExists, translating
@@ -74,11 +75,10 @@ class SourceStatus:
     error: LancePrepError | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields as plain JSON."""
-        said = {name: value for name, value in vars(self).items() if name not in ("plan", "error")}
+        """Return the fields as plain JSON, except `share`, which `CollectionStatus.as_json` puts into context."""
+        said = {name: value for name, value in vars(self).items() if name not in ("share", "plan", "error")}
         commit = self.plan.source.commit if self.plan is not None else None
-        error = {"error": str(self.error), "advice": self.error.advice} if self.error is not None else {}
-        return {**said, "commit": commit, **error}
+        return {**said, "commit": commit, "error": error_as_json(self.error)}
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class CollectionStatus:
         return self.recipe.shares()[source.category] * source.share / sum(weights)
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON. Shares are parts of the downloaded characters."""
+        """Return everything as plain JSON. Each `share` is a part of the downloaded characters."""
         of = {category: [s for s in self.sources if s.category == category] for category in self.targets()}
         return {
             "folder": str(self.folder),
