@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": BUILD,
     "dataset": {"store"},
     "collection": BUILD | {"dataset"},
-    "exchange": {"store", "dataset", "tokenizer", "fetch"},
+    "exchange": {"store", "tokenizer"},
     "spark": BUILD,
     "train": {"store"},
     "cli": BUILD | {"dataset", "collection", "exchange"},
@@ -274,11 +274,15 @@ def code_lines(text: str, tree: ast.Module) -> int:
     return len(lines - left_out)
 
 
-#: Packages that are not counted before they are complete.
-NEW = {"collection", "exchange", "cli", "spark"}
+#: What was built around the core: it has a bound of its own.
+AROUND = {"collection", "exchange", "cli", "spark"}
+ALL = {package_of(path) for path in modules()}
 
 
-@pytest.mark.parametrize(("left_out", "most", "most_lines"), [(NEW, 112, 14_500), (NEW | {"train"}, 84, 10_300)])
+@pytest.mark.parametrize(
+    ("left_out", "most", "most_lines"),
+    [(AROUND, 112, 14_500), (AROUND | {"train"}, 84, 10_300), (ALL - AROUND, 45, 5_258)],
+)
 def test_the_package_does_not_grow(left_out: set[str], most: int, most_lines: int) -> None:
     """Bounds of modules and lines of code: make room elsewhere before adding a module."""
     counted = [path for path in modules() if package_of(path) not in left_out]

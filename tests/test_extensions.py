@@ -266,7 +266,7 @@ class CountedIds:
         return sum(notes).to_bytes(4, "little")
 
 
-COUNTED_IDS = Target("counted", ".ids", "ids and their number", CountedIds, reads=("max_seq_length",), fixed=True)
+COUNTED_IDS = Target("counted", ".ids", CountedIds, reads=("max_seq_length",), fixed=True)
 
 
 def test_an_export_target_from_outside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

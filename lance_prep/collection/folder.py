@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from lance_prep.collection.model import CollectionRecipe
 from lance_prep.errors import DamagedDataset, DatasetError, SourceNotFound, UsageError
 from lance_prep.model import Skipped
-from lance_prep.store import FOLDER, LocalFiles, decode
+from lance_prep.store import FOLDER, LocalFiles, decode, natural
 from lance_prep.transport import absolute_uri, is_local
 
 LINES = ".jsonl"
@@ -236,11 +236,6 @@ def lines_files(root: Path, skipped: list[Skipped]) -> Iterator[str]:
                 skipped.append(Skipped(path, f"not a {LINES} file"))
 
     yield from walk(root, "")
-
-
-def natural(name: str) -> tuple[list[str | int], str]:
-    """Return a key that sorts `part-2` before `part-10`."""
-    return [int(part) if at % 2 else part for at, part in enumerate(re.split("([0-9]+)", name))], name
 
 
 def local_folder(folder: str | Path) -> Path:

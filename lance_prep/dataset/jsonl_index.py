@@ -8,7 +8,6 @@ much, and reading a record does it anyway.
 from __future__ import annotations
 
 import os
-import re
 import stat
 import time
 from collections import deque
@@ -32,6 +31,7 @@ from lance_prep.store import (
     IndexPlace,
     JsonlIndex,
     LocalFiles,
+    natural,
     open_unchanged,
     write_index,
 )
@@ -137,7 +137,7 @@ def find_files(place: IndexPlace) -> tuple[list[IndexedFile], list[tuple[str, st
             continue
         state = path.stat()
         found.append(IndexedFile(name, state.st_size, state.st_mtime_ns, "", 0))
-    found.sort(key=lambda each: _natural(each.path))
+    found.sort(key=lambda each: natural(each.path))
     return found, sorted(left_out)
 
 
@@ -172,12 +172,6 @@ def _reason(root: Path, path: Path) -> str | None:
     if not stat.S_ISREG(path.stat().st_mode):
         return "not a regular file"
     return "compressed" if path.suffix.lower() in _COMPRESSED else None
-
-
-def _natural(path: str) -> tuple[Any, ...]:
-    """Return a key that sorts `part-2` before `part-10`."""
-    pieces = re.split(r"([0-9]+)", path)
-    return (*((int(piece), "") if i % 2 else (-1, piece) for i, piece in enumerate(pieces)), path)
 
 
 def _nothing(place: IndexPlace, left_out: Sequence[tuple[str, str]]) -> SourceNotFound:

@@ -2,7 +2,7 @@
 
 A target is a `Target` that is passed to `register_target`, and an `Encoder` that it names:
 
-    register_target(Target("ids", ".ids", "token ids as they are stored", "my_package.ids:IdsEncoder"))
+    register_target(Target("ids", ".ids", "my_package.ids:IdsEncoder"))
 
 An encoder turns a fixed number of rows into a piece of a file, and never sees the file. `exchange.run` reads rows,
 encodes pieces on several threads, joins them to shards, writes shards durably, and continues after a kill.
@@ -156,7 +156,6 @@ class Target:
     Attributes:
         name: for `--format`.
         suffix: of its files, with the dot.
-        about: what its files hold, for help.
         encoder: a function of `Source` and `ExportOptions` that returns an `Encoder`, or `module:name` of it.
         version: changed when the same rows give other bytes, so that an unfinished export starts again.
         reads: names of the `ExportOptions` that it reads. Others are refused.
@@ -166,7 +165,6 @@ class Target:
 
     name: str
     suffix: str
-    about: str
     encoder: Any
     version: int = 1
     reads: Sequence[str] = ()
@@ -222,7 +220,6 @@ register_target(
     Target(
         "parquet",
         ".parquet",
-        "input_ids, attention_mask and labels: lists of max_seq_length int32",
         "lance_prep.exchange.parquet:ParquetEncoder",
         reads=("max_seq_length", "mask_boundaries"),
         fixed=True,
@@ -232,7 +229,6 @@ register_target(
     Target(
         "jsonl",
         ".jsonl",
-        "a record per line: decoded text and doc_ids, or the record of a raw dataset",
         "lance_prep.exchange.jsonl:JsonlEncoder",
         reads=("by", "skip_special_tokens"),
         tokens=False,

@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset, UsageError
 from lance_prep.exchange.base import ExportOptions, Piece, Source
-from lance_prep.exchange.parquet_pages import MAGIC, Indices, RowGroup, Rows, encode_row_group, footer
+from lance_prep.exchange.parquet_pages import MAGIC, RowGroup, Rows, encode_row_group, footer
+from lance_prep.keyed import Indices
+from lance_prep.store import EXPORT_KEY
 
 #: Tokens in a row group. The two dictionaries, 200 KB each for 50,000 ids, are then 3 % of it.
 _GROUP_TOKENS = 4 << 20
@@ -65,7 +67,7 @@ class ParquetEncoder:
         return MAGIC
 
     def end(self, notes: Sequence[RowGroup]) -> bytes:
-        return footer(notes, self._length, {b"lance_prep_export": json.dumps(self._metadata).encode()})
+        return footer(notes, self._length, {EXPORT_KEY: json.dumps(self._metadata).encode()})
 
 
 def _document_ends(lengths: Any, size: int) -> Indices:

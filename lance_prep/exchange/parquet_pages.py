@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lance_prep.exchange.rows import IGNORE
+from lance_prep.keyed import Indices
+from lance_prep.store import IGNORE
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
 MAGIC = b"PAR1"
@@ -46,8 +47,6 @@ _TOKENS_PER_ENTRY = 16
 _DEFINED = 2
 #: Labels are compressed if at least one in this many is ignored.
 _MANY_IGNORED = 16
-
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

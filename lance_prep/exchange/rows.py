@@ -15,11 +15,9 @@ import pyarrow as pa
 from lance_prep.errors import DamagedDataset, TokenizerError, UsageError, reading_dataset
 from lance_prep.exchange.base import Batches, ExportOptions, Source, Target
 from lance_prep.layouts import LAYOUTS
-from lance_prep.store import DatasetVersion, FlatPages, NotFlat, find_flat_pages
+from lance_prep.store import IGNORE, DatasetVersion, FlatPages, NotFlat, find_flat_pages
 from lance_prep.transport import is_local
 
-#: The label of a token from which nothing is learned.
-IGNORE = -100
 #: Bytes that Lance reads ahead. By default it holds 2 GB.
 _READ_AHEAD = 64 << 20
 _VERIFY = "`lance-prep verify` names the damage"

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from lance_prep.store.manifest import MANIFEST, Manifest, Split, read_manifest, split_of
     from lance_prep.store.metadata import (
         BUILDS_FOLDER,
+        EXPORT_KEY,
         FOLDER,
+        IGNORE,
         KEY,
         BuildRecord,
         FileRecord,
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
         read_seal,
         transactions_in,
     )
-    from lance_prep.store.sidecar import Files, LocalFiles, files_of, make_durable, refuse_links
+    from lance_prep.store.sidecar import Files, LocalFiles, files_of, make_durable, natural, refuse_links
     from lance_prep.store.version import (
         LOADER,
         LOADER_FILE,

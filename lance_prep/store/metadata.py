@@ -28,6 +28,10 @@ from lance_prep.layouts import FUNCTION_PREFIX, LAYOUTS
 from lance_prep.ledger import Ledger
 
 KEY = b"lance_prep"
+#: Key of a Parquet file's metadata under which an export says what it was made of.
+EXPORT_KEY = b"lance_prep_export"
+#: The label of a token from which nothing is learned; loss functions ignore it.
+IGNORE = -100
 FORMAT = 2
 FOLDER = ".lance_prep"
 BUILDS_FOLDER = f"{FOLDER}/builds"

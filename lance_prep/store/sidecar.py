@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -32,6 +33,12 @@ _FOLDERS = (
     "_versions",
     "data",
 )
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Return a key that sorts `part-2` before `part-10`."""
+    # Only ASCII digits: `str.isdigit` is true of `²`, which `int` refuses.
+    return [int(part) if at % 2 else part for at, part in enumerate(re.split("([0-9]+)", name))], name
 
 
 class Files(Protocol):

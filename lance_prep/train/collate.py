@@ -14,7 +14,8 @@ import torch
 
 from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
-from lance_prep.train.samples import IGNORE, MASK_AND_POSITIONS, Batch, Documents, Sample, SampleOptions
+from lance_prep.store import IGNORE
+from lance_prep.train.samples import MASK_AND_POSITIONS, Batch, Documents, Sample, SampleOptions
 from lance_prep.train.tokens import ragged_arange
 
 #: Values of padding, by tensor.

@@ -13,11 +13,11 @@ import torch
 
 from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
-from lance_prep.store import IndexPlace
+from lance_prep.store import IGNORE, IndexPlace
 from lance_prep.train.access import Access
 from lance_prep.train.jsonl_files import Record, RecordFiles, Way
 from lance_prep.train.order import PAD_ROW
-from lance_prep.train.samples import IGNORE, Batch, Documents, Sample, SampleOptions, no_documents
+from lance_prep.train.samples import Batch, Documents, Sample, SampleOptions, no_documents
 from lance_prep.train.sources import MapStyle, Mask, Origin
 
 Transform = Callable[[Record], Any]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,21 +26,18 @@ import numpy.typing as npt
 from lance_prep.errors import DatasetError, UsageError, translating
 from lance_prep.keyed import Indices
 from lance_prep.process import read_ahead
-from lance_prep.store import Cache, FlatPages, Stat, refuse_links
+from lance_prep.store import EXPORT_KEY, IGNORE, Cache, FlatPages, Stat, natural, refuse_links
 from lance_prep.train.access import CACHE_BYTES
 from lance_prep.train.index import cache_folder
 from lance_prep.train.lance_reads import renew_after_fork
 from lance_prep.train.order import PAD_ROW
-from lance_prep.train.samples import IGNORE, Batch, Documents, Labels, SampleOptions
+from lance_prep.train.samples import Batch, Documents, Labels, SampleOptions
 from lance_prep.train.sources import MapStyle, Mask, Origin
 from lance_prep.train.tokens import MappedTokens, list_values
 from lance_prep.train.views import fixed_batch
 
 #: Tokens that are decoded and checked at once.
 _TOKENS_AT_ONCE = 1 << 20
-
-#: Key of the schema's metadata under which an export says what it was made of.
-_EXPORT = b"lance_prep_export"
 
 
 @dataclass(frozen=True)
@@ -234,7 +230,7 @@ def read_footers(folder: Path, cache_dir: Path | None) -> Shards:
     import pyarrow.parquet as pq
 
     refuse_links(str(folder))
-    names = sorted((path.name for path in folder.glob("*.parquet") if not path.name.startswith(".")), key=_natural)
+    names = sorted((path.name for path in folder.glob("*.parquet") if not path.name.startswith(".")), key=natural)
     if not names:
         raise DatasetError(f"no .parquet files in {folder}", "export a dataset with `lance-prep export`")
     rows, sizes, said = [], set(), set()
@@ -262,10 +258,6 @@ def read_footers(folder: Path, cache_dir: Path | None) -> Shards:
     return Shards(str(folder), tuple(names), tuple(rows), sizes.pop(), content, tokenizer, str(cache))
 
 
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name)]
-
-
 def _row_length(file: Any, path: Path) -> int:
     """Return the tokens per row of an open shard: as the schema says, or else those of the first row."""
     import pyarrow as pa
@@ -285,7 +277,7 @@ def _row_length(file: Any, path: Path) -> int:
 def _exported(metadata: dict[bytes, bytes]) -> tuple[str | None, str | None]:
     """Return the hashes of the content and the tokenizer that were exported; None if another program made the file."""
     try:
-        said = json.loads(metadata[_EXPORT])
+        said = json.loads(metadata[EXPORT_KEY])
         found = said["content_hash"], said["tokenizer_sha256"]
     except (KeyError, ValueError, TypeError):
         return None, None

@@ -20,12 +20,10 @@ from torch.utils.data.dataloader import default_collate
 
 from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
+from lance_prep.store import IGNORE
 from lance_prep.train.tokens import ragged_arange
 
 Labels = Literal["same", "shifted"] | None
-
-#: The label that loss functions ignore.
-IGNORE = -100
 
 MASK_AND_POSITIONS = (
     "attention_mask and position_ids cannot be combined for packed samples: transformers separates packed documents by "

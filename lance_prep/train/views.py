@@ -16,10 +16,10 @@ import pyarrow as pa
 from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
+from lance_prep.store import IGNORE
 from lance_prep.train.access import Reader
 from lance_prep.train.lance_reads import Facts
 from lance_prep.train.samples import (
-    IGNORE,
     Batch,
     CompactBatch,
     Documents,

@@ -169,6 +169,12 @@ def test_columns_that_are_not_tokens_are_refused(tmp_path: Path, columns: Any, m
     assert error.value.advice
 
 
+def test_files_are_in_natural_order(tmp_path: Path) -> None:
+    for i, name in enumerate(["2", "10", "²", "x1"]):
+        write(tmp_path / "a", f"{name}.parquet", input_ids=[[i]])
+    assert [int(ids) for ids in ParquetDataset(tmp_path / "a")[:]["input_ids"].flatten()] == [0, 1, 3, 2]
+
+
 def test_folders_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no \.parquet files"):
         len(ParquetDataset(tmp_path / "nowhere"))
