@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lance_prep.cli.main import run
+from lance_prep.errors import UsageError
 from lance_prep.exchange import query
 
 SOURCES = ["web", "books", "web", "code", "web", "books", "web"]
@@ -247,3 +248,8 @@ def test_the_library_streams(built: Path) -> None:
     table = query(built / "raw.lance", "select substr(source, 1, 1) as s from dataset").read_all()
     assert table.schema.field("s").type == pa.string()
     assert table.num_rows == 210
+
+
+def test_a_query_that_would_overflow_the_stack_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nested more than 1,000 deep"):
+        query(tmp_path, "select 1" + " + 1" * 20_000 + " from dataset")

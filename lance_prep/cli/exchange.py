@@ -69,7 +69,8 @@ Run again on the same output, export continues an interrupted export, or says th
     type=click.Choice(["row", "document"]),
     default="row",
     show_default=True,
-    help="What a line of JSONL holds. Documents are put together from the blocks that hold their parts.",
+    help="What a line of JSONL holds. Documents are put together from blocks that follow each other; parts that the "
+    "shuffle moved apart are lines of their own, with the same doc_id.",
 )
 @click.option("--skip-special-tokens", is_flag=True, help="Leave special tokens, such as EOS, out of decoded text.")
 @click.option("--force", is_flag=True, help="Write into a folder with other files; replace shards made otherwise.")

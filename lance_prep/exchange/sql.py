@@ -20,6 +20,8 @@ from lance_prep.transport import Transport, absolute_uri
 TABLE = "dataset"
 #: Functions that a query may read from, beside `unnest`. They read no file.
 _SERIES = ("GenerateSeries", "ExplodingGenerateSeries")
+#: DataFusion overflows the stack on an expression of 6,000 terms.
+_DEEPEST = 1000
 _ADVICE = f"write one query that starts with SELECT or WITH, such as `select count(*) from {TABLE}`"
 _WHERE_IN_LANCE = re.compile(r"(, /\S+\.rs:\d+:\d+)+$")
 
@@ -90,7 +92,11 @@ def check_query(sql: str) -> None:
         raise UsageError(f"the text holds {len(statements)} statements, and only one query is run", _ADVICE)
     tree = statements[0]
     writes = (exp.DML, exp.DDL, exp.Into, exp.Command, exp.Copy, exp.Drop, exp.Set)
+    depth = {id(None): 0}
     for node in tree.walk():
+        depth[id(node)] = depth.get(id(node.parent), 0) + 1
+        if depth[id(node)] > _DEEPEST:
+            raise UsageError(f"the query is nested more than {_DEEPEST:,} deep", "write a shorter expression")
         if isinstance(node, writes) and not isinstance(node, exp.Query):
             raise UsageError(f"the query holds {node.key.upper()}, and only queries are run", _ADVICE)
     if not isinstance(tree, exp.Query):

@@ -43,7 +43,7 @@ class JsonlDataset(MapStyle):
     return a list, and a `DataLoader` collates as torch does.
 
     An instance pickles in a few KB, and can be sent to forked, forkserver and spawned workers. Threads may share one.
-    A file's size and the time of its last change are checked when it is opened, and its size whenever it is read.
+    A file's size and the time of its last change are checked when it is opened and whenever it is read.
 
     Raises:
         DatasetError: the files have no index, or it is damaged.

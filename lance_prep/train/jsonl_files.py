@@ -86,7 +86,7 @@ class RecordFiles:
     def _reset(self) -> None:
         self._files: list[IndexedFile] | None = None
         self._lookup: _Lookup | None = None
-        self._open: dict[int, _Mapped | _Plain] = {}
+        self._open: dict[int, _Opened] = {}
         self._after_fork()
         renew_after_fork(self)
 
@@ -185,9 +185,7 @@ class RecordFiles:
     def _content(self, file: int) -> Any:
         """Return the content of a file, to be sliced."""
         found = self._open.get(file)
-        if type(found) is _Mapped and found.map.size() == found.size:
-            return found.view
-        return found if type(found) is _Plain else self._reopened(file)
+        return found.content if found is not None and found.is_unchanged() else self._reopened(file)
 
     def _reopened(self, file: int) -> Any:
         """Open a file, if it is as it was indexed.
@@ -197,13 +195,13 @@ class RecordFiles:
         """
         path = self.path(file)
         handle = open_unchanged(path, self.files[file])
-        opened = _Plain(handle) if self.access.way == "pread" else _Mapped(handle, self.files[file].size)
+        opened: _Opened = _Plain(handle) if self.access.way == "pread" else _Mapped(handle)
         with self._lock:
             if len(self._open) >= _most_open():
                 # A thread that reads from it still holds it, and it is closed after that.
                 del self._open[next(iter(self._open))]
             self._open[file] = opened
-        return opened.view if isinstance(opened, _Mapped) else opened
+        return opened.content
 
     def _too_short(self, file: int) -> NoReturn:
         self._reopened(file)  # says what changed
@@ -225,21 +223,38 @@ class RecordFiles:
             ) from error
 
 
-class _Mapped:
-    """A file that is mapped into memory."""
+class _Opened:
+    """An open file. Slices of `content` are bytes."""
 
-    def __init__(self, file: FileIO, size: int) -> None:
-        with file:
-            self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.view = memoryview(self.map)
-        self.size = size
-
-
-class _Plain:
-    """A file that is read by `pread`. Slices of it are bytes."""
+    content: Any
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
+        self._state = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        state = os.fstat(self._file.fileno())
+        return state.st_size, state.st_mtime_ns
+
+    def is_unchanged(self) -> bool:
+        """Return whether the file has the size and the time of change that it was opened with. Takes 1 us."""
+        return self._now() == self._state
+
+
+class _Mapped(_Opened):
+    """A file that is mapped into memory."""
+
+    def __init__(self, file: FileIO) -> None:
+        super().__init__(file)
+        self.content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+class _Plain(_Opened):
+    """A file that is read by `pread`."""
+
+    def __init__(self, file: FileIO) -> None:
+        super().__init__(file)
+        self.content = self
 
     def __getitem__(self, part: slice) -> bytes:
         start, length = part.start, part.stop - part.start

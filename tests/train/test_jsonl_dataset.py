@@ -409,3 +409,17 @@ def test_an_index_that_is_not_flat_is_read_through_lance(
     ds = JsonlDataset(folder, index=index)
     assert [ds[i] for i in (0, -1)] == [records[0], records[-1]]
     assert [batch["id"] for batch in DataLoader(ds, batch_size=60, num_workers=2)][1] == [r["id"] for r in records[60:]]
+
+
+@pytest.mark.parametrize("access", ["mmap", "pread"])
+def test_a_file_that_is_rewritten_in_place_at_the_same_size_is_refused_while_it_is_open(
+    tmp_path: Path, access: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a":"old"}\n')
+    index_jsonl(tmp_path)
+    records = JsonlDataset(tmp_path, access=access)
+    assert records[0] == {"a": "old"}
+    (tmp_path / "a.jsonl").write_text('{"a":"new"}\n')
+    os.utime(tmp_path / "a.jsonl", ns=(1, 1))  # a clock that is too coarse must not hide the change
+    with pytest.raises(SourceChanged, match="changed since it was indexed"):
+        records[0]
