@@ -32,11 +32,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": set(),
     "engine": BUILD,
     "dataset": {"store"},
-    "collection": BUILD | {"dataset"},
+    "collection": BUILD - {"fetch", "formats"} | {"dataset"},
     "exchange": {"store", "tokenizer"},
-    "spark": BUILD,
+    "spark": {"formats", "plan", "tokenizer", "store", "engine"},
     "train": {"store"},
-    "cli": BUILD | {"dataset", "collection", "exchange"},
+    "cli": {"formats", "plan", "store", "engine", "dataset", "collection", "exchange"},
 }
 #: modules that may import more than their package
 MORE = {
