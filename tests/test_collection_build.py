@@ -304,6 +304,22 @@ def test_an_empty_file_is_left_out_and_named(data: Path, tokenizer: str, capsys:
     assert list(manifest_of(data)["splits"]) == sorted(NAMES)
 
 
+def test_a_file_of_blank_lines_is_left_out_and_named(data: Path, tokenizer: str, capsys: Out) -> None:
+    (data / "math.jsonl").write_text("\n\n  \n")
+    assert build(data, tokenizer) == 0
+    assert "math.jsonl (empty)" in capsys.readouterr().err
+    assert list(manifest_of(data)["splits"]) == sorted(NAMES)
+
+
+def test_an_export_inside_the_folder_is_not_a_source(data: Path, tokenizer: str, capsys: Out) -> None:
+    assert build(data, tokenizer) == 0
+    before = manifest_of(data)["splits"]
+    assert run(["export", str(data.parent / "out"), "-o", str(data / "texts"), "--format", "jsonl"]) == 0
+    assert build(data, tokenizer) == 0
+    assert "texts (an export)" in capsys.readouterr().err
+    assert manifest_of(data)["splits"] == before
+
+
 def test_workers_do_not_change_the_manifest(data: Path, tokenizer: str) -> None:
     texts = set()
     for workers in (1, 2, 5):

@@ -142,7 +142,9 @@ they are no problem.""",
     help="Number of rows that --against-source draws.  [default: 200]",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Decides which rows --against-source draws.  [default: 0]")
-@click.option("--head", type=click.IntRange(min=1), metavar="N", help="Print the first N records of each file of text.")
+@click.option(
+    "--head", type=click.IntRange(1, 1_000_000), metavar="N", help="Print the first N records of each file of text."
+)
 @json_option
 @click.pass_context
 def verify(

@@ -206,6 +206,10 @@ def _source(files: LocalFiles, root: Path, path: str) -> DownloadedSource:
     return DownloadedSource(path.split("/")[0] if folder else stem, name[:100], root / path, None)
 
 
+#: What `exchange` puts into the folder of an export. Its text is that of sources which are built already.
+EXPORT_STATE = ".lance_prep/export"
+
+
 def lines_files(root: Path, skipped: list[Skipped]) -> Iterator[str]:
     """Yield the paths, relative to `root`, of all `.jsonl` files below it, in natural order.
 
@@ -224,6 +228,8 @@ def lines_files(root: Path, skipped: list[Skipped]) -> Iterator[str]:
             elif entry.is_dir():
                 if entry.name.endswith(".lance"):
                     skipped.append(Skipped(path, "a Lance dataset"))
+                elif (folder / entry.name / EXPORT_STATE).is_dir():
+                    skipped.append(Skipped(path, "an export"))
                 else:
                     yield from walk(folder / entry.name, f"{path}/")
             elif not entry.is_file():

@@ -115,9 +115,9 @@ def _from_folder(source: str | Path, overrides: Mapping[str, Any]) -> Collection
             raise UsageError(f"{name} has no effect on a folder, only on Hub datasets", f"leave {name} out")
     found = read_download(folder)
     sizes = {each.path: each.path.stat().st_size for each in found.sources}
-    empty = [Skipped(str(each.path.relative_to(folder)), "empty") for each in found.sources if not sizes[each.path]]
-    skipped = (*found.skipped, *empty)
-    sources = [each for each in found.sources if sizes[each.path]]
+    blank = {each.path for each in found.sources if _is_blank(each.path)}
+    skipped = (*found.skipped, *(Skipped(str(path.relative_to(folder)), "empty") for path in sorted(blank)))
+    sources = [each for each in found.sources if each.path not in blank]
     if not sources:
         raise _no_jsonl(folder, skipped)
     defaults = found.recipe.defaults if found.recipe is not None else {}
@@ -137,6 +137,12 @@ def _from_folder(source: str | Path, overrides: Mapping[str, Any]) -> Collection
     categories = found.recipe.shares() if found.recipe is not None else {}
     name = folder.resolve().name
     return CollectionPlan(str(source), name, tuple(jobs), categories, tuple(notes), skipped)
+
+
+def _is_blank(path: Path) -> bool:
+    """Return whether a file holds only white space. Reads up to the first other byte."""
+    with path.open("rb") as file:
+        return not any(part.strip() for part in iter(lambda: file.read(1 << 20), b""))
 
 
 def _no_jsonl(folder: Path, skipped: tuple[Skipped, ...]) -> SourceNotFound:
