@@ -123,6 +123,8 @@ def test_an_error_of_a_shard_arrives_as_that_error(
     assert "py4j" not in err
 
 
+# In a session that is warm, the shards may be finished before the kill: the test then fails, and is run alone.
+@pytest.mark.torture
 def test_a_killed_python_worker_changes_nothing(source: str, tokenizer: str, tmp_path: Path) -> None:
     local = build(source, tmp_path / "local.lance", tokenizer, layout="lines")
     data, killed = tmp_path / "spark.lance" / "data", []
