@@ -76,7 +76,8 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("layout", layout.describe(given)))
     function = str(given.get("tokenizer")).startswith(FUNCTION_PREFIX)
     if "special_tokens" in given and layout.tokens and not function:
-        written = {"text": "are plain text", "parse": "are parsed", "error": "are an error"}[given["special_tokens"]]
+        rules = {"text": "are plain text", "parse": "are parsed", "error": "are an error"}
+        written = rules.get(given["special_tokens"], f"follow {given['special_tokens']!r}")
         added = "the tokenizer's are added" if given.get("add_special_tokens") else "none are added"
         rows.append(("special tokens", f"{added}; those written in a text {written}"))
     shuffled = given.get("shuffle") and f"shuffled in batches of {given.get('shuffle_batch_size', 0):,} source rows"
