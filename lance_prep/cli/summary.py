@@ -8,7 +8,7 @@ from typing import Any
 
 from lance_prep.cli.common import as_options, count, span, table
 from lance_prep.engine import BuildPreview, BuildReport, RunOptions, default_workers
-from lance_prep.errors import LESS_SPACE, counted, size
+from lance_prep.errors import LESS_SPACE, DamagedDataset, counted, size
 from lance_prep.layouts import FUNCTION_PREFIX, LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.model import Plan
@@ -72,7 +72,8 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("filter", given["filter"]))
     if "keep_columns" in given:
         rows.append(("columns kept", ", ".join(given["keep_columns"])))
-    layout = LAYOUTS[given["layout"]]
+    if (layout := LAYOUTS.get(str(given.get("layout")))) is None:
+        raise DamagedDataset("the recipe in the metadata names no layout", "restore an older version, or build again")
     rows.append(("layout", layout.describe(given)))
     function = str(given.get("tokenizer")).startswith(FUNCTION_PREFIX)
     if "special_tokens" in given and layout.tokens and not function:

@@ -200,8 +200,6 @@ class Metadata:
 
     def __post_init__(self) -> None:
         check_sha256(self.builds, "builds")
-        if self.recipe.get("layout") != self.layout:
-            raise ValueError(f"the recipe's layout is {_short(self.recipe.get('layout'))}, not {self.layout!r}")
         layout = LAYOUTS[self.layout]
         if layout.tokens != (self.tokenizer is not None) or layout.tokens != (self.dtype is not None):
             raise ValueError(f"layout {self.layout!r} does not go with its tokenizer and dtype")
