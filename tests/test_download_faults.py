@@ -108,6 +108,24 @@ def test_a_source_refused_in_the_middle_continues_from_its_pinned_commit(
     assert [each["text"] for each in records(tmp_path / "raw/web/big.jsonl")] == ["new"]
 
 
+@pytest.mark.parametrize("damaged", ["plan", "part"])
+def test_force_starts_a_damaged_unfinished_download_again(hub: LoopbackHub, tmp_path: Path, damaged: str) -> None:
+    recipe = seed(hub)
+    download(recipe, tmp_path / "whole")
+    raw = tmp_path / "raw"
+    download(recipe, raw, workers=1, progress=Meddler(lambda: hub.fault(LFS, times=1000, status=403)))
+    hub.faults.clear()
+    if damaged == "plan":
+        next(raw.rglob("big.plan.json")).unlink()
+    else:
+        (raw / "web/big.jsonl.part").write_bytes(b"{}")
+    (failed,) = download(recipe, raw).failed
+    assert failed.error is not None
+    assert "force=True" in failed.error.advice
+    assert not download(recipe, raw, force=True).failed
+    assert (raw / "web/big.jsonl").read_bytes() == (tmp_path / "whole/web/big.jsonl").read_bytes()
+
+
 def test_force_starts_again_only_if_the_source_has_changed(hub: LoopbackHub, tmp_path: Path) -> None:
     recipe = seed(hub)
     refuse = Meddler(lambda: hub.fault(LFS, times=1000, status=403))

@@ -113,7 +113,7 @@ def run_collection(
             made = run_build(source.recipe, one, uri=uri, spec=spec)
             split, validation = _split(source, made), _split(source, made.validation)
             result = SourceReport(source.name, source.category, _status(made), uri, split, validation, made)
-        except Exception as error:
+        except Exception as error:  # one source that fails must not stop the others
             result = SourceReport(source.name, source.category, "failed", uri, error=source_error(source, error))
         progress.ended(result)
         return result

@@ -186,10 +186,12 @@ def _fetch(wanted: Wanted, files: LocalFiles, run: Run, *, force: bool) -> tuple
     if state is not None and state.entry != wanted.entry:
         run.progress.warned(f"{wanted.path}: its entry has changed, so its unfinished download is discarded")
         state = None
-    plan = unfinished.plan() if state is not None else None
+    plan = None
+    if state is not None:
+        plan = unfinished.intact_plan(state) if force else unfinished.plan()
     if plan is None or force:
         fresh = make_text_plan(wanted)
-        # With `force`, an unfinished download goes on if its source is still the same.
+        # With `force`, an unfinished download continues if its source is still the same.
         state = state if fresh == plan else unfinished.begin(fresh, wanted.entry)
         plan = fresh
     assert state is not None

@@ -133,7 +133,7 @@ class _Text:
             with closing(_readings(self._plan, self._state.shards, self._run.stop, ahead)) as readings:
                 while not self._limit.reached and (reading := next(readings, None)) is not None:
                     self._write_shard(reading)
-        except Exception:
+        except Exception:  # whatever it is, what was written so far is kept
             with suppress(OSError):  # a full disk
                 self._save()
             raise

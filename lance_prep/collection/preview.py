@@ -143,7 +143,7 @@ def preview_collection(collection: CollectionPlan, options: RunOptions) -> Colle
         try:
             found = preview_build(source.recipe, replace(options, output=uri), uri=uri, spec=spec)
             return SourcePreview(source.name, source.category, uri, found, found.error)
-        except Exception as error:
+        except Exception as error:  # as in a build: one source that fails must not stop the others
             return SourcePreview(source.name, source.category, uri, error=source_error(source, error))
 
     # No more at once than cores: the speed of each is measured on the way.

@@ -94,6 +94,15 @@ class Unfinished:
         except (ValueError, KeyError, TypeError, ValidationError, pa.ArrowException, RecursionError) as error:
             raise DamagedDataset(f"{self._plan} is invalid: {error}", "download the source with force=True") from error
 
+    def intact_plan(self, state: State) -> Plan | None:
+        """Return the pinned plan; None if the download cannot be continued, because a file of it is damaged."""
+        try:
+            plan = self.plan()
+            self.open(state).close()
+        except DamagedDataset:
+            return None
+        return plan
+
     def begin(self, plan: Plan, entry: dict[str, Any]) -> State:
         """Discard what is there, and pin the plan."""
         self.discard()

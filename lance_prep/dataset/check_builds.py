@@ -72,7 +72,7 @@ class Verification:
             yield
         except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
             raise
-        except BaseException as error:
+        except BaseException as error:  # damage can raise anything, also a panic of Lance
             self.wrong(f"{what}: {one_line(error)}")
 
 

@@ -292,7 +292,7 @@ class ExecutorSetup:
         try:
             self._check(task)
             built = make_shard(task, limit, Hooks(heard, encoders=_encoders(task)))
-        except Exception as error:
+        except Exception as error:  # raised again, as an error of ours where it is a known one
             shard = f"building shard {task.shard.index}"
             if (ours := translate_output(error, task.uri) or translate(error, shard)) is None:
                 raise

@@ -101,7 +101,7 @@ def _start(master: str, conf: Mapping[str, str]) -> Any:
         try:
             gateway = SparkContext._gateway or launch(made, quiet)
             return SparkContext(conf=made, gateway=gateway)
-        except Exception as error:
+        except Exception as error:  # py4j raises many kinds; each means that Spark did not start
             log.seek(0)
             raise _not_started(master, error, log.read().decode(errors="replace")) from error
         finally:
@@ -179,7 +179,7 @@ def reported() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # all but those of Spark are raised as they are
         if type(error).__module__.split(".")[0] not in ("py4j", "pyspark"):
             raise
         raise failure(error) from error

@@ -209,7 +209,7 @@ class ExportFolder:
         file = ShardFile(temporary)
         try:
             yield file
-        except BaseException:
+        except BaseException:  # raised again; also a stop must not leave the file
             file.abandon()
             raise
 

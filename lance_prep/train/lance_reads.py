@@ -126,7 +126,7 @@ def _through_lance(method: Callable[Concatenate[Lance, P], R]) -> Callable[Conca
             return found
         try:
             return method(self, *args, **kwargs)
-        except BaseException as error:
+        except BaseException as error:  # a panic of Lance is no Exception; others are raised as they are
             ours = _unreadable(error, self._options.uri)
             if ours is None:
                 raise
