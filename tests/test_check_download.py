@@ -101,7 +101,7 @@ def test_a_file_without_any_text_is_reported_line_by_line_up_to_a_point(tmp_path
     append(tmp_path / "own" / "b.jsonl")
     found = check_download(tmp_path)
     assert found.problems[0] == "own/a.jsonl, line 1: no `text`"
-    assert found.problems[-1] == "own/a.jsonl: 5,000 bad lines, of which the first 10 are named (no `text`: 5,000)"
+    assert found.problems[-1] == "own/a.jsonl: 5,000 bad lines; the first 10 are named (no `text`: 5,000)"
     assert len(found.problems) == 11
     assert [(each.rows, each.bad) for each in found.files] == [(5000, 5000), (0, 0)]
 

@@ -176,7 +176,7 @@ def _escaped(character: str) -> str:
 
 
 def pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str] | None:
-    """Return the values of an option, each `KEY=VALUE`, as a dict; None if there are none."""
+    """Return the values of an option, each `KEY=VALUE`, as a dict, or None if the option is not given."""
     for pair in value:
         if "=" not in pair:
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE")

@@ -43,10 +43,14 @@ def _split(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @click.option(
     "--category", "categories", multiple=True, callback=_split, metavar="A,B,...", help="Only these; may be repeated."
 )
-@click.option("--status-only", is_flag=True, help="Print what is there, what is missing and what that costs.")
+@click.option(
+    "--status-only",
+    is_flag=True,
+    help="Print which sources are complete, which are missing, and how much is to be fetched.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and fetch no text.")
 @click.option("--workers", type=click.IntRange(min=1), help="Sources fetched at once.  [default: number of cores]")
-@click.option("--force", is_flag=True, help="Fetch again what is there, with the recipe as it is now.")
+@click.option("--force", is_flag=True, help="Fetch all sources again, with the current recipe.")
 @json_option
 @click.pass_context
 def download(

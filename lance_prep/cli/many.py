@@ -187,7 +187,7 @@ def preview_text(preview: CollectionPreview) -> str:
 
 
 def _cell(estimate: Estimate | None, write: Callable[[float], str]) -> str:
-    """Write an estimate without its error. Nothing if there is none, as for a source that would not be built."""
+    """Write an estimate without its error, or nothing for a source that would not be built."""
     if estimate is None:
         return ""
     return about(replace(estimate, error=0 if estimate.error == 0 else None), write).replace("about ", "~")

@@ -152,7 +152,7 @@ def _check_file(
     bad = sum(reader.reasons.values())
     if bad > len(reader.bad):
         said = ", ".join(f"{_REASONS.get(reason, reason)}: {count:,}" for reason, count in reader.reasons.items())
-        found.wrong(f"{path}: {bad:,} bad lines, of which the first {len(reader.bad)} are named ({said})")
+        found.wrong(f"{path}: {bad:,} bad lines; the first {len(reader.bad)} are named ({said})")
     if reader.empty:
         found.notes.append(
             f"{path}: {reader.empty:,} of its rows have no text, or only white space: no build uses them"

@@ -104,7 +104,7 @@ def download(
         output: the folder.
         categories: download only these.
         workers: number of sources downloaded at once; by default the number of cores.
-        force: download again what is there already.
+        force: download complete sources again.
         progress: told what happens.
 
     Raises:

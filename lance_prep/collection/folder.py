@@ -53,7 +53,7 @@ class SourceStats:
         license: the recipe's note.
         tokens: of the texts, as a build counts them; None unless the recipe limits them.
         ledger: what became of each source row that was read.
-        rejected: the file with the rejected rows; None if there is none.
+        rejected: the file with the rejected rows, or None if no row was rejected.
         entry: the fields of the recipe that decide the file's content.
         finished: when, in UTC.
         seconds: how long the download took, over all its runs.

@@ -25,7 +25,7 @@ _SUFFIXES = (".yaml", ".yml")
 def is_collection(source: object) -> bool:
     """Return True for a built-in collection, a recipe file with `categories`, a mapping with them, or the recipe.
 
-    Invalid files are not collections here: whoever reads the file next reports the error.
+    An invalid file is not a collection here. Loading it reports the error.
     """
     if isinstance(source, CollectionRecipe):
         return True

@@ -96,7 +96,7 @@ class CollectionPreview:
 
     @property
     def to_build(self) -> tuple[SourcePreview, ...]:
-        """The sources that would be built, or of which a part would be."""
+        """The sources that would be built, in whole or in part."""
         idle = ("nothing", "skip", "refuse")
         return tuple(
             source

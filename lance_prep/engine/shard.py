@@ -308,7 +308,7 @@ def _watched(source: Iterable[SourceBatch], shard: int, tally: Tally, hooks: Hoo
     tokens = 0
     for batch in source:
         if hooks.stop.is_set():
-            raise Interrupted("stopped", "run the same command again: it goes on where it stopped")
+            raise Interrupted("stopped", "run the same command again: it continues where it stopped")
         tally.text_bytes += batch.source_bytes
         yield batch
         made = tally.ledger.tokens_in

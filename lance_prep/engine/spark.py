@@ -188,7 +188,7 @@ class _Jobs:
         """
         while True:
             if self._hooks.stop.is_set():
-                raise Interrupted("stopped", "run the same command again: it goes on where it stopped")
+                raise Interrupted("stopped", "run the same command again: it continues where it stopped")
             try:
                 arrived = self._arrived.get(timeout=WAIT_SECONDS if self._first else 1)
             except queue.Empty:

@@ -209,7 +209,7 @@ def target_named(name: str) -> Target:
     """Return a target.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: unknown target.
     """
     if name not in TARGETS:
         raise UsageError(f"unknown format {name!r}", f"use one of {', '.join(TARGETS)}")

@@ -70,7 +70,7 @@ class ExportReport:
 
 
 class ExportProgress(Protocol):
-    """Hears how an export goes on, in the thread that called it."""
+    """Listens to an export, in the thread that called it."""
 
     def planned(self, rows: int, done: int) -> None:
         """Hear the number of rows of all sources, and how many of them an earlier run has written."""
@@ -117,7 +117,7 @@ def export(
         dry_run: check and report what would be done, and write nothing.
         workers: threads that encode; by default, one per core.
         storage_options: of the dataset's object store.
-        progress: hears how it goes on.
+        progress: told what happens.
 
     Raises:
         UsageError: options contradict each other or the source.
