@@ -65,7 +65,7 @@ def commands(block: str) -> list[str]:
 
 
 #: Command and the folder that it writes: these are killed on the way.
-KILLED = {"download mine.yaml -o raw": "raw", "build raw": "tokens", "export": "parquet"}
+KILLED = {"download mine.yaml -o raw": "raw", "build raw": "tokens", "export": "exported"}
 
 
 def run_shell(command: str, folder: Path, environment: dict[str, str]) -> str:
@@ -121,7 +121,7 @@ def follow(folder: Path, hub: LoopbackHub, killer: Path | None) -> tuple[str, di
         [sys.executable, "-c", tree], input=python, cwd=folder, env=environment, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
-    return printed, {name: digest(folder / name) for name in ("raw", "tokens", "parquet")}
+    return printed, {name: digest(folder / name) for name in ("raw", "tokens", "exported")}
 
 
 @pytest.mark.timeout(300)
@@ -134,7 +134,7 @@ def test_the_mixture_of_the_readme_with_a_kill_in_each_stage(hub: LoopbackHub, t
     texts = {"math/gsm8k.jsonl", "chat/ultrachat.jsonl", "chat/codealpaca.jsonl", "notes/mine.jsonl"}
     assert texts <= whole["raw"].keys()
     assert "manifest.json" in whole["tokens"]
-    assert "gsm8k/shard_0000.parquet" in whole["parquet"]
+    assert "gsm8k/shard_0000.parquet" in whole["exported"]
     for text in (printed, again):
         assert re.search(r"math\s+-\s+0\.0%\s+40\.0%", text)  # the status before the download
         assert re.search(r"chat\s+[\d,]+\s+\d+\.\d%\s+60\.0%", text)  # the summary of the build
