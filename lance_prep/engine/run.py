@@ -240,8 +240,16 @@ def _build(recipe: Recipe, options: RunOptions, uri: str, spec: TokenizerSpec | 
     plan = plan_build(recipe, options, uri)
     if plan.left_out:
         options.progress.warned(plan.left_out)
-    job = make_job(plan, output, options.origin, spec)
-    with output.lock() as lock:
+    return run_job(make_job(plan, output, options.origin, spec), engine, options, started)
+
+
+def run_job(job: BuildJob, engine: Engine, options: RunOptions, started: float) -> BuildReport:
+    """Build what is planned, from the lock to the commit.
+
+    Args:
+        started: time when the command began, of `time.monotonic`.
+    """
+    with job.output.lock() as lock:
         decision = decide(job, append=options.append, overwrite=options.overwrite, refresh=options.refresh)
         if decision.job is None:
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)

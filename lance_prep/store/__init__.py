@@ -69,7 +69,8 @@ if TYPE_CHECKING:
         read_seal,
         transactions_in,
     )
-    from lance_prep.store.sidecar import Files, LocalFiles, files_of, make_durable, natural, refuse_links
+    from lance_prep.store.sidecar import Files, LocalFiles, make_durable, natural, refuse_links
+    from lance_prep.store.stores import Store, files_of, register_store
     from lance_prep.store.version import (
         LOADER,
         LOADER_FILE,

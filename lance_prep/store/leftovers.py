@@ -20,13 +20,13 @@ from lance_prep.errors import DatasetError, reading_dataset
 from lance_prep.store.journal import Journal, Receipt, unfinished_builds
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
 from lance_prep.store.seal import SEALS, hash_files, is_sealed, known_hashes, manifest_versions, seal
-from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, files_of
+from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles
+from lance_prep.store.stores import files_of, open_dataset
 from lance_prep.store.version import (
     LOADER_FILE,
     DatasetVersion,
     list_path,
     open_any,
-    open_dataset,
     opened,
     tokenizer_path,
 )

@@ -19,8 +19,9 @@ from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.journal import Journal, unfinished_builds
 from lance_prep.store.lock import OutputLock, output_lock
 from lance_prep.store.seal import manifest_path, seal
-from lance_prep.store.sidecar import Files, LocalFiles, files_of
-from lance_prep.store.version import DatasetVersion, open_at, open_dataset
+from lance_prep.store.sidecar import Files, LocalFiles
+from lance_prep.store.stores import files_of, open_dataset, store_of
+from lance_prep.store.version import DatasetVersion, open_at
 from lance_prep.transport import Transport, absolute_uri, is_local
 
 VERSION_HINT = "_versions/latest_version_hint.json"
@@ -150,19 +151,7 @@ class Output:
         return Written(count, content.hexdigest(), fragment)
 
     def _write_fragment(self, rows: pa.RecordBatchReader, layout: str) -> dict[str, Any]:
-        from lance.fragment import write_fragments
-
-        fragments = write_fragments(
-            rows,
-            self.uri,
-            schema=rows.schema,
-            mode="overwrite",  # numbers the fields from 0, whatever the dataset held: a commit replaces its schema
-            data_storage_version=file_version(layout, rows.schema),
-            storage_options=self.transport.for_lance,
-            # One shard is one fragment: no limit of rows or bytes may split it. Lance counts a file's rows in 32 bits.
-            max_rows_per_file=(1 << 32) - 1,
-            max_bytes_per_file=1 << 60,
-        )
+        fragments = store_of(self.uri).write(self.uri, rows, file_version(layout, rows.schema), self.transport)
         if len(fragments) != 1:
             raise DatasetError(
                 f"Lance wrote {len(fragments)} fragments for one shard", "report this with the versions in use"
@@ -207,16 +196,14 @@ class Output:
         return self._commit(LanceOperation.Restore(version), on, why)
 
     def _commit(self, operation: Any, on: int, why: Mapping[str, str], hashes: Mapping[str, str] | None = None) -> int:
-        from lance import LanceDataset, Transaction
+        from lance import Transaction
         from lance.commit import CommitConflictError
 
         transaction = Transaction(on, operation, transaction_properties=dict(why))
         # Lance retries a transaction on no version upon whatever was committed meanwhile, instead of refusing it.
         retries = 20 if on else 0
         try:
-            dataset = LanceDataset.commit(
-                self.uri, transaction, storage_options=self.transport.for_lance, max_retries=retries
-            )
+            dataset = store_of(self.uri).commit(self.uri, transaction, self.transport, retries=retries)
         except (CommitConflictError, OSError, RuntimeError) as error:
             if not isinstance(error, CommitConflictError) and (on or not self.open()):
                 raise

@@ -20,7 +20,8 @@ from lance_prep.ledger import Rejected
 from lance_prep.store.journal import Journal, receipts_of
 from lance_prep.store.metadata import FOLDER, BuildRecord, decode
 from lance_prep.store.seal import checked, hash_bytes, with_checksum
-from lance_prep.store.sidecar import Files, files_of
+from lance_prep.store.sidecar import Files
+from lance_prep.store.stores import files_of
 from lance_prep.transport import Transport
 
 QUARANTINE_NOTE = f"{FOLDER}/quarantine.json"

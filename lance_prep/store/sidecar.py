@@ -243,8 +243,3 @@ class ObjectFiles:
 
     def sync(self, path: str) -> None:
         """Do nothing: an object is durable once it exists."""
-
-
-def files_of(uri: str, transport: Transport) -> Files:
-    """Return the files of the dataset at `uri`."""
-    return LocalFiles(Path(uri)) if is_local(uri) else ObjectFiles(uri, transport)

@@ -15,13 +15,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lance_prep.errors import DamagedDataset, DatasetError, reading_dataset
+from lance_prep.errors import DamagedDataset, DatasetError
 from lance_prep.store.metadata import (
     LISTS_FOLDER,
     TOKENIZERS_FOLDER,
@@ -33,7 +32,8 @@ from lance_prep.store.metadata import (
     read_metadata,
 )
 from lance_prep.store.seal import manifest_versions
-from lance_prep.store.sidecar import Files, files_of, refuse_links
+from lance_prep.store.sidecar import Files, refuse_links
+from lance_prep.store.stores import files_of, open_dataset
 from lance_prep.transport import Transport, absolute_uri, is_local
 
 if TYPE_CHECKING:
@@ -206,25 +206,6 @@ def open_version(
 def open_at(uri: str, version: int | str | None, transport: Transport) -> DatasetVersion:
     """Open a version of the dataset at an absolute path or URI. Otherwise as `open_version`."""
     return opened(uri, open_any(uri, version, transport), transport)
-
-
-def open_dataset(uri: str, version: int | str | None, transport: Transport) -> Any | None:
-    """Return the Lance dataset at `uri`, or None if it is missing, as in a folder with only a journal.
-
-    Raises:
-        DamagedDataset: a local dataset cannot be opened.
-    """
-    if is_local(uri) and not (Path(uri) / "_versions").exists():
-        return None  # without the 0.4 s that importing lance takes: the first shard is read meanwhile
-    import lance
-
-    with reading_dataset(uri) if is_local(uri) else nullcontext():
-        try:
-            return lance.dataset(uri, version=version, storage_options=transport.for_lance)
-        except ValueError as error:
-            if "not found" in str(error).lower():
-                return None
-            raise
 
 
 def open_any(uri: str, version: int | str | None, transport: Transport) -> Any:
