@@ -13,8 +13,9 @@ demo: $(VENV)/.base
 	$(BIN)/lance-prep info sample.lance
 	$(BIN)/lance-prep show sample.lance --limit 3
 
+# Two processes take half the time. A file's tests stay in one, since they share servers and datasets.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -51,6 +53,34 @@ def failure(*arguments: object, capsys: Any, code: int = 1) -> tuple[str, str]:
     assert advice.startswith("  try: ")
     assert not any("Traceback" in line for line in lines)
     return what, advice
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_a_stream_that_is_closed_or_full_does_not_stop_a_build(tmp_path: Path, streams: str) -> None:
+    program = Path(sys.executable).with_name("lance-prep")
+    done = subprocess.run(f"{program} build sample --max-rows 50 {streams}", shell=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert subprocess.run([str(program), "verify", "sample.lance"], cwd=tmp_path, capture_output=True).returncode == 0
+    assert lance.dataset(str(tmp_path / "sample.lance")).count_rows() == 50
+
+
+@pytest.mark.parametrize(("terminal", "bars"), [("xterm-256color", True), ("dumb", False)])
+def test_a_terminal_shows_a_bar(tmp_path: Path, terminal: str, bars: bool) -> None:
+    ours, theirs = pty.openpty()
+    program = Path(sys.executable).with_name("lance-prep")
+    shown = []
+    arguments = [str(program), "build", "sample", "--max-rows", "50"]
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, stderr=theirs, stdout=subprocess.DEVNULL, env={**os.environ, "TERM": terminal}
+    ) as process:
+        os.close(theirs)
+        with suppress(OSError):  # the terminal is gone once the process has ended
+            while data := os.read(ours, 1 << 16):
+                shown.append(data)
+    os.close(ours)
+    assert process.returncode == 0
+    assert ("\N{BOX DRAWINGS HEAVY HORIZONTAL}" in b"".join(shown).decode()) == bars
+    assert ("\x1b[" in b"".join(shown).decode()) == bars
 
 
 def test_sample_end_to_end(tmp_path: Path) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 import threading
 import time
 import types
 import typing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,6 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from lance_prep.cli.common import (
-    LINE_EVERY,
     command,
     count,
     json_option,
@@ -26,16 +23,16 @@ from lance_prep.cli.common import (
     print_json,
     printable,
     source_storage_option,
-    span,
     storage_option,
 )
+from lance_prep.cli.progress import Screen, left, screen
 from lance_prep.errors import counted, size
 from lance_prep.formats import COMPRESSIONS, registered
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import Recipe, builtin_collections, builtin_recipes, load_recipe, refuse_unread
 
 if TYPE_CHECKING:
-    from lance_prep.engine import Engine, Progress, RunOptions
+    from lance_prep.engine import Engine, RunOptions
     from lance_prep.model import Plan
     from lance_prep.store import Receipt
 
@@ -223,8 +220,8 @@ def build(
         if preview.error is not None:
             raise preview.error
         return
-    with make_progress() as progress:
-        report = run_build(recipe, replace(options, progress=progress), uri=options.uri(source))
+    with screen() as shown:
+        report = run_build(recipe, replace(options, progress=_Shown(shown)), uri=options.uri(source))
     if as_json:
         print_json(report.as_json())
     else:
@@ -263,127 +260,57 @@ def _build_many(
     act(source[0], options, overrides, recursive=recursive, as_json=as_json)
 
 
-class _Counts:
-    """Counts what a run has done, and how fast. Workers call it from their own threads."""
+class _Shown:
+    """Counts what a build has done, and shows how fast. Workers call it from their own threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._plan: Plan | None = None
         self._finished: set[int] = set()
         self._total = self._done = 0
-        self.rows = self.tokens = self.text_bytes = 0
+        self._rows = self._tokens = self._text_bytes = 0
+        screen.begin("planning")
 
-    def plan(self, plan: Plan, done: Sequence[int]) -> None:
+    def planned(self, plan: Plan, done: Sequence[int]) -> None:
         with self._lock:
             self._plan = plan
             self._finished = set(done)
             # Only this run's shards: the time left is estimated from their speed.
             self._total = sum(shard.bytes for shard in plan.shards if shard.index not in self._finished)
+        resumed = f", {len(done)} of them done by an earlier run" if done else ""
+        self._screen.end("planning")
+        self._screen.begin(
+            "build", f"{counted(len(plan.files), 'file')} in {counted(len(plan.shards), 'shard')}{resumed}"
+        )
+        self._show()
 
-    def advance(self, rows: int, tokens: int, source_bytes: int) -> None:
+    def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
         with self._lock:
-            self.rows += rows
-            self.tokens += tokens
-            self.text_bytes += source_bytes
+            self._rows += rows
+            self._tokens += tokens
+            self._text_bytes += source_bytes
+        self._show()
 
-    def finish(self, receipt: Receipt) -> None:
+    def finished(self, receipt: Receipt) -> None:
         with self._lock:
             if self._plan and receipt.shard not in self._finished:  # with max_rows, a shard may be built twice
                 self._finished.add(receipt.shard)
                 self._done += self._plan.shard(receipt.shard).bytes
+        self._show()
 
-    def line(self) -> str:
+    def warned(self, message: str) -> None:
+        self._screen.say(f"warning: {message}")
+
+    def _show(self) -> None:
+        shards = len(self._plan.shards) if self._plan else None
+        self._screen.show("build", self._line, len(self._finished), shards)
+
+    def _line(self) -> str:
         """Return rows, tokens, MB/s, finished shards and the time left."""
         with self._lock:
             seconds = max(time.monotonic() - self._started, 1e-3)
-            parts = [
-                f"{count(self.rows)} rows",
-                f"{count(self.tokens)} tokens",
-                f"{size(self.text_bytes / seconds)}/s",
-                f"shard {len(self._finished)}/{len(self._plan.shards) if self._plan else 0}",
-            ]
-            if 0 < self._done < self._total:
-                parts.append(f"{span(seconds * (self._total / self._done - 1))} left")
-            return ", ".join(parts)
-
-
-class LineProgress:
-    """Print a line every ten seconds, for logs."""
-
-    def __init__(self) -> None:
-        self._counts = _Counts()
-        self._lock = threading.Lock()
-        self._last = time.monotonic()
-
-    def planned(self, plan: Plan, done: Sequence[int]) -> None:
-        self._counts.plan(plan, done)
-        resumed = f", {len(done)} of them done by an earlier run" if done else ""
-        self._print(f"{counted(len(plan.files), 'file')} in {counted(len(plan.shards), 'shard')}{resumed}")
-
-    def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
-        self._counts.advance(rows, tokens, source_bytes)
-        with self._lock:
-            due = time.monotonic() - self._last >= LINE_EVERY
-            if due:
-                self._last = time.monotonic()
-        if due:
-            self._print(self._counts.line())
-
-    def finished(self, receipt: Receipt) -> None:
-        self._counts.finish(receipt)
-
-    def warned(self, message: str) -> None:
-        self._print(f"warning: {printable(message)}")
-
-    def _print(self, text: str) -> None:
-        click.echo(text, err=True)
-
-
-class BarProgress:
-    """Draw a bar of finished shards, with the counts beside it."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-        self._counts = _Counts()
-        self._bar = Progress(
-            SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
-        )
-        self._task = self._bar.add_task("planning", total=None)
-
-    def start(self) -> None:
-        self._bar.start()
-
-    def stop(self) -> None:
-        self._bar.stop()
-
-    def planned(self, plan: Plan, done: Sequence[int]) -> None:
-        self._counts.plan(plan, done)
-        self._bar.update(self._task, total=len(plan.shards), completed=len(done), description=self._counts.line())
-
-    def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
-        self._counts.advance(rows, tokens, source_bytes)
-        self._bar.update(self._task, description=self._counts.line())
-
-    def finished(self, receipt: Receipt) -> None:
-        self._counts.finish(receipt)
-        self._bar.update(self._task, advance=1, description=self._counts.line())
-
-    def warned(self, message: str) -> None:
-        self._bar.console.print(f"warning: {printable(message)}", markup=False, highlight=False)
-
-
-@contextmanager
-def make_progress() -> Iterator[Progress]:
-    """Return a bar if stderr is a terminal, otherwise lines."""
-    if not sys.stderr.isatty():
-        yield LineProgress()
-        return
-    bar = BarProgress()
-    bar.start()
-    try:
-        yield bar
-    finally:
-        bar.stop()
+            speed = f"{count(self._rows)} rows, {count(self._tokens)} tokens, {size(self._text_bytes / seconds)}/s"
+            shards = f"shard {len(self._finished)}/{len(self._plan.shards) if self._plan else 0}"
+            return f"{speed}, {shards}{left(seconds, self._done, self._total)}"

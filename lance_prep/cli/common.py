@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cache, wraps
@@ -14,8 +13,6 @@ import click
 
 if TYPE_CHECKING:
     from lance_prep.dataset import Verification
-
-LINE_EVERY = 10.0
 
 #: Characters that reorder the text around them, which can make a message read as something else.
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
@@ -181,20 +178,6 @@ def pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) ->
         if "=" not in pair:
             raise click.BadParameter(f"{pair!r} is not KEY=VALUE")
     return dict(pair.split("=", 1) for pair in value) or None
-
-
-def count_rows(done: str) -> Callable[[int], None]:
-    """Return a listener that prints `12,345,678 rows <done>` to stderr every ten seconds."""
-    rows, last = 0, time.monotonic()
-
-    def add(more: int) -> None:
-        nonlocal rows, last
-        rows += more
-        if time.monotonic() - last >= LINE_EVERY:
-            last = time.monotonic()
-            click.echo(f"{rows:,} rows {done}", err=True)
-
-    return add
 
 
 def count(number: float) -> str:

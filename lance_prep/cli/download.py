@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, columns, command, count, json_option, print_json, printable
+from lance_prep.cli.common import columns, command, count, json_option, print_json, printable
+from lance_prep.cli.progress import Screen, screen
 from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
-    from lance_prep.collection import CollectionStatus, DownloadProgress, DownloadReport, SourceStatus
+    from lance_prep.collection import CollectionStatus, DownloadReport, SourceStatus
     from lance_prep.errors import LancePrepError
     from lance_prep.model import Plan, Shard
 
@@ -78,9 +76,9 @@ def download(
         if dry_run and any(source.error is not None for source in status.sources):
             ctx.exit(1)
         return
-    with make_progress() as progress:
+    with screen() as shown:
         report = collection.download(
-            recipe, output, categories=categories, workers=workers, force=force, progress=progress
+            recipe, output, categories=categories, workers=workers, force=force, progress=_Shown(shown)
         )
     if as_json:
         print_json(report.as_json())
@@ -200,93 +198,41 @@ class _Source:
         return f"{count(self.rows)} rows, {speed}, shard {self.done}/{self.shards}"
 
 
-class LineProgress:
-    """Print a line when a source begins and ends, and one for each source in work every ten seconds."""
+class _Shown:
+    """Counts what is read of each source, and shows it."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.sources: dict[str, _Source] = {}
-        self._last = time.monotonic()
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._lock = threading.Lock()
+        self._sources: dict[str, _Source] = {}
 
     def begun(self, name: str, plan: Plan, shards_done: int) -> None:
-        with self.lock:
-            self.sources[name] = _Source(plan, shards_done)
+        with self._lock:
+            self._sources[name] = _Source(plan, shards_done)
         resumed = f", {shards_done} of them written by an earlier run" if shards_done else ""
-        self._print(f"{name}: {_pieces(plan)}{resumed}")
+        self._screen.begin(name, f"{name}: {_pieces(plan)}{resumed}")
 
     def advanced(self, name: str, rows: int, text_bytes: int) -> None:
-        with self.lock:
-            source = self.sources[name]
+        with self._lock:
+            source = self._sources[name]
             source.rows += rows
             source.bytes += text_bytes
-            lines = []
-            if time.monotonic() - self._last >= LINE_EVERY:
-                self._last = time.monotonic()
-                lines = [f"{name}: {source.line()}" for name, source in self.sources.items()]
-        for line in lines:
-            self._print(line)
+        self._show(name, source)
 
     def shard_read(self, name: str, shard: Shard) -> None:
-        with self.lock:
-            self.sources[name].done += 1
+        with self._lock:
+            source = self._sources[name]
+            source.done += 1
+        self._show(name, source)
 
     def ended(self, name: str, status: str) -> None:
-        with self.lock:
-            source = self.sources.pop(name, None)
-        self._print(f"{name}: {status}" + (f", {source.line()}" if source is not None else ""))
+        with self._lock:
+            source = self._sources.pop(name, None)
+        self._screen.end(name)
+        self._screen.say(f"{name}: {status}" + (f", {source.line()}" if source is not None else ""))
 
     def warned(self, message: str) -> None:
-        self._print(f"warning: {message}")
+        self._screen.say(f"warning: {message}")
 
-    def _print(self, text: str) -> None:
-        click.echo(printable(text), err=True)  # in one piece: other threads print too
-
-
-class BarProgress(LineProgress):
-    """Draw a bar for each source in work."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
-
-        super().__init__()
-        text = TextColumn("{task.description}", markup=False)
-        self.bar = Progress(SpinnerColumn(), BarColumn(), text, console=Console(stderr=True), transient=True)
-        self._tasks: dict[str, TaskID] = {}
-
-    def begun(self, name: str, plan: Plan, shards_done: int) -> None:
-        with self.lock:
-            self.sources[name] = _Source(plan, shards_done)
-            self._tasks[name] = self.bar.add_task(name, total=len(plan.shards), completed=shards_done)
-
-    def advanced(self, name: str, rows: int, text_bytes: int) -> None:
-        with self.lock:
-            source = self.sources[name]
-            source.rows += rows
-            source.bytes += text_bytes
-            self.bar.update(self._tasks[name], description=f"{name}: {source.line()}")
-
-    def shard_read(self, name: str, shard: Shard) -> None:
-        super().shard_read(name, shard)
-        self.bar.update(self._tasks[name], advance=1)
-
-    def ended(self, name: str, status: str) -> None:
-        with self.lock:
-            task = self._tasks.pop(name, None)
-        if task is not None:
-            self.bar.remove_task(task)
-        super().ended(name, status)
-
-    def _print(self, text: str) -> None:
-        self.bar.console.print(printable(text), markup=False, highlight=False)
-
-
-@contextmanager
-def make_progress() -> Iterator[DownloadProgress]:
-    """Return bars if stderr is a terminal, otherwise lines."""
-    if not sys.stderr.isatty():
-        yield LineProgress()
-        return
-    progress = BarProgress()
-    with progress.bar:
-        yield progress
+    def _show(self, name: str, source: _Source) -> None:
+        self._screen.show(name, lambda: f"{name}: {source.line()}", source.done, source.shards)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, command, count, json_option, print_json, printable, storage_option, table
+from lance_prep.cli.common import command, count, json_option, print_json, printable, storage_option, table
+from lance_prep.cli.progress import Screen, screen
 from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
-    from lance_prep.exchange import ExportProgress, ExportReport
+    from lance_prep.exchange import ExportReport
 
 GB = 10**9
 #: The options of `export` that are fields of `ExportOptions`.
@@ -81,62 +79,37 @@ def export(source: str, as_json: bool, **arguments: Any) -> None:
     from lance_prep import exchange
 
     options = exchange.ExportOptions(**{name: arguments.pop(name) for name in _OPTIONS})
-    with _progress() as progress:
-        report = exchange.export(source, options=options, progress=progress, **arguments)
+    with screen() as shown:
+        report = exchange.export(source, options=options, progress=_Shown(shown), **arguments)
     if as_json:
         print_json(report.as_json())
     else:
         click.echo(printable(_summary(report)))
 
 
-@contextmanager
-def _progress() -> Iterator[ExportProgress]:
-    """Return a bar if stderr is a terminal, otherwise a line every ten seconds."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+class _Shown:
+    """Counts what is written, and shows how fast."""
 
-    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield _Bar(bar)
-
-
-class _Lines:
-    """Prints what is done, and how fast."""
-
-    def __init__(self) -> None:
-        self._started = self._last = time.monotonic()
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._started = time.monotonic()
         self._rows = self._done = self._tokens = 0
+        self._name = ""
 
     def planned(self, rows: int, done: int) -> None:
         self._rows, self._done = rows, done
+        self._screen.begin("export")
 
     def advanced(self, name: str, rows: int, tokens: int) -> None:
+        self._name = name
         self._done += rows
         self._tokens += tokens
-        if time.monotonic() - self._last >= LINE_EVERY:
-            self._last = time.monotonic()
-            click.echo(self._line(name), err=True)
+        self._screen.show("export", self._line, self._done, self._rows)
 
-    def _line(self, name: str) -> str:
+    def _line(self) -> str:
         speed = self._tokens / max(time.monotonic() - self._started, 1e-3)
         done = f"{count(self._done)} of {count(self._rows)} rows, {count(self._tokens)} tokens"
-        return printable(f"{name}: {done}" + (f", {count(int(speed))} tokens/s" if self._tokens else ""))
-
-
-class _Bar(_Lines):
-    """Draws a bar."""
-
-    def __init__(self, bar: Any) -> None:
-        super().__init__()
-        self._bar, self._task = bar, bar.add_task("", total=None)
-
-    def advanced(self, name: str, rows: int, tokens: int) -> None:
-        self._last = time.monotonic()
-        super().advanced(name, rows, tokens)
-        self._bar.update(self._task, total=self._rows, completed=self._done, description=self._line(name))
+        return f"{self._name}: {done}" + (f", {count(int(speed))} tokens/s" if self._tokens else "")
 
 
 def _summary(report: ExportReport) -> str:

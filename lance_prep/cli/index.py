@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, command, json_option, print_json, printable, span
+from lance_prep.cli.common import command, json_option, print_json, printable, span
+from lance_prep.cli.progress import Screen, screen
 from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
@@ -43,23 +43,17 @@ JsonlDataset refuses such files until then.""",
 def index(source: str, output: str | None, rescan: bool, workers: int | None, as_json: bool) -> None:
     from lance_prep.dataset import index_jsonl
 
-    found = index_jsonl(source, output=output, rescan=rescan, workers=workers, on_bytes=_lines_of_progress())
+    with screen() as shown:
+        found = index_jsonl(source, output=output, rescan=rescan, workers=workers, on_bytes=_bytes_shown(shown))
     if as_json:
         print_json(asdict(found))
     else:
         click.echo(printable(_text(found)))
 
 
-def _lines_of_progress() -> Callable[[int, int], None]:
-    last = time.monotonic()
-
-    def on_bytes(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= LINE_EVERY:
-            last = time.monotonic()
-            click.echo(f"{size(done)} of {size(total)} read", err=True)
-
-    return on_bytes
+def _bytes_shown(screen: Screen) -> Callable[[int, int], None]:
+    screen.begin("index")
+    return lambda done, total: screen.show("index", lambda: f"{size(done)} of {size(total)} read", done, total)
 
 
 def _text(found: Indexed) -> str:

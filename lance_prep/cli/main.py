@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from copy import copy
 from importlib import import_module
 
@@ -76,12 +77,26 @@ cli.params.append(DEBUG)
 
 def main() -> None:
     """Run the command line of this process and exit. The entry point of `lance-prep`."""
+    _replace_closed_streams()
     if not sys.platform.startswith(("linux", "darwin")):
         from lance_prep.errors import UNSUPPORTED
 
         _say(*UNSUPPORTED)
         sys.exit(1)
     sys.exit(run(sys.argv[1:], StopOnSignals(_say_stopped)))
+
+
+def _replace_closed_streams() -> None:
+    """Open the null device for standard streams that are closed.
+
+    Otherwise a file of the dataset would get the number of a closed stream, and messages would be written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w", closefd=False))
 
 
 def run(arguments: list[str], stop: StopOnSignals | None = None) -> int:
@@ -133,9 +148,10 @@ def _one_line(text: str) -> str:
 
 
 def _say(what: str, advice: str) -> None:
-    click.echo(f"error: {what}", err=True)
-    if advice:
-        click.echo(f"  try: {advice}", err=True)
+    with suppress(OSError):  # if stderr is full, the exit code has to do
+        click.echo(f"error: {what}", err=True)
+        if advice:
+            click.echo(f"  try: {advice}", err=True)
 
 
 def _stopped(stop: StopOnSignals | None) -> int:

@@ -11,7 +11,6 @@ import click
 
 from lance_prep.cli.common import (
     command,
-    count_rows,
     dataset_argument,
     dataset_options,
     json_option,
@@ -19,6 +18,7 @@ from lance_prep.cli.common import (
     printable,
     verdict,
 )
+from lance_prep.cli.progress import rows_shown, screen
 from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
@@ -52,9 +52,10 @@ def _span(ctx: click.Context, param: click.Parameter, value: str) -> timedelta:
 def compact(uri: str, target_mb: int, storage_options: dict[str, str] | None, as_json: bool) -> None:
     from lance_prep import dataset
 
-    done = dataset.compact(
-        uri, target_bytes=target_mb << 20, storage_options=storage_options, on_rows=count_rows("copied")
-    )
+    with screen() as shown:
+        done = dataset.compact(
+            uri, target_bytes=target_mb << 20, storage_options=storage_options, on_rows=rows_shown(shown, "copied")
+        )
     if as_json:
         print_json(asdict(done))
     elif done.fragments_after == done.fragments_before:
@@ -179,13 +180,14 @@ def verify(
 
     rows = None if isinstance(sample_rows, str) else sample_rows or dataset.SAMPLE_ROWS
     check = dataset.SourceCheck(rows, seed or 0, storage_options)
-    found = dataset.verify(
-        uri,
-        version,
-        storage_options,
-        against=check if against_source else None,
-        listener=dataset.Listener(count_rows("read"), lambda note: click.echo(printable(note), err=True)),
-    )
+    with screen() as shown:
+        found = dataset.verify(
+            uri,
+            version,
+            storage_options,
+            against=check if against_source else None,
+            listener=dataset.Listener(rows_shown(shown, "read"), shown.say),
+        )
     if as_json:
         print_json({"ok": found.ok, **asdict(found)})
     else:

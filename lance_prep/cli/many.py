@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import LINE_EVERY, as_options, columns, count, print_json, printable, span, table
+from lance_prep.cli.common import as_options, columns, count, print_json, printable, span, table
+from lance_prep.cli.progress import Screen, left, screen
 from lance_prep.cli.summary import about, rejected_warning
 from lance_prep.collection import (
     CollectionPreview,
@@ -42,8 +41,8 @@ def build_many(source: str, options: RunOptions, overrides: dict[str, Any], *, r
     """
     collection = open_collection(source, overrides, recursive=recursive)
     refuse_unread(collection.sources[0].recipe, overrides)
-    with make_progress() as progress:
-        report = run_collection(collection, options, progress)
+    with screen() as shown:
+        report = run_collection(collection, options, _Shown(shown))
     if as_json:
         print_json(report.as_json())
     else:
@@ -210,14 +209,16 @@ def _total_rows(preview: CollectionPreview) -> list[tuple[str, str]]:
     return rows
 
 
-class _Progress(CollectionProgress):
+class _Shown(CollectionProgress):
     """Counts over all sources, and shows them as one line. Called from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
         self._lock = threading.Lock()
         self._begun = time.monotonic()
         self._ended = self._done = self._tokens = self._text = 0
         self._to_do: dict[str, int | None] = {}  # bytes to read of each source; None if unknown
+        screen.begin("collection")
 
     def planned(self, collection: CollectionPlan) -> None:
         self._to_do = {source.name: source.size for source in collection.sources}
@@ -240,7 +241,7 @@ class _Progress(CollectionProgress):
             self._ended += 1
             if result.status in ("unchanged", "failed"):
                 self._to_do[result.name] = 0
-            self._print(f"source {self._ended}/{len(self._to_do)} {result.name}: {_state(result)}{tokens}")
+            self.say(f"source {self._ended}/{len(self._to_do)} {result.name}: {_state(result)}{tokens}")
 
     def to_read(self, source: str, stored: int) -> None:
         """Note the bytes that are read of a source."""
@@ -253,68 +254,28 @@ class _Progress(CollectionProgress):
             self._tokens += tokens
             self._text += text_bytes
             self._done += stored
-        self.show()
+        self._show()
 
-    def line(self) -> str:
+    def _line(self) -> str:
         """Return finished sources, tokens and speed of this run, and the time left."""
         seconds = max(time.monotonic() - self._begun, 1e-3)
         line = f"source {self._ended}/{len(self._to_do)}, {count(self._tokens)} tokens, {size(self._text / seconds)}/s"
         sizes = list(self._to_do.values())
         total = sum(filter(None, sizes))
-        if None in sizes or not 0 < self._done < total:
-            return line
-        return f"{line}, {span(seconds * (total / self._done - 1))} left"
+        return line if None in sizes else line + left(seconds, self._done, total)
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        with self._lock:
-            self._print(text)
+        self._screen.say(text)
 
-    def _print(self, text: str) -> None:
-        click.echo(printable(text), err=True)  # in one piece: other threads print too
-
-    def show(self) -> None:
-        """Show how far the run is."""
-
-
-class _Lines(_Progress):
-    """Prints a line every ten seconds, for logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._last = time.monotonic()
-
-    def show(self) -> None:
-        with self._lock:
-            if time.monotonic() - self._last >= LINE_EVERY:
-                self._last = time.monotonic()
-                self._print(self.line())
-
-
-class _Bar(_Progress):
-    """Draws a bar of finished sources, with the counts beside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from rich.console import Console
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        text = TextColumn("{task.description}", markup=False)
-        self.bar = Bar(SpinnerColumn(), BarColumn(), text, console=Console(stderr=True), transient=True)
-        self._task = self.bar.add_task("planning", total=None)
-
-    def show(self) -> None:
-        self.bar.update(self._task, total=len(self._to_do), completed=self._ended, description=self.line())
-
-    def _print(self, text: str) -> None:
-        self.bar.console.print(printable(text), markup=False, highlight=False)
+    def _show(self) -> None:
+        self._screen.show("collection", self._line, self._ended, len(self._to_do))
 
 
 class _One(Progress):
     """Listens to the build of one source."""
 
-    def __init__(self, whole: _Progress, source: SourceJob) -> None:
+    def __init__(self, whole: _Shown, source: SourceJob) -> None:
         self._whole = whole
         self._name = source.name
         self._plan: Plan | None = None
@@ -336,14 +297,3 @@ class _One(Progress):
 
     def warned(self, message: str) -> None:
         self._whole.say(f"warning: {self._name}: {message}")
-
-
-@contextmanager
-def make_progress() -> Iterator[CollectionProgress]:
-    """Return a bar if stderr is a terminal, otherwise lines."""
-    if not sys.stderr.isatty():
-        yield _Lines()
-        return
-    progress = _Bar()
-    with progress.bar:
-        yield progress

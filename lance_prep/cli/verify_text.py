@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import columns, count_rows, print_json, printable, verdict
+from lance_prep.cli.common import columns, print_json, printable, verdict
+from lance_prep.cli.progress import rows_shown, screen
 from lance_prep.errors import size
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def verify_text(folder: str, head: int, *, as_json: bool) -> None:
         for path, records in shown.items():
             for number, record in records:
                 click.echo(printable(f"{path}, line {number}: {_sample(record)}"))
-    found = collection.check_download(folder, on_rows=count_rows("read"))
+    with screen() as listening:
+        found = collection.check_download(folder, on_rows=rows_shown(listening, "read"))
     if as_json:
         named = {path: [record for _, record in records] for path, records in shown.items()}
         print_json({**found.as_json(), **({"head": named} if head else {})})

@@ -1,0 +1,132 @@
+"""The progress of long commands: bars on a terminal, a line every ten seconds elsewhere.
+
+A command counts what it has done, and a `Screen` shows it. Screens may be used from several threads.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Protocol
+
+import click
+
+from lance_prep.cli.common import printable, span
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+#: Seconds between two lines.
+LINE_EVERY = 10.0
+
+
+class Screen(Protocol):
+    """Shows one or more tasks at work."""
+
+    def say(self, text: str) -> None:
+        """Print a line that stays."""
+        ...
+
+    def begin(self, task: str, text: str = "") -> None:
+        """Show a task that begins. Where there are no bars, print the text."""
+        ...
+
+    def show(self, task: str, line: Callable[[], str], done: int, total: int | None) -> None:
+        """Show how far a task is: `line` as text, and `done` of `total` as a bar."""
+        ...
+
+    def end(self, task: str) -> None:
+        """Stop showing a task."""
+        ...
+
+
+@contextmanager
+def screen() -> Iterator[Screen]:
+    """Return bars if stderr is a terminal that can draw them, otherwise lines."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    console = Console(stderr=True)
+    if console.is_dumb_terminal:
+        yield _Lines()
+        return
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(SpinnerColumn(), BarColumn(), text, console=console, transient=True) as bars:
+        yield _Bars(bars)
+
+
+def left(seconds: float, done: float, total: float) -> str:
+    """Return `, 3 min 20 s left` from the speed until now, or nothing if it cannot be known yet."""
+    return f", {span(seconds * (total / done - 1))} left" if 0 < done < total else ""
+
+
+def rows_shown(screen: Screen, done: str) -> Callable[[int], None]:
+    """Return a listener that counts rows and shows `12,345,678 rows <done>`."""
+    rows = 0
+
+    def add(more: int) -> None:
+        nonlocal rows
+        rows += more
+        screen.show("rows", lambda: f"{rows:,} rows {done}", rows, None)
+
+    screen.begin("rows")
+    return add
+
+
+class _Lines:
+    """Prints a line for each task every ten seconds, for logs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = time.monotonic()
+        self._tasks: dict[str, Callable[[], str]] = {}
+
+    def say(self, text: str) -> None:
+        with suppress(OSError):  # a full disk or a closed pipe behind stderr does not stop the work
+            click.echo(printable(text), err=True)  # in one piece: other threads print too
+
+    def begin(self, task: str, text: str = "") -> None:
+        if text:
+            self.say(text)
+
+    def show(self, task: str, line: Callable[[], str], done: int, total: int | None) -> None:
+        with self._lock:
+            self._tasks[task] = line
+            if time.monotonic() - self._last < LINE_EVERY:
+                return
+            self._last = time.monotonic()
+            lines = list(self._tasks.values())
+        for each in lines:
+            self.say(each())
+
+    def end(self, task: str) -> None:
+        with self._lock:
+            self._tasks.pop(task, None)
+
+
+class _Bars:
+    """Draws a bar for each task."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def say(self, text: str) -> None:
+        self._bars.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def begin(self, task: str, text: str = "") -> None:
+        self._tasks[task] = self._bars.add_task(printable(task), total=None)
+
+    def show(self, task: str, line: Callable[[], str], done: int, total: int | None) -> None:
+        if (known := self._tasks.get(task)) is not None:
+            self._bars.update(known, completed=done, total=total, description=printable(line()))
+
+    def end(self, task: str) -> None:
+        if (known := self._tasks.pop(task, None)) is not None:
+            self._bars.remove_task(known)
