@@ -26,7 +26,7 @@ from lance_prep.dataset import SourceCheck, show_rows
 from lance_prep.engine import Hooks, Schedule, build_shard, register_engine, schedule
 from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import DatasetError, SourceError, UsageError
-from lance_prep.exchange import TARGETS, ExportOptions, Piece, Source, Target, register_target
+from lance_prep.exchange import TARGETS, Encoder, ExportOptions, Piece, Source, Target, register_target
 from lance_prep.fetch import open_stream
 from lance_prep.formats import Chunk, Format, PartJob, register_format, registry, row_chunks
 from lance_prep.keyed import Indices
@@ -246,7 +246,7 @@ class SpawnedInReverse:
                     hooks.progress.finished(receipt)
 
 
-class CountedIds:
+class CountedIds(Encoder):
     """Token ids as they are stored, after a word and before their number."""
 
     def __init__(self, source: Source, options: ExportOptions) -> None:
@@ -259,7 +259,7 @@ class CountedIds:
         tokens = int(batch["num_tokens"].to_numpy().sum())
         return Piece([data], len(data), batch.num_rows, tokens, note=batch.num_rows)
 
-    def begin(self) -> bytes:
+    def begin(self, pieces: Sequence[Piece]) -> bytes:
         return self._word
 
     def end(self, notes: Sequence[int]) -> bytes:

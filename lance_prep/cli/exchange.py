@@ -19,9 +19,12 @@ GB = 10**9
 _OPTIONS = ("shard_size", "max_seq_length", "mask_boundaries", "by", "skip_special_tokens")
 
 
-def _shard_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
+def _shard_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Return bytes. A number without a unit is in GB."""
     from lance_prep.recipe import parse_size
+
+    if value is None:
+        return None
 
     try:
         found = int(float(value) * GB) if value.replace(".", "", 1).isdigit() else parse_size(value)
@@ -37,6 +40,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @command(
     "export sample.lance -o sample-parquet --max-seq-length 128",
     "export sample.lance -o sample-small --max-seq-length 128 --shard-size 500MB --dry-run",
+    "export sample.lance -o sample-bin --format bin",
     about="""SOURCE is a dataset, or a folder with manifest.json, all of whose sources are exported.
 
 Run again on the same output, export continues an interrupted export, or says that it is up to date.""",
@@ -44,17 +48,19 @@ Run again on the same output, export continues an interrupted export, or says th
 @click.argument("source")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Local folder for the files.")
 @click.option(
-    "--format", default="parquet", show_default=True, metavar="NAME", help="Format of the files: parquet or jsonl."
+    "--format",
+    default="parquet",
+    show_default=True,
+    metavar="NAME",
+    help="Format of the files: parquet, jsonl or bin (ids end to end, without padding, as nanoGPT reads them).",
 )
 @click.option("--version", metavar="N|TAG", help="Version or tag of a dataset.  [default: the latest]")
 @click.option("--splits", metavar="A,B,...", callback=_names, help="Sources to export.  [default: all]")
 @click.option(
     "--shard-size",
-    default="2",
-    show_default=True,
     metavar="GB",
     callback=_shard_size,
-    help="Maximum size of a file: GB, or with a unit, such as 500MB.",
+    help="Maximum size of a file: GB, or with a unit, such as 500MB.  [default: 2; one file of any size with bin]",
 )
 @click.option(
     "--max-seq-length",
@@ -67,8 +73,8 @@ Run again on the same output, export continues an interrupted export, or says th
     type=click.Choice(["row", "document"]),
     default="row",
     show_default=True,
-    help="What a line of JSONL holds. Documents are put together from blocks that follow each other; parts that the "
-    "shuffle moved apart are lines of their own, with the same doc_id.",
+    help="What a line of JSONL holds, or what stays together in other formats. Documents are put together from blocks "
+    "that follow each other; parts that the shuffle moved apart stay apart.",
 )
 @click.option("--skip-special-tokens", is_flag=True, help="Leave special tokens, such as EOS, out of decoded text.")
 @click.option("--force", is_flag=True, help="Write into a folder with other files; replace shards made otherwise.")

@@ -6,12 +6,18 @@ A target is a `Target` that is passed to `register_target`, and an `Encoder` tha
 
 An encoder turns a fixed number of rows into a piece of a file, and never sees the file. `exchange.run` reads rows,
 encodes pieces on several threads, joins them to shards, writes shards durably, and continues after a kill.
+
+A file is `begin`, pieces, `end`. How it is written depends on what the encoder says of itself: pieces go straight to
+the file; or, if `begin` depends on them, they are `held` until the file is complete; or, if a file is nothing but its
+pieces (`plain`), it may grow to any size, and a killed export continues in the middle of it. Once all shards of a
+source are written, `beside` gives the files that describe them, such as an index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, fields
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from typing import Any, Literal, Protocol, get_args
 
@@ -32,7 +38,7 @@ class ExportOptions:
     """What decides the content of exported files. A target names those that it reads.
 
     Attributes:
-        shard_size: maximum size of a file, in bytes. Every target reads it.
+        shard_size: maximum size of a file, in bytes; None for the target's own. Every target reads it.
         max_seq_length: tokens per row. Layouts with rows of different lengths are cut to it, as
             `LanceDataset(block_size=...)` does: rows, each followed by EOS, form one stream.
         mask_boundaries: ignore the label that leads from one document to the next.
@@ -40,14 +46,14 @@ class ExportOptions:
         skip_special_tokens: leave special tokens, such as EOS, out of decoded text.
     """
 
-    shard_size: int = 2 * GB
+    shard_size: int | None = None
     max_seq_length: int | None = None
     mask_boundaries: bool = False
     by: By = "row"
     skip_special_tokens: bool = False
 
     def __post_init__(self) -> None:
-        if self.shard_size < 1:
+        if self.shard_size is not None and self.shard_size < 1:
             raise UsageError(f"shard_size must be at least 1, got {self.shard_size}")
         if self.max_seq_length is not None and self.max_seq_length < 1:
             raise UsageError(f"max_seq_length must be at least 1, got {self.max_seq_length}")
@@ -123,7 +129,22 @@ class Piece:
         return Piece([data], last - first, stop - start, int(tokens.sum()), 0, None, ends, tokens)
 
 
-class Encoder(Protocol):
+@dataclass(frozen=True)
+class Written:
+    """A finished file.
+
+    Attributes:
+        name: in the source's folder.
+        rows, tokens, bytes: as in `Piece`, of the whole file.
+    """
+
+    name: str
+    rows: int
+    tokens: int
+    bytes: int
+
+
+class Encoder(ABC):
     """Writes the rows of one source. A target makes it with the `Source` and the `ExportOptions`.
 
     What it returns depends on its arguments alone, and threads share it.
@@ -131,22 +152,41 @@ class Encoder(Protocol):
     Attributes:
         columns: columns of the source that it reads.
         batch_rows: number of rows that make a piece.
+        held: `begin` depends on the pieces, so a file's pieces stay in memory until it is complete.
+        plain: a file is nothing but its pieces.
     """
 
     columns: Sequence[str]
     batch_rows: int
+    held = False
+    plain = False
 
+    @abstractmethod
     def encode(self, batch: pa.RecordBatch) -> Piece:
         """Return `batch_rows` rows (fewer at the end of the source) as a piece of a file."""
 
-    def begin(self) -> bytes:
-        """Return what is before the first piece of a file."""
+    def begin(self, pieces: Sequence[Piece]) -> bytes:
+        """Return what is before the first piece of a file.
+
+        Args:
+            pieces: of the file, if they are `held`. Without pieces, it returns its smallest size.
+        """
+        return b""
 
     def end(self, notes: Sequence[Any]) -> bytes:
         """Return what is after the last piece of a file, given the notes of all pieces in it.
 
         Without notes it returns its smallest size, from which the size of a file is reckoned.
         """
+        return b""
+
+    def beside(self, files: Sequence[Written]) -> Iterator[tuple[str, Iterable[Any]]]:
+        """Yield what else is in the folder once all files are written: a name, and bytes-like objects."""
+        yield from ()
+
+    def about(self) -> dict[str, Any]:
+        """Return what a reader must know of the files and cannot see in them, for the statistics."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -161,6 +201,8 @@ class Target:
         reads: names of the `ExportOptions` that it reads. Others are refused.
         tokens: it needs token ids, so layout `raw` is refused.
         fixed: it needs rows of one length, so layouts with other rows need `max_seq_length`.
+        shard_size: maximum size of a file unless the options say otherwise; None for one file of any size.
+        loads: `datasets.load_dataset` reads its files.
     """
 
     name: str
@@ -170,6 +212,12 @@ class Target:
     reads: Sequence[str] = ()
     tokens: bool = True
     fixed: bool = False
+    shard_size: int | None = 2 * GB
+    loads: bool = False
+
+    def settled(self, options: ExportOptions) -> ExportOptions:
+        """Return the options with the target's own shard size, if they have none."""
+        return options if options.shard_size is not None else replace(options, shard_size=self.shard_size)
 
     def make(self, source: Source, options: ExportOptions) -> Encoder:
         """Return an encoder for a source."""
@@ -223,6 +271,7 @@ register_target(
         "lance_prep.exchange.parquet:ParquetEncoder",
         reads=("max_seq_length", "mask_boundaries"),
         fixed=True,
+        loads=True,
     )
 )
 register_target(
@@ -232,5 +281,7 @@ register_target(
         "lance_prep.exchange.jsonl:JsonlEncoder",
         reads=("by", "skip_special_tokens"),
         tokens=False,
+        loads=True,
     )
 )
+register_target(Target("bin", ".bin", "lance_prep.exchange.flat:BinEncoder", reads=("by",), shard_size=None))

@@ -78,7 +78,7 @@ class Item:
 
 
 def _said(name: str, value: Any) -> str:
-    return f"{name}={value}B" if name == "shard_size" else f"{name}={value!r}"
+    return f"{name}={value}B" if name == "shard_size" and value else f"{name}={value!r}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.errors import UsageError
-from lance_prep.exchange.base import ExportOptions, Piece, Source
+from lance_prep.exchange.base import Encoder, ExportOptions, Piece, Source
 from lance_prep.exchange.decode import TextDecoder, decoder_of
 from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
@@ -28,7 +28,7 @@ from lance_prep.layouts import LAYOUTS
 _TOKENS, _RECORDS = 1 << 18, 1024
 
 
-class JsonlEncoder:
+class JsonlEncoder(Encoder):
     """Encodes rows as lines; see `Encoder`."""
 
     def __init__(self, source: Source, options: ExportOptions) -> None:
@@ -67,12 +67,6 @@ class JsonlEncoder:
         data = b"".join(lines)
         ends: Indices = np.cumsum([len(line) for line in lines])
         return Piece([data], len(data), len(lines), int(tokens.sum()), ends=ends, row_tokens=tokens)
-
-    def begin(self) -> bytes:
-        return b""
-
-    def end(self, notes: Sequence[Any]) -> bytes:
-        return b""
 
 
 def _line(record: dict[str, Any]) -> bytes:

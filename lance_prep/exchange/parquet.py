@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset, UsageError
-from lance_prep.exchange.base import ExportOptions, Piece, Source
+from lance_prep.exchange.base import Encoder, ExportOptions, Piece, Source
 from lance_prep.exchange.parquet_pages import MAGIC, RowGroup, Rows, encode_row_group, footer
 from lance_prep.keyed import Indices
 from lance_prep.store import EXPORT_KEY
@@ -27,11 +27,12 @@ _GROUP_END = 512
 _TOKEN_BYTES, _FILE_END = 10, 4096
 
 
-class ParquetEncoder:
+class ParquetEncoder(Encoder):
     """Encodes rows as row groups; see `Encoder`."""
 
     def __init__(self, source: Source, options: ExportOptions) -> None:
         assert source.length is not None
+        assert options.shard_size is not None
         metadata = source.opened.metadata
         self._uri, self._length, self._mask_boundaries = source.opened.uri, source.length, options.mask_boundaries
         tokenizer = metadata.tokenizer
@@ -63,7 +64,7 @@ class ParquetEncoder:
         data = [page for chunk in group.chunks for page in chunk.pages]
         return Piece(data, group.size, group.rows, int(valid.sum()), _GROUP_END, group.without_pages())
 
-    def begin(self) -> bytes:
+    def begin(self, pieces: Sequence[Piece]) -> bytes:
         return MAGIC
 
     def end(self, notes: Sequence[RowGroup]) -> bytes:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lance_prep.errors import DamagedDataset, OutputExists, without_credentials
-from lance_prep.exchange.base import GB, Encoder, ExportOptions, Piece, target_named
+from lance_prep.exchange.base import GB, Encoder, ExportOptions, Piece, Target, Written, target_named
 from lance_prep.exchange.folder import ExportFolder, Shard, ShardFile, State
 from lance_prep.exchange.items import Item, Items, find_items
 from lance_prep.store import Split, combine, output_lock
 from lance_prep.transport import Transport
+
+#: A file that is nothing but its pieces is made durable, and can be continued, every so many bytes.
+CHECKPOINT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ def export(
     """
     target, options = target_named(format), options or ExportOptions()
     target.check(options)
-    folder = ExportFolder(output, target.suffix)
+    options = target.settled(options)
+    folder = ExportFolder(output, target.suffix, whole=options.shard_size is None)
     folder.check(force=force)
     items = find_items(source, target, options, version, splits, Transport.of(storage_options))
     statuses = [item.status(folder.state(item.name), force=force) for item in items.chosen]
@@ -139,7 +143,7 @@ def export(
     with output_lock(str(folder.root)):
         run = _Run(folder, options.shard_size, workers or os.cpu_count() or 1, progress or _Silent(), force)
         exported = run.all(items.chosen)
-        _write_lists(folder, items, kept, without_credentials(str(source)), str(output), target.name, options)
+        _write_lists(folder, items, kept, without_credentials(str(source)), str(output), target, options)
     return ExportReport(str(folder.root), target.name, tuple(exported), left_out)
 
 
@@ -191,7 +195,7 @@ class _Run:
     """Exports items, one after another."""
 
     folder: ExportFolder
-    shard_size: int
+    shard_size: int | None
     workers: int
     progress: ExportProgress
     force: bool
@@ -199,7 +203,7 @@ class _Run:
     def all(self, items: Sequence[Item]) -> list[ExportedSource]:
         """Export items, or what is left of them."""
         states = [self._state(item) for item in items]
-        done = sum(shard.rows for state in states for shard in state.shards)
+        done = sum(state.rows for state in states)
         self.progress.planned(sum(item.source.rows for item in items), done)
         return [self._export(item, state) for item, state in zip(items, states, strict=True)]
 
@@ -210,55 +214,59 @@ class _Run:
             self.folder.remove(item.name, state)
             state = None
         if state is None:
-            state = State(item.made_from)
+            state = State(item.made_from, files=self.folder.files(item.name))
             self.folder.save(item.name, state)
-        return self.folder.checked(item.name, state, force=self.force)
+        return self.folder.usable(self.folder.checked(item.name, state, force=self.force))
 
     def _export(self, item: Item, state: State) -> ExportedSource:
         status = "up to date"
         if state.split is None:
-            status = "resumed" if state.shards else "written"
+            status = "resumed" if state.rows else "written"
             state = self._finish(item, self._write(item, state))
         return _report(item, state.shards, status)
 
     def _write(self, item: Item, state: State) -> State:
         """Write the shards that are missing."""
-        start = sum(shard.rows for shard in state.shards)
-        if start == item.source.rows:
+        # One shard at least, so that a reader of the format finds an empty dataset.
+        if state.rows == item.source.rows and state.begun is None and (state.shards or not item.encoder.plain):
             return state
-        batches = item.source.batches(start, item.encoder.batch_rows, item.encoder.columns)
+        batches = item.source.batches(state.rows, item.encoder.batch_rows, item.encoder.columns)
         with closing(_encoded(item.encoder, batches, self.workers)) as pieces:
-            piece = next(pieces, None)
-            while piece is not None:
+            waiting = _Waiting(pieces)
+            while waiting.more or state.begun is not None or (item.encoder.plain and not state.shards):
                 with self.folder.new_shard(item.name, state) as file:
-                    rows, tokens, piece = self._write_shard(item, file, piece, pieces)
-                    state = self.folder.add(item.name, state, file, rows, tokens)
+                    state = self._write_shard(item, file, waiting, state)
         return state
 
-    def _write_shard(
-        self, item: Item, file: ShardFile, piece: Piece | None, pieces: Iterator[Piece]
-    ) -> tuple[int, int, Piece | None]:
-        """Write pieces while they fit. Return the numbers of rows and tokens, and what the next shard begins with."""
-        rows = tokens = 0
-        notes: list[Any] = []
-        end = len(item.encoder.end([]))
-        file.write([item.encoder.begin()])
-        while piece is not None:
-            fits, rest = piece.split(self.shard_size - file.size - end)
-            if fits is None:
-                if rows:
-                    break
-                fits, rest = piece.first()  # a row that is larger than a shard has one to itself
-            file.write(fits.data)
-            rows, tokens, end = rows + fits.rows, tokens + fits.tokens, end + fits.end
-            notes.append(fits.note)
-            self.progress.advanced(item.name, fits.rows, fits.tokens)
-            piece = rest
-            if piece is not None:
+    def _write_shard(self, item: Item, file: ShardFile, waiting: _Waiting, state: State) -> State:
+        """Write a file of as many pieces as fit. Return the state with it."""
+        encoder, begun = item.encoder, state.begun
+        rows, tokens = (begun.rows, begun.tokens) if begun is not None else (0, 0)
+        end, held, notes = len(encoder.end([])), [], []
+        head = len(encoder.begin([]))
+        if not encoder.held and begun is None:
+            file.write([encoder.begin([])])
+        used = file.size if not encoder.held else head
+        while waiting.more:
+            room = None if self.shard_size is None else self.shard_size - used - end
+            piece = waiting.take(room, first=not rows)
+            if piece is None:
                 break
-            piece = next(pieces, None)
-        file.write([item.encoder.end(notes)])
-        return rows, tokens, piece
+            if encoder.held:
+                held.append(piece)
+            else:
+                file.write(piece.data)
+            rows, tokens = rows + piece.rows, tokens + piece.tokens
+            used, end = used + piece.size, end + piece.end
+            notes.append(piece.note)
+            self.progress.advanced(item.name, piece.rows, piece.tokens)
+            durable = file.begun.bytes if file.begun is not None else 0
+            if encoder.plain and file.size - durable >= CHECKPOINT_BYTES:
+                state = self.folder.begun(item.name, state, file, rows, tokens)
+        if encoder.held:
+            file.write([encoder.begin(held), *(part for piece in held for part in piece.data)])
+        file.write([encoder.end(notes)])
+        return self.folder.add(item.name, state, file, rows, tokens)
 
     def _finish(self, item: Item, state: State) -> State:
         """Write the statistics of a source whose shards are all there."""
@@ -270,15 +278,52 @@ class _Run:
                 "`lance-prep verify` names the damage",
             )
         content_hash = opened.metadata.content_hash
-        split = replace(entry, path=item.name, shards=done.shards, sequences=done.rows, tokens=done.tokens)
+        names = [state.file(number).rpartition("/")[2] for number in range(done.shards)]
+        written = [
+            Written(name, shard.rows, shard.tokens, shard.bytes)
+            for name, shard in zip(names, state.shards, strict=True)
+        ]
+        state = self.folder.add_beside(item.name, state, item.encoder.beside(written))
+        split = replace(entry, path=state.folder, shards=done.shards, sequences=done.rows, tokens=done.tokens)
         split = replace(split, version=None, content_hash=content_hash)
         counts = {name: getattr(done, name) for name in ("rows", "tokens", "bytes", "hash", "shards")}
-        names = (self.folder.shard(item.name, number).name for number in range(done.shards))
+        counts |= item.encoder.about()
         files = [{"file": name, **asdict(shard)} for name, shard in zip(names, state.shards, strict=True)]
         self.folder.write_stats(item.name, {"source": item.name, **item.made_from, **counts, "files": files})
         finished = replace(state, split=split)
         self.folder.save(item.name, finished)
         return finished
+
+
+class _Waiting:
+    """The pieces that are not written yet.
+
+    Attributes:
+        more: whether there are any.
+    """
+
+    def __init__(self, pieces: Iterator[Piece]) -> None:
+        self._pieces = pieces
+        self._next = next(pieces, None)
+
+    @property
+    def more(self) -> bool:
+        return self._next is not None
+
+    def take(self, room: int | None, *, first: bool) -> Piece | None:
+        """Return the rows of the next piece that fit in `room` bytes; None if none does.
+
+        Args:
+            first: of a file: a row that is larger than a file has one to itself.
+        """
+        piece = self._next
+        assert piece is not None
+        fits, rest = (piece, None) if room is None else piece.split(room)
+        if fits is None and first:
+            fits, rest = piece.first()
+        if fits is not None:
+            self._next = rest if rest is not None else next(self._pieces, None)
+        return fits
 
 
 def _encoded(encoder: Encoder, batches: Generator[Any, None, None], workers: int) -> Generator[Piece, None, None]:
@@ -303,7 +348,7 @@ def _write_lists(
     kept: Sequence[str],
     source: str,
     output: str,
-    format: str,
+    target: Target,
     options: ExportOptions,
 ) -> None:
     """Write the folder's manifest, and what tells `datasets` where the shards are."""
@@ -314,7 +359,8 @@ def _write_lists(
         if state is not None and state.split is not None:
             found[entry.validation][entry.name] = state.split
     lengths = {item.source.length for item in items.chosen}
-    folder.write_loader(*([split.path for split in splits.values()] for splits in found))
+    if target.loads:
+        folder.write_loader(*([split.path for split in splits.values()] for splits in found))
     manifest = replace(
         items.manifest,
         max_seq_length=lengths.pop() if len(lengths) == 1 else None,
@@ -322,7 +368,7 @@ def _write_lists(
         output_path=output,
         splits=found[False],
         validation=found[True],
-        data_format=format,
-        shard_size_gb=options.shard_size / GB,
+        data_format=target.name,
+        shard_size_gb=options.shard_size / GB if options.shard_size is not None else None,
     )
     folder.write_manifest(manifest.text())

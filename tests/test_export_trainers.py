@@ -1,0 +1,129 @@
+"""`export` to other trainers, each read back by the format's own reader."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lance_prep.cli.main import run
+from lance_prep.store import Manifest, Split
+from tests.processes import make_killer
+from tests.train.made import EOS, Made, make_tokens
+
+Export = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def exporting(capsys: pytest.CaptureFixture[str]) -> Export:
+    """Run `lance-prep export` and return its report."""
+
+    def call(source: object, output: object, *options: object) -> dict[str, Any]:
+        capsys.readouterr()
+        code = run(["export", str(source), "-o", str(output), "--json", *map(str, options)])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return dict(json.loads(out))
+
+    return call
+
+
+def tokens_of(made: Made) -> np.ndarray:
+    """What a flat file holds: blocks without padding, other rows each followed by EOS."""
+    return np.concatenate(made.rows) if made.layout == "blocks" else made.stream()
+
+
+# nanoGPT.
+
+
+def nanogpt_batches(path: Path, dtype: type, block_size: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Draw batches as `get_batch` of nanoGPT's train.py does."""
+    rng = np.random.default_rng(0)
+    batches = []
+    for _ in range(count):
+        data = np.memmap(path, dtype=dtype, mode="r")
+        starts = rng.integers(0, len(data) - block_size, 8)
+        x = np.stack([data[i : i + block_size].astype(np.int64) for i in starts])
+        y = np.stack([data[i + 1 : i + 1 + block_size].astype(np.int64) for i in starts])
+        batches.append((x, y))
+    return batches
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+@pytest.mark.parametrize(("layout", "size"), [("blocks", 128), ("blocks", 100), ("documents", None), ("lines", None)])
+def test_nanogpt_reads_a_flat_file(
+    tmp_path: Path, exporting: Export, layout: str, size: int | None, dtype: str
+) -> None:
+    made = make_tokens(tmp_path / "web.lance", layout, [40, 1, 23], block_size=size, dtype=dtype)
+    report = exporting(tmp_path / "web.lance", tmp_path / "out", "--format", "bin")
+    path = tmp_path / "out" / "web" / "train.bin"
+    np.testing.assert_array_equal(np.memmap(path, dtype=dtype, mode="r"), tokens_of(made))
+    assert report["sources"][0]["tokens"] == len(tokens_of(made))
+    stats = json.loads((tmp_path / "out" / "web_stats.json").read_text())
+    assert (stats["dtype"], stats["eos_id"], stats["files"][0]["file"]) == (dtype, EOS, "train.bin")
+    for x, y in nanogpt_batches(path, np.dtype(dtype).type, 64, 3):
+        assert x.shape == y.shape == (8, 64)
+        np.testing.assert_array_equal(x[:, 1:], y[:, :-1])
+
+
+def test_a_validation_set_is_val_bin_beside_train_bin(tmp_path: Path, exporting: Export) -> None:
+    made = {name: make_tokens(tmp_path / f"{name}.lance", "blocks", [9], block_size=64) for name in ("web", "web.val")}
+    train, val = (Split(f"{name}.lance", 1, 9, 9, 9 * 64, version=1) for name in made)
+    Manifest("test", 64, "data", "out", 1, {"web": train}, {"web": val}).write(tmp_path)
+    exporting(tmp_path, tmp_path / "out", "--format", "bin")
+    for name, file in (("web", "train.bin"), ("web.val", "val.bin")):
+        found = np.fromfile(tmp_path / "out" / "web" / file, np.uint16)
+        np.testing.assert_array_equal(found, tokens_of(made[name]))
+    assert exporting(tmp_path, tmp_path / "out", "--format", "bin")["up_to_date"]
+
+
+def test_a_flat_file_in_shards(tmp_path: Path, exporting: Export) -> None:
+    made = make_tokens(tmp_path / "web.lance", "documents", [300, 7])
+    exporting(tmp_path / "web.lance", tmp_path / "out", "--format", "bin", "--shard-size", "2kB")
+    files = sorted((tmp_path / "out" / "web").glob("shard_*.bin"))
+    assert len(files) > 3
+    assert all(path.stat().st_size <= 2000 for path in files)
+    np.testing.assert_array_equal(np.concatenate([np.fromfile(path, np.uint16) for path in files]), tokens_of(made))
+
+
+#: An export whose large files are made durable every 20 kB.
+SMALL_STEPS = """
+import sys
+import lance_prep.exchange.flat as flat
+import lance_prep.exchange.run as export_run
+from lance_prep.cli.main import run
+export_run.CHECKPOINT_BYTES, flat.rows_per_piece = 20_000, lambda source, tokens: 100
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("change", "begun"), [(3, 0), (14, 1), (17, 2), (24, 4)])
+def test_a_killed_export_continues_in_the_middle_of_a_file(
+    tmp_path: Path, exporting: Export, change: int, begun: int
+) -> None:
+    """Killed at a change on disk below the output, when at least `begun` parts of the file were durable."""
+    killer = make_killer(tmp_path)
+    make_tokens(tmp_path / "web.lance", "documents", [6000], batch=1000)
+    command = ["export", tmp_path / "web.lance", "-o", tmp_path / "killed-export", "--format", "bin", "--json"]
+    arguments = [sys.executable, "-c", SMALL_STEPS, *map(str, command)]
+    environment = {**os.environ, "LD_PRELOAD": str(killer), "KILL_AT": str(change), "KILL_BELOW": "killed-export"}
+    killed = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    state = json.loads((tmp_path / "killed-export/.lance_prep/export/web.json").read_text()) if begun else {}
+    assert (state.get("begun") or {"bytes": 0})["bytes"] >= 20_000 * begun
+    again = subprocess.run(arguments, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["sources"][0]["status"] == ("resumed" if begun else "written")
+    exporting(tmp_path / "web.lance", tmp_path / "whole", "--format", "bin")
+    for name in ("web/train.bin", "web_stats.json"):
+        assert (tmp_path / "killed-export" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "killed-export").rglob("*.part"))
+    assert exporting(tmp_path / "web.lance", tmp_path / "killed-export", "--format", "bin")["up_to_date"]
