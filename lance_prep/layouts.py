@@ -71,6 +71,7 @@ class Layout:
             unread |= dict.fromkeys(_TEXT, "records are kept as they are")
             unread |= dict.fromkeys((*_TOKENIZER, "max_tokens"), "records are not tokenized")
             unread |= dict.fromkeys(("val_fraction", "val_tokens", "side"), "a split needs the text of a document")
+            unread |= dict.fromkeys(("dedup", "dedup_unit"), "texts are compared, and records have none")
         return unread
 
     def rows_of(self, ledger: Ledger, block_size: int | None) -> tuple[int, str]:
@@ -111,10 +112,12 @@ def unread_options(options: Mapping[str, Any]) -> dict[str, str]:
     """Return the options that have no effect beside the others, each with the reason.
 
     Args:
-        options: of a recipe: `layout`, `packing` and `shuffle` decide.
+        options: of a recipe: `layout`, `packing`, `shuffle` and `dedup` decide.
     """
     layout = LAYOUTS[options["layout"]]
     unread = {name: f"layout={layout.name!r}: {why}" for name, why in layout.unread.items()}
+    if options["dedup"] == "none":
+        unread["dedup_unit"] = "dedup='none': nothing is compared"
     if not options["shuffle"]:
         unread["seed"] = "shuffle=False: it is the seed of the shuffle"
         # A batch of source rows is also the window that best-fit packs.

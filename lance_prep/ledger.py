@@ -19,9 +19,9 @@ _BINS = 36 * _SUBBINS  # up to 2**42 tokens
 class Ledger:
     """Counts for one shard, or their sum.
 
-    Source rows: `rows_in = rows_used + empty + filtered + rejected + held_out + over_limit`.
-    Lines (layout `lines` only): `lines_in = lines_used + lines_empty + lines_over_limit`. The newline at the end of a
-    text ends its last line; no empty line follows.
+    Source rows: `rows_in = rows_used + empty + filtered + rejected + held_out + dropped + over_limit`.
+    Lines: `lines_in = lines_used + lines_empty + lines_dropped + lines_over_limit`. The newline at the end of a text
+    ends its last line; no empty line follows. Layouts that keep documents whole count only the lines dropped from them.
     Tokens: `tokens_in = tokens_written + tokens_over_limit`; `padding` is what was added to fill blocks.
 
     Attributes:
@@ -31,11 +31,14 @@ class Ledger:
         filtered: the filter said no.
         rejected: could not be used; see `reasons`, and the quarantine file.
         held_out: belong to the other side of a split into training and validation.
+        dropped: removed because of their text, such as duplicates; see `dropped_for`.
+        lines_dropped: removed from their documents because an earlier line is equal.
         over_limit: read, but beyond `max_rows`, `max_source_rows` or `max_tokens`.
         documents_cut: documents that lie in more than one block.
         shards_by_reference: shards turned over to `tokenizers`, because the fast backend disagreed with it.
         rows_checked: rows also encoded with `tokenizers` while building.
         reasons: rejected rows by reason.
+        dropped_for: dropped rows by reason.
     """
 
     rows_in: int = 0
@@ -44,10 +47,12 @@ class Ledger:
     filtered: int = 0
     rejected: int = 0
     held_out: int = 0
+    dropped: int = 0
     over_limit: int = 0
     lines_in: int = 0
     lines_used: int = 0
     lines_empty: int = 0
+    lines_dropped: int = 0
     lines_over_limit: int = 0
     tokens_in: int = 0
     tokens_written: int = 0
@@ -57,20 +62,28 @@ class Ledger:
     rows_checked: int = 0
     shards_by_reference: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    dropped_for: dict[str, int] = field(default_factory=dict)
+
+    def drop(self, reason: str, rows: int) -> None:
+        """Count rows that are dropped for a reason."""
+        if rows:
+            self.dropped += rows
+            self.dropped_for[reason] = self.dropped_for.get(reason, 0) + rows
 
     def add(self, other: Ledger) -> None:
         """Add another ledger to this one."""
         for f in fields(self):
-            if f.name != "reasons":
-                setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
-        for reason, count in other.reasons.items():
-            self.reasons[reason] = self.reasons.get(reason, 0) + count
+            mine, theirs = getattr(self, f.name), getattr(other, f.name)
+            if isinstance(mine, dict):
+                mine |= {reason: mine.get(reason, 0) + count for reason, count in theirs.items()}
+            else:
+                setattr(self, f.name, mine + theirs)
 
     def imbalance(self) -> list[str]:
         """What does not add up, one sentence each; empty when it balances."""
         sums = [
-            ("rows_in", ("rows_used", "empty", "filtered", "rejected", "held_out", "over_limit")),
-            ("lines_in", ("lines_used", "lines_empty", "lines_over_limit")),
+            ("rows_in", ("rows_used", "empty", "filtered", "rejected", "held_out", "dropped", "over_limit")),
+            ("lines_in", ("lines_used", "lines_empty", "lines_dropped", "lines_over_limit")),
             ("tokens_in", ("tokens_written", "tokens_over_limit")),
         ]
         wrong = []
@@ -79,8 +92,9 @@ class Ledger:
             if have != want:
                 terms = " + ".join(f"{part} {getattr(self, part)}" for part in parts)
                 wrong.append(f"{total} is {have}, but {terms} = {want}")
-        if sum(self.reasons.values()) != self.rejected:
-            wrong.append(f"rejected is {self.rejected}, but the reasons add up to {sum(self.reasons.values())}")
+        for name, reasons in (("rejected", self.reasons), ("dropped", self.dropped_for)):
+            if (have := getattr(self, name)) != (want := sum(reasons.values())):
+                wrong.append(f"{name} is {have}, but the reasons add up to {want}")
         return wrong
 
     def as_json(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -112,6 +112,7 @@ class Plan:
         read_schema: of the columns that are read, in the source's order: those of `schema`, and what the filter and
             the template use. Line formats have no types of their own, so the plan fixes them for every shard.
         skipped: what is left out of the source's folder. It decides no row.
+        pinned: what else decides the rows, by what it is: the builds that an append adds to, if texts are compared.
     """
 
     recipe: Recipe
@@ -121,6 +122,7 @@ class Plan:
     schema: pa.Schema = field(compare=False)
     read_schema: pa.Schema = field(compare=False)
     skipped: tuple[Skipped, ...] = field(default=(), compare=False)
+    pinned: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> int | None:
@@ -167,6 +169,7 @@ class Plan:
             "shards": [asdict(s) for s in self.shards],
             "schema": _pack(self.schema),
             "read_schema": _pack(self.read_schema),
+            **({"pinned": dict(self.pinned)} if self.pinned else {}),
         }
 
     @classmethod
@@ -178,6 +181,7 @@ class Plan:
             shards=tuple(Shard(**{**s, "parts": tuple(Part(**p) for p in s["parts"])}) for s in data["shards"]),
             schema=_unpack(data["schema"]),
             read_schema=_unpack(data["read_schema"]),
+            pinned=data.get("pinned", {}),
         )
 
 

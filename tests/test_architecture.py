@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 #: modules that may import more than their package
 MORE = {
-    "dataset.check_source": {"plan", "source", "tokenizer", "layout"},
+    "dataset.check_source": {"plan", "source", "text", "tokenizer", "layout"},
     "dataset.check_stored": {"layout"},
     "dataset.show": {"tokenizer"},
 }

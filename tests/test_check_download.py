@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lance_prep.arrow_text import hash_texts
 from lance_prep.cli.main import run
 from lance_prep.collection import check_download, download, read_download
-from lance_prep.collection.duplicates import Place, TextHashes, hash_texts
+from lance_prep.collection.duplicates import Place, TextHashes
 from tests.loopback_hub import LoopbackHub
 from tests.sources import parquet_bytes
 

@@ -72,6 +72,8 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("filter", given["filter"]))
     if "keep_columns" in given:
         rows.append(("columns kept", ", ".join(given["keep_columns"])))
+    if given.get("dedup", "none") != "none":
+        rows.append(("dedup", f"{given['dedup']}{f', by {unit}' if (unit := given.get('dedup_unit')) else ''}"))
     if (layout := LAYOUTS.get(str(given.get("layout")))) is None:
         raise DamagedDataset("the recipe in the metadata names no layout", "restore an older version, or build again")
     rows.append(("layout", layout.describe(given)))
@@ -120,23 +122,29 @@ def rejected_warning(ledger: Ledger) -> list[str]:
 def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
     """Say where each source row, line and token went."""
     held_out = f"+ {ledger.held_out:,} held out " if ledger.held_out else ""
+    dropped = f"+ {ledger.dropped:,} dropped " if ledger.dropped else ""
     rows = [
         (
             "source rows",
             f"{ledger.rows_in:,} = {ledger.rows_used:,} used + {ledger.empty:,} empty + {ledger.filtered:,} filtered "
-            f"+ {ledger.rejected:,} rejected {held_out}+ {ledger.over_limit:,} over limit",
+            f"+ {ledger.rejected:,} rejected {held_out}{dropped}+ {ledger.over_limit:,} over limit",
         )
     ]
+    if ledger.dropped_for:
+        rows.append(("dropped for", ", ".join(f"{why}: {n:,}" for why, n in sorted(ledger.dropped_for.items()))))
     if ledger.reasons:
         rows.append(("rejected for", ", ".join(f"{reason}: {n:,}" for reason, n in sorted(ledger.reasons.items()))))
     if LAYOUTS[layout].splits:
+        dropped = f"+ {ledger.lines_dropped:,} duplicate " if ledger.lines_dropped else ""
         rows.append(
             (
                 f"{LAYOUTS[layout].unit}s",
-                f"{ledger.lines_in:,} = {ledger.lines_used:,} used + {ledger.lines_empty:,} empty "
+                f"{ledger.lines_in:,} = {ledger.lines_used:,} used + {ledger.lines_empty:,} empty {dropped}"
                 f"+ {ledger.lines_over_limit:,} over limit",
             )
         )
+    elif ledger.lines_dropped:
+        rows.append(("lines", f"{ledger.lines_dropped:,} duplicate lines removed from documents"))
     if LAYOUTS[layout].tokens:
         rows.append(
             (

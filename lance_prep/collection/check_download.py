@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_prep.arrow_text import drop_blank, without_nulls
-from lance_prep.collection.duplicates import Place, TextHashes, hash_texts
+from lance_prep.arrow_text import drop_blank, hash_texts, without_nulls
+from lance_prep.collection.duplicates import Place, TextHashes
 from lance_prep.collection.folder import LINES, STATS, SourceStats, lines_files, local_folder, read_recipe, read_stats
 from lance_prep.collection.unfinished import Unfinished
 from lance_prep.dataset import Verification

@@ -32,7 +32,8 @@ from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import make_plan
 from lance_prep.recipe import Recipe
 from lance_prep.source import check_unchanged, read_shard
-from lance_prep.store import DatasetVersion, ShardHash, hash_file
+from lance_prep.store import DatasetVersion, Journal, ShardHash, hash_file
+from lance_prep.text import Dropped, needs_scan
 from lance_prep.tokenizer import (
     Dtype,
     Encoder,
@@ -131,7 +132,7 @@ def check_against_source(
             plan = _where_it_is_now(journal.plan, planned, hashes.get(journal.key, {}))
             if spec is not None and encoder is None:  # all builds of a version tokenize in the same way
                 encoder = _encoder(spec, plan.recipe, share, check.seed)
-            _Rebuild(opened, plan, planned, shard, check, spec, encoder, found).compare()
+            _Rebuild(opened, journal.key, plan, planned, shard, check, spec, encoder, found).compare()
 
 
 def _draw(shards: list[ShardRows], check: SourceCheck) -> tuple[list[ShardRows], float]:
@@ -198,6 +199,7 @@ class _Rebuild:
     """One shard, built again in memory."""
 
     opened: DatasetVersion
+    key: str
     plan: Plan
     planned: Shard
     shard: ShardRows
@@ -221,6 +223,9 @@ class _Rebuild:
         assert self.shard.receipt is not None
         tally, limit, schema = Tally(), self.shard.receipt.limit, row_schema(self.plan, self.spec)
         job = LayoutJob(self.plan.recipe, self.planned.index, schema, tally, self.encoder, self.spec, limit)
+        if needs_scan(self.plan.recipe):
+            journal = Journal(self.opened.files, self.key)
+            job.dropped = Dropped.from_arrays(journal.dropped(self.planned.index))
         source = read_shard(self.plan, self.planned, tally, Transport.of(self.check.storage_options))
         with closing(source):  # type: ignore[type-var]
             yield from lay_out(source, job)

@@ -17,6 +17,7 @@ from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import OutputExists, SourceChanged, UsageError
 from lance_prep.model import Plan, SourceFile
 from lance_prep.plan import restrict
+from lance_prep.recipe import Recipe
 from lance_prep.source import check_unchanged
 from lance_prep.store import (
     FOLDER,
@@ -32,6 +33,7 @@ from lance_prep.store import (
     recipe_as_json,
     resolved_recipe,
 )
+from lance_prep.text import needs_scan
 from lance_prep.transport import Transport, is_local
 
 OVERWRITE = "make a new version with the new content: overwrite=True; or choose another output"
@@ -174,6 +176,8 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, refresh: bool = Fals
     then = job.output.journal(there.metadata.build.key).plan(job.uri, there.metadata.tokenizer_sha256)
     plan = replace(job.plan, schema=then.schema, read_schema=then.read_schema)
     plan = restrict(plan, changes.new, job.origin, first_shard=first)
+    if needs_scan(plan.recipe):  # what is dropped depends on what is there
+        plan = replace(plan, pinned={**plan.pinned, "added to": " ".join(build.key for build in there.builds)})
     key = build_key(plan, job.uri, job.spec.sha256 if job.spec else None)
     return Decision(replace(job, plan=plan, key=key), existing, appends=True, first_shard=first, digests=digests)
 
@@ -231,8 +235,10 @@ def _differences(job: BuildJob, recorded: dict[str, Any], ignore: set[str]) -> s
     # Paths are compared as they are now: the dataset may have been moved away from its source.
     then = resolved_recipe(recorded, job.uri)
     now = resolved_recipe(recipe_as_json(job.plan, job.uri), job.uri)
-    names = [name for name in now if then.get(name) != now[name] and name not in ignore]
-    return "; ".join(f"{name} was {_short(then.get(name))}, now {_short(now[name])}" for name in names)
+    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
+    then, now = {**defaults, **then}, {**defaults, **now}
+    names = [name for name in now if then[name] != now[name] and name not in ignore]
+    return "; ".join(f"{name} was {_short(then[name])}, now {_short(now[name])}" for name in names)
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,9 @@ import lance_prep.engine.spark  # noqa: F401  (registers itself)
 from lance_prep.engine.commit import commit_build, existing_report
 from lance_prep.engine.decide import Decision, check_folder, decide, look_at, refuse_own_source
 from lance_prep.engine.estimate import check_space, estimate_fraction
+from lance_prep.engine.local import default_workers
 from lance_prep.engine.report import BuildReport, Progress, Silent
+from lance_prep.engine.scan import DEFAULT_MEMORY, scan_source
 from lance_prep.engine.schedule import Engine, Schedule, make_engine
 from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
 from lance_prep.errors import LESS_SPACE, OutputError, TokenizerError, UsageError, counted
@@ -64,6 +66,7 @@ class RunOptions:
         skip_existing: if the output holds a dataset, whatever it was built from, leave it alone.
         storage_options: for object stores, as Lance and object_store name them.
         source_storage_options: for the object store of the source; by default, `storage_options`.
+        memory: bytes that comparing texts may take (`dedup`); what does not fit stays on the disk. 1 GiB by default.
         progress: told what happens.
         engine: where shards are built: `local`, `spark`, a name given to `register_engine`, or an engine such as
             `SparkEngine(master="spark://host:7077")`.
@@ -79,6 +82,7 @@ class RunOptions:
     engine: str | Engine = "local"
     refresh: bool = False
     source_storage_options: Mapping[str, str] | None = field(default=None, repr=False)
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -253,7 +257,7 @@ def run_job(job: BuildJob, engine: Engine, options: RunOptions, started: float) 
         decision = decide(job, append=options.append, overwrite=options.overwrite, refresh=options.refresh)
         if decision.job is None:
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)
-        return _run(decision, engine, options.progress, lock, started)
+        return _run(decision, engine, options, lock, started)
 
 
 def plan_build(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
@@ -289,8 +293,8 @@ def make_job(plan: Plan, output: Output, origin: Transport, spec: TokenizerSpec 
     return BuildJob(plan, spec, origin, output, key)
 
 
-def _run(decision: Decision, engine: Engine, progress: Progress, lock: OutputLock, started: float) -> BuildReport:
-    job = decision.job
+def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLock, started: float) -> BuildReport:
+    job, progress = decision.job, options.progress
     assert job is not None
     output, files = job.output, job.output.files
     discard_others(job, progress)
@@ -307,6 +311,8 @@ def _run(decision: Decision, engine: Engine, progress: Progress, lock: OutputLoc
     job.journal.begin(job.plan, job.uri)
     if job.spec is not None:
         write_by_hash(files, tokenizer_path(job.spec.sha256), job.spec.file)
+    threads = options.workers or default_workers()
+    scan_source(job, decision.before, progress, threads=threads, memory=options.memory or DEFAULT_MEMORY)
     progress.planned(job.plan, sorted(receipts))
     engine.run(schedule, Hooks(progress, encoders=Encoders(job.spec)))
     lock.check()

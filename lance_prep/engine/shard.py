@@ -19,6 +19,7 @@ from lance_prep.process import read_ahead, trim
 from lance_prep.recipe import Limit
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store import Journal, Output, Quarantine, Receipt, hash_bytes, read_by_hash, tokenizer_path
+from lance_prep.text import Dropped, needs_scan
 from lance_prep.tokenizer import (
     BackendDisagrees,
     CheckedEncoder,
@@ -294,6 +295,8 @@ def shard_rows(
     """
     recipe, index = task.plan.recipe, task.shard.index
     layout = LayoutJob(recipe=recipe, shard=index, schema=task.schema, tally=tally, spec=task.spec, limit=limit)
+    if needs_scan(recipe):
+        layout.dropped = Dropped.from_arrays(task.journal.dropped(index))
     if lent is not None:
         layout.encoder, layout.guard = lent.checked or lent.encoder, lent.guard
     with closing(read_shard(task.plan, task.shard, tally, task.origin, stop=hooks.stop)) as source:  # type: ignore[type-var]

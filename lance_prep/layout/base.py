@@ -18,6 +18,7 @@ from lance_prep.ledger import Tally
 from lance_prep.model import Plan
 from lance_prep.recipe import Limit, Recipe
 from lance_prep.source import SourceBatch
+from lance_prep.text import Dropped, keep_texts
 from lance_prep.tokenizer import Encoder, SpecialTokenGuard, TextRefused, TokenizerSpec, TokenLists
 
 DocIds = npt.NDArray[np.uint64]
@@ -58,7 +59,7 @@ def row_maker(layout: str) -> RowMaker:
 
 
 def lay_out(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
-    """Make the rows of one shard, in the recipe's layout.
+    """Drop what is to be dropped from one shard, and make rows of the rest, in the recipe's layout.
 
     Yields:
         Batches in the schema of `row_schema`.
@@ -66,7 +67,8 @@ def lay_out(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Recor
     Raises:
         TokenizerError: the tokenizer cannot be used with the layout.
     """
-    return row_maker(job.recipe.layout).rows(batches, job)
+    kept = keep_texts(batches, job.recipe, job.tally, job.dropped)
+    return row_maker(job.recipe.layout).rows(kept, job)
 
 
 def row_columns(layout: str, token: pa.DataType, block_size: int | None) -> Mapping[str, pa.DataType]:
@@ -106,6 +108,7 @@ class LayoutJob:
         encoder, spec: None if rows hold no tokens.
         limit: write at most this; what is left of it.
         guard: refuses special tokens that are written in a text, if the recipe says so.
+        dropped: what is dropped because of its text; None if the recipe needs no pass over the source to know it.
     """
 
     recipe: Recipe
@@ -116,6 +119,7 @@ class LayoutJob:
     spec: TokenizerSpec | None = None
     limit: Limit = field(default_factory=Limit)
     guard: SpecialTokenGuard | None = None
+    dropped: Dropped | None = None
     _batches: int = field(default=0, init=False)
 
     @property

@@ -16,7 +16,7 @@ from lance_prep.layouts import LAYOUTS, unread_options
 from lance_prep.recipe.model import Recipe
 
 #: Options that decide which others have an effect.
-_DECIDING = ("layout", "packing", "shuffle")
+_DECIDING = ("layout", "packing", "shuffle", "dedup")
 _ADVICE = "`lance-prep build --help` lists the fields and their values"
 #: What can be built: a built-in recipe, a recipe file, a path, glob, Hub id or URL, several paths, or a `Recipe`.
 Source = str | Path | Recipe | Sequence[str | Path]

@@ -24,6 +24,12 @@ Backend = Literal["auto", "gigatoken", "tokenizers"]
 TextUnit = Literal["file", "paragraph", "line"]
 SpecialTokens = Literal["text", "parse", "error"]
 Side = Literal["train", "validation"]
+Dedup = Literal["none", "exact", "minhash"]
+DedupUnit = Literal["document", "line"]
+
+#: Fields that came after datasets had been built. The JSON of a recipe has them only if they are not the default, so
+#: that the keys of earlier builds stay as they are, and an interrupted one continues.
+_ADDED = ("dedup", "dedup_unit")
 
 DEFAULT_TOKENIZER = "openai-community/gpt2"
 
@@ -133,6 +139,13 @@ class Recipe(BaseModel):
     )
     eos_token: str | None = Field(None, description="token that ends a document [default: the tokenizer's own]")
 
+    dedup: Dedup = Field("none", description="drop documents or lines whose text is that of an earlier one")
+    dedup_unit: DedupUnit | None = Field(
+        None,
+        description="what is compared and dropped: a whole document, or a line of it [default: document; line with "
+        "layout lines]",
+    )
+
     layout: Layout = Field("blocks", description="a row is a line, a document, a packed block, or the record itself")
     block_size: Annotated[int, Field(ge=2, le=1 << 24, description="tokens in a block")] = 1024
     packing: Packing = Field(
@@ -207,6 +220,12 @@ class Recipe(BaseModel):
         return ", ".join(self.source[:3]) + (f" and {len(self.source) - 3:,} more" if len(self.source) > 3 else "")
 
     @property
+    def drops_lines(self) -> bool:
+        """Whether duplicates are dropped line by line."""
+        unit = self.dedup_unit or ("line" if LAYOUTS[self.layout].splits else "document")
+        return self.dedup != "none" and unit == "line"
+
+    @property
     def limit(self) -> Limit:
         """The most that the dataset may hold."""
         return Limit(self.max_rows, self.max_source_rows, self.max_tokens)
@@ -231,8 +250,9 @@ class Recipe(BaseModel):
         return self.model_copy(update={"side": side, **limits})
 
     def as_json(self) -> dict[str, Any]:
-        """All fields as plain JSON, in the order of the model."""
-        return self.model_dump(mode="json")
+        """All fields as plain JSON, in the order of the model; without later ones that have their default."""
+        fields = type(self).model_fields
+        return self.model_dump(mode="json", exclude={n for n in _ADDED if getattr(self, n) == fields[n].default})
 
 
 class RecipeFields(TypedDict, total=False):
@@ -256,6 +276,8 @@ class RecipeFields(TypedDict, total=False):
     special_tokens: SpecialTokens
     add_special_tokens: bool
     eos_token: str | None
+    dedup: Dedup
+    dedup_unit: DedupUnit | None
     layout: Layout
     block_size: int
     packing: Packing

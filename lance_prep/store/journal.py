@@ -3,6 +3,8 @@
     NAME.lance/.lance_prep/builds/<key>/plan.json
     NAME.lance/.lance_prep/builds/<key>/shard-000000.json       the receipt of a finished shard
     NAME.lance/.lance_prep/builds/<key>/rejected-000000.jsonl   the shard's rejected rows, if there are any
+    NAME.lance/.lance_prep/builds/<key>/scan-000000.bin         keys of the shard's texts, if they are compared
+    NAME.lance/.lance_prep/builds/<key>/dropped-000000.bin      what is dropped from the shard because of its texts
     NAME.lance/.lance_prep/builds/<key>/committed.json          the versions that it became
 
 `<key>` is the hash of what decides the rows: recipe, pinned files, tokenizer. So a build that is run again finds its
@@ -14,16 +16,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lance_prep.errors import DatasetError
+from lance_prep.keyed import U64
 from lance_prep.ledger import Ledger, LengthRecord
 from lance_prep.model import Plan
 from lance_prep.recipe import Limit
+from lance_prep.store.arrays import read_arrays, write_arrays
 from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import checked, hash_files, is_sealed, seal, with_checksum
 from lance_prep.store.sidecar import Files
@@ -323,6 +327,40 @@ class Journal:
     def order_of_deletion(path: str) -> tuple[bool, bool]:
         """Sort the plan first and the note of the commit last, so that half a journal is not an unfinished build."""
         return path.endswith(f"/{COMMITTED}"), not path.endswith("/plan.json")
+
+    def write_scan(self, shard: int, arrays: Mapping[str, U64]) -> None:
+        """Keep what a pass over a shard's texts found. Builds that add to this one compare their texts with it."""
+        write_arrays(self._files, f"{self._folder}/scan-{shard:06d}.bin", arrays)
+
+    def scan(self, shard: int) -> dict[str, U64]:
+        """Return what `write_scan` wrote.
+
+        Raises:
+            DatasetError: it is missing or damaged.
+        """
+        return self._read_arrays(f"scan-{shard:06d}.bin")
+
+    def write_dropped(self, shard: int, arrays: Mapping[str, U64]) -> None:
+        """Keep what is dropped from a shard. Written for each shard, also if it is nothing."""
+        write_arrays(self._files, f"{self._folder}/dropped-{shard:06d}.bin", arrays)
+
+    def dropped(self, shard: int) -> dict[str, U64]:
+        """Return what `write_dropped` wrote.
+
+        Raises:
+            DatasetError: it is missing or damaged.
+        """
+        return self._read_arrays(f"dropped-{shard:06d}.bin")
+
+    def _read_arrays(self, name: str) -> dict[str, U64]:
+        path = f"{self._folder}/{name}"
+        try:
+            if (arrays := read_arrays(self._files, path)) is not None:
+                return arrays
+            said = f"{path} is missing"
+        except ValueError as error:
+            said = f"{path} is damaged: {error}"
+        raise DatasetError(said, "copy it from a backup, or build again with overwrite=True")
 
     def write_rejected(self, shard: int, lines: bytes) -> None:
         """Keep a shard's rejected rows (JSON lines), or remove what an earlier try left."""

@@ -1,0 +1,125 @@
+"""Drop what an earlier pass over the source found: whole documents, and lines of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lance_prep.arrow_text import drop_blank, without_nulls
+from lance_prep.keyed import U64
+from lance_prep.ledger import Tally
+from lance_prep.recipe import Recipe
+from lance_prep.source import SourceBatch
+
+#: The reason for which the ledger counts a document whose text, or each line of it, is that of an earlier one.
+DUPLICATE = "duplicate"
+#: `row << 24 | line` is the number of a line, for a row of the shard and a line of its text.
+LINE_BITS = 24
+_REASON = "documents: "
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What is dropped from one shard.
+
+    Attributes:
+        documents: reason -> source rows of the shard, uint64, ascending. No row has two reasons.
+        lines: numbers of lines, uint64, ascending; see `LINE_BITS`.
+    """
+
+    documents: Mapping[str, U64] = field(default_factory=dict)
+    lines: U64 = field(default_factory=lambda: np.empty(0, np.uint64))
+
+    def as_arrays(self) -> dict[str, U64]:
+        """Return it as named arrays, for a file."""
+        return {"lines": self.lines, **{f"{_REASON}{reason}": rows for reason, rows in self.documents.items()}}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, U64]) -> Dropped:
+        """Return what `as_arrays` was made of."""
+        return cls(reasons_in(arrays), arrays.get("lines", np.empty(0, np.uint64)))
+
+
+def reasons_in(arrays: Mapping[str, U64]) -> dict[str, U64]:
+    """Return the arrays of documents by the reason for which they are dropped."""
+    return {name.removeprefix(_REASON): rows for name, rows in arrays.items() if name.startswith(_REASON)}
+
+
+def keep_texts(
+    batches: Iterable[SourceBatch], recipe: Recipe, tally: Tally, dropped: Dropped | None
+) -> Iterator[SourceBatch]:
+    """Yield the batches of a shard without what is dropped, and count that. Batches of which nothing is left are not.
+
+    Args:
+        dropped: what a pass over the whole source found; None if nothing needs one.
+    """
+    for batch in batches:
+        left = batch
+        if dropped is not None:
+            left = _without_documents(left, tally, dropped.documents)
+            if len(dropped.lines):
+                left = _without_lines(left, tally, dropped.lines)
+        if len(left.rows):
+            yield left
+
+
+def _without_documents(batch: SourceBatch, tally: Tally, documents: Mapping[str, U64]) -> SourceBatch:
+    keep = np.ones(len(batch.rows), bool)
+    for reason, rows in documents.items():
+        found = _places(batch.rows, rows)
+        tally.ledger.drop(reason, len(found))
+        keep[found] = False
+    return kept_rows(batch, keep)
+
+
+def _without_lines(batch: SourceBatch, tally: Tally, lines: U64) -> SourceBatch:
+    rows = lines >> np.uint64(LINE_BITS)
+    mine = slice(*np.searchsorted(rows, [batch.rows[0], batch.rows[-1] + 1])) if len(batch.rows) else slice(0)
+    found = _places(batch.rows, np.unique(rows[mine]))  # a row may be on the other side of a split
+    if not len(found):
+        return batch
+    texts = without_nulls(batch.columns.column(0))
+    pieces = pc.split_pattern(texts.take(pa.array(found)), "\n")
+    counts = pieces.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    starts = np.cumsum(counts) - counts
+    numbers = np.arange(counts.sum()) - np.repeat(starts, counts)
+    units = np.repeat(batch.rows[found] << np.uint64(LINE_BITS), counts) | numbers.astype(np.uint64)
+    keep = ~np.isin(units, lines[mine])
+    offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(keep, starts))]).astype(np.int32)
+    flat = pieces.flatten().filter(pa.array(keep))
+    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), flat), "\n")
+    removed = int(np.count_nonzero(~keep))
+    tally.ledger.lines_in += removed
+    tally.ledger.lines_dropped += removed
+    place = np.arange(len(texts))
+    place[found] = np.arange(len(texts), len(texts) + len(found))
+    columns = [pa.concat_arrays([texts, joined]).take(pa.array(place)), *batch.columns.columns[1:]]
+    filled = np.ones(len(texts), bool)
+    filled[found] = False
+    filled[found[drop_blank(joined)[1]]] = True  # of the others nothing is left but blank lines
+    tally.ledger.drop(DUPLICATE, int(np.count_nonzero(~filled)))
+    changed = pa.RecordBatch.from_arrays(columns, schema=batch.columns.schema)
+    return kept_rows(replace(batch, columns=changed), filled)
+
+
+def kept_rows(batch: SourceBatch, keep: npt.NDArray[np.bool_]) -> SourceBatch:
+    """Return a batch without some of its rows."""
+    if keep.all():
+        return batch
+    return replace(batch, columns=batch.columns.filter(pa.array(keep)), rows=batch.rows[keep])
+
+
+def _places(rows: U64, wanted: U64) -> npt.NDArray[np.int64]:
+    """Return where the wanted rows are among a batch's; those of other batches are left out. Both ascend."""
+    if not len(rows) or not len(wanted):
+        return np.empty(0, np.int64)
+    first, last = np.searchsorted(wanted, [rows[0], rows[-1] + 1])
+    mine = wanted[first:last]
+    place = np.searchsorted(rows, mine)
+    found: npt.NDArray[np.int64] = place[rows[place] == mine]
+    return found

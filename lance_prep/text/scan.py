@@ -1,0 +1,104 @@
+"""The pass over a shard that comes before any is built: what must be known of all texts to say which are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from lance_prep.arrow_text import drop_blank, hash_texts, split_lines, without_nulls
+from lance_prep.errors import UsageError
+from lance_prep.keyed import U64
+from lance_prep.recipe import Recipe
+from lance_prep.source import SourceBatch
+from lance_prep.text.dedup import ShardKeys, first_units
+from lance_prep.text.drop import DUPLICATE, LINE_BITS, Dropped, reasons_in
+
+
+@dataclass(frozen=True)
+class ShardScan:
+    """What a pass over one shard found.
+
+    Attributes:
+        keys: of its units, to be compared with those of other shards.
+        repeats: units that repeat one of this shard, uint64, ascending.
+        documents: rows that are dropped for other reasons, as in `Dropped`.
+    """
+
+    keys: ShardKeys
+    repeats: U64
+    documents: Mapping[str, U64] = field(default_factory=dict)
+
+    def as_arrays(self) -> dict[str, U64]:
+        """Return it as named arrays, for a file."""
+        keys = {"low": self.keys.low, "high": self.keys.high, "units": self.keys.units}
+        return {**keys, "repeats": self.repeats, **Dropped(self.documents).as_arrays()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, U64]) -> ShardScan:
+        """Return what `as_arrays` was made of.
+
+        Raises:
+            ValueError: it was made of something else.
+        """
+        try:
+            keys = ShardKeys(arrays["low"], arrays["high"], arrays["units"])
+            repeats = arrays["repeats"]
+        except KeyError as error:
+            raise ValueError(f"it has no array {error}") from error
+        if not len(keys.low) == len(keys.high) == len(keys.units):
+            raise ValueError("its arrays differ in length")
+        return cls(keys, repeats, reasons_in(arrays))
+
+    def dropped(self, recipe: Recipe, later: U64) -> Dropped:
+        """Return what is dropped from the shard.
+
+        Args:
+            later: units that repeat one of an earlier shard.
+        """
+        units = np.union1d(self.repeats, later)
+        if recipe.drops_lines:
+            return Dropped(self.documents, units)
+        return Dropped({**self.documents, DUPLICATE: units})
+
+
+def needs_scan(recipe: Recipe) -> bool:
+    """Return whether a recipe's drops can only be known by a pass over the whole source."""
+    return recipe.dedup != "none"
+
+
+def scan_shard(batches: Iterable[SourceBatch], recipe: Recipe) -> ShardScan:
+    """Read a shard's texts, and find what can be found without the other shards.
+
+    Args:
+        batches: of the shard, with the rows of both sides of a split.
+    """
+    keys, units = [np.empty((0, 2), np.uint64)], [np.empty(0, np.uint64)]
+    for batch in batches:
+        for some, of in _keys(batch, recipe):
+            keys.append(some)
+            units.append(of)
+    kept, repeats = first_units(np.concatenate(keys), np.concatenate(units))
+    return ShardScan(kept, repeats)
+
+
+def _keys(batch: SourceBatch, recipe: Recipe) -> Iterator[tuple[U64, U64]]:
+    """Yield keys of a batch's units and, for each key, its unit. Blank texts and lines have none."""
+    texts, units = without_nulls(batch.columns.column(0)), batch.rows
+    if recipe.drops_lines:
+        texts, units = _lines(texts, units)
+    texts, kept = drop_blank(texts)
+    yield hash_texts(texts), units[kept]
+
+
+def _lines(texts: pa.LargeStringArray, rows: U64) -> tuple[pa.LargeStringArray, U64]:
+    lines, parents = split_lines(texts)
+    starts = np.searchsorted(parents, np.arange(len(texts)))
+    numbers = np.arange(len(lines)) - starts[parents]
+    if len(numbers) and numbers.max() >> LINE_BITS:
+        row = rows[parents[int(numbers.argmax())]]
+        said = f"dedup_unit 'line': the text of source row {row:,} has more than {1 << LINE_BITS:,} lines"
+        raise UsageError(said, "use text_unit 'line', or dedup_unit 'document'")
+    return lines, rows[parents] << np.uint64(LINE_BITS) | numbers.astype(np.uint64)
