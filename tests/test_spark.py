@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -21,12 +20,9 @@ from lance_prep.engine import Built, Hooks, Schedule, SparkEngine, keep_shard, m
 from lance_prep.errors import EngineError, RowRejected, UsageError
 from tests.helpers import check_whole
 from tests.processes import finish, start, wait_for, write_texts
+from tests.spark import MASTER, needs_spark
 
-pytest.importorskip("pyspark", reason="NOT TESTED: Spark. pyspark is not installed")
-if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-    pytest.skip("NOT TESTED: Spark. There is no Java on this machine", allow_module_level=True)
-
-MASTER = "local[2]"
+needs_spark()
 
 
 @pytest.fixture(scope="module")

@@ -14,26 +14,16 @@ import pytest
 import lance_prep
 from lance_prep.dataset.check_source import SourceCheck
 from lance_prep.errors import ColumnNotFound, LancePrepError, OutputExists, UsageError
-from tests.helpers import check_whole, rows_of
-from tests.test_spark import MASTER
-
-pytest.importorskip("pyspark")
-
-from lance_prep.engine.spark_context import spark_context
 from lance_prep.spark import read_lance, write_lance
+from tests.helpers import check_whole, rows_of
+from tests.spark import needs_spark
+
+needs_spark()
 
 COLUMNS = {
     "text": [f"Document {number} says {'so ' * (number % 40)}and ends." for number in range(2_000)],
     "n": list(range(2_000)),
 }
-
-
-@pytest.fixture(scope="module")
-def spark() -> Any:
-    from pyspark.sql import SparkSession
-
-    spark_context(MASTER, {}, None)
-    return SparkSession.builder.getOrCreate()
 
 
 @pytest.fixture(scope="module")
