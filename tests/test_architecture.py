@@ -19,7 +19,19 @@ import lance_prep
 ROOT = Path(lance_prep.__file__).parent
 
 #: What everything may import; each of these imports only from those before it.
-GROUND = ("errors", "ledger", "keyed", "process", "arrow_text", "transport", "layouts", "filter", "recipe", "model")
+GROUND = (
+    "errors",
+    "ledger",
+    "keyed",
+    "process",
+    "arrow_text",
+    "transport",
+    "hub_path",
+    "layouts",
+    "filter",
+    "recipe",
+    "model",
+)
 BUILD = {"fetch", "formats", "plan", "source", "text", "tokenizer", "layout", "store", "engine"}
 #: package -> packages of ours that it may import besides `GROUND`, at the top of a module or inside a function
 MAY_IMPORT: dict[str, set[str]] = {

@@ -388,3 +388,18 @@ def test_an_export_from_an_object_store(s3: S3, texts: str, tokenizer: str, tmp_
     said = capsys.readouterr().err
     assert "cannot export to s3://bucket/out" in said
     assert "secret" not in said
+
+
+def test_sql_and_train_on_an_object_store(s3: S3, texts: str, tokenizer: str, tmp_path: Path, capsys: Any) -> None:
+    fields: dict[str, Any] = {"tokenizer": tokenizer, "block_size": 64}
+    lance_prep.build(texts, output=URI, storage_options=s3.options, **fields)
+    local = lance_prep.build(texts, output=tmp_path / "x.lance", **fields)
+    before = s3.names("bucket")
+    printed = {}
+    options = [f"--storage-option={name}={value}" for name, value in s3.options.items()]
+    for place, more in ((URI, options), (local.uri, [])):
+        capsys.readouterr()
+        assert run(["sql", place, "select sum(num_tokens) as n, count(*) as rows from dataset", "--json", *more]) == 0
+        printed[place] = json.loads(capsys.readouterr().out)
+    assert printed[URI] == printed[local.uri] == [{"n": local.tokens, "rows": local.rows}]
+    assert s3.names("bucket") == before

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lance_prep.cli.main import run
+from lance_prep.dataset import query
 from lance_prep.errors import UsageError
-from lance_prep.exchange import query
+from tests.loopback_hub import LoopbackHub
 
 SOURCES = ["web", "books", "web", "code", "web", "books", "web"]
 EVIL = "\x1b[31mred\u202e\nline"
@@ -42,7 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, tokenizer: str) -> Path:
     return home
 
 
-def records(capsys: Any, dataset: Path, sql: str, *more: str) -> list[dict[str, Any]]:
+def records(capsys: Any, dataset: Path | str, sql: str, *more: str) -> list[dict[str, Any]]:
     capsys.readouterr()
     assert run(["sql", str(dataset), sql, "--json", *more]) == 0, capsys.readouterr().err
     found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
@@ -253,3 +254,36 @@ def test_the_library_streams(built: Path) -> None:
 def test_a_query_that_would_overflow_the_stack_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nested more than 1,000 deep"):
         query(tmp_path, "select 1" + " + 1" * 20_000 + " from dataset")
+
+
+def test_a_dataset_on_the_hub_is_read_at_one_commit_and_in_part(hub: LoopbackHub, tmp_path: Path, capsys: Any) -> None:
+    path, n = tmp_path / "x.lance", 20_000
+    texts = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(n)]
+    lance.write_dataset(pa.table({"text": texts, "n": range(n), "source": [SOURCES[i % 7] for i in range(n)]}), path)
+    first = hub.add_dataset("owner/name", uploaded(path))
+    url = "hf://datasets/owner/name/data/train.lance"
+    sql = "select source, count(*) as n from dataset where n < 700 group by source order by n desc"
+    hub.log.clear()
+    expected = [{"source": "web", "n": 400}, {"source": "books", "n": 200}, {"source": "code", "n": 100}]
+    assert records(capsys, url, sql) == expected
+    assert {request["method"] for request in hub.log} <= {"GET", "HEAD"}
+    assert hub.requests("/resolve/") == hub.requests(f"/resolve/{first}/")
+    asked = hub.bytes_sent("/data/")
+    assert asked < 0.3 * sum(file.stat().st_size for file in (path / "data").iterdir())
+    hub.log.clear()
+    assert len(records(capsys, url, "select text from dataset where n = 5")) == 1
+    assert hub.bytes_sent("/data/") < 0.3 * sum(file.stat().st_size for file in (path / "data").iterdir())
+    lance.write_dataset(pa.table({"text": ["new"], "n": [0], "source": ["new"]}), path, mode="overwrite")
+    hub.add_dataset("owner/name", uploaded(path))
+    assert records(capsys, url, sql) == [{"source": "new", "n": 1}]
+    assert records(capsys, url.replace("/data/", f"@{first}/data/"), sql) == expected
+    assert "no revision 'nosuch'" in refusal(capsys, url.replace("/data/", "@nosuch/data/"), sql)
+    assert "there is no dataset" in refusal(capsys, url.replace("train", "test"), sql)
+
+
+def uploaded(folder: Path) -> dict[str, bytes]:
+    return {
+        f"data/train.lance/{path.relative_to(folder).as_posix()}": path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }

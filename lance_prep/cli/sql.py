@@ -66,9 +66,9 @@ def sql(
     if as_csv + as_json + (output is not None) > 1:
         raise click.UsageError("--json, --csv and -o cannot be combined: use one of them")
     target = _new_file(output, uri) if output is not None else None
-    from lance_prep import exchange
+    from lance_prep import dataset
 
-    reader = exchange.query(uri, query, version, storage_options)
+    reader = dataset.query(uri, query, version, storage_options)
     is_table = not (as_csv or as_json or target)
     if is_table:
         _print_table(reader, LIMIT if limit is None else limit)

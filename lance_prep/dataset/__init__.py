@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lance_prep.dataset.jsonl_index import Indexed, index_jsonl
     from lance_prep.dataset.maintain import Compaction, Pruning, compact, prune
     from lance_prep.dataset.show import ShownDocument, ShownRow, pinned_recipe, show_rows
+    from lance_prep.dataset.sql import query
     from lance_prep.dataset.verify import Listener, verify
     from lance_prep.dataset.versions import Difference, Version, diff_versions, list_versions
     from lance_prep.store import DatasetVersion, open_version

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import DatasetError, one_line
+from lance_prep.hub_path import pinned_uri
 from lance_prep.store import KEY, DatasetVersion, Metadata, open_any, open_version, opened, version_numbers
 from lance_prep.transport import Transport, absolute_uri
 
@@ -46,7 +47,8 @@ def list_versions(uri: str | Path, storage_options: Mapping[str, str] | None = N
     Raises:
         DatasetError: not a dataset.
     """
-    where, transport = absolute_uri(uri), Transport.of(storage_options)
+    transport = Transport.of(storage_options)
+    where = pinned_uri(absolute_uri(uri), transport)
     latest = open_any(where, None, transport)
     tags = tags_by_version(latest)
     try:

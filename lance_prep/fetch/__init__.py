@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.fetch.hub import LIBRARY, HubPath, guard_session, hub_api, hub_url_of, parse_hub_url
     from lance_prep.fetch.prefetch import RANGE_BYTES, Prefetch, Range, RangeFile, split_range
     from lance_prep.fetch.ranges import Ranges, fsspec_of, identity_of, open_ranges, state_of
     from lance_prep.fetch.stream import open_stream, read_head

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import SourceError
-from lance_prep.fetch import HubPath, parse_hub_url
 from lance_prep.formats.base import Chunk, Format, PartJob, row_chunks
+from lance_prep.hub_path import HubPath, parse_hub_url
 from lance_prep.model import PinnedSource, SourceFile
 from lance_prep.recipe import Recipe
 from lance_prep.transport import Transport

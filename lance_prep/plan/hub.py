@@ -10,19 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
-from lance_prep.fetch import HubPath, hub_api, parse_hub_url
-from lance_prep.formats import check_one_family, format_of, is_data, require_format, stream_file
+from lance_prep.formats import check_one_family, format_of, is_data, pin_lance, require_format, stream_file
+from lance_prep.hub_path import HubPath, hub_api, hub_info, parse_hub_url
 from lance_prep.model import PinnedSource, SourceFile
 from lance_prep.plan.discover import Found, find_local, is_glob, left_out
 from lance_prep.recipe import Recipe
-from lance_prep.transport import FIRST_ATTEMPTS, Retries
+from lance_prep.transport import FIRST_ATTEMPTS, Retries, Transport
 
 CONVERTED = "refs/convert/parquet"
 _CHUNK = 500  # paths in one `paths-info` request
 
 
-def find_hub(recipe: Recipe, at: HubPath) -> Found:
+def find_hub(recipe: Recipe, at: HubPath, transport: Transport) -> Found:
     """Return the files of a Hub dataset, by config and split, or by the path or glob of a URL.
+
+    A Lance dataset in it counts as one file.
 
     Raises:
         SourceNotFound: no such repository, revision, config, split or file; says which there are.
@@ -34,36 +36,21 @@ def find_hub(recipe: Recipe, at: HubPath) -> Found:
     revision = at.revision or recipe.revision or "main"
     retries = Retries(attempts=FIRST_ATTEMPTS)
     with translating(f"dataset {at.repo}"):
-        info = _info(at.repo, revision, retries)
+        info = hub_info(at.repo, revision, retries)
         if info is None:
             return _find_cached(recipe, at, revision)
         if at.path:
-            return _find_paths(recipe, at, revision, info.sha, retries)
-        return _find_split(recipe, at.repo, revision, info, retries)
+            return _find_paths(recipe, at, revision, info.sha, transport.retrying(attempts=FIRST_ATTEMPTS))
+        return _find_split(recipe, at.repo, revision, info, transport.retrying(attempts=FIRST_ATTEMPTS))
 
 
-def _info(repo: str, revision: str, retries: Retries) -> Any:
-    """Return the Hub's answer about a dataset at a revision; None in offline mode."""
-    from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
-
-    api = hub_api()
-    try:
-        return retries.call(lambda: api.dataset_info(repo, revision=revision), doing=f"dataset {repo}")
-    except OfflineModeIsEnabled:
-        return None
-    except RevisionNotFoundError as error:
-        refs = retries.call(lambda: api.list_repo_refs(repo, repo_type="dataset"), doing=f"dataset {repo}")
-        names = [ref.name for ref in [*refs.branches, *refs.tags]]
-        raise SourceNotFound(
-            f"dataset {repo} has no revision {revision!r}", f"use a commit hash, or one of: {', '.join(names)}"
-        ) from error
-
-
-def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: Retries) -> Found:
+def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, transport: Transport) -> Found:
     """Return the files that a path or glob names, at a commit."""
     if recipe.config is not None or recipe.split is not None:
         raise UsageError(f"{recipe.asked} names files: `config` and `split` cannot be combined with it", "remove them")
-    tree = _tree(at.repo, sha, retries)
+    tree = _tree(at.repo, sha, transport.retries)
+    for root in sorted({name.partition("/_versions/")[0] for name in tree if "/_versions/" in name}):
+        tree = {name: pin for name, pin in tree.items() if not name.startswith(f"{root}/")} | {root: None}
     if is_glob(at.path):
         import re
 
@@ -84,14 +71,18 @@ def _find_paths(recipe: Recipe, at: HubPath, revision: str, sha: str, retries: R
             f"dataset {at.repo} has no data file {at.path!r} at {revision}", f"there are {there or 'none'}"
         )
     check_one_family(names, recipe.asked)
-    files = tuple(_file(at.repo, sha, name, *tree[name]) for name in names)
+    files = tuple(_file(HubPath(at.repo, sha, name), tree[name], transport) for name in sorted(names))
     inside = [name for name in tree if name.startswith(at.path.rstrip("/") + "/")]  # none if it names a file or a glob
     source = PinnedSource(recipe.asked, at.repo, revision=revision, commit=sha)
     return Found(source, files, skipped=left_out(inside, set(names)))
 
 
-def _tree(repo: str, sha: str, retries: Retries) -> dict[str, tuple[int, str]]:
-    """Return all files of a commit, sorted: path -> (size, blob id)."""
+#: Size and blob id of a file; None for the folder of a Lance dataset.
+_Pin = tuple[int, str] | None
+
+
+def _tree(repo: str, sha: str, retries: Retries) -> dict[str, _Pin]:
+    """Return all files of a commit, sorted by path."""
     from huggingface_hub.hf_api import RepoFile
 
     def listing() -> list[Any]:
@@ -105,9 +96,11 @@ def _pin(entry: Any) -> tuple[int, str]:
     return int(entry.size), str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
 
 
-def _file(repo: str, sha: str, path: str, size: int, identity: str) -> SourceFile:
-    kind, compression = require_format(path)
-    return SourceFile(HubPath(repo, sha, path).url, kind, size, identity, compression)
+def _file(at: HubPath, pin: _Pin, transport: Transport) -> SourceFile:
+    if pin is None:
+        return pin_lance(at.url, transport)
+    kind, compression = require_format(at.path)
+    return SourceFile(at.url, kind, pin[0], pin[1], compression)
 
 
 def choose(kind: str, asked: str | None, names: Sequence[str], default: str, where: str) -> str:
@@ -132,9 +125,9 @@ def choose(kind: str, asked: str | None, names: Sequence[str], default: str, whe
     raise SourceNotFound(f"{where} has several {kind}s", f"choose one with `{kind}`: {listed}")
 
 
-def _find_split(recipe: Recipe, repo: str, revision: str, info: Any, retries: Retries) -> Found:
+def _find_split(recipe: Recipe, repo: str, revision: str, info: Any, transport: Transport) -> Found:
     """Return the files of a config and split, as `load_dataset` finds them."""
-    where = f"dataset {repo}"
+    where, retries = f"dataset {repo}", transport.retries
     try:
         config, splits = retries.call(lambda: _data_files(recipe, repo, info.sha, where), doing=where)
     except (FileNotFoundError, RuntimeError) as error:  # no known files, or a loading script
@@ -150,7 +143,9 @@ def _find_split(recipe: Recipe, repo: str, revision: str, info: Any, retries: Re
     paths = [parse_hub_url(url).path for url in splits[split] if "::" not in url]
     if len(paths) == len(splits[split]) and all(_readable(path) for path in paths):
         pins = _paths_info(repo, info.sha, paths, retries)
-        return Found(source, tuple(_file(repo, info.sha, path, *pins[path]) for path in paths))
+        return Found(source, tuple(_file(HubPath(repo, info.sha, path), pins[path], transport) for path in paths))
+    if roots := sorted({path.partition("/_versions/")[0] for path in paths if "/_versions/" in path}):
+        return Found(source, tuple(_file(HubPath(repo, info.sha, root), None, transport) for root in roots))
     return _find_converted(recipe, repo, revision, retries) or Found(source, (stream_file(source),))
 
 
@@ -175,9 +170,9 @@ def _data_files(recipe: Recipe, repo: str, sha: str, where: str) -> tuple[str, d
     return name, {str(split): [str(url) for url in urls] for split, urls in config.data_files.items()}
 
 
-def _paths_info(repo: str, sha: str, paths: Sequence[str], retries: Retries) -> Mapping[str, tuple[int, str]]:
+def _paths_info(repo: str, sha: str, paths: Sequence[str], retries: Retries) -> Mapping[str, _Pin]:
     api = hub_api()
-    pins: dict[str, tuple[int, str]] = {}
+    pins: dict[str, _Pin] = {}
     for at in range(0, len(paths), _CHUNK):
         chunk = list(paths[at : at + _CHUNK])
 
@@ -206,7 +201,8 @@ def _find_converted(recipe: Recipe, repo: str, revision: str, retries: Retries) 
     config = choose("config", recipe.config, sorted({p[0] for p in parts}), "default", where)
     splits = sorted({p[1] for p in parts if p[0] == config})
     split = choose("split", recipe.split, splits, "train", f"{where}, config {config}")
-    files = tuple(_file(repo, info.sha, n, *pin) for n, pin in tree.items() if n.startswith(f"{config}/{split}/"))
+    inside = {name: pin for name, pin in tree.items() if name.startswith(f"{config}/{split}/")}
+    files = tuple(_file(HubPath(repo, info.sha, name), pin, Transport()) for name, pin in inside.items())
     return Found(PinnedSource(recipe.asked, repo, config, split, CONVERTED, info.sha), files)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import BadFile, UsageError, translating, without_credentials
-from lance_prep.fetch import HubPath, hub_url_of, parse_hub_url
 from lance_prep.formats import (
     TOPICS,
     check_one_family,
@@ -23,6 +22,7 @@ from lance_prep.formats import (
     topics_file,
     without_extensions,
 )
+from lance_prep.hub_path import HubPath, hub_url_of, parse_hub_url
 from lance_prep.model import PinnedSource, Plan, Skipped, SourceFile
 from lance_prep.plan.columns import resolve_columns
 from lance_prep.plan.cut import cut_shards
@@ -125,7 +125,7 @@ def _find_one(recipe: Recipe, source: str, transport: Transport) -> Found:
     if source.startswith("hf://"):
         from lance_prep.plan.hub import find_hub
 
-        return find_hub(recipe, parse_hub_url(source))
+        return find_hub(recipe, parse_hub_url(source), transport)
     if is_http(source) and (on_hub := hub_url_of(source)) is not None:
         return _find_one(recipe, on_hub, transport)
     if "://" in source:
@@ -138,7 +138,7 @@ def _find_one(recipe: Recipe, source: str, transport: Transport) -> Found:
     if looks_like_hub_id(source):
         from lance_prep.plan.hub import find_hub
 
-        return find_hub(recipe, HubPath(source, "", ""))
+        return find_hub(recipe, HubPath(source, "", ""), transport)
     raise not_found(source)
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lance_prep.engine import ExecutorSetup
 from lance_prep.errors import ColumnNotFound, UsageError, one_line, reading_dataset
+from lance_prep.hub_path import pinned_uri
 from lance_prep.store import open_any, open_at
 from lance_prep.transport import Transport, absolute_uri
 
@@ -46,7 +47,8 @@ def read_lance(
     """
     from pyspark.sql.pandas.types import from_arrow_schema
 
-    at, transport = absolute_uri(uri), Transport.of(storage_options)
+    transport = Transport.of(storage_options)
+    at = pinned_uri(absolute_uri(uri), transport)
     dataset = open_any(at, version, transport) if isinstance(version, int) else open_at(at, version, transport).dataset
     missing = [name for name in columns or () if name not in dataset.schema.names]
     if missing:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lance_prep.errors import DatasetError
+from lance_prep.hub_path import lance_place
 from lance_prep.transport import Transport, is_local
 
 #: Ending of the temporary file that `LocalFiles.write` renames; the name begins with a dot.
@@ -217,7 +218,8 @@ class ObjectFiles:
     def __init__(self, root: str, transport: Transport) -> None:
         from lance.file import LanceFileSession
 
-        self._session = LanceFileSession(root, storage_options=dict(transport.storage_options))
+        place, options = lance_place(root, transport)
+        self._session = LanceFileSession(place, storage_options=options or {})
 
     def read(self, path: str) -> bytes | None:
         if not self._session.contains(path):

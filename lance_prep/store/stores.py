@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from lance_prep.errors import reading_dataset
+from lance_prep.hub_path import lance_place
 from lance_prep.store.sidecar import Files, LocalFiles, ObjectFiles
 from lance_prep.transport import Transport, is_local
 
@@ -66,7 +67,8 @@ class LanceStore:
 
         with reading_dataset(uri) if is_local(uri) else nullcontext():
             try:
-                return lance.dataset(uri, version=version, storage_options=transport.for_lance)
+                place, options = lance_place(uri, transport)
+                return lance.dataset(place, version=version, storage_options=options)
             except ValueError as error:
                 if "not found" in str(error).lower():
                     return None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lance_prep.errors import DamagedDataset, DatasetError
+from lance_prep.hub_path import pinned_uri
 from lance_prep.store.metadata import (
     LISTS_FOLDER,
     TOKENIZERS_FOLDER,
@@ -191,16 +192,17 @@ def open_version(
     """Open a dataset that lance-prep built.
 
     Args:
-        path: of the dataset, or its URI.
+        path: of the dataset, or its URI. A dataset on the Hub is pinned to the commit that it has now.
         version: number or tag; the latest by default.
         storage_options: for an object store.
 
     Raises:
         DatasetError: there is no dataset, it has no such version, lance-prep did not build it, one of its folders is a
             symbolic link, or it is damaged (`DamagedDataset`).
+        SourceError: the Hub does not answer, or has no such repository or revision.
     """
-    uri = absolute_uri(path)
-    return open_at(uri, version, Transport.of(storage_options))
+    transport = Transport.of(storage_options)
+    return open_at(pinned_uri(absolute_uri(path), transport), version, transport)
 
 
 def open_at(uri: str, version: int | str | None, transport: Transport) -> DatasetVersion:

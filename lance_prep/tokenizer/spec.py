@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, UsageError, translating
-from lance_prep.fetch import LIBRARY, guard_session, hub_api
+from lance_prep.hub_path import LIBRARY, guard_session, hub_api
 from lance_prep.layouts import FUNCTION_PREFIX
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer.made import convert_slow, is_slow, train_sample_tokenizer

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from lance_prep.errors import LancePrepError, UsageError, one_line, reading_dataset
 from lance_prep.filter import describe
+from lance_prep.hub_path import pinned_uri
 from lance_prep.store import open_any
 from lance_prep.transport import Transport, absolute_uri
 
@@ -48,8 +49,9 @@ def query(
         DatasetError: there is no dataset, it has no such version, or it is damaged (`DamagedDataset`).
     """
     check_query(sql)
-    uri = absolute_uri(path)
-    dataset = open_any(uri, version, Transport.of(storage_options))
+    transport = Transport.of(storage_options)
+    uri = pinned_uri(absolute_uri(path), transport)
+    dataset = open_any(uri, version, transport)
     with reading_dataset(uri), _explaining(dataset.schema):
         reader = dataset.sql(sql).build().to_stream_reader()
     names = reader.schema.names
