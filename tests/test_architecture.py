@@ -227,7 +227,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-TRAIN = ("layouts", "errors", "keyed", "ledger", "arrow_text", "transport", "store", "train")
+TRAIN = ("layouts", "errors", "keyed", "ledger", "arrow_text", "transport", "hub_path", "store", "train")
 HEAVY = {
     "click",
     "numpy",
