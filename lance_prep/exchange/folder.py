@@ -378,25 +378,28 @@ class ShardFile:
             self._flushing = self._flusher.submit(getattr(os, "fdatasync", os.fsync), self._file.fileno())
 
     def durable(self, rows: int, tokens: int) -> Shard:
-        """Make what is written durable, and return its record."""
-        if self._flushing is not None:
-            self._flushing.result()
-        make_durable(self._file.fileno())
-        self.begun = Shard(rows, tokens, self.size, self._hash.hexdigest())
+        """Make what is written durable, so that another run can continue it. Return its record."""
+        self.begun = self._record(rows, tokens)
         return self.begun
 
     def finish(self, rows: int, tokens: int) -> Shard:
         """Make the file durable and close it."""
-        shard = self.durable(rows, tokens)
+        shard = self._record(rows, tokens)
         self._close()
         return shard
+
+    def _record(self, rows: int, tokens: int) -> Shard:
+        if self._flushing is not None:
+            self._flushing.result()
+        make_durable(self._file.fileno())
+        return Shard(rows, tokens, self.size, self._hash.hexdigest())
 
     def abandon(self) -> None:
         """Close the file, and remove what is not durable of it."""
         if self.begun is None:
             self.path.unlink(missing_ok=True)
         else:
-            self._file.truncate(self.begun.bytes)
+            os.truncate(self.path, self.begun.bytes)
         self._close()
 
     def _close(self) -> None:
