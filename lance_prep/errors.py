@@ -16,6 +16,7 @@
     ├── OutputError             the output cannot be written
     │   ├── OutputExists        something else is there already
     │   ├── OutputLocked        another process is building into it
+    │   ├── BranchMoved         another commit on the Hub came first
     │   └── DiskFull
     ├── DatasetError            not a dataset of lance-prep, or no such version
     │   ├── DamagedDataset      its files or metadata are missing, damaged or invalid
@@ -116,6 +117,10 @@ class OutputExists(OutputError):
 
 
 class OutputLocked(OutputError):
+    pass
+
+
+class BranchMoved(OutputError):
     pass
 
 

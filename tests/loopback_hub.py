@@ -555,7 +555,8 @@ def _upload_mode(files: dict[str, bytes], asked: dict[str, Any]) -> dict[str, An
     patterns = [line.split()[0] for line in attributes.splitlines() if "filter=lfs" in line]
     named = any(fnmatch.fnmatch(path.rsplit("/", 1)[-1], pattern) for pattern in patterns)
     lfs = named or asked["size"] >= LFS_SIZE or b"\0" in sample
-    answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+    ignored = [line for line in files.get(".gitignore", b"").decode().splitlines() if path.startswith(line)]
+    answer = {"path": path, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": bool(ignored)}
     if path in files:
         entry = _entry(path, files[path])
         answer["oid"] = entry.get("lfs", entry)["oid"]

@@ -1,0 +1,18 @@
+"""Hub stage: datasets to and from the Hugging Face Hub, one commit at a time."""
+
+from typing import TYPE_CHECKING
+
+from lance_prep.process import lazy_exports
+
+if TYPE_CHECKING:
+    from lance_prep.hub.commit import (
+        HubCommit,
+        HubFile,
+        UploadedFile,
+        UploadProgress,
+        commit_files,
+        upload_files,
+    )
+    from lance_prep.hub.repo import HubRepo, branch_head, check_token, ensure_repo, set_tag
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__)

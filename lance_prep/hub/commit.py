@@ -1,0 +1,433 @@
+"""Upload files to the Hub and make one commit of them.
+
+The content of large files goes up first, in parallel, and is part of nothing. Then one commit names all of it, on top
+of the parent that was looked at, so nobody sees a part of a push. `upload_folder` cannot be used for that: it commits
+in parts.
+
+A file that the Hub has is not sent again: it is in the parent commit with the same hash, or an earlier run, which was
+killed, uploaded it. A commit is tried again only after the branch was asked whether the last attempt arrived, and only
+on the same parent: of two attempts that both arrive, the Hub refuses the second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from lance_prep.errors import BranchMoved, OutputError
+from lance_prep.hub.repo import HubRepo, asking, branch_head, check_token, status_of, writing
+from lance_prep.hub_path import hub_api
+from lance_prep.transport import Retries, is_transient
+
+#: Files and bytes that are handed to huggingface_hub at a time. It hashes all of them before it sends the first.
+_CHUNK_FILES = 256
+_CHUNK_BYTES = 1 << 30
+#: Paths in one question to the Hub, whose limit is 1,000.
+_ASK_PATHS = 500
+#: Open pull requests that are searched for one that an earlier run made.
+_RECENT_PRS = 20
+#: Commits of a branch that are searched for one whose reply was lost.
+_RECENT_COMMITS = 50
+WORKERS = 8
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file to upload.
+
+    Attributes:
+        path: in the repository.
+        content: the bytes, or the path of a local file.
+    """
+
+    path: str
+    content: str | bytes = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else Path(self.content).stat().st_size
+
+    def sha256(self) -> str:
+        return self._digest("sha256", b"")
+
+    def git_hash(self) -> str:
+        """Return the id that git gives the content."""
+        return self._digest("sha1", b"blob %d\0" % self.size)
+
+    def _digest(self, name: str, prefix: bytes) -> str:
+        digest = hashlib.new(name, prefix)
+        if isinstance(self.content, bytes):
+            digest.update(self.content)
+        else:
+            with Path(self.content).open("rb") as file:
+                while data := file.read(1 << 20):
+                    digest.update(data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class UploadedFile:
+    """A file whose content is on the Hub, and which no commit names yet. Small and picklable.
+
+    Attributes:
+        path: in the repository.
+        size: in bytes.
+        sha256: of the content.
+        content: of a small text file, which travels in the commit itself; else None.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    content: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class HubCommit:
+    """What became of the files.
+
+    Attributes:
+        commit: the commit that has them.
+        made: whether it is new. If not, the branch or a pull request had the same files.
+        parent: the commit before it; `commit` itself if the branch had the files.
+        url: page of the commit, or of the pull request.
+        files, bytes: that the commit adds or changes.
+        unchanged: files that the parent had.
+        removed: files that the commit removes.
+    """
+
+    commit: str
+    made: bool
+    parent: str
+    url: str
+    files: int = 0
+    bytes: int = 0
+    unchanged: int = 0
+    removed: int = 0
+
+
+class UploadProgress(Protocol):
+    """Listens to an upload. `advanced` is called from several threads, one at a time."""
+
+    def planned(self, files: int, bytes: int) -> None:
+        """Hear what differs from the Hub's files."""
+
+    def advanced(self, bytes: int) -> None:
+        """Hear of bytes that were sent, or that the Hub turned out to have."""
+
+
+def commit_files(
+    repo: HubRepo,
+    files: Sequence[HubFile | UploadedFile],
+    message: str,
+    *,
+    description: str = "",
+    parent: str | None = None,
+    replaces: Sequence[str] = (),
+    create_pr: bool = False,
+    progress: UploadProgress | None = None,
+) -> HubCommit:
+    """Upload files and make one commit that adds or changes exactly these. Make none if the branch has them.
+
+    Args:
+        repo: an existing repository and branch; see `ensure_repo`.
+        files: with different paths.
+        message: title of the commit.
+        description: text of the commit.
+        parent: the commit that the branch must be at; by default, where it is now.
+        replaces: folders of the repository. Files in them that are not among `files` are removed.
+        create_pr: propose the commit as a pull request instead of adding it to the branch.
+        progress: told what is sent.
+
+    Raises:
+        BranchMoved: the branch is at another commit than `parent`.
+        AccessDenied: there is no token, or it may not write there.
+        HubUnreachable: the same call continues later.
+        OutputError: the repository's `.gitignore` excludes one of the files.
+    """
+    check_token()
+    head = branch_head(repo)
+    if parent is not None and parent != head:
+        raise _moved(repo, parent, head)
+    with writing(repo):
+        there = _files_at(repo, head, [file.path for file in files], replaces)
+        new, unchanged = _changes(files, there)
+        removed = sorted(_inside(there, replaces) - {file.path for file in files})
+        if not new and not removed:
+            return HubCommit(head, False, head, _page(repo, head), unchanged=unchanged)
+        uploaded = upload_files(repo, new, progress=progress, create_pr=create_pr)
+        attempt = _Attempt(repo, head, message, description, create_pr, uploaded, removed)
+        commit, url, made = attempt.commit()
+    return HubCommit(
+        commit, made, head, url, len(uploaded), sum(file.size for file in uploaded), unchanged, len(removed)
+    )
+
+
+def upload_files(
+    repo: HubRepo,
+    files: Sequence[HubFile | UploadedFile],
+    *,
+    progress: UploadProgress | None = None,
+    create_pr: bool = False,
+) -> list[UploadedFile]:
+    """Upload the content of files, in parallel, without a commit. Those that are uploaded already stay as they are.
+
+    Raises as `commit_files` does.
+    """
+    meter = _Meter(progress)
+    todo = [file for file in files if isinstance(file, HubFile)]
+    meter.plan(todo)
+    done = {file.path: file for file in files if isinstance(file, UploadedFile)}
+    with writing(repo):
+        for chunk in _chunks(todo):
+            for file in _upload(repo, chunk, meter, create_pr):
+                done[file.path] = file
+    return [done[file.path] for file in files]
+
+
+def _upload(repo: HubRepo, files: Sequence[HubFile], meter: _Meter, create_pr: bool) -> Iterator[UploadedFile]:
+    from huggingface_hub import CommitOperationAdd
+
+    operations = [CommitOperationAdd(file.path, file.content) for file in files]
+    for operation in operations:
+        operation.as_file = partial(_counted, operation.as_file, meter, operation.path_in_repo)  # type: ignore[method-assign]
+    hub_api().preupload_lfs_files(
+        repo.name,
+        additions=operations,
+        repo_type="dataset",
+        revision=repo.branch,
+        create_pr=create_pr,
+        num_threads=WORKERS,
+        free_memory=False,
+    )
+    for file, operation in zip(files, operations, strict=True):
+        if operation._should_ignore:
+            raise OutputError(
+                f"pushing to {repo}: the repository's .gitignore excludes {file.path}",
+                "remove the pattern from .gitignore on the Hub",
+            )
+        info = operation.upload_info
+        meter.reached(file.path, info.size)
+        content = None if operation._upload_mode == "lfs" else _read(file)
+        yield UploadedFile(file.path, info.size, info.sha256.hex(), content)
+
+
+def _read(file: HubFile) -> bytes:
+    return file.content if isinstance(file.content, bytes) else Path(file.content).read_bytes()
+
+
+@contextmanager
+def _counted(as_file: Any, meter: _Meter, path: str, with_tqdm: bool = False) -> Iterator[Any]:
+    """Open an operation's file as huggingface_hub does, and count what it reads to send it."""
+    with as_file() as file:
+        if with_tqdm:  # that is, to be sent and not to be hashed
+            read = file.read
+
+            def counting(size: int = -1) -> bytes:
+                data: bytes = read(size)
+                meter.reached(path, file.tell())
+                return data
+
+            # The file itself is kept: huggingface_hub rewinds files before it tries again, and nothing else.
+            if isinstance(file, io.BufferedReader):  # the `read` of bytes cannot be replaced
+                file.read = counting  # type: ignore[assignment,method-assign]
+        yield file
+
+
+class _Meter:
+    """Adds up how far each file is. A file that is sent again after an error does not count twice."""
+
+    def __init__(self, progress: UploadProgress | None) -> None:
+        self._progress = progress
+        self._at: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def plan(self, files: Sequence[HubFile]) -> None:
+        if self._progress is not None:
+            self._progress.planned(len(files), sum(file.size for file in files))
+
+    def reached(self, path: str, position: int) -> None:
+        with self._lock:
+            more = position - self._at.get(path, 0)
+            if more > 0:
+                self._at[path] = position
+                if self._progress is not None:
+                    self._progress.advanced(more)
+
+
+def _chunks(files: Sequence[HubFile]) -> Iterator[list[HubFile]]:
+    chunk: list[HubFile] = []
+    size = 0
+    for file in files:
+        if chunk and (len(chunk) == _CHUNK_FILES or size + file.size > _CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(file)
+        size += file.size
+    if chunk:
+        yield chunk
+
+
+def _files_at(repo: HubRepo, commit: str, paths: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
+    """Return path -> what the Hub says of it, of these files and of all in these folders."""
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    api, at = hub_api(), {"repo_type": "dataset", "revision": commit}
+    found: list[Any] = []
+    for folder in folders:
+        try:
+            found += asking(lambda f=folder: list(api.list_repo_tree(repo.name, f, recursive=True, **at)), repo)
+        except EntryNotFoundError:
+            continue
+    others = [path for path in paths if not any(path.startswith(f"{folder}/") for folder in folders)]
+    for start in range(0, len(others), _ASK_PATHS):
+        some = others[start : start + _ASK_PATHS]
+        found += asking(lambda s=some: api.get_paths_info(repo.name, s, **at), repo)
+    return {file.path: file for file in found if isinstance(file, RepoFile)}
+
+
+def _inside(there: dict[str, Any], folders: Sequence[str]) -> set[str]:
+    return {path for path in there if any(path.startswith(f"{folder}/") for folder in folders)}
+
+
+def _changes(
+    files: Sequence[HubFile | UploadedFile], there: dict[str, Any]
+) -> tuple[list[HubFile | UploadedFile], int]:
+    """Return the files that the Hub has not, or has with another content, and the number of the others."""
+    with ThreadPoolExecutor(os.cpu_count(), "lance-prep-hash") as pool:
+        same = list(pool.map(lambda file: _is_same(file, there.get(file.path)), files))
+    return [file for file, known in zip(files, same, strict=True) if not known], sum(same)
+
+
+def _is_same(file: HubFile | UploadedFile, there: Any) -> bool:
+    if there is None or there.size != file.size:
+        return False
+    if isinstance(file, UploadedFile):
+        return there.lfs is not None and bool(there.lfs.sha256 == file.sha256)
+    return bool(there.lfs.sha256 == file.sha256() if there.lfs else there.blob_id == file.git_hash())
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One commit, made once, however often it is tried."""
+
+    repo: HubRepo
+    parent: str
+    message: str
+    description: str
+    create_pr: bool
+    files: Sequence[UploadedFile]
+    removed: Sequence[str]
+
+    @property
+    def mark(self) -> str:
+        """What the commit is recognised by: a hash of its parent and its changes."""
+        lines = [self.repo.name, self.repo.branch, self.parent, *(f"+{file.path} {file.sha256}" for file in self.files)]
+        lines += [f"-{path}" for path in self.removed]
+        return "lance-prep-commit: " + hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+    def commit(self) -> tuple[str, str, bool]:
+        """Make the commit, or find the one that an earlier attempt made.
+
+        Returns:
+            The commit, the URL of its page, and whether this call made it.
+        """
+        retries, failed = Retries(), 0
+        if self.create_pr and (found := self._find()) is not None:
+            return *found, False
+        while True:
+            try:
+                info = self._send()
+                return info.oid, info.pr_url or info.commit_url, True
+            except Exception as error:  # raised again, unless the commit is there or may be tried again
+                if not is_transient(error) and status_of(error) != 412:
+                    raise
+                if (found := self._find()) is not None:
+                    return *found, True
+                head = branch_head(self.repo)
+                if status_of(error) == 412 or (head != self.parent and not self.create_pr):
+                    raise _moved(self.repo, self.parent, head) from error
+                if self.create_pr:  # the Hub would take a late one as a second pull request
+                    raise
+                failed += 1
+                retries.wait(error, failed, doing=f"pushing to {self.repo}")
+
+    def _send(self) -> Any:
+        from huggingface_hub import CommitOperationDelete
+
+        return hub_api().create_commit(
+            self.repo.name,
+            [*map(_operation, self.files), *(CommitOperationDelete(path, is_folder=False) for path in self.removed)],
+            commit_message=self.message,
+            commit_description=f"{self.description}\n\n{self.mark}".strip(),
+            repo_type="dataset",
+            revision=self.repo.branch,
+            parent_commit=self.parent,
+            create_pr=self.create_pr,
+        )
+
+    def _find(self) -> tuple[str, str] | None:
+        """Return the commit and its page if the Hub has it: on the branch, or in a recent pull request."""
+        if not self.create_pr:
+            commit = self._commit_in(self.repo.branch)
+            return (commit, _page(self.repo, commit)) if commit else None
+        api = hub_api()
+        refs = asking(
+            lambda: api.list_repo_refs(self.repo.name, repo_type="dataset", include_pull_requests=True), self.repo
+        )
+        numbers = sorted((int(ref.ref.rpartition("/")[2]) for ref in refs.pull_requests or ()), reverse=True)
+        for number in numbers[:_RECENT_PRS]:
+            if commit := self._commit_in(f"refs/pr/{number}"):
+                return commit, f"{api.endpoint}/datasets/{self.repo.name}/discussions/{number}"
+        return None
+
+    def _commit_in(self, revision: str) -> str | None:
+        """Return this commit if a revision has it, on top of the parent or with others on top of it."""
+        from urllib.parse import quote
+
+        from huggingface_hub.utils import build_hf_headers, paginate  # type: ignore[attr-defined]
+
+        api = hub_api()
+        url = f"{api.endpoint}/api/datasets/{self.repo.name}/commits/{quote(revision, safe='')}"
+        # `list_repo_commits` would fetch the whole history.
+        pages = paginate(url, {}, build_hf_headers(library_name=api.library_name))
+        for commit in asking(lambda: list(islice(pages, _RECENT_COMMITS)), self.repo):
+            if commit["id"] == self.parent:
+                break
+            if self.mark in commit.get("message", ""):
+                return str(commit["id"])
+        return None
+
+
+def _operation(file: UploadedFile) -> Any:
+    """Return a file as huggingface_hub takes it, with its content uploaded."""
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.lfs import UploadInfo
+
+    operation = CommitOperationAdd(file.path, file.content or b"")
+    operation.upload_info = UploadInfo(file.size, (file.content or b"")[:512], bytes.fromhex(file.sha256))
+    operation._upload_mode = "lfs" if file.content is None else "regular"
+    operation._is_uploaded, operation._should_ignore = True, False
+    return operation
+
+
+def _page(repo: HubRepo, commit: str) -> str:
+    return f"{hub_api().endpoint}/datasets/{repo.name}/commit/{commit}"
+
+
+def _moved(repo: HubRepo, parent: str, head: str) -> BranchMoved:
+    return BranchMoved(
+        f"{repo.name}: {repo.branch} was at commit {parent} when this push looked, and is at {head} now",
+        "see what the other commit changed, then run the same command again: what has arrived is not sent again",
+    )
