@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spark": {"formats", "plan", "tokenizer", "store", "engine", "hub"},
     "hub": {"store"},
     "train": {"store", "hub"},
-    "cli": {"formats", "plan", "store", "engine", "dataset", "collection", "exchange", "hub"},
+    "cli": {"formats", "plan", "tokenizer", "store", "engine", "dataset", "collection", "exchange", "hub"},
 }
 #: modules that may import more than their package
 MORE = {

@@ -25,6 +25,7 @@ from lance_prep.cli.common import (
     source_storage_option,
     storage_option,
 )
+from lance_prep.cli.completion import sources
 from lance_prep.cli.progress import Screen, left, screen
 from lance_prep.errors import counted, size
 from lance_prep.formats import COMPRESSIONS, registered
@@ -129,7 +130,7 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     "build data --recursive --text-column body --block-size 1024 -o tokens",
     about=ABOUT,
 )
-@click.argument("source", nargs=-1, required=True)
+@click.argument("source", nargs=-1, required=True, shell_complete=sources)
 @click.option(
     "-o",
     "--output",

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lance_prep.cli.completion import paths, tags
+
 if TYPE_CHECKING:
     from lance_prep.dataset import Verification
 
@@ -97,12 +99,14 @@ def dataset_argument(function: Any) -> Any:
             raise click.UsageError(f"--storage-option has no effect: {uri} is not in an object store; remove it")
         return function(*args, uri=uri, storage_options=storage_options, **options)
 
-    return click.argument("uri", metavar="DATASET")(storage_option(checked))
+    return click.argument("uri", metavar="DATASET", shell_complete=paths)(storage_option(checked))
 
 
 def dataset_options(function: Any) -> Any:
     """DATASET, `--version` and `--storage-option`."""
-    version = click.option("--version", metavar="N|TAG", help="Version or tag.  [default: the latest]")
+    version = click.option(
+        "--version", metavar="N|TAG", shell_complete=tags, help="Version or tag.  [default: the latest]"
+    )
     return dataset_argument(version(function))
 
 

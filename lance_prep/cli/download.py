@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lance_prep.cli.common import columns, command, count, json_option, print_json, printable
+from lance_prep.cli.completion import sources
 from lance_prep.cli.progress import Screen, screen
 from lance_prep.errors import counted, size
 
@@ -36,7 +37,7 @@ def _split(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     "download distillation -o raw --category math_reasoning,code",
     about=ABOUT,
 )
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=sources)
 @click.option("-o", "--output", metavar="DIR", required=True, help="Folder for the text.")
 @click.option(
     "--category", "categories", multiple=True, callback=_split, metavar="A,B,...", help="Only these; may be repeated."

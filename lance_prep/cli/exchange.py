@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lance_prep.cli.common import command, count, json_option, print_json, printable, storage_option, table
+from lance_prep.cli.completion import paths, tags
 from lance_prep.cli.progress import Screen, screen
 from lance_prep.errors import counted, size
 
@@ -45,7 +46,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 Run again on the same output, export continues an interrupted export, or says that it is up to date.""",
 )
-@click.argument("source")
+@click.argument("source", shell_complete=paths)
 @click.option("-o", "--output", required=True, metavar="DIR", help="Local folder for the files.")
 @click.option(
     "--format",
@@ -54,7 +55,9 @@ Run again on the same output, export continues an interrupted export, or says th
     metavar="NAME",
     help="Format of the files: parquet, jsonl or bin (ids end to end, without padding, as nanoGPT reads them).",
 )
-@click.option("--version", metavar="N|TAG", help="Version or tag of a dataset.  [default: the latest]")
+@click.option(
+    "--version", metavar="N|TAG", shell_complete=tags, help="Version or tag of a dataset.  [default: the latest]"
+)
 @click.option("--splits", metavar="A,B,...", callback=_names, help="Sources to export.  [default: all]")
 @click.option(
     "--shard-size",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lance_prep.cli.common import command, dataset_argument, json_option, print_json, printable
+from lance_prep.cli.completion import tags
 from lance_prep.errors import counted
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def versions(uri: str, all_files: bool, storage_options: dict[str, str] | None, 
 
 @command("diff sample.lance 1 2", "diff sample.lance gold 2 --json")
 @dataset_argument
-@click.argument("old", metavar="V1")
-@click.argument("new", metavar="V2")
+@click.argument("old", metavar="V1", shell_complete=tags)
+@click.argument("new", metavar="V2", shell_complete=tags)
 @json_option
 def diff(uri: str, old: str, new: str, storage_options: dict[str, str] | None, as_json: bool) -> None:
     from lance_prep.dataset import diff_versions
@@ -53,7 +54,7 @@ def diff(uri: str, old: str, new: str, storage_options: dict[str, str] | None, a
     "tagged version.",
 )
 @dataset_argument
-@click.argument("name")
+@click.argument("name", shell_complete=tags)
 @click.argument("version", required=False)
 @click.option("--delete", is_flag=True, help="Delete the tag; its version stays.")
 @click.option("--force", is_flag=True, help="Move a tag that points to another version.")
@@ -90,7 +91,7 @@ def tag(
     about="Makes a new version that equals the old one. No row is copied, and the versions in between stay readable.",
 )
 @dataset_argument
-@click.argument("version", metavar="VERSION|TAG")
+@click.argument("version", metavar="VERSION|TAG", shell_complete=tags)
 @json_option
 def restore(uri: str, version: str, storage_options: dict[str, str] | None, as_json: bool) -> None:
     from lance_prep import dataset

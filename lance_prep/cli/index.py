@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lance_prep.cli.common import command, json_option, print_json, printable, span
+from lance_prep.cli.completion import paths
 from lance_prep.cli.progress import Screen, screen
 from lance_prep.errors import counted, size
 
@@ -31,7 +32,7 @@ followed, and compressed files cannot be indexed.
 Run it again after files were added, changed or removed: it reads only files whose size or time of change differs, and
 JsonlDataset refuses such files until then.""",
 )
-@click.argument("source", metavar="SOURCE")
+@click.argument("source", metavar="SOURCE", shell_complete=paths)
 @click.option(
     "-o", "--output", metavar="PATH", help="Where to write the index.  [default: a hidden name in the folder]"
 )

@@ -31,6 +31,8 @@ COMMANDS = {
     "index": ("index", "Index JSONL files in place, for random access to their records."),
     "verify": ("maintain", "Check a dataset's integrity: files, hashes, ledger, ids, lengths and counts."),
     "export": ("exchange", "Write a dataset or a collection as Parquet or JSONL files."),
+    "completion": ("environment", "Print the script that completes commands in bash, zsh or fish."),
+    "doctor": ("environment", "Report what this machine has, and what to do about what is missing."),
 }
 
 EXAMPLES = (

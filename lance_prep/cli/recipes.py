@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lance_prep.cli.common import command, json_option, print_json, table
+from lance_prep.cli.completion import sources
 
 if TYPE_CHECKING:
     from lance_prep.collection import CatalogEntry
@@ -24,7 +25,7 @@ sources, for `lance-prep download` and `lance-prep build`.
 With NAME, prints the recipe as YAML. To change a recipe, print it into a .yaml file, edit the file, and give its path
 where a built-in name is taken.""",
 )
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=sources)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of a collection recipe, for editors.")
 @json_option
 def recipes(name: str | None, schema: bool, as_json: bool) -> None:

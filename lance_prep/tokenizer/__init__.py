@@ -6,7 +6,14 @@ from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
     from lance_prep.tokenizer.check import BackendDisagrees, CheckedEncoder
-    from lance_prep.tokenizer.encoders import Encoder, ExactEncoder, ReferenceEncoder, SpecialTokenGuard, make_encoder
+    from lance_prep.tokenizer.encoders import (
+        Encoder,
+        ExactEncoder,
+        ReferenceEncoder,
+        SpecialTokenGuard,
+        chosen_backend,
+        make_encoder,
+    )
     from lance_prep.tokenizer.function import (
         Dtype,
         FunctionEncoder,

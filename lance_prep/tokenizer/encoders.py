@@ -179,19 +179,32 @@ def make_encoder(
     spec: TokenizerSpec, recipe: Recipe, reference: ReferenceEncoder, *, encoders: int = 1, parallel: bool = False
 ) -> ExactEncoder | ReferenceEncoder:
     """Return the backend that the recipe asks for; `auto` is gigatoken if it agrees with `reference` on a few texts."""
+    return _choose(spec, recipe, reference, encoders=encoders, parallel=parallel)[0]
+
+
+def chosen_backend(spec: TokenizerSpec, recipe: Recipe) -> tuple[str, str]:
+    """Return the name of the backend that a build with this recipe uses, and why."""
+    encoder, why = _choose(spec, recipe, ReferenceEncoder(spec, recipe), encoders=1, parallel=False)
+    return encoder.name, why
+
+
+def _choose(
+    spec: TokenizerSpec, recipe: Recipe, reference: ReferenceEncoder, *, encoders: int, parallel: bool
+) -> tuple[ExactEncoder | ReferenceEncoder, str]:
+    """Return the backend, and why it is chosen."""
     if recipe.tokenizer_backend == "tokenizers":
-        return reference
+        return reference, "tokenizer_backend='tokenizers' asks for it"
     if recipe.tokenizer_backend == "auto" and _known_to_differ(spec.file):
-        return reference
+        return reference, "gigatoken ignores a setting of this tokenizer: its pre-tokenizer, or the affixes of words"
     try:
         fast = GigatokenEncoder(spec, recipe, encoders=encoders, parallel=parallel)
-    except TokenizerError:
+    except TokenizerError as error:
         if recipe.tokenizer_backend == "gigatoken":
             raise
-        return reference
+        return reference, str(error)
     if recipe.tokenizer_backend == "auto" and not _behaves(fast, reference):
-        return reference
-    return ExactEncoder(fast, reference, spec.file)
+        return reference, "gigatoken gives other ids than tokenizers for a few test texts"
+    return ExactEncoder(fast, reference, spec.file), "gigatoken gives the ids of tokenizers for a few test texts"
 
 
 def _behaves(fast: Encoder, reference: Encoder) -> bool:
