@@ -16,6 +16,7 @@ import pytest
 
 from lance_prep.cli.main import run
 from lance_prep.store import Manifest, Split
+from tests import tokenizers_made as made_tokenizers
 from tests.processes import make_killer
 from tests.train.made import EOS, Made, make_tokens
 
@@ -127,3 +128,61 @@ def test_a_killed_export_continues_in_the_middle_of_a_file(
         assert (tmp_path / "killed-export" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert not list((tmp_path / "killed-export").rglob("*.part"))
     assert exporting(tmp_path / "web.lance", tmp_path / "killed-export", "--format", "bin")["up_to_date"]
+
+
+# Megatron.
+
+
+def indexed_dataset(prefix: Path) -> Any:
+    """Open a pair with Megatron's own reader."""
+    module = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="needs megatron-core")
+    return module.IndexedDataset(str(prefix))
+
+
+def documents_of(made: Made) -> list[np.ndarray]:
+    """The sequences of a pair: parts of documents in blocks, other rows each with EOS at its end."""
+    if made.layout != "blocks":
+        return [np.append(row, EOS) for row in made.rows]
+    parts = []
+    for row, pieces in zip(made.rows, made.pieces, strict=True):
+        parts += np.split(row, np.cumsum(pieces)[:-1])
+    return parts
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("flags", [[], ["--shard-size", "1kB"]])
+@pytest.mark.parametrize(("layout", "dtype"), [("blocks", "uint16"), ("documents", "uint32"), ("lines", "uint16")])
+def test_megatron_reads_a_pair(tmp_path: Path, exporting: Export, layout: str, dtype: str, flags: list[str]) -> None:
+    size = 128 if layout == "blocks" else None
+    made = make_tokens(tmp_path / "web.lance", layout, [40, 1, 23], block_size=size, dtype=dtype)
+    report = exporting(tmp_path / "web.lance", tmp_path / "out", "--format", "megatron", *flags)
+    pairs = sorted((tmp_path / "out" / "web").glob("*.idx"))
+    assert report["sources"][0]["shards"] == len(pairs) == (1 if not flags else len(pairs))
+    assert not flags or len(pairs) > 1
+    found, expected = [], documents_of(made)
+    for path in pairs:
+        dataset = indexed_dataset(path.with_suffix(""))
+        assert dataset.index.dtype == (np.uint16 if dtype == "uint16" else np.int32)
+        assert dataset.document_indices.tolist() == list(range(len(dataset) + 1))
+        found += [dataset[i].copy() for i in range(len(dataset))]  # it unmaps the file at its end
+    assert len(found) == len(expected)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert exporting(tmp_path / "web.lance", tmp_path / "out", "--format", "megatron", *flags)["up_to_date"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_megatron_gets_whole_documents(tmp_path: Path, exporting: Export) -> None:
+    import lance_prep
+
+    texts = [f"document {i} " * (i % 40 + 1) for i in range(60)]
+    (tmp_path / "web.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    tokenizer = made_tokenizers.save(tmp_path / "tokenizer", made_tokenizers.byte_level(), eos_token="<|endoftext|>")
+    options: dict[str, Any] = {"tokenizer": tokenizer, "shuffle": False}
+    lance_prep.build(tmp_path / "web.jsonl", output=tmp_path / "web.lance", block_size=32, **options)
+    lance_prep.build(tmp_path / "web.jsonl", output=tmp_path / "docs.lance", layout="documents", **options)
+    exporting(tmp_path / "web.lance", tmp_path / "out", "--format", "megatron", "--by", "document")
+    exporting(tmp_path / "docs.lance", tmp_path / "out-docs", "--format", "megatron")
+    one, two = indexed_dataset(tmp_path / "out/web/train"), indexed_dataset(tmp_path / "out-docs/docs/train")
+    assert len(one) == len(two) == 60
+    assert all(np.array_equal(one[i], two[i]) for i in range(60))

@@ -53,7 +53,8 @@ Run again on the same output, export continues an interrupted export, or says th
     default="parquet",
     show_default=True,
     metavar="NAME",
-    help="Format of the files: parquet, jsonl or bin (ids end to end, without padding, as nanoGPT reads them).",
+    help="Format of the files: parquet; jsonl (decoded text); bin (ids end to end, as nanoGPT reads them); megatron "
+    "(.bin and .idx).",
 )
 @click.option(
     "--version", metavar="N|TAG", shell_complete=tags, help="Version or tag of a dataset.  [default: the latest]"
@@ -63,7 +64,8 @@ Run again on the same output, export continues an interrupted export, or says th
     "--shard-size",
     metavar="GB",
     callback=_shard_size,
-    help="Maximum size of a file: GB, or with a unit, such as 500MB.  [default: 2; one file of any size with bin]",
+    help="Maximum size of a file: GB, or with a unit, such as 500MB.  [default: 2; for bin and megatron, one file of "
+    "any size]",
 )
 @click.option(
     "--max-seq-length",

@@ -285,3 +285,6 @@ register_target(
     )
 )
 register_target(Target("bin", ".bin", "lance_prep.exchange.flat:BinEncoder", reads=("by",), shard_size=None))
+register_target(
+    Target("megatron", ".bin", "lance_prep.exchange.megatron:MegatronEncoder", reads=("by",), shard_size=None)
+)
