@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 #: `doc_id = shard << 40 | row`
 ROW_BITS = 40
+#: Fields of a recipe that may name local files.
+PATH_FIELDS = ("source", "tokenizer", "chat_template")
 #: Begins the name of a tokenizer that is a Python function (see `tokenizer.function`).
 FUNCTION_PREFIX = "python:"
 
-_TEXT = ("text_column", "template")
+_CHAT = ("messages", "chat_template")
+_TEXT = ("text_column", "template", *_CHAT)
 _TOKENIZER = (
     "tokenizer",
     "tokenizer_revision",
@@ -67,6 +70,8 @@ class Layout:
         if self.packed:
             return {"keep_columns": "a block holds several documents, and a column has one value for each"}
         unread = dict.fromkeys(("block_size", "packing"), "only blocks have a size")
+        if self.splits:
+            unread |= dict.fromkeys(_CHAT, f"a conversation is whole, and a row is {self.row}")
         if not self.tokens:
             unread |= dict.fromkeys(_TEXT, "records are kept as they are")
             unread |= dict.fromkeys((*_TOKENIZER, "max_tokens"), "records are not tokenized")

@@ -35,6 +35,8 @@ class Ledger:
         lines_dropped: removed from their documents because an earlier line is equal.
         over_limit: read, but beyond `max_rows`, `max_source_rows` or `max_tokens`.
         documents_cut: documents that lie in more than one block.
+        tokens_learned: tokens written that the assistant of a conversation wrote.
+        rows_not_learned: conversations used of which no token is learned.
         shards_by_reference: shards turned over to `tokenizers`, because the fast backend disagreed with it.
         rows_checked: rows also encoded with `tokenizers` while building.
         reasons: rejected rows by reason.
@@ -59,6 +61,8 @@ class Ledger:
     tokens_over_limit: int = 0
     padding: int = 0
     documents_cut: int = 0
+    tokens_learned: int = 0
+    rows_not_learned: int = 0
     rows_checked: int = 0
     shards_by_reference: int = 0
     reasons: dict[str, int] = field(default_factory=dict)

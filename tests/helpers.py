@@ -23,6 +23,8 @@ def leftovers(uri: str | Path) -> list[str]:
         needed.add(f"{version.metadata.builds}.zst")
         if version.metadata.tokenizer is not None:
             needed.add(f"{version.metadata.tokenizer.sha256}.json")
+            if version.metadata.tokenizer.chat is not None:
+                needed.add(f"{version.metadata.tokenizer.chat.sha256}.json")
     found = set()
     for path in root.rglob("*"):
         name, parts = path.relative_to(root).as_posix(), path.relative_to(root).parts

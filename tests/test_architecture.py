@@ -23,6 +23,7 @@ GROUND = (
     "errors",
     "ledger",
     "keyed",
+    "loss_mask",
     "process",
     "arrow_text",
     "transport",
@@ -227,7 +228,7 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-TRAIN = ("layouts", "errors", "keyed", "ledger", "arrow_text", "transport", "hub_path", "store", "train")
+TRAIN = ("layouts", "loss_mask", "errors", "keyed", "ledger", "arrow_text", "transport", "hub_path", "store", "train")
 HEAVY = {
     "click",
     "numpy",

@@ -133,3 +133,11 @@ def save(folder: Path, file: bytes, **side: object) -> str:
     if side:
         (folder / "tokenizer_config.json").write_text(json.dumps(side))
     return str(folder)
+
+
+def chat(special: tuple[str, ...], added: tuple[str, ...] = (), base: bytes | None = None) -> bytes:
+    """Byte-level BPE with these special tokens, and added ones that are not special, as chat models have."""
+    tokenizer = Tokenizer.from_buffer(base or byte_level())
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.add_tokens(list(added))
+    return tokenizer.to_str().encode()

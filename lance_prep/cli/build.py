@@ -72,6 +72,10 @@ def _option(name: str, field: FieldInfo) -> Any:
         return click.option(flag, "--max-seq-length", name, type=int, default=None, help=description + shown)
     if name == "keep_columns":
         return click.option(flag, metavar="A,B,...", callback=_split, default=None, help=description)
+    if name == "messages":
+        return click.option(flag, metavar="COLUMN[,COLUMN...]", default=None, help=description)
+    if name == "chat_template":
+        return click.option(flag, metavar="FILE", default=None, help=description)
     if bool in kinds:
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=description + shown)
     choices = [value for kind in kinds for value in typing.get_args(kind) if typing.get_origin(kind) is typing.Literal]

@@ -60,7 +60,9 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     """
     given = {name: value for name, value in recipe.items() if value not in (None, [], ())}
     rows = []
-    if "template" in given:
+    if "messages" in given:
+        rows.append(("conversations", f"{counted(len(given['messages']), 'column')} {', '.join(given['messages'])}"))
+    elif "template" in given:
         rows.append(("template", repr(given["template"])))
     elif "text_column" in given:
         rows.append(("text", f"column {given['text_column']!r}"))
@@ -78,7 +80,9 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         raise DamagedDataset("the recipe in the metadata names no layout", "restore an older version, or build again")
     rows.append(("layout", layout.describe(given)))
     function = str(given.get("tokenizer")).startswith(FUNCTION_PREFIX)
-    if "special_tokens" in given and layout.tokens and not function:
+    if "messages" in given:
+        rows.append(("special tokens", "the chat template's; those written in a message are plain text"))
+    elif "special_tokens" in given and layout.tokens and not function:
         rules = {"text": "are plain text", "parse": "are parsed", "error": "are an error"}
         written = rules.get(given["special_tokens"], f"follow {given['special_tokens']!r}")
         added = "the tokenizer's are added" if given.get("add_special_tokens") else "none are added"
@@ -152,6 +156,10 @@ def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
                 f"{ledger.tokens_in:,} = {ledger.tokens_written:,} written + {ledger.tokens_over_limit:,} over limit",
             )
         )
+    if ledger.tokens_learned or ledger.rows_not_learned:
+        part = ledger.tokens_learned / max(ledger.tokens_written, 1)
+        none = f"; {ledger.rows_not_learned:,} conversations have none" if ledger.rows_not_learned else ""
+        rows.append(("learned", f"{ledger.tokens_learned:,} tokens ({part:.1%}), which the assistant wrote{none}"))
     if LAYOUTS[layout].packed:
         slots = ledger.tokens_written + ledger.padding
         share = f" ({ledger.padding / slots:.2%})" if slots else ""

@@ -274,7 +274,7 @@ class _Limit:
 def _added_tokens(spec: TokenizerSpec, recipe: Recipe) -> int:
     """Return the number of special tokens that a build puts around each document."""
     if LAYOUTS[recipe.layout].packed:
-        return sum(map(len, document_affixes(spec, add_special_tokens=recipe.add_special_tokens)))
+        return sum(map(len, document_affixes(spec, recipe)))
     return len(spec.prefix) + len(spec.suffix) if recipe.add_special_tokens else 0
 
 

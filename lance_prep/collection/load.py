@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
 from lance_prep.errors import LancePrepError, RecipeError
+from lance_prep.layouts import PATH_FIELDS
 from lance_prep.recipe import builtin_collections, builtin_recipes, make_recipe, resolve_beside
 
 #: What names a collection: a built-in name, a recipe file, its fields, or the recipe itself.
@@ -98,7 +99,7 @@ def _resolved(fields: dict[str, Any], path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             return value
         if not names:
-            return {k: resolve_beside(path, v) if k in ("source", "tokenizer") else v for k, v in value.items()}
+            return {k: resolve_beside(path, v) if k in PATH_FIELDS else v for k, v in value.items()}
         first, *rest = names
         return {k: inside(v, *rest) if first in (k, "*") else v for k, v in value.items()}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lance_prep.collection.model import CollectionRecipe, CollectionSource
 from lance_prep.errors import UsageError
+from lance_prep.layouts import PATH_FIELDS
 from lance_prep.model import Plan
 from lance_prep.plan import make_plan
 from lance_prep.recipe import Recipe
@@ -52,7 +53,7 @@ class Wanted:
         names = _COUNTING if self.source.max_tokens else ()
         shared = self.built.model_dump(mode="json", include=set(names))
         fields = {name: value for name, value in {**own, **shared}.items() if value is not None}
-        return {name: _absolute(value) if name in ("source", "tokenizer") else value for name, value in fields.items()}
+        return {name: _absolute(value) if name in PATH_FIELDS else value for name, value in fields.items()}
 
 
 def _absolute(source: str | list[str]) -> str | list[str]:

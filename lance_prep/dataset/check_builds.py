@@ -121,7 +121,7 @@ def _read_journal(opened: DatasetVersion, key: str, shards: range, found: Verifi
     journal = BuildJournal(key)
     folder = f"{BUILDS_FOLDER}/{key}"
     with found.reading(f"{folder}/plan.json"):
-        journal.plan = Journal(opened.files, key).plan(opened.uri, opened.metadata.tokenizer_sha256)
+        journal.plan = Journal(opened.files, key).plan(opened.uri, opened.metadata.tokenizer_key)
         _check_form(opened.files.read(f"{folder}/plan.json"))
     for index in shards:
         path = f"{folder}/shard-{index:06d}.json"
@@ -203,6 +203,7 @@ def check_lists(opened: DatasetVersion, found: Verification) -> None:
     if opened.metadata.tokenizer is not None:
         with found.reading("the tokenizer"):
             opened.tokenizer_record()
+            opened.chat_file()
     with found.reading(LOADER_FILE):
         if opened.files.read(LOADER_FILE) not in (None, LOADER):
             raise ValueError("it is not what was written, so `datasets` may load other files")

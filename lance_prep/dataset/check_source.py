@@ -33,8 +33,9 @@ from lance_prep.plan import make_plan
 from lance_prep.recipe import Recipe
 from lance_prep.source import check_unchanged, read_shard
 from lance_prep.store import DatasetVersion, Journal, ShardHash, hash_file
-from lance_prep.text import Dropped, needs_scan
+from lance_prep.text import ChatEncoder, ChatTables, Dropped, chat_renderer, needs_scan
 from lance_prep.tokenizer import (
+    ChatTemplate,
     Dtype,
     Encoder,
     FunctionEncoder,
@@ -222,11 +223,17 @@ class _Rebuild:
         """Lay out the shard as the build did; count the texts that the reference encoded."""
         assert self.shard.receipt is not None
         tally, limit, schema = Tally(), self.shard.receipt.limit, row_schema(self.plan, self.spec)
-        job = LayoutJob(self.plan.recipe, self.planned.index, schema, tally, self.encoder, self.spec, limit)
+        encoder: Encoder | None = self.encoder
+        render = None
+        if self.spec is not None and self.spec.chat is not None and encoder is not None:
+            encoder = ChatEncoder(encoder, ChatTables(self.spec))
+            render = chat_renderer(self.spec.chat, self.plan.recipe)
+        job = LayoutJob(self.plan.recipe, self.planned.index, schema, tally, encoder, self.spec, limit)
         if needs_scan(self.plan.recipe):
             journal = Journal(self.opened.files, self.key)
             job.dropped = Dropped.from_arrays(journal.dropped(self.planned.index))
-        source = read_shard(self.plan, self.planned, tally, Transport.of(self.check.storage_options))
+        options = Transport.of(self.check.storage_options)
+        source = read_shard(self.plan, self.planned, tally, options, render=render)
         with closing(source):  # type: ignore[type-var]
             yield from lay_out(source, job)
         if self.encoder is not None:
@@ -263,8 +270,11 @@ def _spec(opened: DatasetVersion, check: SourceCheck) -> TokenizerSpec | None:
     if stated is None:
         return None
     if not stated.is_function:
-        fields = {name: value for name, value in asdict(stated).items() if name != "backends"}
-        return TokenizerSpec(**fields, file=opened.tokenizer_file())
+        fields = {name: value for name, value in asdict(stated).items() if name not in ("backends", "chat")}
+        chat = opened.chat_file()
+        return TokenizerSpec(
+            **fields, file=opened.tokenizer_file(), chat=ChatTemplate.from_file(chat) if chat is not None else None
+        )
     if check.tokenizer is None:
         how = "verify(uri, against=lance_prep.dataset.SourceCheck(tokenizer=function))"
         raise TokenizerError(f"a Python function made the ids, {stated.name}, so compare in Python: {how}")

@@ -11,6 +11,7 @@ from typing import Literal
 from lance_prep.engine.decide import Decision, Existing, record_files
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
+from lance_prep.errors import SourceError
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import DocumentLengths, Ledger
 from lance_prep.store import (
@@ -18,6 +19,7 @@ from lance_prep.store import (
     LOADER_FILE,
     MOST_NAMES,
     BuildRecord,
+    ChatRecord,
     Lengths,
     Metadata,
     Receipt,
@@ -48,6 +50,7 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
     assert job is not None
     builds, all_receipts = _gather(decision, job, receipts)
     metadata = _metadata(job, builds, all_receipts)
+    _check_learned(job, metadata.ledger)
     if job.output.files.read(LOADER_FILE) is None:
         job.output.files.write(LOADER_FILE, LOADER)
     old = decision.before.fragments() if decision.before is not None else []
@@ -67,6 +70,20 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
         retries=sum(receipt.retries for receipt in receipts),
         text_bytes=sum(receipt.text_bytes for receipt in receipts),
         rejected_file=rejected_file,
+    )
+
+
+def _check_learned(job: BuildJob, ledger: Ledger) -> None:
+    """Refuse conversations from which nothing would be learned: training on them would change nothing.
+
+    Raises:
+        SourceError: the assistant wrote no token of any conversation.
+    """
+    if job.spec is None or job.spec.chat is None or not ledger.rows_used or ledger.tokens_learned:
+        return
+    raise SourceError(
+        f"{job.plan.recipe.asked}: the assistant wrote no token of {ledger.rows_used:,} conversations",
+        "check the roles of the messages, and what the chat template puts into {% generation %}",
     )
 
 
@@ -176,4 +193,5 @@ def _metadata(job: BuildJob, builds: tuple[BuildRecord, ...], receipts: tuple[Re
 
 def _tokenizer(spec: TokenizerSpec, name: str, receipts: Iterable[Receipt]) -> TokenizerRecord:
     backends = tuple(sorted({receipt.backend for receipt in receipts if receipt.backend}))
-    return TokenizerRecord(**{**spec.as_json(), "name": name}, backends=backends)
+    chat = ChatRecord(spec.chat.sha256, spec.chat.template_sha256, spec.chat.origin) if spec.chat else None
+    return TokenizerRecord(**{**spec.as_json(), "name": name}, backends=backends, chat=chat)

@@ -173,12 +173,12 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, refresh: bool = Fals
     _refuse_unfinished(job)
     first = max(build.first_shard + build.shards for build in there.builds)
     # The new rows come in the types of those that are there, whatever the new files would give by themselves.
-    then = job.output.journal(there.metadata.build.key).plan(job.uri, there.metadata.tokenizer_sha256)
+    then = job.output.journal(there.metadata.build.key).plan(job.uri, there.metadata.tokenizer_key)
     plan = replace(job.plan, schema=then.schema, read_schema=then.read_schema)
     plan = restrict(plan, changes.new, job.origin, first_shard=first)
     if needs_scan(plan.recipe):  # what is dropped depends on what is there
         plan = replace(plan, pinned={**plan.pinned, "added to": " ".join(build.key for build in there.builds)})
-    key = build_key(plan, job.uri, job.spec.sha256 if job.spec else None)
+    key = build_key(plan, job.uri, job.spec.key if job.spec else None)
     return Decision(replace(job, plan=plan, key=key), existing, appends=True, first_shard=first, digests=digests)
 
 
@@ -228,6 +228,10 @@ def refuse_other_recipe(job: BuildJob, metadata: Metadata, ignore: set[str]) -> 
             f"{job.uri} was built with tokenizer {was.name} {was.sha256[:12]}, which is now {now.sha256[:12]}",
             OVERWRITE,
         )
+    if was and now and was.key != now.key:
+        old, new = (chat.origin if chat else "none" for chat in (was.chat, now.chat))
+        said = f"{job.uri} was built with the chat template of {old}, which differs from that of {new}"
+        raise OutputExists(said, OVERWRITE)
 
 
 def _differences(job: BuildJob, recorded: dict[str, Any], ignore: set[str]) -> str:

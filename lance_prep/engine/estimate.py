@@ -22,7 +22,8 @@ from lance_prep.ledger import Tally
 from lance_prep.model import Part, Plan, Shard, SourceFile
 from lance_prep.plan import SAMPLE_BYTES, Cost, Counted, Estimate, Sample, Speed, choose_samples, estimate_cost
 from lance_prep.recipe import Limit
-from lance_prep.source import SourceBatch, read_some
+from lance_prep.source import Render, SourceBatch, read_some
+from lance_prep.text import ChatEncoder, ChatTables, chat_renderer
 from lance_prep.tokenizer import (
     Encoder,
     FunctionEncoder,
@@ -74,9 +75,10 @@ def estimate(
     metered = replace(transport, meter=Meter())
     assert metered.meter is not None
     started = time.monotonic()
+    render = chat_renderer(spec.chat, plan.recipe) if spec is not None else None
     sampling = choose_samples(plan, metered)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="sample") as pool:
-        read = list(pool.map(lambda sample: _read(sample, metered), sampling.samples))
+        read = list(pool.map(lambda sample: _read(sample, metered, render), sampling.samples))
     reading = max(time.monotonic() - started, 1e-6)
     if not any(one.batches for one in read):
         return None
@@ -99,18 +101,18 @@ def estimate(
     )
 
 
-def _read(sample: Sample, transport: Transport) -> _Read:
+def _read(sample: Sample, transport: Transport, render: Render | None) -> _Read:
     plan, tally = sample.plan, Tally()
     file, part = plan.files[0], plan.shards[0].parts[0]
     if sample.from_beginning:
         data, stored = read_head(file, transport, sample.most_bytes or SAMPLE_BYTES)
-        return _read_bytes(sample, data, stored, stored, at_end=stored >= file.size)
+        return _read_bytes(sample, data, stored, stored, render, at_end=stored >= file.size)
     if sample.rows is None and part.stop:  # a range of bytes
         data = open_ranges(file, transport).fetch(part.start, part.stop)
         skipped = data.find(b"\n") + 1 or len(data) if part.start else 0
         rest = data[skipped:]
-        return _read_bytes(sample, rest, len(rest), len(data), at_end=part.stop == file.size)
-    batches = _joined(read_some(plan, plan.shards[0], tally, transport, sample.most_bytes))
+        return _read_bytes(sample, rest, len(rest), len(data), render, at_end=part.stop == file.size)
+    batches = _joined(read_some(plan, plan.shards[0], tally, transport, sample.most_bytes, render=render))
     share = tally.ledger.rows_in / sample.rows if sample.rows else 1.0
     read = sample.size * _part_read(sample, batches, share)
     return _Read(plan, batches, tally, read, sample.size * share, whole=sample.most_bytes is None)
@@ -119,13 +121,13 @@ def _read(sample: Sample, transport: Transport) -> _Read:
 def _part_read(sample: Sample, batches: list[SourceBatch], share: float) -> float:
     """Return the part of a sample that was read: by its bytes if they can be told, else by its rows."""
     recipe = sample.plan.recipe
-    if share == 1 or not sample.by_weight or recipe.filter is not None or recipe.template is not None:
+    if share == 1 or not sample.by_weight or recipe.filter is not None or recipe.makes_text:
         return share
     length = 4  # of a text, beside it
     return min(1.0, sum(batch.source_bytes + length * len(batch.rows) for batch in batches) / sample.size)
 
 
-def _read_bytes(sample: Sample, data: bytes, stored: int, begun: int, *, at_end: bool) -> _Read:
+def _read_bytes(sample: Sample, data: bytes, stored: int, begun: int, render: Render | None, *, at_end: bool) -> _Read:
     """Read the whole records in the bytes of a file, from a temporary file.
 
     Args:
@@ -141,7 +143,7 @@ def _read_bytes(sample: Sample, data: bytes, stored: int, begun: int, *, at_end:
         stat = path.stat()
         there = SourceFile(str(path), file.format, stat.st_size, str(stat.st_mtime_ns))
         plan = replace(sample.plan, files=(there,), shards=(Shard(0, (Part(0),), there.size),))
-        batches = _joined(read_some(plan, plan.shards[0], tally, Transport(), None))
+        batches = _joined(read_some(plan, plan.shards[0], tally, Transport(), None, render=render))
     part = len(whole) / max(len(data), 1)
     return _Read(plan, batches, tally, stored * part, begun, more_rows=int(len(whole) < len(data)))
 
@@ -161,7 +163,8 @@ def _encoder(plan: Plan, spec: TokenizerSpec | None) -> Encoder | None:
         return None
     if isinstance(spec, FunctionSpec):
         return FunctionEncoder(spec)
-    return make_encoder(spec, plan.recipe, ReferenceEncoder(spec, plan.recipe), parallel=False)
+    encoder = make_encoder(spec, plan.recipe, ReferenceEncoder(spec, plan.recipe), parallel=False)
+    return ChatEncoder(encoder, ChatTables(spec)) if spec.chat is not None else encoder
 
 
 def _count(read: _Read, spec: TokenizerSpec | None, encoder: Encoder | None) -> Counted:

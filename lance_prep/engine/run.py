@@ -289,7 +289,7 @@ def check_storage_options(recipe: Recipe, options: RunOptions, uri: str) -> None
 def make_job(plan: Plan, output: Output, origin: Transport, spec: TokenizerSpec | None = None) -> BuildJob:
     """Return the build of a plan; `spec` is loaded unless it is given."""
     spec = spec or load_spec(plan.recipe)
-    key = build_key(plan, output.uri, spec.sha256 if spec else None)
+    key = build_key(plan, output.uri, spec.key if spec else None)
     return BuildJob(plan, spec, origin, output, key)
 
 
@@ -311,6 +311,8 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
     job.journal.begin(job.plan, job.uri)
     if job.spec is not None:
         write_by_hash(files, tokenizer_path(job.spec.sha256), job.spec.file)
+        if job.spec.chat is not None:
+            write_by_hash(files, tokenizer_path(job.spec.chat.sha256), job.spec.chat.file)
     threads = options.workers or default_workers()
     scan_source(job, decision.before, progress, threads=threads, memory=options.memory or DEFAULT_MEMORY)
     progress.planned(job.plan, sorted(receipts))
@@ -360,7 +362,7 @@ def load_spec(recipe: Recipe) -> TokenizerSpec | None:
         return None
     spec = load_tokenizer(recipe)
     check_tokenizer(spec, recipe)
-    if recipe.tokenizer_backend == "gigatoken" and not spec.is_template and recipe.add_special_tokens:
+    if recipe.tokenizer_backend == "gigatoken" and not spec.is_template and recipe.adds_special_tokens:
         raise TokenizerError(
             f"gigatoken cannot apply the post-processor of {spec.name}", "use tokenizer_backend='auto'"
         )

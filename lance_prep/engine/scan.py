@@ -80,7 +80,8 @@ def _scan_all(tasks: list[ShardTask], progress: Progress, threads: int) -> None:
 def _scan(task: ShardTask, progress: Progress, stop: threading.Event) -> None:
     # The sides of a split are compared with each other too: otherwise a text could be in both.
     plan = replace(task.plan, recipe=task.plan.recipe.model_copy(update={"side": None}))
-    with closing(read_shard(plan, task.shard, Tally(), task.origin, stop=stop)) as batches:  # type: ignore[type-var]
+    read = read_shard(plan, task.shard, Tally(), task.origin, stop=stop, render=task.render)
+    with closing(read) as batches:  # type: ignore[type-var]
 
         def watched() -> Iterator[SourceBatch]:
             for batch in batches:

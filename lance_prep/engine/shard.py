@@ -17,9 +17,9 @@ from lance_prep.ledger import Tally
 from lance_prep.model import Plan, Shard
 from lance_prep.process import read_ahead, trim
 from lance_prep.recipe import Limit
-from lance_prep.source import SourceBatch, read_shard
+from lance_prep.source import Render, SourceBatch, read_shard
 from lance_prep.store import Journal, Output, Quarantine, Receipt, hash_bytes, read_by_hash, tokenizer_path
-from lance_prep.text import Dropped, needs_scan
+from lance_prep.text import ChatEncoder, ChatTables, Dropped, chat_renderer, needs_scan
 from lance_prep.tokenizer import (
     BackendDisagrees,
     CheckedEncoder,
@@ -65,6 +65,11 @@ class BuildJob:
         return self.output.uri
 
     @property
+    def render(self) -> Render | None:
+        """What writes conversations; None if there are none."""
+        return chat_renderer(self.spec.chat, self.plan.recipe) if self.spec is not None else None
+
+    @property
     def schema(self) -> pa.Schema:
         """Schema of the dataset's rows, without its metadata."""
         return row_schema(self.plan, self.spec)
@@ -101,11 +106,19 @@ class Lent:
         encoder: encodes the shard's texts.
         guard: refuses texts with special tokens; None if the recipe does not ask for it.
         checked: `encoder`, with a sample of its answers compared with the reference's; None if it is the reference.
+        tables: for conversations, what places their tokens.
     """
 
     encoder: Encoder
     guard: SpecialTokenGuard | None
     checked: CheckedEncoder | None
+    tables: ChatTables | None = None
+
+    @property
+    def whole(self) -> Encoder:
+        """The encoder of a layout's texts."""
+        encoder = self.checked or self.encoder
+        return ChatEncoder(encoder, self.tables) if self.tables is not None else encoder
 
 
 class Encoders:
@@ -126,6 +139,7 @@ class Encoders:
         self._parallel = parallel
         self._reference: ReferenceEncoder | None = None
         self._guard: SpecialTokenGuard | None = None
+        self._tables: ChatTables | None = None
         self._idle: list[Encoder] = []
         self._lock = threading.Lock()
 
@@ -158,7 +172,7 @@ class Encoders:
         check = CheckedEncoder(lent, reference, seed=recipe.seed, shard=task.shard.index)
         try:
             with check if encoder is not reference else nullcontext() as checked:
-                yield Lent(lent, self._guard, checked)
+                yield Lent(lent, self._guard, checked, self._tables)
         finally:
             if points is not None:
                 with self._lock:
@@ -171,6 +185,8 @@ class Encoders:
             self._reference = ReferenceEncoder(self._spec, task.plan.recipe)
             if task.plan.recipe.special_tokens == "error":
                 self._guard = SpecialTokenGuard(self._spec)
+            if self._spec.chat is not None:
+                self._tables = ChatTables(self._spec)
         return self._spec, self._reference
 
 
@@ -298,8 +314,9 @@ def shard_rows(
     if needs_scan(recipe):
         layout.dropped = Dropped.from_arrays(task.journal.dropped(index))
     if lent is not None:
-        layout.encoder, layout.guard = lent.checked or lent.encoder, lent.guard
-    with closing(read_shard(task.plan, task.shard, tally, task.origin, stop=hooks.stop)) as source:  # type: ignore[type-var]
+        layout.encoder, layout.guard = lent.whole, lent.guard
+    read = read_shard(task.plan, task.shard, tally, task.origin, stop=hooks.stop, render=task.render)
+    with closing(read) as source:  # type: ignore[type-var]
         yield from lay_out(_watched(source, index, tally, hooks), layout)
         if lent is not None and lent.checked is not None:
             lent.checked.finish()

@@ -51,7 +51,7 @@ class Planned:
         schema, read_schema: as in `Plan`.
 
     Attributes:
-        text: the column that a record must have; None with a template, and for layout `raw`.
+        text: the column that a record must have; None with a template or messages, and for layout `raw`.
         all_keys: every key of a record must be a column, because all are kept (layout `raw`).
         structs: delivered columns with fields of their own, which must be known as well.
         texts: string columns that take any value as its JSON text: all but the text column.
@@ -63,7 +63,7 @@ class Planned:
         self.all_keys = raw and not recipe.keep_columns
         kept = schema if raw else list(schema)[1:]
         self.structs = [field for field in kept if _has_struct(field.type)]
-        self.text = None if raw or recipe.template is not None else str(schema.names[0])
+        self.text = None if raw or recipe.makes_text else str(schema.names[0])
         self.texts = frozenset(f.name for f in self.schema if pa.types.is_string(f.type) and f.name != self.text)
         self._names = frozenset(self.schema.names)
         self._converters = [_converter(field.type) for field in self.schema]

@@ -15,6 +15,7 @@ from lance_prep.errors import TokenizerError
 from lance_prep.keyed import Indices, key, permutation
 from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Tally
+from lance_prep.loss_mask import MASK_COLUMN, MASK_TYPE
 from lance_prep.model import Plan
 from lance_prep.recipe import Limit, Recipe
 from lance_prep.source import SourceBatch
@@ -81,7 +82,9 @@ def row_schema(plan: Plan, spec: TokenizerSpec | None) -> pa.Schema:
     """Return the schema of the dataset's rows, without its metadata."""
     if spec is None:
         return plan.schema
-    made = row_columns(plan.recipe.layout, pa.from_numpy_dtype(spec.dtype), plan.recipe.block_size)
+    made = dict(row_columns(plan.recipe.layout, pa.from_numpy_dtype(spec.dtype), plan.recipe.block_size))
+    if spec.chat is not None:
+        made[MASK_COLUMN] = MASK_TYPE
     return pa.schema([*(pa.field(name, kind, nullable=False) for name, kind in made.items()), *list(plan.schema)[1:]])
 
 

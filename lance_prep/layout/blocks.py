@@ -17,6 +17,7 @@ from lance_prep.errors import TokenizerError
 from lance_prep.keyed import Indices
 from lance_prep.layout.base import LayoutJob, RowMaker, encode_together
 from lance_prep.layout.packing import BestFitPacker, Blocks, ConcatPacker, Packer
+from lance_prep.loss_mask import mask_to_runs
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import TokenizerSpec
@@ -30,15 +31,20 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
     """
     assert job.spec is not None
     packer, counts = _make_packer(job), _BlockCounts(job)
-    prefix, suffix = document_affixes(job.spec, add_special_tokens=job.recipe.add_special_tokens)
+    prefix, suffix = document_affixes(job.spec, job.recipe)
     for (batch, kept), plain in encode_together(job, _documents(batches)):
         tokens = plain.wrapped(prefix, suffix)
         docs = job.doc_ids(batch.rows[kept])
-        counts.documents(len(batch.rows), len(kept), len(tokens.ids))
+        if not tokens.lengths.all():  # the tokenizer's normalizer may leave nothing of a conversation
+            some = np.flatnonzero(tokens.lengths)
+            tokens, docs = tokens.take(some), docs[some]
+        counts.documents(len(batch.rows), len(tokens), len(tokens.ids))
         job.tally.lengths.add(tokens.lengths, docs)
         if job.limit.limits_source:
             admitted = job.admit(tokens.lengths)
             tokens, docs = tokens.slice(0, admitted), docs[:admitted]
+        if tokens.mask is not None:
+            job.tally.ledger.rows_not_learned += int(np.count_nonzero(tokens.learned == 0))
         yield from _emit(packer.pack(tokens, docs), job, counts)
         if job.exhausted:
             break
@@ -55,18 +61,22 @@ def _documents(
         yield (batch, kept), batch, kept, texts
 
 
-def document_affixes(spec: TokenizerSpec, *, add_special_tokens: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def document_affixes(spec: TokenizerSpec, recipe: Recipe) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids before and after each document: what the tokenizer's template puts before it, and EOS.
+
+    Conversations have none: their chat template writes all special tokens.
 
     Raises:
         TokenizerError: the tokenizer has no known end-of-text token.
     """
+    if recipe.messages is not None:
+        return (), ()
     if spec.eos_id is None:
         raise TokenizerError(
             f"{spec.name} names no end-of-text token, and its vocabulary has none of the usual ones",
             "name it with eos_token",
         )
-    return (spec.prefix if add_special_tokens else ()), (spec.eos_id,)
+    return (spec.prefix if recipe.add_special_tokens else ()), (spec.eos_id,)
 
 
 def _make_packer(job: LayoutJob) -> Packer:
@@ -104,6 +114,8 @@ class _BlockCounts:
             self._next = max(self._next, int(docs.max()) + 1)
         tokens = int(blocks.num_tokens[order].sum())
         self._ledger.tokens_written += tokens
+        if blocks.mask is not None:
+            self._ledger.tokens_learned += int(np.count_nonzero(blocks.mask[order]))
         self._ledger.padding += blocks.ids.shape[1] * len(order) - tokens
 
     def finish(self) -> None:
@@ -126,6 +138,9 @@ def _emit(blocks: Blocks, job: LayoutJob, counts: _BlockCounts) -> Iterator[pa.R
         blocks.by_block(blocks.pieces.length.astype(np.uint32), order),
         blocks.by_block(blocks.pieces.doc, order),
     ]
+    if blocks.mask is not None:
+        mask = blocks.mask[order]
+        columns.append(mask_to_runs(mask.reshape(-1), np.arange(len(mask) + 1) * mask.shape[1]))
     yield pa.RecordBatch.from_arrays(columns, schema=job.schema)
 
 
@@ -139,7 +154,7 @@ def _block_columns(token: pa.DataType, block_size: int) -> dict[str, pa.DataType
 
 
 def _check_tokenizer(spec: TokenizerSpec, recipe: Recipe) -> None:
-    document_affixes(spec, add_special_tokens=recipe.add_special_tokens)
+    document_affixes(spec, recipe)
 
 
 BLOCKS = RowMaker(block_rows, _block_columns, _check_tokenizer)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from lance_prep.arrow_text import count_ended, drop_blank, split_lines, without_nulls
 from lance_prep.keyed import Indices
 from lance_prep.layout.base import LayoutJob, RowMaker, encode_together
+from lance_prep.loss_mask import mask_to_runs
 from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import TokenLists
 
@@ -28,7 +29,7 @@ def text_rows(
         split: how a document is split into units; None to keep documents whole.
     """
     assert job.spec is not None
-    affixes = (job.spec.prefix, job.spec.suffix) if job.recipe.add_special_tokens else ((), ())
+    affixes = (job.spec.prefix, job.spec.suffix) if job.recipe.adds_special_tokens else ((), ())
     for (batch, parents, units), plain in encode_together(job, _split(batches, split)):
         tokens, parents = _without_empty(plain.wrapped(*affixes), parents)
         order = job.order(_admitted(job, tokens, parents))
@@ -88,6 +89,10 @@ def _count(
     ledger.tokens_in += len(tokens.ids)
     ledger.tokens_written += written
     ledger.tokens_over_limit += len(tokens.ids) - written
+    if tokens.mask is not None:
+        learned = tokens.learned[order]
+        ledger.tokens_learned += int(learned.sum())
+        ledger.rows_not_learned += int(np.count_nonzero(learned == 0))
     if units is not None:
         ledger.lines_in += units
         ledger.lines_used += len(order)
@@ -105,6 +110,8 @@ def _record_batch(job: LayoutJob, batch: SourceBatch, parents: Indices, tokens: 
         pa.array(tokens.lengths.astype(np.uint32)),
         pa.array(job.doc_ids(batch.rows[parents])),
     ]
+    if tokens.mask is not None:
+        columns.append(mask_to_runs(tokens.mask, tokens.offsets))
     if batch.columns.num_columns > 1:
         indices = pa.array(parents)
         columns += [column.take(indices) for column in batch.columns.columns[1:]]

@@ -10,8 +10,9 @@ import pyarrow as pa
 from lance_prep.errors import ColumnNotFound, UsageError
 from lance_prep.filter import compile_where, describe
 from lance_prep.layouts import LAYOUTS
+from lance_prep.loss_mask import MASK_COLUMN
 from lance_prep.plan.template import template_columns
-from lance_prep.recipe import Recipe
+from lance_prep.recipe import TOOLS_COLUMN, Recipe
 
 #: Columns that are written for every row, by all layouts but `raw`.
 ROW_COLUMNS = ("input_ids", "num_tokens", "doc_id")
@@ -69,8 +70,8 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
             _require_one(name, schema)
         _check_written(out, "name the other columns with keep_columns")
         return Columns(recipe, _subset(schema, [*out.names, *filtered]), out)
-    if recipe.template is not None:
-        names = template_columns(recipe.template, schema)
+    if recipe.makes_text:
+        names = template_columns(recipe.template, schema) if recipe.template else _chat_columns(recipe, schema)
         if not names:
             raise UsageError(
                 f"the template {recipe.template!r} uses no column, so that every text would be the same",
@@ -80,23 +81,30 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
             _require_one(name, schema)
         text, read = "text", [*names, *recipe.keep_columns, *filtered]
         if text in recipe.keep_columns:
-            raise UsageError(
-                "the template makes a column 'text', and keep_columns names another of that name", "remove it"
-            )
+            maker = "the template" if recipe.template else "messages"
+            raise UsageError(f"{maker} makes a column 'text', and keep_columns names another of that name", "remove it")
     else:
         text = recipe.text_column or _text_column(schema)
         _require_one(text, schema)
         _require_text(schema.field(text), schema)
         recipe = recipe.model_copy(update={"text_column": text})
         read = [text, *recipe.keep_columns, *filtered]
-    kept = [schema.field(name) for name in dict.fromkeys(recipe.keep_columns) if name != text or recipe.template]
+    kept = [schema.field(name) for name in dict.fromkeys(recipe.keep_columns) if name != text or recipe.makes_text]
     for field in kept:
-        if field.name in ROW_COLUMNS:
+        if field.name in ROW_COLUMNS or (recipe.messages is not None and field.name == MASK_COLUMN):
             said = f"keep_columns keeps {field.name!r}, and lance-prep writes a column of that name itself"
             raise UsageError(said, "leave it out, or rename it in the source; layout 'raw' keeps any name")
     _check_written(kept, "remove it from keep_columns, or rename it in the source")
     out = pa.schema([pa.field(text, pa.large_string()), *kept])
     return Columns(recipe, _subset(schema, read), out)
+
+
+def _chat_columns(recipe: Recipe, schema: pa.Schema) -> list[str]:
+    """Return the columns that conversations are made of."""
+    names = list(recipe.messages or ())
+    for name in names:
+        _require(name, schema)
+    return [*names, *([TOOLS_COLUMN] if TOOLS_COLUMN in schema.names and TOOLS_COLUMN not in names else [])]
 
 
 def _subset(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:

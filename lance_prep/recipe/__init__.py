@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from lance_prep.recipe.model import (
         DEFAULT_TOKENIZER,
+        TOOLS_COLUMN,
         Maximum,
         Recipe,
         RecipeFields,

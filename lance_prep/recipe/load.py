@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from lance_prep.errors import RecipeError, UsageError
-from lance_prep.layouts import LAYOUTS, unread_options
+from lance_prep.layouts import LAYOUTS, PATH_FIELDS, unread_options
 from lance_prep.recipe.model import Recipe
 
 #: Options that decide which others have an effect.
@@ -102,7 +102,7 @@ def _fields(source: str) -> dict[str, Any]:
         named = fields.get("source")
         if isinstance(named, str) and named in builtin_recipes():
             return {**_fields(named), **{name: value for name, value in fields.items() if name != "source"}}
-        return {**fields, **{f: resolve_beside(path, fields[f]) for f in ("source", "tokenizer") if f in fields}}
+        return {**fields, **{f: resolve_beside(path, fields[f]) for f in PATH_FIELDS if f in fields}}
     if "://" not in source and not _HUB_ID.fullmatch(source) and not _looks_like_path(source):
         if source in builtin_collections():
             raise _is_collection(source)

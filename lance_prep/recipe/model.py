@@ -29,7 +29,10 @@ DedupUnit = Literal["document", "line"]
 
 #: Fields that came after datasets had been built. The JSON of a recipe has them only if they are not the default, so
 #: that the keys of earlier builds stay as they are, and an interrupted one continues.
-_ADDED = ("dedup", "dedup_unit")
+_ADDED = ("dedup", "dedup_unit", "messages", "chat_template")
+
+#: Column with the tools that the conversation beside it may call.
+TOOLS_COLUMN = "tools"
 
 DEFAULT_TOKENIZER = "openai-community/gpt2"
 
@@ -92,6 +95,14 @@ SourceNames = Annotated[str | tuple[str, ...], AfterValidator(_named)]
 Maximum = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_parse_maximum)]
 
 
+def _columns(names: Any) -> Any:
+    return [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+
+
+#: One, two or three columns.
+Messages = Annotated[tuple[str, ...], Field(min_length=1, max_length=3), BeforeValidator(_columns)]
+
+
 class Recipe(BaseModel):
     """What to build. Frozen; unknown fields are refused.
 
@@ -125,6 +136,12 @@ class Recipe(BaseModel):
         Field(description="character between the fields of a CSV file [default: found in the first file's header]"),
     ] = None
     template: str | None = Field(None, description="jinja2 template that makes the text of a record from its columns")
+    messages: Messages | None = Field(
+        None,
+        description="column with conversations, which the tokenizer's chat template writes; or two columns, prompt and "
+        "completion; or three, instruction, input and output",
+    )
+    chat_template: str | None = Field(None, description="file with the chat template to use instead of the tokenizer's")
 
     tokenizer: str | None = Field(
         DEFAULT_TOKENIZER, description="Hub id of a tokenizer, a tokenizer.json, or a folder with one"
@@ -206,11 +223,47 @@ class Recipe(BaseModel):
                 raise PydanticCustomError("no_effect", "{name} has no effect with {why}", {"name": name, "why": why})
         if self.template is not None and self.text_column is not None:
             raise ValueError("give either text_column or template: each says where the text comes from")
+        if self.messages is not None:
+            self._check_chat()
+        elif self.chat_template is not None:
+            raise ValueError("chat_template needs messages, which names the column with conversations")
         if self.side is not None and self.val_fraction is None and self.val_tokens is None:
             raise ValueError("side needs val_fraction or val_tokens: without them, there is no split")
         if self.tokenizer is None and LAYOUTS[self.layout].tokens:
             raise ValueError(f"layout {self.layout!r} needs a tokenizer")
         return self
+
+    def _check_chat(self) -> None:
+        assert self.messages is not None
+        if not all(self.messages) or len(set(self.messages)) < len(self.messages):
+            raise ValueError(
+                "messages names one column, two (prompt, completion) or three (instruction, input, output)"
+            )
+        if self.drops_lines:
+            raise ValueError("dedup_unit 'line' would remove lines of conversations; use dedup_unit 'document'")
+        for name in ("text_column", "template"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"give either messages or {name}: each says where the text comes from")
+        for name in ("special_tokens", "add_special_tokens"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise PydanticCustomError(
+                    "no_effect", "{name} has no effect with messages: the chat template decides", {"name": name}
+                )
+
+    @property
+    def makes_text(self) -> bool:
+        """Whether texts are made of several columns, and are not a column of the source."""
+        return self.template is not None or self.messages is not None
+
+    @property
+    def parses_special_tokens(self) -> bool:
+        """Whether special tokens written in a text are special."""
+        return self.special_tokens == "parse" or self.messages is not None
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """Whether the post-processor's special tokens are added to a text."""
+        return self.add_special_tokens and self.messages is None
 
     @property
     def asked(self) -> str:
@@ -270,6 +323,8 @@ class RecipeFields(TypedDict, total=False):
     text_unit: TextUnit | None
     delimiter: str | None
     template: str | None
+    messages: str | Sequence[str] | None
+    chat_template: str | None
     tokenizer: str | Callable[[str], Any] | None
     tokenizer_revision: str | None
     tokenizer_backend: Backend

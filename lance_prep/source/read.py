@@ -15,7 +15,7 @@ from lance_prep.model import Plan, Shard, SourceFile
 from lance_prep.plan import compile_template
 from lance_prep.process import read_ahead
 from lance_prep.source.cutter import Cutter, Delivery, SourceBatch
-from lance_prep.source.prepare import prepare
+from lance_prep.source.prepare import Render, prepare
 from lance_prep.transport import Transport
 
 # Bytes of batches that wait for the caller, per shard: enough to bridge a row group's decompression.
@@ -29,6 +29,7 @@ def read_shard(
     transport: Transport | None = None,
     *,
     stop: threading.Event | None = None,
+    render: Render | None = None,
 ) -> Iterator[SourceBatch]:
     """Yield the rows of a shard in the source's order, read ahead in a thread while the caller works.
 
@@ -37,6 +38,7 @@ def read_shard(
             shard after the last batch. Counts retries when the iterator ends.
         transport: how to reach the source.
         stop: if it is set, the iterator neither waits nor retries.
+        render: makes the text of a record; by default the recipe's template, if it has one.
 
     Yields:
         Batches of `recipe.shuffle_batch_size` rows with schema `plan.schema`. The last one, and one whose text reaches
@@ -48,7 +50,7 @@ def read_shard(
         RowRejected: from `tally.on_reject`.
     """
     transport = (transport or Transport()).retrying(stop)
-    made = _deliveries(plan, shard, transport)
+    made = _deliveries(plan, shard, transport, render)
     deliveries = read_ahead(made, AHEAD_BYTES, cost=lambda delivery: delivery.nbytes, on_stop=transport.retries.stop)
     try:
         for delivery in deliveries:
@@ -61,15 +63,22 @@ def read_shard(
 
 
 def read_some(
-    plan: Plan, shard: Shard, tally: Tally, transport: Transport, most_bytes: int | None
+    plan: Plan,
+    shard: Shard,
+    tally: Tally,
+    transport: Transport,
+    most_bytes: int | None,
+    *,
+    render: Render | None = None,
 ) -> Iterator[SourceBatch]:
     """Yield the first rows of a shard as `read_shard` does, and read little more: no thread reads ahead.
 
     Args:
         most_bytes: stop with the batch that brings the text to this many bytes; None to read the whole shard.
+        render: see `read_shard`.
     """
     held = 0
-    with closing(_deliveries(plan, shard, transport)) as deliveries:
+    with closing(_deliveries(plan, shard, transport, render)) as deliveries:
         for delivery in deliveries:
             delivery.count(tally)
             if delivery.batch is None:
@@ -80,9 +89,12 @@ def read_some(
                 return
 
 
-def _deliveries(plan: Plan, shard: Shard, transport: Transport) -> Generator[Delivery, None, None]:
+def _deliveries(
+    plan: Plan, shard: Shard, transport: Transport, render: Render | None
+) -> Generator[Delivery, None, None]:
     where = compile_where(plan.recipe.filter, plan.read_schema) if plan.recipe.filter else None
-    render = compile_template(plan.recipe.template) if plan.recipe.template is not None else None
+    if plan.recipe.template is not None:
+        render = compile_template(plan.recipe.template)
     cutter = Cutter(plan.recipe.shuffle_batch_size)
     first = 0
     for part in shard.parts:

@@ -109,6 +109,8 @@ def write_lance(
         assert decision.job is not None
         if job.spec is not None and not isinstance(job.spec, FunctionSpec):
             write_by_hash(output.files, tokenizer_path(job.spec.sha256), job.spec.file)
+            if job.spec.chat is not None:
+                write_by_hash(output.files, tokenizer_path(job.spec.chat.sha256), job.spec.chat.file)
         hooks = Hooks(progress or Silent())
         made = _write(df, decision.job, decision.first_shard, hooks)
         job, there = _named(decision.job, made), decision.existing.ours
@@ -176,7 +178,7 @@ def _decide(job: BuildJob, existing: Existing, mode: Mode) -> Decision:
     if there is None:
         raise OutputExists(f"{job.uri} is a Lance dataset that lance-prep did not make", "use mode='overwrite'")
     refuse_other_recipe(job, there.metadata, set())
-    then = job.output.journal(there.metadata.build.key).plan(job.uri, there.metadata.tokenizer_sha256)
+    then = job.output.journal(there.metadata.build.key).plan(job.uri, there.metadata.tokenizer_key)
     if then.schema != job.plan.schema:
         said = f"{job.uri} has other columns: {then.schema.to_string()}"
         raise OutputExists(said, "cast the DataFrame's columns, or use mode='overwrite'")
@@ -246,7 +248,7 @@ def _named(job: BuildJob, made: Mapping[int, Built]) -> BuildJob:
         rows = receipt.ledger.rows_in
         shards.append(Shard(index, (Part(place, rows=rows),), receipt.text_bytes, rows))
     plan = replace(job.plan, files=tuple(files), shards=tuple(shards))
-    return replace(job, plan=plan, key=build_key(plan, job.uri, job.spec.sha256 if job.spec else None))
+    return replace(job, plan=plan, key=build_key(plan, job.uri, job.spec.key if job.spec else None))
 
 
 def _keep(job: BuildJob, made: Mapping[int, Built], hooks: Hooks) -> list[Receipt]:

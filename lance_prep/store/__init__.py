@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         IGNORE,
         KEY,
         BuildRecord,
+        ChatRecord,
         FileRecord,
         Lengths,
         Metadata,

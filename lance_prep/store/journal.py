@@ -124,13 +124,14 @@ def _receipt_name(shard: int) -> str:
 def recipe_as_json(plan: Plan, uri: str) -> dict[str, Any]:
     """Return the plan's recipe as it is written into the dataset at `uri`, with paths that can be moved with it."""
     recipe = plan.recipe.as_json()
-    source, tokenizer = recipe["source"], recipe["tokenizer"]
+    source = recipe["source"]
     if any(file.url.startswith("/") for file in plan.files):  # not a Hub id, and not the sample's text
         recipe["source"] = (
             _portable_name(source, uri) if isinstance(source, str) else [_portable_name(name, uri) for name in source]
         )
-    if tokenizer is not None and Path(tokenizer).exists():
-        recipe["tokenizer"] = portable_path(tokenizer, uri)
+    for name in ("tokenizer", "chat_template"):
+        if (path := recipe.get(name)) is not None and Path(path).exists():
+            recipe[name] = portable_path(path, uri)
     return recipe
 
 
@@ -161,13 +162,17 @@ def plan_from_json(data: dict[str, Any], uri: str) -> Plan:
     return Plan.from_json({**data, "files": files, "recipe": resolved_recipe(data["recipe"], uri)})
 
 
-def build_key(plan: Plan, uri: str, tokenizer_sha256: str | None) -> str:
-    """Return 16 hex digits that name what decides the rows, wherever the dataset and its source are."""
-    return _key_of(plan_as_json(plan, uri), tokenizer_sha256)
+def build_key(plan: Plan, uri: str, tokenizer: str | None) -> str:
+    """Return 16 hex digits that name what decides the rows, wherever the dataset and its source are.
+
+    Args:
+        tokenizer: `TokenizerSpec.key`.
+    """
+    return _key_of(plan_as_json(plan, uri), tokenizer)
 
 
-def _key_of(plan: dict[str, Any], tokenizer_sha256: str | None) -> str:
-    parts = {**plan, "tokenizer_sha256": tokenizer_sha256}
+def _key_of(plan: dict[str, Any], tokenizer: str | None) -> str:
+    parts = {**plan, "tokenizer_sha256": tokenizer}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -239,18 +244,18 @@ class Journal:
         if self._files.read(f"{self._folder}/plan.json") is None:
             self._files.write(f"{self._folder}/plan.json", json.dumps(plan_as_json(plan, uri)).encode())
 
-    def plan(self, uri: str, tokenizer_sha256: str | None) -> Plan:
+    def plan(self, uri: str, tokenizer: str | None) -> Plan:
         """Return the plan of a build into the dataset at `uri`.
 
         Args:
-            tokenizer_sha256: of the build's tokenizer. With it the plan must give the build's key.
+            tokenizer: `Metadata.tokenizer_key`. With it the plan must give the build's key.
 
         Raises:
             DatasetError: it is missing, damaged or of another build.
         """
 
         def convert(data: dict[str, Any]) -> Plan:
-            if (actual := _key_of(data, tokenizer_sha256)) != self.key:
+            if (actual := _key_of(data, tokenizer)) != self.key:
                 raise ValueError(f"it is not the plan of this build: its key is {actual}")
             return plan_from_json(data, uri)
 

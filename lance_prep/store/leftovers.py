@@ -195,6 +195,8 @@ def _needed_by(version: DatasetVersion) -> set[str]:
     needed = {list_path(version.metadata.builds)}
     if version.metadata.tokenizer is not None:
         needed.add(tokenizer_path(version.metadata.tokenizer.sha256))
+        if version.metadata.tokenizer.chat is not None:
+            needed.add(tokenizer_path(version.metadata.tokenizer.chat.sha256))
     for build in version.builds:
         needed |= {f"{BUILDS_FOLDER}/{build.key}", list_path(build.sources)}
     return needed

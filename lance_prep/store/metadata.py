@@ -81,10 +81,30 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class TokenizerRecord:
-    """The tokenizer of a version. All fields but `backends` are those of `tokenizer.TokenizerSpec`.
+class ChatRecord:
+    """The chat template of a version.
 
     Attributes:
+        sha256: of its file in the sidecar, which holds the template and what it was used with.
+        template: sha256 of the template's text.
+        origin: where the template is from.
+    """
+
+    sha256: str
+    template: str
+    origin: str
+
+    def __post_init__(self) -> None:
+        check_sha256(self.sha256, "sha256")
+        check_sha256(self.template, "template")
+
+
+@dataclass(frozen=True)
+class TokenizerRecord:
+    """The tokenizer of a version. Fields have the names of `tokenizer.TokenizerSpec`.
+
+    Attributes:
+        chat: None if the rows are not conversations.
         backends: names of the encoders whose ids were written, sorted.
     """
 
@@ -99,9 +119,15 @@ class TokenizerRecord:
     suffix: tuple[int, ...]
     is_template: bool
     backends: tuple[str, ...] = ()
+    chat: ChatRecord | None = None
 
     def __post_init__(self) -> None:
         check_sha256(self.sha256, "sha256")
+
+    @property
+    def key(self) -> str:
+        """Identifies the tokenizer and the chat template in a build."""
+        return self.sha256 if self.chat is None else f"{self.sha256}+{self.chat.sha256}"
 
     @property
     def is_function(self) -> bool:
@@ -210,6 +236,11 @@ class Metadata:
     def itemsize(self) -> int:
         """Bytes of a token on disk; 0 for `raw`."""
         return {"uint16": 2, "uint32": 4, None: 0}[self.dtype]
+
+    @property
+    def tokenizer_key(self) -> str | None:
+        """What identifies the tokenizer and the chat template in a build; None for `raw`."""
+        return self.tokenizer.key if self.tokenizer else None
 
     @property
     def tokenizer_sha256(self) -> str | None:

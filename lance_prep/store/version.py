@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lance_prep.errors import DamagedDataset, DatasetError
 from lance_prep.hub_path import pinned_uri
+from lance_prep.layouts import PATH_FIELDS
 from lance_prep.store.metadata import (
     LISTS_FOLDER,
     TOKENIZERS_FOLDER,
@@ -139,6 +140,17 @@ class DatasetVersion:
             )
         return read_by_hash(self.files, tokenizer_path(self.metadata.tokenizer.sha256))
 
+    def chat_file(self) -> bytes | None:
+        """Return the file of the chat template, or None if the rows are not conversations.
+
+        Raises:
+            DatasetError: it is missing or damaged.
+        """
+        tokenizer = self.metadata.tokenizer
+        if tokenizer is None or tokenizer.chat is None:
+            return None
+        return read_by_hash(self.files, tokenizer_path(tokenizer.chat.sha256))
+
 
 def portable_path(path: str, uri: str) -> str:
     """Return a local path as it is written into the dataset at `uri`, so that both can be moved together.
@@ -183,7 +195,7 @@ def resolved_recipe(recipe: Mapping[str, Any], uri: str) -> dict[str, Any]:
             return [resolve(item) for item in value]
         return resolved_path(value, uri) if isinstance(value, str) else value
 
-    return {name: resolve(value) if name in ("source", "tokenizer") else value for name, value in recipe.items()}
+    return {name: resolve(value) if name in PATH_FIELDS else value for name, value in recipe.items()}
 
 
 def open_version(

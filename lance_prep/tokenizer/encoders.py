@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -66,10 +66,10 @@ class ReferenceEncoder:
 
     def __init__(self, spec: TokenizerSpec, recipe: Recipe) -> None:
         self._tokenizer = load_reference(spec.file, spec.name)
-        self._tokenizer.encode_special_tokens = recipe.special_tokens != "parse"
+        self._tokenizer.encode_special_tokens = not recipe.parses_special_tokens
         self._dtype = spec.dtype
         # A post-processor that is not a template is applied here, since the layout cannot.
-        self._whole = not spec.is_template and recipe.add_special_tokens
+        self._whole = not spec.is_template and recipe.adds_special_tokens
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
         # The results of tokenizers take 100 bytes a token, so texts are encoded in pieces.
@@ -106,9 +106,9 @@ class GigatokenEncoder:
     name = "gigatoken"
 
     def __init__(self, spec: TokenizerSpec, recipe: Recipe, *, encoders: int, parallel: bool) -> None:
-        if not spec.is_template and recipe.add_special_tokens:
+        if not spec.is_template and recipe.adds_special_tokens:
             raise TokenizerError(f"gigatoken cannot apply the post-processor of {spec.name}", "use tokenizers")
-        self._file = spec.file if recipe.special_tokens == "parse" else _without_special_tokens(spec.file)
+        self._file = spec.file if recipe.parses_special_tokens else _without_special_tokens(spec.file)
         self._name = spec.name
         self._dtype = spec.dtype
         self._parallel = parallel
@@ -202,14 +202,20 @@ def _choose(
         if recipe.tokenizer_backend == "gigatoken":
             raise
         return reference, str(error)
-    if recipe.tokenizer_backend == "auto" and not _behaves(fast, reference):
+    added = _added_tokens(spec.file) if recipe.parses_special_tokens else ()
+    if recipe.tokenizer_backend == "auto" and not _behaves(fast, reference, added):
         return reference, "gigatoken gives other ids than tokenizers for a few test texts"
     return ExactEncoder(fast, reference, spec.file), "gigatoken gives the ids of tokenizers for a few test texts"
 
 
-def _behaves(fast: Encoder, reference: Encoder) -> bool:
-    """Return whether the installed version of gigatoken encodes a few texts as the reference does."""
-    probes = pa.array(PROBES, pa.large_string())
+def _behaves(fast: Encoder, reference: Encoder, added: Sequence[str]) -> bool:
+    """Return whether the installed version of gigatoken encodes a few texts as the reference does.
+
+    Args:
+        added: tokens to be found in texts.
+    """
+    around = [f"a {token} b{token}\n{token}{token}c  {token} \n\n{token}" for token in added]
+    probes = pa.array([*PROBES, *around, "".join(added)], pa.large_string())
     try:
         return fast.encode(probes).equals(reference.encode(probes))
     except Exception:  # another version of gigatoken may have other functions; `tokenizers` always works
@@ -264,6 +270,10 @@ class SpecialTokenGuard:
                 f"special token {token} in a text: ...{text[max(0, at - 40) : at + len(token) + 40]!r}...",
                 "clean the source, or use special_tokens='text' (as plain text) or special_tokens='parse'",
             )
+
+
+def _added_tokens(file: bytes) -> tuple[str, ...]:
+    return tuple(token["content"] for token in json.loads(file).get("added_tokens") or ())
 
 
 @cache

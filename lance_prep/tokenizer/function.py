@@ -43,7 +43,9 @@ class FunctionSpec(TokenizerSpec):
     function: TextFunction = field(default=len, repr=False, compare=False)
 
     def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in TokenizerSpec.__dataclass_fields__ if name != "file"}
+        return {
+            name: getattr(self, name) for name in TokenizerSpec.__dataclass_fields__ if name not in ("file", "chat")
+        }
 
 
 class TextRefused(TokenizerError):

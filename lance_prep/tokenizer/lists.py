@@ -44,6 +44,13 @@ class TokenLists:
         """int64 `[n]`, tokens of each text."""
         return np.diff(self.offsets)
 
+    @property
+    def learned(self) -> Offsets:
+        """int64 `[n]`, set bits of the mask in each text; there must be a mask."""
+        assert self.mask is not None
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.mask)])
+        return np.diff(ends[self.offsets])
+
     def equals(self, other: TokenLists) -> bool:
         """Return whether both have the same ids of the same texts, and the same mask."""
         mine, others = (self.offsets, self.ids, self.mask), (other.offsets, other.ids, other.mask)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, Us
 from lance_prep.hub_path import LIBRARY, guard_session, hub_api
 from lance_prep.layouts import FUNCTION_PREFIX
 from lance_prep.recipe import Recipe
+from lance_prep.tokenizer.chat import TEMPLATE_FILE, ChatTemplate, find_chat_template, token_text
 from lance_prep.tokenizer.made import convert_slow, is_slow, train_sample_tokenizer
 from lance_prep.transport import FIRST_ATTEMPTS, Retries
 
@@ -36,6 +38,7 @@ class TokenizerSpec:
         bos_id, eos_id, pad_id: None if the tokenizer has none. `eos_id` is the recipe's `eos_token` if it names one.
         prefix, suffix: what the post-processor puts before and after a text.
         is_template: False if the post-processor does something else; then `tokenizers` itself has to apply it.
+        chat: writes conversations, if the recipe has any.
     """
 
     name: str
@@ -49,6 +52,12 @@ class TokenizerSpec:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     is_template: bool
+    chat: ChatTemplate | None = None
+
+    @property
+    def key(self) -> str:
+        """Identifies the tokenizer and the chat template in a build."""
+        return self.sha256 if self.chat is None else f"{self.sha256}+{self.chat.sha256}"
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -56,8 +65,8 @@ class TokenizerSpec:
         return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all fields but the file."""
-        return {k: v for k, v in asdict(self).items() if k != "file"}
+        """Return all fields but the file and the chat template."""
+        return {k: v for k, v in asdict(self).items() if k not in ("file", "chat")}
 
 
 def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
@@ -88,7 +97,11 @@ def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
         file, side, commit = *_read_local(path), None
     else:
         file, side, commit = _read_hub(name, recipe.tokenizer_revision)
-    return describe(name, file, side, recipe.eos_token, commit)
+    spec = describe(name, file, side, recipe.eos_token, commit)
+    if recipe.messages is None:
+        return spec
+    chat = find_chat_template(name, load_reference(file, name), side, side.get(TEMPLATE_FILE), recipe.chat_template)
+    return replace(spec, chat=chat)
 
 
 def _read_local(path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -96,6 +109,8 @@ def _read_local(path: Path) -> tuple[bytes, dict[str, Any]]:
     side: dict[str, Any] = {}
     for name in reversed(SIDE_FILES):
         side.update(_read_beside(file.parent / name))
+    if (template := file.parent / TEMPLATE_FILE).is_file():
+        side[TEMPLATE_FILE] = _decoded(template.read_bytes(), str(template))
     if not file.exists() and is_slow(path):
         return convert_slow(path, side, _read_beside(path / "added_tokens.json")), side
     if not file.exists():
@@ -169,7 +184,16 @@ def _download(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], s
             side.update(_parse(fetch(other, commit).read_bytes(), f"{name}/{other}"))
         except EntryNotFoundError:
             continue
+    with suppress(EntryNotFoundError):
+        side[TEMPLATE_FILE] = _decoded(fetch(TEMPLATE_FILE, commit).read_bytes(), f"{name}/{TEMPLATE_FILE}")
     return file.read_bytes(), side, commit
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"{where} is not UTF-8", "fix or remove it") from error
 
 
 def _parse(data: bytes, where: str) -> dict[str, Any]:
@@ -192,7 +216,11 @@ def describe(
     ids = tokenizer.get_vocab(with_added_tokens=True)
     if eos_token is not None and eos_token not in ids:
         raise TokenizerError(f"{name} has no token {eos_token!r}", "choose an eos_token that is in its vocabulary")
-    named = {role: ids.get(token) for role in ("bos", "eos", "pad") if (token := _named(side, role)) is not None}
+    named = {
+        role: ids.get(token)
+        for role in ("bos", "eos", "pad")
+        if (token := token_text(side.get(f"{role}_token"))) is not None
+    }
     eos = ids[eos_token] if eos_token is not None else named.get("eos")
     if eos is None:
         eos = next((ids[token] for token in KNOWN_EOS if token in ids), None)
@@ -233,13 +261,6 @@ def load_reference(file: bytes, name: str = "the tokenizer") -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def _named(side: dict[str, Any], role: str) -> str | None:
-    token = side.get(f"{role}_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
 
 
 def _affixes(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...], bool]:

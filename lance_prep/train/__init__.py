@@ -2,7 +2,8 @@
 
     permutation, order  the order of samples, in O(1) memory and at any position at once; ranks
     pages, tokens       find flat tokens in Lance's files; read them by memory map or by `take`
-    index, lance_reads  the index of a version; reading through Lance, in a helper process after a fork
+    index, learned      the index of a version, and which tokens of a conversation are learned
+    lance_reads         reading through Lance, in a helper process after a fork
     access              opens a version, and chooses how its tokens are read
     samples, views      what a sample is, and which tokens and documents it has
     sources             what a loader and a mixture ask of data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ import pyarrow as pa
 from lance_prep.errors import DatasetError, UsageError
 from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
+from lance_prep.loss_mask import MASK_COLUMN
 from lance_prep.store import Cache, FlatPages, NotFlat, Stat
 from lance_prep.train.index import Index, filtered_rows, load_index, token_pages
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions
+from lance_prep.train.learned import Learned, load_learned
 from lance_prep.train.tokens import MappedTokens, TakeTokens, TokenSource, list_values
 
 #: The largest flat copy of a local dataset's tokens that is made without being asked for.
@@ -56,6 +58,7 @@ class Reader:
         rows: number of rows after the filter.
         chosen: int64 `[rows]`, the live rows that pass the filter; None for all.
         tokens: None for raw rows.
+        learned: which tokens are learned, if it was asked for.
         doc_ids: for blocks in files that are mapped, the doc_ids of the pieces; else None.
         verdict: how tokens are read and why, and what was checked.
     """
@@ -66,6 +69,7 @@ class Reader:
     tokens: TokenSource | None
     verdict: Verdict
     doc_ids: TokenSource | None = None
+    learned: Learned | None = None
 
     @property
     def access(self) -> Access:
@@ -87,13 +91,16 @@ class Reader:
         return rows if self.chosen is None else self.chosen[rows]
 
 
-def open_reader(options: ReadOptions, facts: Facts, lance: Lance, verdict: Verdict | None = None) -> Reader:
+def open_reader(
+    options: ReadOptions, facts: Facts, lance: Lance, verdict: Verdict | None = None, *, learned: bool = False
+) -> Reader:
     """Open a version for reading in this process.
 
     Lance is imported only if it is needed: with the verdict of the parent process, its index in the cache is enough for
     mapping.
 
     Args:
+        learned: also read which tokens are learned.
         verdict: of the parent process. Without it, rows read from the files are compared with those that Lance reads.
 
     Raises:
@@ -101,9 +108,16 @@ def open_reader(options: ReadOptions, facts: Facts, lance: Lance, verdict: Verdi
             boundaries are damaged.
         UsageError: a raw dataset was to be mapped.
     """
-    return _Opening(
-        options, facts, lance, verdict, Cache(Path(facts.cache), verdict.checked if verdict else None)
-    ).run()
+    cache = Cache(Path(facts.cache), verdict.checked if verdict else None)
+    reader = _Opening(options, facts, lance, verdict, cache).run()
+    if not learned or reader.index is None:
+        return reader
+    if MASK_COLUMN not in facts.columns:
+        raise UsageError(
+            f"labels='assistant' needs to know what the assistant wrote, and {options.uri} has no column {MASK_COLUMN}",
+            "build it from conversations, with `messages`; or use labels='same'",
+        )
+    return replace(reader, learned=load_learned(cache) or lance.learned(facts))
 
 
 @dataclass(frozen=True)

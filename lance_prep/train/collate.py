@@ -95,7 +95,7 @@ def varlen_collate(
     if "labels" in flat:
         labels = flat["labels"].clone()
         # "same": the document's first token is not predicted. "shifted": its last token predicts nothing.
-        labels[torch.from_numpy(bounds[:-1] if options.labels == "same" else bounds[1:] - 1)] = IGNORE
+        labels[torch.from_numpy(bounds[1:] - 1 if options.shifted else bounds[:-1])] = IGNORE
         flat["labels"] = labels
     flat.pop("attention_mask", None)
     ends, longest = torch.from_numpy(bounds.astype(np.int32)), int(lengths.max(initial=0))

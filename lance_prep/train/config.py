@@ -90,7 +90,7 @@ class TrainConfig(BaseModel):
     block_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="tokens per sample, unless rows are blocks"
     )
-    labels: Labels = Field("same", description="same or shifted")
+    labels: Labels = Field("same", description="same, shifted, assistant or assistant-shifted")
     attention_mask: bool = False
     position_ids: bool = False
     document_ids: bool = False

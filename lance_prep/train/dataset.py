@@ -57,7 +57,8 @@ class LanceDataset(MapStyle):
         filter: rows to keep, in SQL over the dataset's columns. Evaluated once.
         columns: additional columns of each sample. For `raw`, the columns to read, all by default. Not possible with
             a stream.
-        labels: "same" by default (see `SampleOptions`). Not for `raw`.
+        labels: "same" by default; "assistant" to learn only what the assistant of a conversation wrote (see
+            `SampleOptions`). Not for `raw`.
         attention_mask, position_ids, document_ids, mask_boundaries: see `SampleOptions`. Not for `raw`.
         access: "auto" maps files into memory if their pages are flat, and otherwise reads through Lance's `take`.
             "mmap" raises an error instead of using `take`. "take" always uses it. The tensors are the same.
@@ -305,6 +306,7 @@ class LanceDataset(MapStyle):
             with self._lock:
                 if self._view is None:
                     facts = self._facts
-                    self._reader = open_reader(self._options, facts, self._lance, self._verdict)
+                    learned = self._view_options.sample.masked
+                    self._reader = open_reader(self._options, facts, self._lance, self._verdict, learned=learned)
                     self._view = make_view(self._view_options, facts, self._reader, self._take_columns)
         return self._view

@@ -114,9 +114,9 @@ def load_index(cache: Cache) -> Index | None:
             facts = json.loads(z["facts"].tobytes())
             offsets = pieces = None
             if facts["ragged"]:
-                offsets = _mapped(cache, "offsets.npy")
+                offsets = mapped(cache, "offsets.npy")
             else:
-                pieces = Pieces(_mapped(cache, "piece_offsets.npy"), _mapped(cache, "piece_lengths.npy"))
+                pieces = Pieces(mapped(cache, "piece_offsets.npy"), mapped(cache, "piece_lengths.npy"))
             pages, docs = (
                 FlatPages(facts[name], *z[name]) if facts[name] is not None else None for name in ("pages", "docs")
             )
@@ -125,7 +125,12 @@ def load_index(cache: Cache) -> Index | None:
         return None  # one of the other files is missing or damaged
 
 
-def _mapped(cache: Cache, name: str) -> npt.NDArray[Any]:
+def mapped(cache: Cache, name: str) -> npt.NDArray[Any]:
+    """Map an array of the cache.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
     path = cache.find(name)
     if path is None:
         raise ValueError(f"{name} is missing or damaged")
@@ -133,9 +138,9 @@ def _mapped(cache: Cache, name: str) -> npt.NDArray[Any]:
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def _stored(cache: Cache, name: str, made: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def stored(cache: Cache, name: str, made: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Store an array and return it mapped, or as it is if the cache cannot be written."""
-    return made if cache.write(name, lambda file: np.save(file, made)) is None else _mapped(cache, name)
+    return made if cache.write(name, lambda file: np.save(file, made)) is None else mapped(cache, name)
 
 
 def build_index(dataset: Any, cache: Cache, *, root: Path | None, itemsize: int, block_size: int | None) -> Index:
@@ -154,12 +159,12 @@ def build_index(dataset: Any, cache: Cache, *, root: Path | None, itemsize: int,
     short = short_tokens = np.empty(0, np.int64)
     offsets = pieces = None
     if block_size is None:
-        offsets = _stored(cache, "offsets.npy", _row_offsets(dataset))
+        offsets = stored(cache, "offsets.npy", _row_offsets(dataset))
         rows = len(offsets) - 1
     else:
         counts, found = _read_pieces(dataset)
         pieces = Pieces(
-            _stored(cache, "piece_offsets.npy", found.offsets), _stored(cache, "piece_lengths.npy", found.lengths)
+            stored(cache, "piece_offsets.npy", found.offsets), stored(cache, "piece_lengths.npy", found.lengths)
         )
         rows = len(counts)
         short = np.flatnonzero(counts < block_size)
@@ -232,7 +237,7 @@ def _store(cache: Cache, index: Index) -> None:
 def filtered_rows(find: Callable[[], Indices], cache: Cache, sql: str) -> Indices:
     """Return the live rows that pass a filter, in order: int64, from the cache or else from `find`."""
     name = f"filter-{hashlib.sha256(sql.encode()).hexdigest()[:24]}.npy"
-    return _mapped(cache, name) if cache.find(name) is not None else _stored(cache, name, find())
+    return mapped(cache, name) if cache.find(name) is not None else stored(cache, name, find())
 
 
 def token_pages(cache: Cache, tokens: int, itemsize: int) -> FlatPages | None:

@@ -26,6 +26,7 @@ from lance_prep.errors import DatasetError, LancePrepError, UsageError, without_
 from lance_prep.keyed import Indices
 from lance_prep.store import Cache, DatasetVersion, FlatPages, NotFlat, open_at
 from lance_prep.train.index import Index, build_index, copy_tokens, index_folder
+from lance_prep.train.learned import Learned, build_learned
 from lance_prep.transport import Transport
 
 P = ParamSpec("P")
@@ -232,6 +233,12 @@ class Lance:
             itemsize=facts.itemsize,
             block_size=facts.block_size,
         )
+
+    @_through_lance
+    def learned(self, facts: Facts) -> Learned:
+        """Read which tokens are learned, and store that in the cache."""
+        dataset, cache = self._version(facts.version).dataset, Cache(Path(facts.cache))
+        return build_learned(dataset, cache, column="num_tokens")
 
     @_through_lance
     def filtered(self, facts: Facts, sql: str) -> Indices:

@@ -98,6 +98,10 @@ class ParquetDataset(MapStyle):
     ) -> None:
         self._path = Path(path).absolute()
         self._options = SampleOptions(labels, attention_mask, packed=True)
+        if self._options.masked:
+            raise UsageError(
+                f"labels={labels!r}: the labels in the files say what is learned", "use labels='same' or 'shifted'"
+            )
         self._chosen = Path(cache_dir) if cache_dir else None
         self._cache_bytes = CACHE_BYTES if cache_bytes is None else cache_bytes
         self._known: Shards | None = None

@@ -23,7 +23,8 @@ from lance_prep.keyed import Indices
 from lance_prep.store import IGNORE
 from lance_prep.train.tokens import ragged_arange
 
-Labels = Literal["same", "shifted"] | None
+Mask = npt.NDArray[np.bool_]
+Labels = Literal["same", "shifted", "assistant", "assistant-shifted"] | None
 
 MASK_AND_POSITIONS = (
     "attention_mask and position_ids cannot be combined for packed samples: transformers separates packed documents by "
@@ -38,6 +39,8 @@ class SampleOptions:
 
     Args:
         labels: "same" (equal to input_ids: the model shifts, as in Hugging Face), "shifted" (the next token), or None.
+            "assistant" and "assistant-shifted": the same, and -100 for all tokens but those that the assistant of a
+            conversation wrote.
         attention_mask: 1 for tokens, 0 for padding. Cannot be combined with `position_ids` if samples are packed.
         position_ids: position in the document, or in the sample if the document began before it. Padding counts from 0.
         document_ids: number of the token's document in the sample, from 0; -1 for padding.
@@ -73,11 +76,23 @@ class SampleOptions:
     def plain(self) -> bool:
         """Whether a sample has only `input_ids` and perhaps equal labels."""
         rest = (self.attention_mask, self.position_ids, self.document_ids, self.mask_boundaries)
-        return self.labels != "shifted" and not any(rest)
+        return self.labels in ("same", None) and not any(rest)
+
+    @property
+    def shifted(self) -> bool:
+        """Whether a label is the token after its own."""
+        return self.labels in ("shifted", "assistant-shifted")
+
+    @property
+    def masked(self) -> bool:
+        """Whether only what the assistant of a conversation wrote is learned."""
+        return self.labels in ("assistant", "assistant-shifted")
 
     def __post_init__(self) -> None:
-        if self.labels not in ("same", "shifted", None):
-            raise UsageError(f"invalid labels {self.labels!r}", "use 'same', 'shifted' or None")
+        if self.labels not in ("same", "shifted", "assistant", "assistant-shifted", None):
+            raise UsageError(
+                f"invalid labels {self.labels!r}", "use 'same', 'shifted', 'assistant', 'assistant-shifted' or None"
+            )
         if self.mask_boundaries and self.labels is None:
             raise UsageError("mask_boundaries=True has no effect with labels=None", "use labels='same' or 'shifted'")
 
@@ -324,6 +339,7 @@ def annotate(
     *,
     valid: Indices | None = None,
     following: Indices | None = None,
+    learned: Mask | None = None,
 ) -> dict[str, torch.Tensor]:
     """Return `input_ids` and what else was asked for, for samples laid end to end.
 
@@ -334,6 +350,7 @@ def annotate(
         documents: looks up the documents; called only if they are needed.
         valid: int64 `[samples]`, tokens of each sample before its padding; None if none is padded.
         following: int64 `[samples]`, the token after each sample's last, or `IGNORE`.
+        learned: bool `[tokens]`, whether each token is learned; None for all.
 
     Returns:
         int64 `[tokens]` each: `input_ids`, and what `options` asks for.
@@ -346,12 +363,13 @@ def annotate(
     if options.position_ids or options.document_ids or options.mask_boundaries:
         runs = Runs.of(documents(), lengths, valid)
     if options.labels is not None:
-        labels = ids.copy() if options.labels == "same" else _shifted(ids, starts, valid, following)
+        targets = ids.copy() if learned is None else np.where(learned, ids, IGNORE)
+        labels = _shifted(targets, starts, valid, following) if options.shifted else targets
         if padding is not None:
             labels[padding] = IGNORE
         if runs is not None and options.mask_boundaries:
             # "same": the document's first token is not predicted. "shifted": its last token predicts nothing.
-            labels[runs.starts if options.labels == "same" else runs.starts + runs.lengths - 1] = IGNORE
+            labels[runs.starts + runs.lengths - 1 if options.shifted else runs.starts] = IGNORE
         out["labels"] = labels
     if options.attention_mask:
         mask = np.ones_like(ids)

@@ -58,6 +58,7 @@ def fixed_batch(
     *,
     valid: Indices | None,
     following: Indices | None = None,
+    learned: Mask | None = None,
 ) -> Batch:
     """Make a batch of samples of `size` tokens from `[samples, size or more]` tokens."""
     count = len(tokens)
@@ -71,7 +72,7 @@ def fixed_batch(
     if valid is None and options.plain:  # 8 samples are read in 20 us, which the code below would double
         return Batch(plain_tensors(ids, options), {}, count, options, find=find)
     starts = np.arange(0, (count + 1) * size, size, dtype=np.int64)
-    flat = annotate(ids.reshape(-1), starts, options, find, valid=valid, following=following)
+    flat = annotate(ids.reshape(-1), starts, options, find, valid=valid, following=following, learned=learned)
     return Batch({k: v.view(count, size) for k, v in flat.items()}, {}, count, options, valid=valid, find=find)
 
 
@@ -98,6 +99,7 @@ class BlockView(_RowSamples):
         self._source, self._size = source, block_size
         self._options = options.of_packed_samples()
         self._pieces = reader.index.pieces
+        self._learned = reader.learned
         self._short = reader.index.short
         # Append a sentinel so that a lookup past the last entry finds nothing.
         self._short_or_none = np.append(self._short, -1)
@@ -111,7 +113,11 @@ class BlockView(_RowSamples):
         if padding is not None:
             tokens[padding] = self._options.pad_id
             valid = np.where(padding, 0, size if valid is None else valid)
-        return fixed_batch(tokens, size, self._options, partial(self._documents, rows, padding), valid=valid)
+        learned = None
+        if self._learned is not None:
+            learned = self._learned.bits(rows, np.zeros(len(rows), np.int64), np.full(len(rows), size))
+        find = partial(self._documents, rows, padding)
+        return fixed_batch(tokens, size, self._options, find, valid=valid, learned=learned)
 
     def _documents(self, rows: Indices, padding: Mask | None) -> Documents:
         if padding is None:
@@ -159,7 +165,7 @@ class StreamView:
         size = self._size
         starts = indices * size
         # The label of the last token is the first one of the next sample: read one more.
-        length = size + (self._options.labels == "shifted")
+        length = size + self._options.shifted
         if self._source.contiguous and self._reader.chosen is None and self._tokens:
             tokens = self._by_windows(starts, length)
         else:
@@ -173,8 +179,23 @@ class StreamView:
         following = None
         if length > size:
             following = np.where(starts + size < self._total, tokens[:, size].astype(np.int64), IGNORE)
+        learned = None
+        if self._reader.learned is not None:
+            bits = self._bits(starts, length)
+            if following is not None:
+                following = np.where(bits[:, size], following, IGNORE)
+            learned = np.ascontiguousarray(bits[:, :size]).reshape(-1)
         find = partial(self._documents, starts, padding)
-        return fixed_batch(tokens, size, self._options, find, valid=valid, following=following)
+        return fixed_batch(tokens, size, self._options, find, valid=valid, following=following, learned=learned)
+
+    def _bits(self, starts: Indices, length: int) -> Mask:
+        """Return whether each token of the samples is learned: `[len(starts), length]`. The EOS between rows is not."""
+        assert self._reader.learned is not None
+        rows, begin, lengths, place = self._pieces_of(starts, length)
+        bits = self._reader.learned.bits(self._reader.live(rows), begin, lengths)
+        out = np.zeros(len(starts) * length, np.bool_)
+        out[np.repeat(place, lengths) + ragged_arange(lengths)] = bits
+        return out.reshape(-1, length)
 
     def _documents(self, starts: Indices, padding: Mask | None) -> Documents:
         """Return the documents of samples: the rows of the stream, each with the EOS that follows it."""
@@ -215,7 +236,16 @@ class StreamView:
 
     def _by_pieces(self, starts: Indices, length: int) -> Tokens:
         """Read samples from any source: copy each piece of a row to its place. The places between are EOS."""
-        offsets, count = self._offsets, len(starts)
+        count = len(starts)
+        rows, begin, lengths, place = self._pieces_of(starts, length)
+        tokens = self._source.pieces(self._reader.live(rows), begin, lengths)
+        out = np.full(count * length, self._eos, tokens.dtype)
+        out[np.repeat(place, lengths) + ragged_arange(lengths)] = tokens
+        return out.reshape(count, length)
+
+    def _pieces_of(self, starts: Indices, length: int) -> tuple[Indices, Indices, Indices, Indices]:
+        """Return the pieces of rows in samples: row, first token, tokens, and place in the samples laid end to end."""
+        offsets = self._offsets
         first = np.searchsorted(offsets, starts, side="right") - 1
         stop = np.minimum(np.searchsorted(offsets, starts + length, side="left"), len(offsets) - 1)
         pieces = np.maximum(stop - first, 0)
@@ -223,11 +253,8 @@ class StreamView:
         start = np.repeat(starts, pieces)
         begin = np.maximum(offsets[rows], start)
         lengths = np.maximum(np.minimum(offsets[rows + 1] - 1, start + length) - begin, 0)
-        tokens = self._source.pieces(self._reader.live(rows), begin - offsets[rows], lengths)
-        out = np.full(count * length, self._eos, tokens.dtype)
-        place = np.repeat(np.arange(count) * length, pieces) + begin - start
-        out[np.repeat(place, lengths) + ragged_arange(lengths)] = tokens
-        return out.reshape(count, length)
+        place = np.repeat(np.arange(len(starts)) * length, pieces) + begin - start
+        return rows, begin - offsets[rows], lengths, place
 
 
 class RowView(_RowSamples):
@@ -245,10 +272,12 @@ class RowView(_RowSamples):
         lengths = self._offsets[rows + 1] - self._offsets[rows] - 1
         if padding is not None:
             lengths = np.where(padding, 0, lengths)
-        tokens = self._source.pieces(rows, np.zeros(len(rows), np.int64), lengths)
+        begins = np.zeros(len(rows), np.int64)
+        tokens = self._source.pieces(rows, begins, lengths)
+        learned = self._reader.learned.bits(rows, begins, lengths) if self._reader.learned is not None else None
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         find = partial(_whole_rows, lengths)
-        flat = annotate(tokens.astype(np.int64), starts, self._options, find)
+        flat = annotate(tokens.astype(np.int64), starts, self._options, find, learned=learned)
         return Batch(flat, {}, len(rows), self._options, valid=lengths, offsets=starts, find=find)
 
 

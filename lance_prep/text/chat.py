@@ -1,0 +1,137 @@
+"""Conversations as datasets write them, to the messages that chat templates read.
+
+`Conversations` is made of the columns that `Recipe.messages` names:
+
+- one column: a list of turns, or its JSON text. A turn has `role` and `content` (OpenAI), or `from` and `value`
+  (ShareGPT).
+- two columns: a prompt and its completion, each text or a list of turns.
+- three columns: an instruction, its input, which may be empty, and the output.
+
+A source's column `tools` lists the tools that a conversation may call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lance_prep.recipe import TOOLS_COLUMN
+from lance_prep.source import NoText
+
+Message = dict[str, Any]
+
+#: Roles of a turn by what ShareGPT datasets call its speaker.
+_SPEAKERS = {
+    **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bard", "bing", "model"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "function_response"), "tool"),
+}
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+def conversations(columns: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Message]]:
+    """Return a function from a record to its messages; empty if it has no conversation.
+
+    It raises `NoText` for a record whose conversation cannot be read.
+    """
+    if len(columns) == 1:
+        return lambda record: _turns(record[columns[0]])
+    if len(columns) == 2:
+        prompt, completion = columns
+        return lambda record: _pair(record[prompt], record[completion])
+    instruction, given, output = columns
+    return lambda record: _pair(_joined(record[instruction], record[given]), record[output])
+
+
+def tools_of(record: Mapping[str, Any]) -> list[Any] | None:
+    """Return the tools of a record, or None."""
+    tools = record.get(TOOLS_COLUMN)
+    tools = _from_json(tools or "null", "tools") if isinstance(tools, str) else _without_nulls(tools)
+    if not tools:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise NoText("the tools are not a list of objects")
+    return tools
+
+
+def _pair(prompt: Any, completion: Any) -> list[Message]:
+    if prompt is None and completion is None:
+        return []
+    return [*_side(prompt, "user"), *_side(completion, "assistant")]
+
+
+def _side(value: Any, role: str) -> list[Message]:
+    if isinstance(value, list):
+        return _turns(value)
+    if not isinstance(value, str):
+        raise NoText("the prompt or the completion is missing")
+    return [{"role": role, "content": value}]
+
+
+def _joined(instruction: Any, given: Any) -> Any:
+    return f"{instruction}\n{given}" if isinstance(instruction, str) and given else instruction
+
+
+def _turns(value: Any) -> list[Message]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        if not value.strip():
+            return []
+        value = _from_json(value, "conversation")
+    else:
+        # In a column of structs, a field that one message has is null in all others.
+        value = _without_nulls(value)
+    if isinstance(value, dict):  # one message
+        value = [value]
+    if not isinstance(value, list):
+        raise NoText("the conversation is not a list of messages")
+    return [_message(turn) for turn in value]
+
+
+def _message(turn: Any) -> Message:
+    message = _with_role(turn)
+    for name in _REASONING:  # templates know it by different names
+        if (reasoning := message.get(name)) is not None:
+            return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    return message
+
+
+def _with_role(turn: Any) -> Message:
+    if not isinstance(turn, dict):
+        raise NoText("a message of the conversation is not an object")
+    message: Message = turn
+    if "from" in message and "role" not in message:
+        return _from_sharegpt(message)
+    return {name: value for name, value in message.items() if value is not None}
+
+
+def _from_sharegpt(turn: Message) -> Message:
+    speaker = str(turn["from"]).strip().lower()
+    value = turn.get("value", "")
+    if speaker == "function_call":
+        call = _from_json(value, "function call") if isinstance(value, str) else value
+        calls = call if isinstance(call, list) else [call]
+        return {"role": "assistant", "tool_calls": [{"type": "function", "function": each} for each in calls]}
+    role = _SPEAKERS.get(speaker)
+    if role is None:
+        raise NoText(f"a message is from none of {', '.join(_SPEAKERS)}, function_call")
+    rest = {name: each for name, each in turn.items() if name not in ("from", "value") and each is not None}
+    return {"role": role, "content": value, **rest}
+
+
+def _from_json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NoText(f"the {what} is text, and not JSON") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return value

@@ -1,0 +1,95 @@
+"""The sandbox that renders chat templates: what transformers offers to a template, and a fixed clock.
+
+Templates come from the Hub and are not trusted. The assistant's text is put between two noncharacters, which no
+valid text contains.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from functools import cache
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+#: Around what the assistant wrote. Noncharacters: Unicode keeps them for marks inside a program.
+LEARN, END_LEARN = "\U0010fffe", "\U0010ffff"
+
+#: What `strftime_now` tells: the date of Llama 3.1's own template. The clock would make every build differ.
+TODAY = datetime.datetime(2024, 7, 26)
+
+
+class _Generation(Extension):
+    """`{% generation %}...{% endgeneration %}`."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Any) -> str:
+        text = caller()
+        return f"{LEARN}{text}{END_LEARN}"
+
+
+class _Dict:
+    """`dict` without its attributes, which lead out of the sandbox."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args, **kwargs)
+
+
+class _Namespace(Namespace):
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, args = args[0], args[1:]
+        values = dict(*args, **kwargs)
+        for name in values:
+            _check_name(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        Namespace.__setitem__(self, name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace has no attribute {name!r}")
+
+
+def _raise_exception(message: Any) -> None:
+    raise TemplateError(str(message))
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@cache
+def chat_environment() -> ImmutableSandboxedEnvironment:
+    """Return the environment that compiles chat templates."""
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    made.filters["tojson"] = _tojson
+    for name in ("lipsum",):
+        del made.globals[name]
+    del made.filters["random"]  # a build must give the same rows again
+    made.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": lambda form: TODAY.strftime(form),
+        "dict": _Dict(),
+        "namespace": _Namespace,
+    }
+    return made
