@@ -7,6 +7,7 @@ five minutes, so a `Retry-After` is waited for in full up to that; everything el
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -90,8 +91,8 @@ def is_transient(error: BaseException) -> bool:
     names = {cls.__name__ for cls in type(error).__mro__}
     if "OfflineModeIsEnabled" in names:
         return False
-    if _status(error) is not None:
-        return _status(error) in _STATUS
+    if http_status(error) is not None:
+        return http_status(error) in _STATUS
     if names & _TRANSPORT or isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, OSError) and (error.errno in _STORE_ERRNO or "SlowDown" in str(error)):
@@ -100,7 +101,8 @@ def is_transient(error: BaseException) -> bool:
     return "LocalEntryNotFoundError" in names and cause is not None and is_transient(cause)
 
 
-def _status(error: BaseException) -> int | None:
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status that an error of a client library names, or None."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
         status = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode")
@@ -225,9 +227,63 @@ class Transport:
         """The storage options as Lance takes them."""
         return dict(self.storage_options) or None
 
+    def file_system(self, url: str) -> tuple[Any, str]:
+        """Return the fsspec file system of a URL, and the path in it.
+
+        The storage options are translated for s3fs, and passed on unchanged to other file systems.
+        """
+        import fsspec
+
+        if not url.startswith(("s3://", "s3a://")):
+            fs, path = fsspec.core.url_to_fs(with_credentials(url), **self.storage_options)
+            return fs, path
+        fs, path = fsspec.core.url_to_fs(url, **_for_s3fs(self.storage_options))
+        fs.retries = 1
+        return fs, path
+
     def retrying(self, stop: threading.Event | None = None, *, attempts: int | None = None) -> Transport:
         """Return the same transport with a count of its own. Arguments: see `Retries`."""
         return replace(self, retries=Retries(stop, attempts=attempts))
 
     def __reduce__(self) -> tuple[type[Transport], tuple[dict[str, str]]]:
         return Transport, (dict(self.storage_options),)
+
+
+#: Options of Lance, without the prefix `aws_`, and the argument of `S3FileSystem` that each becomes.
+_S3_NAMES = {
+    "access_key_id": "key",
+    "secret_access_key": "secret",
+    "session_token": "token",
+    "token": "token",
+    "endpoint": "endpoint_url",
+    "endpoint_url": "endpoint_url",
+}
+_S3_SWITCHES = {"skip_signature": "anon", "request_payer": "requester_pays"}
+
+
+def _for_s3fs(options: Mapping[str, str]) -> dict[str, Any]:
+    """Translate options as Lance names them for s3fs. Endpoint and region come from Lance's variables too."""
+    given = {key.lower().removeprefix("aws_"): value for key, value in options.items()}
+    given.setdefault("endpoint", os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or "")
+    kwargs: dict[str, Any] = {theirs: given[ours] for ours, theirs in _S3_NAMES.items() if given.get(ours)}
+    kwargs.update({theirs: True for ours, theirs in _S3_SWITCHES.items() if _is_true(given.get(ours))})
+    client: dict[str, Any] = {}
+    # Unlike Lance, botocore does not read AWS_REGION.
+    if region := given.get("region") or given.get("default_region") or os.environ.get("AWS_REGION"):
+        client["region_name"] = region
+    if _is_true(given.get("allow_invalid_certificates")):
+        client["verify"] = False
+    if client:
+        kwargs["client_kwargs"] = client
+    # `Retries` alone repeats requests. With the retries of botocore and s3fs inside each of its own, it would take
+    # minutes to give a store up, and the report would not count them all.
+    config: dict[str, Any] = {"retries": {"total_max_attempts": 1, "mode": "standard"}}
+    if (virtual := given.get("virtual_hosted_style_request")) is not None:
+        config["s3"] = {"addressing_style": "virtual" if _is_true(virtual) else "path"}
+    if proxy := given.get("proxy_url"):
+        config["proxies"] = {"http": proxy, "https": proxy}
+    return {**kwargs, "config_kwargs": config}
+
+
+def _is_true(value: str | None) -> bool:
+    return (value or "").lower() in ("true", "1", "yes", "on")

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.loopback_hub import LoopbackHub
+from tests.s3_server import S3, Flaky, s3_server
 
 _hub = LoopbackHub()
 _hub.__enter__()
@@ -89,6 +91,42 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tests import tokenizers_made as made  # imports huggingface_hub, so after the environment is set
 
     return made.save(tmp_path_factory.mktemp("tokenizer"), made.byte_level(), eos_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def _s3_server() -> Iterator[S3]:
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto.server")
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture
+def s3(_s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """An S3 server with an empty bucket `bucket`, and nothing in the environment that says where it is."""
+    for name in [*os.environ]:
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    urllib.request.urlopen(urllib.request.Request(f"{_s3_server.url}/moto-api/reset", method="POST"))
+    _s3_server.files.invalidate_cache()
+    _s3_server.files.mkdir("bucket")
+    return _s3_server
+
+
+@pytest.fixture
+def by_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """The same server, with the usual variables that say where it is."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.fixture
+def flaky(s3: S3) -> Iterator[Flaky]:
+    proxy = Flaky(s3.url)
+    yield proxy
+    proxy.server.shutdown()
+    proxy.server.server_close()
 
 
 @pytest.fixture

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import os
 import random
-import re
-import subprocess
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +12,25 @@ import lance
 import pytest
 
 pytest.importorskip("s3fs")
-server = pytest.importorskip("moto.server")
+pytest.importorskip("moto.server")
 
-import lance_prep  # noqa: E402
-from lance_prep.cli.main import run  # noqa: E402
-from lance_prep.dataset import open_version, verify  # noqa: E402
-from lance_prep.engine import RunOptions, Silent, run_build  # noqa: E402
-from lance_prep.errors import (  # noqa: E402
+import lance_prep
+from lance_prep.cli.main import run
+from lance_prep.dataset import verify
+from lance_prep.engine import Silent
+from lance_prep.errors import (
     AccessDenied,
     LancePrepError,
     OutputError,
-    OutputLocked,
     SourceChanged,
     SourceNotFound,
     UsageError,
 )
-from lance_prep.recipe import load_recipe  # noqa: E402
-from tests.processes import finish, report_of, start, wait_for, write_texts  # noqa: E402
-from tests.sources import parquet_bytes  # noqa: E402
+from tests.processes import finish, report_of, start, wait_for, write_texts
+from tests.s3_server import S3, Flaky
+from tests.sources import parquet_bytes
 
 SEED = 77
-
-
-class S3:
-    """The server, and a file system on it to look and to put with."""
-
-    def __init__(self, url: str) -> None:
-        import s3fs
-
-        self.url = url
-        self.files = s3fs.S3FileSystem(key="test", secret="test", endpoint_url=url, use_listings_cache=False)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": self.url,
-            "AWS_ALLOW_HTTP": "true",
-        }
-
-    @property
-    def options(self) -> dict[str, str]:
-        return {name.lower(): value for name, value in self.environment.items()}
-
-    def names(self, folder: str) -> list[str]:
-        return sorted(self.files.find(folder))
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[S3]:
-    os.environ.setdefault("MOTO_ALLOW_NONEXISTENT_REGION", "true")
-    moto = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield S3(f"http://{host}:{port}")
-    moto.stop()
-
-
-@pytest.fixture
-def s3(running: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """An empty bucket `bucket`, and nothing in the environment that says where it is."""
-    for name in [*os.environ]:
-        if name.startswith("AWS_"):
-            monkeypatch.delenv(name)
-    urllib.request.urlopen(urllib.request.Request(f"{running.url}/moto-api/reset", method="POST"))
-    running.files.invalidate_cache()
-    running.files.mkdir("bucket")
-    return running
-
-
-@pytest.fixture
-def by_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
-    for name, value in s3.environment.items():
-        monkeypatch.setenv(name, value)
-    return s3
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +39,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 URI = "s3://bucket/folder/x.lance"
+FOLDER = "bucket/folder/x.lance"
 SHARDS = ["--shard-size", "40000", "--block-size", "64"]
 
 
@@ -123,17 +59,15 @@ def test_a_build_takes_options_from_the_environment(
     assert verify(URI, version=1).problems == []
 
 
-def test_a_build_takes_storage_options(s3: S3, texts: str, tokenizer: str, tmp_path: Path) -> None:
+def test_a_build_takes_storage_options(s3: S3, texts: str, tokenizer: str, tmp_path: Path, capsys: Any) -> None:
     s3.files.put(f"{texts}/0.jsonl", "bucket/in/0.jsonl")
     options = [part for pair in s3.options.items() for part in ("--storage-option", "=".join(pair))]
     report = report_of(start("build", "s3://bucket/in", "-o", URI, "--tokenizer", tokenizer, "--json", *options))
     local = lance_prep.build(f"{texts}/0.jsonl", output=tmp_path / "x.lance", tokenizer=tokenizer)
     assert report["content_hash"] == local.content_hash
-    code, out, err = finish(start("verify", URI, *options))
-    assert (code, err) == (0, "")
-    assert out.startswith("whole")
-    assert finish(start("info", URI, *options))[0] == 0
-    assert finish(start("show", URI, "--limit", "2", *options))[0] == 0
+    for command in (["verify", URI], ["info", URI], ["show", URI, "--limit", "2"]):
+        assert run([*command, *options]) == 0
+    assert capsys.readouterr().out.startswith("whole")
 
 
 def test_source_and_output_may_have_stores_of_their_own(
@@ -177,22 +111,21 @@ def test_a_dataset_as_a_source(by_environment: S3, tmp_path: Path, texts: str, t
     assert report.content_hash == lance_prep.build(texts, output=tmp_path / "y.lance", **fields).content_hash
 
 
-def test_killed_and_run_again(by_environment: S3, texts: str, tokenizer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.torture)])
+def test_killed_and_run_again(by_environment: S3, texts: str, tokenizer: str, tmp_path: Path, rounds: int) -> None:
     draw = random.Random(SEED)
-    arguments = ["build", texts, "-o", URI, "--overwrite", "--tokenizer", tokenizer, *SHARDS, "--json"]
+    fields: dict[str, Any] = {"tokenizer": tokenizer, "shard_size": 40_000, "block_size": 64, "overwrite": True}
+    arguments = ["build", texts, "-o", URI, "--overwrite", "--tokenizer", tokenizer, *SHARDS]
     lance_prep.build("sample", output=URI, max_rows=50)
     before = lance.dataset(URI, version=1).to_table()
-    whole = report_of(start("build", texts, "-o", tmp_path / "x.lance", "--tokenizer", tokenizer, *SHARDS, "--json"))
     resumed = 0
-    for number in range(3):
-        done = len(by_environment.names("bucket/folder/x.lance/.lance_prep"))
+    for number in range(rounds):
+        whole = lance_prep.build(texts, output=tmp_path / "x.lance", seed=number, **fields)
+        done = len(by_environment.names(f"{FOLDER}/.lance_prep"))
         process = start(*arguments, "--seed", number)
-        count = draw.randint(2, whole["shards"] + 2)
+        count = draw.randint(2, whole.shards + 4)
         wait_for(
-            lambda done=done, count=count: (
-                len(by_environment.names("bucket/folder/x.lance/.lance_prep")) >= done + count
-            ),
-            process,
+            lambda done=done, count=count: len(by_environment.names(f"{FOLDER}/.lance_prep")) >= done + count, process
         )
         end = time.perf_counter() + draw.uniform(0, 0.05)
         wait_for(lambda end=end: time.perf_counter() >= end, process)
@@ -200,21 +133,15 @@ def test_killed_and_run_again(by_environment: S3, texts: str, tokenizer: str, tm
         finish(process)
         where = f"seed {SEED}, round {number}, killed after {count} objects"
         assert lance.dataset(URI, version=1).to_table() == before, where
-        report = report_of(start(*arguments, "--seed", number))
-        assert report["version"] == number + 2, where
-        unharmed = lance_prep.build(
-            texts,
-            output=tmp_path / "u.lance",
-            overwrite=True,
-            tokenizer=tokenizer,
-            shard_size=40_000,
-            block_size=64,
-            seed=number,
-        )
-        assert report["content_hash"] == unharmed.content_hash, where
+        report = lance_prep.build(texts, output=URI, seed=number, **fields)
+        assert report.version == number + 2, where
+        assert report.content_hash == whole.content_hash, where
         assert verify(URI).problems == [], where
-        resumed += report["status"] == "resumed"
-    assert resumed
+        tracked = lance.dataset(URI).tracked_files().read_all()["path"].to_pylist()
+        data = {name.removeprefix(f"{FOLDER}/") for name in by_environment.names(f"{FOLDER}/data")}
+        assert data == {path for path in tracked if path.startswith("data/")}, where
+        resumed += report.status == "resumed"
+    assert resumed or rounds == 1
 
 
 class Waiting(Silent):
@@ -225,29 +152,6 @@ class Waiting(Silent):
 
     def planned(self, plan: object, done: int) -> None:
         self._other()
-
-
-def test_two_at_once_are_resolved_by_the_commit(by_environment: S3, texts: str, tokenizer: str) -> None:
-    fields: dict[str, Any] = {"tokenizer": tokenizer, "shard_size": 40_000, "block_size": 64}
-    other = Waiting(lambda: lance_prep.build(texts, output=URI, overwrite=True, **fields))
-    recipe = load_recipe(texts, {**fields, "seed": 9})
-    with pytest.raises(OutputLocked, match="since version 0") as caught:
-        run_build(recipe, RunOptions(URI, progress=other), uri=URI)
-    assert "same command" in caught.value.advice
-    assert [entry["version"] for entry in lance.dataset(URI).versions()] == [1]
-    assert open_version(URI).metadata.seed == 1337
-    assert verify(URI).problems == []
-
-
-def test_racing_processes_make_one_version(by_environment: S3, texts: str, tokenizer: str) -> None:
-    arguments = ["build", texts, "-o", URI, "--tokenizer", tokenizer, *SHARDS, "--json"]
-    processes: list[subprocess.Popen[str]] = [start(*arguments) for _ in range(3)]
-    ends = [finish(process) for process in processes]
-    assert any(code == 0 for code, _, _ in ends)
-    for code, _, err in ends:
-        assert code == 0 or "another process has written" in err
-    assert [entry["version"] for entry in lance.dataset(URI).versions()] == [1]
-    assert verify(URI).problems == []
 
 
 def test_an_object_that_changes_after_the_plan(by_environment: S3, texts: str, tokenizer: str, tmp_path: Path) -> None:
@@ -272,63 +176,6 @@ def test_a_missing_bucket_or_object_is_named(
         lance_prep.build("s3://bucket/in", output=URI)
 
 
-class Flaky:
-    """A proxy before the store that answers some requests by itself."""
-
-    def __init__(self, store: str) -> None:
-        proxy = self
-        self.faults: list[tuple[str, int, str]] = []  # what `METHOD path` must match, the status, the code
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def forward(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
-                asked = f"{self.command} {self.path}"
-                fault = next((each for each in proxy.faults if re.search(each[0], asked)), None)
-                if fault is not None:
-                    proxy.faults.remove(fault)
-                    text = f"<Error><Code>{fault[2]}</Code><Message>Please reduce your request rate.</Message></Error>"
-                    self.answer(fault[1], {}, text.encode())
-                    return
-                request = urllib.request.Request(store + self.path, body, dict(self.headers), method=self.command)
-                try:
-                    with urllib.request.urlopen(request) as response:
-                        self.answer(response.status, dict(response.headers), response.read())
-                except urllib.error.HTTPError as error:
-                    self.answer(error.code, dict(error.headers), error.read())
-
-            def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-                self.send_response(status)
-                headers = {name.lower(): value for name, value in headers.items()}
-                if self.command != "HEAD" or "content-length" not in headers:
-                    headers["content-length"] = str(0 if self.command == "HEAD" else len(body))
-                for name, value in headers.items():
-                    if name not in ("transfer-encoding", "connection"):
-                        self.send_header(name, value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            do_GET = do_HEAD = do_PUT = do_POST = forward  # noqa: N815
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-
-@pytest.fixture
-def flaky(s3: S3) -> Iterator[Flaky]:
-    proxy = Flaky(s3.url)
-    yield proxy
-    proxy.server.shutdown()
-    proxy.server.server_close()
-
-
 @pytest.mark.parametrize(("status", "code"), [(503, "SlowDown"), (500, "InternalError"), (503, "ServiceUnavailable")])
 def test_answers_that_pass_are_waited_for(
     s3: S3, flaky: Flaky, tmp_path: Path, tokenizer: str, status: int, code: str
@@ -348,16 +195,16 @@ def test_answers_that_pass_are_waited_for(
     assert not flaky.faults
 
 
-def test_a_store_that_does_not_answer_is_not_the_hub(s3: S3, flaky: Flaky, tmp_path: Path, tokenizer: str) -> None:
+def test_a_store_that_does_not_answer_is_not_the_hub(
+    s3: S3, flaky: Flaky, tmp_path: Path, tokenizer: str, capsys: Any
+) -> None:
     options = {**s3.options, "aws_endpoint_url": flaky.url}
     flaky.faults = [("bucket", 503, "SlowDown")] * 50
-    arguments = ["build", "s3://bucket/in", "-o", tmp_path / "x.lance", "--tokenizer", tokenizer]
+    arguments = ["build", "s3://bucket/in", "-o", str(tmp_path / "x.lance"), "--tokenizer", tokenizer]
     for endpoint in (flaky.url, "http://127.0.0.1:9"):
         pairs = {**options, "aws_endpoint_url": endpoint}.items()
-        code, _, err = finish(
-            start(*arguments, *(part for pair in pairs for part in ("--storage-option", "=".join(pair))))
-        )
-        assert code == 1
+        assert run([*arguments, *(part for pair in pairs for part in ("--storage-option", "=".join(pair)))]) == 1
+        err = capsys.readouterr().err
         assert "error: listing s3://bucket/in: the object store does not answer as it should" in err
         assert "tried 3 times" in err
         assert "check the bucket, the region and the endpoint" in err

@@ -6,9 +6,8 @@ the hash of each shard's rows, whatever file they are in. Our own writer is used
 that the pages stay flat as a build leaves them (see `store.output.file_version`). The result is one commit, which is
 refused if another version was committed meanwhile.
 
-Pruning keeps the latest version and tagged ones. On a local disk the manifests are removed first, and then what nothing
-names any more: a killed run leaves fewer versions, each of them whole, and files that the next command removes. In an
-object store Lance's own cleanup does both.
+Pruning keeps the latest version and tagged ones. The manifests are removed first, and then what nothing names any more:
+a killed run leaves fewer versions, each of them whole, and files that the next command removes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.dataset.versions import tags_by_version, version_entries
-from lance_prep.errors import DamagedDataset, OutputError, reading_dataset
+from lance_prep.errors import DamagedDataset, reading_dataset
 from lance_prep.store import (
     DatasetVersion,
     Files,
@@ -179,7 +178,6 @@ def prune(
     Raises:
         DatasetError: not a dataset that lance-prep made.
         OutputLocked: a build or another command works on the dataset.
-        OutputError: the dataset is in an object store and has an unfinished build.
     """
     output = Output.at(uri, storage_options)
     with output.locked() as opened:
@@ -190,13 +188,9 @@ def prune(
         removed = [number for number in old if number != latest.version and number not in tags]
         kept = [int(v["version"]) for v in entries if int(v["version"]) not in removed]
         count, size = _freed(latest, set(removed))
-        if not dry_run and output.is_local:
+        if not dry_run:
             _remove_versions(opened.files, removed)
             output.tidy()
-        elif removed and not dry_run:
-            _refuse_unfinished(output)
-            latest.cleanup_old_versions(versions=removed, error_if_tagged_old_versions=True)
-            output.forget()
         for_tag = tuple(number for number in old if number in tags and number != latest.version)
         return Pruning(tuple(removed), tuple(kept), for_tag, count, size, dry_run)
 
@@ -218,12 +212,3 @@ def _freed(latest: Any, removed: set[int]) -> tuple[int, int]:
     only = {entry["path"] for entry in tracked if entry["version"] in removed} - needed
     sizes = {entry["path"]: entry["size_bytes"] for entry in latest.all_files().read_all().to_pylist()}
     return len(only), sum(int(sizes.get(path, 0)) for path in only)
-
-
-def _refuse_unfinished(output: Output) -> None:
-    """Refuse to prune while a build is unfinished: Lance's cleanup takes its files for leftovers after seven days."""
-    for key in output.unfinished():
-        raise OutputError(
-            f"build {key} in {output.uri} is not finished, and pruning may remove its files",
-            "finish it first: run its command again",
-        )

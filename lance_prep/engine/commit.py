@@ -20,6 +20,7 @@ from lance_prep.store import (
     MOST_NAMES,
     BuildRecord,
     ChatRecord,
+    Journal,
     Lengths,
     Metadata,
     Receipt,
@@ -39,8 +40,13 @@ from lance_prep.store import (
 from lance_prep.tokenizer import TokenizerSpec
 
 
-def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, started: float) -> BuildReport:
+def commit_build(
+    decision: Decision, receipts: list[Receipt], *, resumed: int, started: float, others: Iterable[Journal] = ()
+) -> BuildReport:
     """Make a build's shards one version, and report.
+
+    Args:
+        others: journals of unfinished builds, to be discarded with the leftovers.
 
     Raises:
         OutputLocked: another process has committed meanwhile.
@@ -56,9 +62,13 @@ def commit_build(decision: Decision, receipts: list[Receipt], *, resumed: int, s
     old = decision.before.fragments() if decision.before is not None else []
     new = [receipt.fragment for receipt in receipts if receipt.fragment is not None]
     journal = job.journal
-    job.output.remove_leftovers([*old, *new], journal, overwritten=existing.number > 0)
+    leftovers = job.output.leftovers([*old, *new], journal, overwritten=existing.number > 0, others=others)
+    if job.output.is_local:
+        leftovers.remove()
     why = {"lance_prep.build": job.key}
     version = job.output.commit(with_metadata(job.schema, metadata), [*old, *new], on=existing.number, why=why)
+    if not job.output.is_local:
+        leftovers.remove()  # not before the commit: see `store.leftovers`
     journal.close(version)
     rejected_file = None
     if metadata.ledger.rejected:

@@ -30,6 +30,7 @@ from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Limit, Recipe, RecipeFields, Source, load_recipe, source_names
 from lance_prep.store import (
+    Journal,
     Output,
     OutputLock,
     Quarantine,
@@ -297,11 +298,12 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
     job, progress = decision.job, options.progress
     assert job is not None
     output, files = job.output, job.output.files
-    discard_others(job, progress)
+    others = discard_others(job, progress)
     receipts = with_data(files, job.journal.receipts().values())
     # Also before the build, not only before the commit: on a full disk, leftovers of a killed build take its space.
-    keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
-    output.remove_leftovers(keep, job.journal, overwritten=decision.existing.number > 0)
+    if output.is_local:
+        keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
+        output.leftovers(keep, job.journal, overwritten=decision.existing.number > 0).remove()
     limit = left_to_write(job, decision)
     schedule = Schedule(job.tasks(), receipts, limit)
     if not schedule.done:
@@ -323,20 +325,22 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
         raise OutputError(
             f"data files of {job.uri} were removed while it was being built", "run the same command again"
         )
-    return commit_build(decision, finished, resumed=len(receipts), started=started)
+    return commit_build(decision, finished, resumed=len(receipts), started=started, others=others)
 
 
-def discard_others(job: BuildJob, progress: Progress) -> None:
+def discard_others(job: BuildJob, progress: Progress) -> list[Journal]:
     """Discard unfinished builds of something else, which `decide` has let this build replace.
 
-    In an object store another process may be working on them, so `prune` does it there.
+    Returns:
+        The journals to discard after the commit: in an object store, all of them. See `store.leftovers`.
     """
-    for key in job.output.unfinished() if job.output.is_local else ():
-        if key != job.key:
-            other = job.output.journal(key)
-            finished = counted(len(other.receipts()), "finished shard")
-            progress.warned(f"another unfinished build is discarded, with {finished}")
+    others = [job.output.journal(key) for key in job.output.unfinished() if key != job.key]
+    for other in others:
+        finished = counted(len(other.receipts()), "finished shard")
+        progress.warned(f"another unfinished build is discarded, with {finished}")
+        if job.output.is_local:
             other.discard()
+    return [] if job.output.is_local else others
 
 
 def left_to_write(job: BuildJob, decision: Decision) -> Limit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ from lance_prep.errors import BadFile
 from lance_prep.fetch.hub import HubRanges
 from lance_prep.fetch.web import HttpRanges, http_state
 from lance_prep.model import SourceFile
-from lance_prep.transport import Meter, Transport, is_http, is_local, with_credentials
+from lance_prep.transport import Meter, Transport, is_http, is_local
 
 
 class Ranges(Protocol):
@@ -39,7 +38,7 @@ class _FsspecRanges:
         self.size = file.size
         self._url = file.url
         self._retries = transport.retries
-        self._fs, self._path = fsspec_of(file.url, transport)
+        self._fs, self._path = transport.file_system(file.url)
 
     def fetch(self, start: int, stop: int) -> bytes:
         doing = f"reading {self._url}"
@@ -66,38 +65,6 @@ def _whole(data: bytes, start: int, stop: int, name: str) -> bytes:
     return data
 
 
-def fsspec_of(url: str, transport: Transport) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path in it.
-
-    The storage options (`aws_access_key_id`, `aws_endpoint`, `region`, ...) are translated for s3fs, and passed on
-    unchanged to other file systems.
-    """
-    import fsspec
-
-    options = dict(transport.storage_options)
-    if not url.startswith(("s3://", "s3a://")):
-        fs, path = fsspec.core.url_to_fs(with_credentials(url), **options)
-        return fs, path
-    lowered = {key.lower().removeprefix("aws_"): value for key, value in options.items()}
-    names = {"access_key_id": "key", "secret_access_key": "secret", "session_token": "token"}
-    kwargs: dict[str, Any] = {ours: lowered[theirs] for theirs, ours in names.items() if theirs in lowered}
-    endpoint = lowered.get("endpoint") or lowered.get("endpoint_url")
-    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT")
-    region = lowered.get("region") or lowered.get("default_region")
-    if endpoint:
-        kwargs["endpoint_url"] = endpoint
-    if region:
-        kwargs["client_kwargs"] = {"region_name": region}
-    if lowered.get("skip_signature", "").lower() in ("true", "1"):
-        kwargs["anon"] = True
-    # `Retries` alone repeats requests. With the retries of botocore and s3fs inside each of its own, it would take
-    # minutes to give a store up, and the report would not count them all.
-    kwargs["config_kwargs"] = {"retries": {"total_max_attempts": 1, "mode": "standard"}}
-    fs, path = fsspec.core.url_to_fs(url, **kwargs)
-    fs.retries = 1
-    return fs, path
-
-
 def identity_of(info: Mapping[str, Any]) -> str:
     """Return what changes when an object does, from its fsspec info: the ETag, else its time."""
     names = ("ETag", "etag", "LastModified", "mtime", "modify", "created")
@@ -118,7 +85,7 @@ def state_of(file: SourceFile, transport: Transport) -> tuple[int, str | None]:
     if is_http(file.url):
         size, identity = http_state(file.url, transport)
         return size, identity or None
-    fs, path = fsspec_of(file.url, transport)
+    fs, path = transport.file_system(file.url)
     fs.invalidate_cache(fs._parent(path))
     info = transport.retries.call(lambda: fs.info(path), doing=f"looking up {file.url}")
     return int(info["size"]), identity_of(info) if info.get("ETag") or info.get("etag") else None

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
-from lance_prep.fetch import fsspec_of, http_state, identity_of
+from lance_prep.fetch import http_state, identity_of
 from lance_prep.formats import check_one_family, format_of, is_data, pin_lance, require_format
 from lance_prep.model import PinnedSource, Skipped, SourceFile
 from lance_prep.recipe import Recipe
@@ -325,7 +325,7 @@ def find_remote(source: str, transport: Transport) -> Found:
 
 def _list(source: str, transport: Transport) -> tuple[list[tuple[str, Any]], tuple[Skipped, ...]]:
     """Return the names of the data files under a URL with what fsspec says of them, and what is left out."""
-    fs, path = fsspec_of(source, transport)
+    fs, path = transport.file_system(source)
     if is_glob(path):
         found, base = fs.glob(path, detail=True), ""
     else:

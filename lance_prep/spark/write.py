@@ -116,7 +116,7 @@ def write_lance(
         job, there = _named(decision.job, made), decision.existing.ours
         if mode == "overwrite" and there is not None and [build.key for build in there.builds] == [job.key]:
             # The same content again. Its journal stays as it is, so the new files are leftovers.
-            output.remove_leftovers(there.fragments(), output.journal(_NO_KEY), overwritten=True)
+            output.tidy()
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)
         receipts = _keep(job, made, hooks)
         lock.check()

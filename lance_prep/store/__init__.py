@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         write_index,
     )
     from lance_prep.store.leftovers import with_data
-    from lance_prep.store.lock import OutputLock, output_lock
+    from lance_prep.store.lock import OutputLock
     from lance_prep.store.manifest import MANIFEST, Manifest, Split, read_manifest, split_of
     from lance_prep.store.metadata import (
         BUILDS_FOLDER,
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
         transactions_in,
     )
     from lance_prep.store.sidecar import Files, LocalFiles, make_durable, natural, refuse_links
-    from lance_prep.store.stores import Store, files_of, register_store
+    from lance_prep.store.stores import Store, files_of, output_lock, register_store
     from lance_prep.store.version import (
         LOADER,
         LOADER_FILE,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -306,7 +306,7 @@ class Journal:
         """Make a shard's receipt durable. Its data files must be."""
         self._files.write(f"{self._folder}/{_receipt_name(receipt.shard)}", receipt.to_bytes())
 
-    def forget_others(self, data_files: set[str]) -> None:
+    def forget_others(self, data_files: Set[str]) -> None:
         """Delete receipts of shards whose data files are not among these: built for nothing, under a row limit."""
         for shard, receipt in self.receipts().items():
             if not set(receipt.data_files()) <= data_files:

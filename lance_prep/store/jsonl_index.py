@@ -27,8 +27,8 @@ import pyarrow as pa
 import xxhash
 
 from lance_prep.errors import DamagedDataset, SourceChanged, SourceNotFound, UsageError, reading_dataset
-from lance_prep.store.lock import output_lock
 from lance_prep.store.sidecar import LocalFiles, refuse_links
+from lance_prep.store.stores import output_lock
 from lance_prep.store.version import read_list, write_list
 from lance_prep.transport import absolute_uri, is_local
 

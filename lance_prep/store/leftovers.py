@@ -1,18 +1,18 @@
 """Removes what killed commands have left in a dataset, and completes what they began.
 
-Only on a local disk, where the output's lock says that nobody else is writing. In an object store another build may be
-at work, and its files look the same. There Lance's own cleanup removes them once they are seven days old, when
-`lance-prep prune` removes a version.
+The output's lock says that nobody else is writing. A file is removed only if it has a name that Lance or lance-prep
+gives, and nothing names it: no version, and no receipt of an unfinished build.
 
-A file is removed only if it is a regular file with a name that Lance or lance-prep gives, and nothing names it: no
-version, and no receipt of an unfinished build.
+The lock of an object store is a lease, which a suspended process may believe to hold although another has taken it
+over. So there a build looks for leftovers before its commit, and removes them after it: all of them are of processes
+that began on an earlier version, and the store refuses their commits from then on.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lance_prep.store.version import (
     opened,
     tokenizer_path,
 )
-from lance_prep.transport import Transport, is_local
+from lance_prep.transport import Transport
 
 DATA = "data"
 
@@ -61,49 +61,82 @@ def with_data(files: Files, receipts: Iterable[Receipt]) -> dict[int, Receipt]:
     }
 
 
-def remove_leftovers(uri: str, *, keep: Iterable[dict[str, Any]], overwritten: bool, journal: Journal) -> list[str]:
-    """Remove data files that neither a version nor a fragment to keep names; return their names.
+@dataclass(frozen=True)
+class Leftovers:
+    """Files that nothing will name once a build is committed.
+
+    Attributes:
+        files: of the dataset.
+        paths: of data files.
+        journal: of the build; receipts of its shards that were not needed after all are forgotten.
+        wanted: names of data files in `data/` that the build commits.
+        others: journals of unfinished builds that the build replaces.
+    """
+
+    files: Files
+    paths: tuple[str, ...]
+    journal: Journal
+    wanted: frozenset[str]
+    others: tuple[Journal, ...] = ()
+
+    def remove(self) -> None:
+        """Remove them."""
+        self.journal.forget_others(self.wanted)
+        for other in self.others:
+            other.discard()
+        for path in self.paths:
+            self.files.delete(path)
+
+
+def find_leftovers(
+    uri: str,
+    transport: Transport,
+    *,
+    keep: Iterable[dict[str, Any]],
+    overwritten: bool,
+    journal: Journal,
+    others: Iterable[Journal] = (),
+) -> Leftovers:
+    """Find data files that neither a version nor a fragment to keep names.
 
     Args:
         keep: fragments that are about to be committed.
         overwritten: the output has a version already.
-        journal: of this build; receipts of shards that were not needed after all are forgotten with their files.
+        journal, others: see `Leftovers`.
     """
-    if not is_local(uri):
-        return []
-    wanted = {file["path"] for fragment in keep for file in fragment["files"]}
-    journal.forget_others(wanted)
-    dataset = open_dataset(uri, None, Transport()) if overwritten else None
-    wanted = {f"{DATA}/{name}" for name in wanted} | (_tracked(dataset) if dataset is not None else set())
-    return _remove(uri, DATA, _NAMED[DATA], wanted) + _remove(uri, DATA, _UNNAMED[DATA], set())
+    files = files_of(uri, transport)
+    names = frozenset(file["path"] for fragment in keep for file in fragment["files"])
+    dataset = open_dataset(uri, None, transport) if overwritten else None
+    wanted = {f"{DATA}/{name}" for name in names} | (_tracked(dataset) if dataset is not None else set())
+    paths = [*_named(files, DATA, _NAMED[DATA], wanted), *_named(files, DATA, _UNNAMED[DATA], set())]
+    return Leftovers(files, tuple(paths), journal, names, tuple(others))
 
 
-def tidy(uri: str) -> None:
+def tidy(uri: str, transport: Transport) -> None:
     """Complete what a killed command began, and remove what it left. Call it with the output's lock held.
 
     Afterwards the latest version is sealed and its build noted as committed. What only vanished versions needed is
     gone, and so is each file that nothing names. If a version cannot be read, nothing that it might need is removed.
     """
-    if not is_local(uri):
-        return
-    files = LocalFiles(Path(uri))
-    for folder, pattern in _UNNAMED.items():
-        _remove(uri, folder, pattern, set())
-    for path in [*files.list(FOLDER), f".{LOADER_FILE}{TEMPORARY}"]:
-        name = path.rpartition("/")[2]
-        if name.startswith(".") and name.endswith(TEMPORARY):
-            files.delete(path)
-    latest = open_dataset(uri, None, Transport())
+    files = files_of(uri, transport)
+    if isinstance(files, LocalFiles):
+        for folder, pattern in _UNNAMED.items():
+            _remove(files, folder, pattern, set())
+        for path in [*files.list(FOLDER), f".{LOADER_FILE}{TEMPORARY}"]:
+            name = path.rpartition("/")[2]
+            if name.startswith(".") and name.endswith(TEMPORARY):
+                files.delete(path)
+    latest = open_dataset(uri, None, transport)
     try:
         if latest is not None and KEY in (latest.schema.metadata or {}):
-            _complete(opened(uri, latest, Transport()))
+            _complete(opened(uri, latest, transport))
         wanted = _tracked(latest) if latest is not None else set()
-        forget(uri, Transport())
+        forget(uri, transport)
         wanted |= _unfinished(files)
     except DatasetError:
         return
     for folder, pattern in _NAMED.items():
-        _remove(uri, folder, pattern, wanted)
+        _remove(files, folder, pattern, wanted)
 
 
 def _unfinished(files: Files) -> set[str]:
@@ -116,20 +149,16 @@ def _unfinished(files: Files) -> set[str]:
     }
 
 
-def _remove(uri: str, folder: str, pattern: str, wanted: set[str]) -> list[str]:
-    """Remove the regular files of a folder whose names match and that are not wanted; return their names."""
-    removed = []
-    for entry in _entries(Path(uri) / folder):
-        name = entry.name
-        if entry.is_file(follow_symlinks=False) and re.fullmatch(pattern, name) and f"{folder}/{name}" not in wanted:
-            Path(entry.path).unlink()
-            removed.append(name)
-    return sorted(removed)
+def _remove(files: Files, folder: str, pattern: str, wanted: set[str]) -> None:
+    for path in _named(files, folder, pattern, wanted):
+        files.delete(path)
 
 
-def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    if folder.is_dir() and not folder.is_symlink():
-        yield from list(os.scandir(folder))
+def _named(files: Files, folder: str, pattern: str, wanted: set[str]) -> Iterator[str]:
+    """Yield the files of a folder whose names match and that are not wanted."""
+    for path in files.list(folder):
+        if re.fullmatch(pattern, path.removeprefix(f"{folder}/")) and path not in wanted:
+            yield path
 
 
 def _tracked(dataset: Any) -> set[str]:

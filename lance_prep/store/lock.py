@@ -1,4 +1,4 @@
-"""One process builds into an output at a time."""
+"""One process builds into an output at a time: the lock of a folder on a local disk."""
 
 from __future__ import annotations
 
@@ -13,33 +13,38 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from lance_prep.errors import UNSUPPORTED, DatasetError, OutputError, OutputLocked, translate_output, translating
+from lance_prep.errors import UNSUPPORTED, DatasetError, OutputError, OutputLocked
 from lance_prep.store.metadata import FOLDER
 from lance_prep.store.sidecar import make_durable, refuse_links
-from lance_prep.transport import is_local
 
 
 class OutputLock:
-    """A lock that is held. An object store has none.
+    """A lock that is held.
 
     Attributes:
         interrupted: the command that held the lock before did not end well (it was killed, or failed), so it may have
             left files behind or a commit half noted.
     """
 
-    def __init__(self, uri: str, file: IO[str] | None = None, *, interrupted: bool = False) -> None:
+    def __init__(self, *, interrupted: bool = False) -> None:
         self.interrupted = interrupted
+
+    def check(self) -> None:
+        """Check that the lock is still held.
+
+        Raises:
+            OutputError: the folder was removed, or replaced by another one.
+            OutputLocked: another process has taken the lock over.
+        """
+
+
+class _FileLock(OutputLock):
+    def __init__(self, uri: str, file: IO[str], *, interrupted: bool) -> None:
+        super().__init__(interrupted=interrupted)
         self._uri = uri
         self._file = file
 
     def check(self) -> None:
-        """Check that the lock file still exists: removing the output folder removes it.
-
-        Raises:
-            OutputError: the folder was removed, or replaced by another one.
-        """
-        if self._file is None:
-            return
         held = os.fstat(self._file.fileno())
         try:
             there = _path(self._uri).lstat()
@@ -51,40 +56,22 @@ class OutputLock:
             )
 
 
-@contextmanager
-def output_lock(uri: str, *, doing: str = "built") -> Iterator[OutputLock]:
-    """Hold the output's lock while the block runs.
-
-    On a local disk it is the kernel's (`flock`), which ends with its process however that ends: a dead process never
-    blocks others. An object store has no lock: of two concurrent builds, the commit lets one win.
-
-    Args:
-        doing: what is done to the output, for the message of another process: "... is being built by".
-
-    Raises:
-        OutputLocked: another process holds it: says which and since when.
-        DatasetError: the dataset has a symbolic link in place of one of its folders, or of the lock.
-        OutputError: what the system or Lance raised while the lock was held.
-    """
-    with translating(uri, translate_output):
-        if is_local(uri):
-            with _held(uri, doing) as lock:
-                yield lock
-        else:
-            yield OutputLock(uri)
-
-
 def _path(uri: str) -> Path:
     return Path(uri) / FOLDER / "lock"
 
 
 @contextmanager
-def _held(uri: str, doing: str) -> Iterator[OutputLock]:
+def file_lock(uri: str, doing: str) -> Iterator[OutputLock]:
+    """Hold the lock of a folder on a local disk while the block runs.
+
+    It is the kernel's (`flock`), which ends with its process however that ends: a dead process never blocks others.
+    Arguments and errors: see `output_lock`.
+    """
     refuse_links(uri)
     path = _path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _open(path) as file:
-        _lock(file, uri, doing)
+        _flock(file, uri, doing)
         file.seek(0)
         interrupted = bool(file.read(1))
         # In place, and cut to its length afterwards: on a full disk the text of an interrupted command stays.
@@ -94,7 +81,7 @@ def _held(uri: str, doing: str) -> Iterator[OutputLock]:
         file.flush()
         file.truncate()
         make_durable(file.fileno())  # a command after a power cut also learns of this one
-        yield OutputLock(uri, file, interrupted=interrupted)
+        yield _FileLock(uri, file, interrupted=interrupted)
         file.truncate(0)  # only after success: text in the file tells the next command to look for leftovers
 
 
@@ -107,7 +94,7 @@ def _open(path: Path) -> IO[str]:
         raise
 
 
-def _lock(file: IO[str], uri: str, doing: str) -> None:
+def _flock(file: IO[str], uri: str, doing: str) -> None:
     try:
         import fcntl
     except ImportError as error:

@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from lance_prep.errors import DatasetError, OutputLocked
 from lance_prep.layouts import LAYOUTS
-from lance_prep.store import leftovers
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.journal import Journal, unfinished_builds
-from lance_prep.store.lock import OutputLock, output_lock
+from lance_prep.store.leftovers import Leftovers, find_leftovers, tidy
+from lance_prep.store.lock import OutputLock
 from lance_prep.store.seal import manifest_path, seal
 from lance_prep.store.sidecar import Files, LocalFiles
-from lance_prep.store.stores import files_of, open_dataset, store_of
+from lance_prep.store.stores import files_of, open_dataset, output_lock, store_of
 from lance_prep.store.version import DatasetVersion, open_at
 from lance_prep.transport import Transport, absolute_uri, is_local
 
@@ -78,7 +78,7 @@ class Output:
             DatasetError: the dataset has a symbolic link in place of one of its folders, or of the lock.
             OutputError: what the system or Lance raised while the lock was held.
         """
-        with output_lock(self.uri) as lock:
+        with output_lock(self.uri, self.transport) as lock:
             if lock.interrupted:
                 self.tidy()
             yield lock
@@ -217,17 +217,17 @@ class Output:
         seal(files, version, hashes)
         return version
 
-    def remove_leftovers(self, keep: Iterable[dict[str, Any]], journal: Journal, *, overwritten: bool) -> list[str]:
-        """Remove data files that neither a version nor a fragment to keep names. See `store.leftovers`."""
-        return leftovers.remove_leftovers(self.uri, keep=keep, overwritten=overwritten, journal=journal)
+    def leftovers(
+        self, keep: Iterable[dict[str, Any]], journal: Journal, *, overwritten: bool, others: Iterable[Journal] = ()
+    ) -> Leftovers:
+        """Find data files that neither a version nor a fragment to keep names. See `store.leftovers`."""
+        return find_leftovers(
+            self.uri, self.transport, keep=keep, overwritten=overwritten, journal=journal, others=others
+        )
 
     def tidy(self) -> None:
         """Complete what a killed command began, and remove what it left. See `store.leftovers`."""
-        leftovers.tidy(self.uri)
-
-    def forget(self) -> None:
-        """Delete what only vanished versions needed. See `store.leftovers`."""
-        leftovers.forget(self.uri, self.transport)
+        tidy(self.uri, self.transport)
 
 
 def file_version(layout: str, schema: pa.Schema) -> str:

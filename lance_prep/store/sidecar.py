@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -12,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from lance_prep.errors import DatasetError
+from lance_prep.errors import DatasetError, OutputError, one_line
 from lance_prep.hub_path import lance_place
-from lance_prep.transport import Transport, is_local
+from lance_prep.transport import Transport, http_status, is_local
 
 #: Ending of the temporary file that `LocalFiles.write` renames; the name begins with a dot.
 TEMPORARY = ".part"
@@ -34,6 +35,12 @@ _FOLDERS = (
     "_versions",
     "data",
 )
+
+
+#: What a store must be able to do that keeps a dataset.
+UNCONDITIONAL = "this object store does not refuse to replace an object (If-None-Match), so a commit could be lost"
+UNCONDITIONAL_ADVICE = "build into a local folder and copy it there, or use a store with conditional writes"
+_INSTALL = "install it; for S3, that is pip install 'lance-prep[s3]'"
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
@@ -218,6 +225,8 @@ class ObjectFiles:
     def __init__(self, root: str, transport: Transport) -> None:
         from lance.file import LanceFileSession
 
+        self._root = root
+        self._transport = transport
         place, options = lance_place(root, transport)
         self._session = LanceFileSession(place, storage_options=options or {})
 
@@ -234,6 +243,32 @@ class ObjectFiles:
             local = Path(folder) / "object"
             local.write_bytes(data)
             self._session.upload_file(local, path)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write an object unless it exists; return whether it was written.
+
+        Lance has no call for it, so it goes through fsspec: `If-None-Match: *` on S3.
+
+        Raises:
+            OutputError: the store cannot do this, or the package for it is missing.
+        """
+        url = f"{self._root}/{path}"
+
+        def put() -> bool:
+            try:
+                fs, key = self._transport.file_system(url)
+                fs.pipe_file(key, data, mode="create")
+            except ImportError as error:
+                raise OutputError(f"writing {self._root}: {one_line(error)}", _INSTALL) from error
+            except (OSError, NotImplementedError, TypeError) as error:
+                if isinstance(error, FileExistsError) or http_status(error.__cause__ or error) == 412:
+                    return False
+                if isinstance(error, NotImplementedError | TypeError) or error.errno == errno.ENOSYS:
+                    raise OutputError(f"{self._root}: {UNCONDITIONAL}", UNCONDITIONAL_ADVICE) from error
+                raise
+            return True
+
+        return self._transport.retries.call(put, doing=f"writing {self._root}")
 
     def list(self, folder: str) -> list[str]:
         prefix = folder.rstrip("/") + "/"

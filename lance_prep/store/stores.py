@@ -7,14 +7,17 @@ and kills processes (`tests/simulated_store.py`).
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from lance_prep.errors import reading_dataset
+from lance_prep.errors import reading_dataset, translate_output, translating
 from lance_prep.hub_path import lance_place
+from lance_prep.store.lease import lease
+from lance_prep.store.lock import OutputLock, file_lock
 from lance_prep.store.sidecar import Files, LocalFiles, ObjectFiles
 from lance_prep.transport import Transport, is_local
 
@@ -24,6 +27,10 @@ class Store(Protocol):
 
     def files(self, uri: str, transport: Transport) -> Files:
         """Return the small files of the dataset at `uri`."""
+        ...
+
+    def lock(self, uri: str, transport: Transport, doing: str) -> AbstractContextManager[OutputLock]:
+        """Hold the output's lock. Arguments and errors: see `output_lock`."""
         ...
 
     def open(self, uri: str, version: int | str | None, transport: Transport) -> Any | None:
@@ -59,6 +66,9 @@ class LanceStore:
 
     def files(self, uri: str, transport: Transport) -> Files:
         return LocalFiles(Path(uri)) if is_local(uri) else ObjectFiles(uri, transport)
+
+    def lock(self, uri: str, transport: Transport, doing: str) -> AbstractContextManager[OutputLock]:
+        return file_lock(uri, doing) if is_local(uri) else lease(ObjectFiles(uri, transport), uri, doing)
 
     def open(self, uri: str, version: int | str | None, transport: Transport) -> Any | None:
         if is_local(uri) and not (Path(uri) / "_versions").exists():
@@ -108,6 +118,22 @@ def register_store(scheme: str, store: Store) -> None:
 def store_of(uri: str) -> Store:
     """Return the store of a path or URI."""
     return _STORES.get(uri.partition("://")[0], _LANCE) if "://" in uri else _LANCE
+
+
+@contextmanager
+def output_lock(uri: str, transport: Transport | None = None, *, doing: str = "built") -> Iterator[OutputLock]:
+    """Hold the output's lock while the block runs: the kernel's on a local disk, a lease in an object store.
+
+    Args:
+        doing: what is done to the output, for the message of another process: "... is being built by".
+
+    Raises:
+        OutputLocked: another process holds it: says which and since when.
+        DatasetError: the dataset has a symbolic link in place of one of its folders, or of the lock.
+        OutputError: what the system or Lance raised while the lock was held.
+    """
+    with translating(uri, translate_output), store_of(uri).lock(uri, transport or Transport(), doing) as lock:
+        yield lock
 
 
 def files_of(uri: str, transport: Transport) -> Files:
