@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lance_prep.cli.main import run
 from lance_prep.dataset import index_jsonl, jsonl_index
 from lance_prep.errors import BadFile, DamagedDataset, OutputLocked, SourceChanged, SourceNotFound
-from lance_prep.store.lock import output_lock
+from lance_prep.store.stores import output_lock
 from tests.processes import finish, start, wait_for
 
 

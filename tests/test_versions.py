@@ -27,7 +27,7 @@ from lance_prep.dataset import (
     verify,
 )
 from lance_prep.errors import DatasetError, LancePrepError, OutputLocked, UsageError
-from lance_prep.store.lock import output_lock
+from lance_prep.store.stores import output_lock
 from tests import tokenizers_made as made
 from tests.helpers import check_whole, rows_of
 
@@ -270,7 +270,7 @@ def test_commands_that_write_fail_at_once_if_the_dataset_is_locked(
         [
             sys.executable,
             "-c",
-            "import sys; from lance_prep.store.lock import output_lock\n"
+            "import sys; from lance_prep.store.stores import output_lock\n"
             "with output_lock(sys.argv[1]): print('held', flush=True); sys.stdin.read()",
             uri,
         ],

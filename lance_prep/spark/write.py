@@ -118,11 +118,12 @@ def write_lance(
             # The same content again. Its journal stays as it is, so the new files are leftovers.
             output.tidy()
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)
-        receipts = _keep(job, made, hooks)
+        others = discard_others(job, hooks.progress)
+        receipts = _keep(job, made)
         lock.check()
         for receipt in receipts:
             hooks.progress.finished(receipt)
-        return commit_build(replace(decision, job=job), receipts, resumed=0, started=started)
+        return commit_build(replace(decision, job=job), receipts, resumed=0, started=started, others=others)
 
 
 def check_mode(mode: str) -> None:
@@ -251,9 +252,8 @@ def _named(job: BuildJob, made: Mapping[int, Built]) -> BuildJob:
     return replace(job, plan=plan, key=build_key(plan, job.uri, job.spec.key if job.spec else None))
 
 
-def _keep(job: BuildJob, made: Mapping[int, Built], hooks: Hooks) -> list[Receipt]:
+def _keep(job: BuildJob, made: Mapping[int, Built]) -> list[Receipt]:
     """Write the receipts into the journal. Shards that an earlier version was made of keep theirs, with its files."""
-    discard_others(job, hooks.progress)
     job.journal.begin(job.plan, job.uri)
     there = with_data(job.output.files, job.journal.receipts().values())
     for index, task in zip(sorted(made), job.tasks(), strict=True):
