@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
+from lance_prep.ledger import as_plain
 from lance_prep.recipe import Recipe
 
 
@@ -164,9 +165,9 @@ class Plan:
         """Return what decides the rows: all but `skipped`."""
         return {
             "recipe": self.recipe.as_json(),
-            "source": asdict(self.source),
-            "files": [asdict(f) for f in self.files],
-            "shards": [asdict(s) for s in self.shards],
+            "source": as_plain(self.source),
+            "files": [as_plain(file) for file in self.files],
+            "shards": [{**as_plain(shard), "parts": [as_plain(p) for p in shard.parts]} for shard in self.shards],
             "schema": _pack(self.schema),
             "read_schema": _pack(self.read_schema),
             **({"pinned": dict(self.pinned)} if self.pinned else {}),

@@ -9,12 +9,13 @@ import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import OutputExists, SourceChanged, UsageError
+from lance_prep.ledger import as_plain
 from lance_prep.model import Plan, SourceFile
 from lance_prep.plan import restrict
 from lance_prep.recipe import Recipe
@@ -90,6 +91,8 @@ class Digests:
 
     def of_all(self, files: Sequence[SourceFile]) -> list[str | None]:
         """Return the hashes of many files, computed in parallel."""
+        if not any(is_local(file.url) for file in files):
+            return [None] * len(files)
         with ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash") as pool:
             return list(pool.map(self.of, files))
 
@@ -292,7 +295,7 @@ def record_files(plan: Plan, digests: Digests, transport: Transport) -> list[Fil
     hashes = digests.of_all(plan.files)
     for file in plan.files:
         check_unchanged(file, transport)  # what was hashed is what was read
-    return [FileRecord(**asdict(file), hash=digest) for file, digest in zip(plan.files, hashes, strict=True)]
+    return [FileRecord(**as_plain(file), hash=digest) for file, digest in zip(plan.files, hashes, strict=True)]
 
 
 def compare(then: Iterable[FileRecord], plan: Plan, digests: Digests) -> Changes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from lance_prep.engine.shard import Hooks, ShardTask
+from lance_prep.engine.shard import Built, Hooks, ShardTask, keep_shard
 from lance_prep.errors import UsageError
 from lance_prep.recipe import Limit
 from lance_prep.store import Receipt
@@ -78,6 +78,38 @@ class Schedule:
                 return
             self._left = left
             self._prefix += 1
+
+
+class Running:
+    """The tasks in work of an engine that may lose a task, run it again, or run it twice at the same time.
+
+    Each task that was handed out gives one receipt: that of the first copy that ends. Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[int, tuple[ShardTask, Limit]] = {}
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def add(self, tasks: Sequence[tuple[ShardTask, Limit]]) -> None:
+        """Wait for the results of these tasks."""
+        self._tasks.update({task.shard.index: (task, limit) for task, limit in tasks})
+
+    def awaits(self, shard: int) -> bool:
+        """Return whether a result of this shard counts: no other copy of its task has ended before."""
+        return shard in self._tasks
+
+    def keep(self, built: Built) -> Receipt:
+        """Write the receipt of a shard that is awaited into the journal."""
+        task, _ = self._tasks[built.receipt.shard]
+        receipt = keep_shard(task, built)
+        del self._tasks[receipt.shard]
+        return receipt
+
+    def lost(self, shards: Sequence[int]) -> list[tuple[ShardTask, Limit]]:
+        """Return those tasks of a job that has ended which gave no result, to be run again."""
+        return [self._tasks[shard] for shard in shards if shard in self._tasks]
 
 
 class Engine(Protocol):

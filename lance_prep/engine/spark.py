@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.engine.report import Silent
-from lance_prep.engine.schedule import Engine, Schedule, register_engine
-from lance_prep.engine.shard import BuildJob, Built, Encoders, Hooks, ShardTask, keep_shard, make_shard
+from lance_prep.engine.schedule import Engine, Running, Schedule, register_engine
+from lance_prep.engine.shard import BuildJob, Built, Encoders, Hooks, ShardTask, make_shard
 from lance_prep.engine.spark_context import check_installed, failure, spark_context
 from lance_prep.errors import EngineError, Interrupted, LancePrepError, UsageError, translate, translate_output
 from lance_prep.recipe import Limit
@@ -138,8 +138,8 @@ class _Jobs:
     """The Spark jobs of one build. Used by one thread."""
 
     def __init__(self, context: Any, task: ShardTask, hooks: Hooks) -> None:
-        self.running: dict[int, tuple[ShardTask, Limit]] = {}
-        self._context, self._hooks = context, hooks
+        self.running = Running()
+        self._context, self._hooks, self._output = context, hooks, task.output
         self._group = f"lance-prep-{uuid.uuid4().hex}"
         self._arrived: queue.Queue[bytes | _Ended] = queue.Queue()
         self._work = _Work(task, context.accumulator([], _Arrivals(self._arrived)))
@@ -163,7 +163,7 @@ class _Jobs:
 
     def submit(self, tasks: list[tuple[ShardTask, Limit]]) -> None:
         """Run a job with a task for each shard, on a thread of its own."""
-        self.running |= {task.shard.index: (task, limit) for task, limit in tasks}
+        self.running.add(tasks)
         items = [pickle.dumps((task.plan, limit)) for task, limit in tasks]
         shards = tuple(task.shard.index for task, _ in tasks)
         thread = threading.Thread(target=self._run, args=(items, shards), name="spark-job", daemon=True)
@@ -198,24 +198,22 @@ class _Jobs:
                 self._end(arrived)
                 continue
             result: _Result = pickle.loads(arrived)
-            if result.shard in self.running:
+            if self.running.awaits(result.shard):
                 return self._take(result)
 
     def _take(self, result: _Result) -> Receipt:
-        task, _ = self.running.pop(result.shard)
         for message in result.warnings:
             self._hooks.warn_once(message)
         if result.error is not None:
             raise result.error
         assert result.built is not None
-        receipt = result.built.receipt
-        data = Path(task.output.uri) / "data"
-        if task.output.is_local and not all((data / name).is_file() for name in receipt.data_files()):
+        data = Path(self._output.uri) / "data"
+        if self._output.is_local and not all((data / name).is_file() for name in result.built.receipt.data_files()):
             raise EngineError(
-                f"the executors write {task.output.uri} where the driver does not see it",
+                f"the executors write {self._output.uri} where the driver does not see it",
                 "use an output on a file system that all machines share, or in an object store",
             )
-        keep_shard(task, result.built)
+        receipt = self.running.keep(result.built)
         progress, ledger = self._hooks.progress, receipt.ledger
         progress.finished(receipt)  # first, so that a line that the rows complete counts the shard
         progress.advanced(result.shard, ledger.rows_in, ledger.tokens_in, receipt.text_bytes)
@@ -224,8 +222,7 @@ class _Jobs:
     def _end(self, ended: _Ended) -> None:
         if ended.error is not None:
             raise failure(ended.error) from ended.error
-        lost = [self.running.pop(shard) for shard in ended.shards if shard in self.running]
-        if lost:
+        if lost := self.running.lost(ended.shards):
             self._lost += 1
             if self._lost > ROUNDS:
                 raise EngineError("receipts of Spark tasks do not reach the driver", "see the log of the driver")

@@ -84,7 +84,13 @@ _by_extension = {extension: each for each in _FORMATS.values() for extension in 
 
 
 def register_format(
-    name: str, home: str | Format, extensions: tuple[str, ...], *, compressible: bool = False, family: str = ""
+    name: str,
+    home: str | Format,
+    extensions: tuple[str, ...],
+    *,
+    compressible: bool = False,
+    family: str = "",
+    is_file: bool = True,
 ) -> None:
     """Make a format known. Arguments: see `Registered`.
 
@@ -94,7 +100,7 @@ def register_format(
     taken = [each for each in (name, *extensions) if each in _FORMATS or each in _by_extension]
     if taken:
         raise ValueError(f"{taken[0]!r} is registered already")
-    _FORMATS[name] = Registered(name, home, extensions, compressible, family)
+    _FORMATS[name] = Registered(name, home, extensions, compressible, family, is_file)
     _by_extension.update(dict.fromkeys(extensions, _FORMATS[name]))
 
 

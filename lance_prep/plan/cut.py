@@ -41,8 +41,11 @@ def cut_shards(
     def cut(file: SourceFile) -> list[Piece]:
         return list(format_named(file.format).pieces(CutJob(file, recipe, read_schema, least, transport)))
 
-    with ThreadPoolExecutor(min(_THREADS, len(files)) or 1) as pool:
-        lists = list(pool.map(cut, files))
+    if len(files) < 2:
+        lists = [cut(file) for file in files]
+    else:
+        with ThreadPoolExecutor(min(_THREADS, len(files))) as pool:
+            lists = list(pool.map(cut, files))
     total = sum(piece.weight for pieces in lists for piece in pieces)
     return _join(lists, recipe.shard_size or min(max(total // SHARDS_AT_LEAST, LEAST_SHARD_BYTES), SHARD_BYTES))
 

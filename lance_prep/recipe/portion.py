@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Limit:
     def after(self, *, rows: int = 0, source_rows: int = 0, tokens: int = 0) -> Limit:
         """Return what is left when this much was written."""
         used = {"rows": rows, "source_rows": source_rows, "tokens": tokens}
-        return replace(self, **{n: max(0, was - used[n]) for n, was in asdict(self).items() if was is not None})
+        return replace(self, **{n: max(0, was - used[n]) for n, was in vars(self).items() if was is not None})
 
     def after_all(self, rows: int, ledger: Ledger) -> Limit:
         """Return what is left when the rows of a ledger, and all that they used, were written."""
@@ -68,6 +68,6 @@ def validation_bound(fraction: float) -> int:
 
 def shared_limit(limit: Limit, fraction: float) -> tuple[Limit, Limit]:
     """Return a limit's part for training and its part for validation. Both are at least 1."""
-    validation = {n: max(1, round(most * fraction)) for n, most in asdict(limit).items() if most is not None}
+    validation = {n: max(1, round(most * fraction)) for n, most in vars(limit).items() if most is not None}
     training = {n: max(1, getattr(limit, n) - most) for n, most in validation.items()}
     return Limit(**training), Limit(**validation)

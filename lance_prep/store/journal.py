@@ -18,13 +18,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lance_prep.errors import DatasetError
 from lance_prep.keyed import U64
-from lance_prep.ledger import Ledger, LengthRecord
+from lance_prep.ledger import Ledger, LengthRecord, as_plain
 from lance_prep.model import Plan
 from lance_prep.recipe import Limit
 from lance_prep.store.arrays import read_arrays, write_arrays
@@ -79,7 +79,7 @@ class Receipt:
 
     def to_bytes(self) -> bytes:
         """Return JSON with a checksum of the other fields."""
-        return with_checksum(asdict(self))
+        return with_checksum(as_plain(self))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Receipt:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lance_prep.errors import DamagedDataset, DatasetError
 from lance_prep.hub_path import pinned_uri
 from lance_prep.layouts import PATH_FIELDS
+from lance_prep.ledger import as_plain
 from lance_prep.store.metadata import (
     LISTS_FOLDER,
     TOKENIZERS_FOLDER,
@@ -313,7 +314,7 @@ def write_list(files: Files, records: Iterable[R]) -> str:
     """Write a list of records and return its hash."""
     import zstandard
 
-    text = json.dumps([asdict(record) for record in records], sort_keys=True, separators=(",", ":"))
+    text = json.dumps([as_plain(record) for record in records], sort_keys=True, separators=(",", ":"))
     data = zstandard.ZstdCompressor().compress(text.encode())
     digest = hashlib.sha256(data).hexdigest()
     write_by_hash(files, list_path(digest), data)

@@ -1,0 +1,149 @@
+"""The commit protocol in a simulated store, under ten thousand schedules of lost replies, late writes and kills.
+
+Each schedule is a seed. A failure names its seed and prints what happened, step by step; `pytest -k seed_1234` runs
+that seed again. See `tests/simulated_store.py` and `tests/simulated_builds.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+import lance_prep.engine.run
+from lance_prep.engine import Decision, Schedule
+from lance_prep.engine.decide import Existing
+from lance_prep.engine.schedule import Running
+from lance_prep.store import Output
+from tests.simulated_builds import SCENARIOS, run_seed
+from tests.simulated_store import KINDS, STORE, Broken, Faults, World
+
+SCHEDULES, TORTURE, BLOCK = 10_000, 100_000, 500
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each block of seeds a test; with `-k seed_1234`, that seed alone."""
+    if "seeds" not in metafunc.fixturenames:
+        return
+    asked = re.findall(r"seed_(\d+)", metafunc.config.getoption("keyword"))
+    first, end = (0, SCHEDULES) if "torture" not in metafunc.function.__name__ else (SCHEDULES, TORTURE)
+    blocks = [range(int(n), int(n) + 1) for n in asked] or [range(n, n + BLOCK) for n in range(first, end, BLOCK)]
+    names = [f"seed_{block.start}" + (f"_to_{block.stop - 1}" if len(block) > 1 else "") for block in blocks]
+    metafunc.parametrize("seeds", blocks, ids=names)
+
+
+def test_no_shard_is_lost_or_doubled(seeds: range) -> None:
+    for seed in seeds:
+        run_seed(seed)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+def test_torture_no_shard_is_lost_or_doubled(seeds: range) -> None:
+    for seed in seeds:
+        run_seed(seed)
+
+
+def test_a_seed_gives_one_schedule() -> None:
+    def story(seed: int) -> str:
+        return re.sub(r"lists/\w+", "lists/*", run_seed(seed).story())  # their hashes cover the time of the commit
+
+    for seed in range(20):
+        assert story(seed) == story(seed)
+
+
+def test_the_schedules_reach_what_can_go_wrong() -> None:
+    """Each scenario, fault and outcome of a command occurs in the first hundreds of seeds."""
+    worlds = [run_seed(seed) for seed in range(400)]
+    seen = " ".join(world.story() for world in worlds)
+    for expected in (*SCENARIOS, *KINDS, "late:", "fails after its first batch"):
+        assert expected in seen, expected
+    for outcome in ("built", "resumed", "unchanged", "OutputLocked", "OutputExists", "OutputError"):
+        assert re.search(f"(reports|fails:) {outcome}", seen), outcome
+
+
+# What has gone wrong in this program or in others, each as a schedule of its own.
+
+
+def scripted(scenario: str, *script: tuple[str, int, str]) -> World:
+    return run_seed(1, scenario=scenario, faults=Faults(0, 0, KINDS, 1, script=script))
+
+
+def test_rows_of_a_half_read_batch_are_not_dropped() -> None:
+    """lance-ray #5290: a write failed in the middle, and its retry went on with the batches that were left."""
+    world = scripted("once", ("read rows", 1, "refused"))
+    story = world.story()
+    assert "fails after its first batch" in story
+    # The task runs again from its first row, in the same command.
+    assert story.index("fails after its first batch") < story.index("reports built version 1")
+    assert story.count("write rows data/") == 2
+
+
+def test_a_crash_between_commit_and_marker_does_not_build_twice() -> None:
+    """NeMo Curator #2112: the data was committed, its marker was not, and the next run did all of it again."""
+    world = scripted("once", ("commit", 1, "kill after"))
+    assert list(world.versions()) == [1]
+    story = world.story().partition("is dead")[2]
+    assert "write rows" not in story
+    assert "reports unchanged version 1" in story
+
+
+def test_a_lost_reply_to_the_commit_is_not_a_second_commit() -> None:
+    world = scripted("once", ("commit", 1, "lost reply"))
+    assert list(world.versions()) == [1]
+    assert "fails:" in world.story()
+
+
+def test_a_commit_that_arrives_after_its_process_died() -> None:
+    world = scripted("once", ("commit", 1, "late"))
+    assert list(world.versions()) == [1]
+
+
+# The guards: without any one of them, a schedule fails.
+
+
+def fails(first: int = 0, count: int = SCHEDULES) -> str:
+    """Return what the first failing schedule says, without its story."""
+    for seed in range(first, first + count):
+        try:
+            run_seed(seed)
+        except Broken as error:
+            return str(error).partition("\n")[0]
+    raise AssertionError(f"{count} schedules found nothing")
+
+
+def test_without_the_version_that_a_commit_was_made_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Output.commit
+
+    def commit(self: Output, *args: Any, on: int, **kwargs: Any) -> int:
+        return real(self, *args, on=max(STORE.world.versions(), default=0), **kwargs)
+
+    monkeypatch.setattr(Output, "commit", commit)
+    assert re.search("has rows|there are versions|reported", fails())
+
+
+def test_without_a_look_at_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decide(job: Any, **kwargs: Any) -> Decision:
+        there = max(STORE.world.versions(), default=0)
+        return Decision(job, Existing(there))
+
+    monkeypatch.setattr(lance_prep.engine.run, "decide", decide)
+    assert re.search("has rows|there are versions", fails())
+
+
+def test_with_results_of_both_copies_of_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver takes each result as one more shard, as a list of receipts would."""
+
+    class Counting(Schedule):
+        def add(self, receipt: Any) -> None:
+            self.taken = [*getattr(self, "taken", []), receipt]
+            super().add(receipt)
+
+        def result(self) -> list[Any]:
+            return sorted(self.taken, key=lambda receipt: int(receipt.shard))
+
+    monkeypatch.setattr(lance_prep.engine.run, "Schedule", Counting)
+    monkeypatch.setattr(Running, "awaits", lambda self, shard: True)
+    monkeypatch.setattr(Running, "keep", lambda self, built: built.receipt)
+    assert re.search("has rows|do not end", fails())
