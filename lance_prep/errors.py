@@ -31,10 +31,11 @@ Each says what is wrong, with the values (`str(error)`), and what to do about it
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -303,6 +304,17 @@ def _names_store(doing: str) -> bool:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun: `1 file`, `1,234 files`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `did you mean NAME? ` for the known name that is most like another one, or nothing if none is."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def no_such_field(name: str, known: Iterable[str]) -> str:
+    """Return `no such field`, with the name that was probably meant."""
+    return f"no such field; {did_you_mean(name, known)}".rstrip("; ")
 
 
 def size(number: float) -> str:

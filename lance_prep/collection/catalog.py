@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from pydantic import BeforeValidator
 
 from lance_prep.collection.load import builtin_collection, load_collection
 from lance_prep.collection.model import PER_SOURCE, CollectionRecipe
-from lance_prep.errors import RecipeError
+from lance_prep.errors import RecipeError, did_you_mean
 from lance_prep.recipe import Recipe, builtin_collections, builtin_recipe, builtin_recipes
 
 #: Name of the schema file, in this package and beside the recipe of a user.
@@ -58,9 +57,8 @@ def recipe_text(name: str) -> str:
     if name in builtin_recipes():
         return builtin_recipe(name)
     names = [entry.name for entry in list_recipes()]
-    close = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise RecipeError(f"no built-in recipe is called {name!r}", f"{hint}built-in recipes: {', '.join(names)}")
+    advice = f"{did_you_mean(name, names)}built-in recipes: {', '.join(names)}"
+    raise RecipeError(f"no built-in recipe is called {name!r}", advice)
 
 
 def collection_schema() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from lance_prep.collection.model import Category, CollectionRecipe, CollectionSource
-from lance_prep.errors import LancePrepError, RecipeError
+from lance_prep.errors import LancePrepError, RecipeError, did_you_mean, no_such_field
 from lance_prep.layouts import PATH_FIELDS
 from lance_prep.recipe import builtin_collections, builtin_recipes, make_recipe, resolve_beside
 
@@ -84,8 +83,7 @@ def _unknown(name: str) -> RecipeError:
     if name in builtin_recipes():
         said = f"{name} is a recipe for a single dataset, not a collection"
         return RecipeError(said, f"run `lance-prep build {name}`, or name a collection; {_built_in()}")
-    close = difflib.get_close_matches(name, builtin_collections(), 1)
-    hint = f"did you mean {close[0]}? " if close else ""
+    hint = did_you_mean(name, builtin_collections())
     return RecipeError(f"no such collection: {name}", f"{hint}{_built_in()}; or a .yaml file with categories")
 
 
@@ -135,8 +133,7 @@ def _problem(problem: Any, path: list[str]) -> tuple[str, str]:
     if last == "sources" and (kind in ("missing", "too_short") or given is None):
         return "a category needs at least one source", "add one: sources: {NAME: {source: owner/name}}"
     if kind == "extra_forbidden":
-        close = difflib.get_close_matches(last, fields, 1)
-        return "no such field" + (f"; did you mean {close[0]}?" if close else ""), advice
+        return no_such_field(last, fields), advice
     if kind == "missing":
         return "required field is missing", advice
     if kind == "string_pattern_mismatch":

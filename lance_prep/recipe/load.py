@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from lance_prep.errors import RecipeError, UsageError
+from lance_prep.errors import RecipeError, UsageError, did_you_mean, no_such_field
 from lance_prep.layouts import LAYOUTS, PATH_FIELDS, unread_options
 from lance_prep.recipe.model import Recipe
 
@@ -106,8 +105,7 @@ def _fields(source: str) -> dict[str, Any]:
     if "://" not in source and not _HUB_ID.fullmatch(source) and not _looks_like_path(source):
         if source in builtin_collections():
             raise _is_collection(source)
-        close = difflib.get_close_matches(source, [*builtin_recipes(), *builtin_collections()], 1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(source, [*builtin_recipes(), *builtin_collections()])
         raise RecipeError(
             f"no such recipe or file: {source}",
             f"{hint}built-in recipes: {', '.join(builtin_recipes())}; or a Hub id owner/name, file, folder or glob",
@@ -158,8 +156,7 @@ def make_recipe(fields: Mapping[str, Any], overrides: Mapping[str, Any], where: 
         name = str(problem["loc"][0]) if problem["loc"] else ""
         what = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, Recipe.model_fields, 1)
-            what = "no such field" + (f"; did you mean {close[0]}?" if close else "")
+            what = no_such_field(name, Recipe.model_fields)
         elif name and problem["type"] != "missing":
             what = f"{what} (given: {problem['input']!r})"
         if name in Recipe.model_fields and name in overrides:

@@ -11,7 +11,6 @@ global_batch_size: 64
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 
-from lance_prep.errors import RecipeError, UsageError
+from lance_prep.errors import RecipeError, UsageError, no_such_field
 from lance_prep.recipe import read_yaml
 from lance_prep.store import MANIFEST, read_manifest
 from lance_prep.train.loader import TokenLoader
@@ -250,8 +249,7 @@ def _validated(fields: Mapping[str, Any], where: str) -> TrainConfig:
         known = list((PhaseConfig if loc[:1] == ["phases"] and len(loc) > 1 else TrainConfig).model_fields)
         what = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(loc[-1], known, 1)
-            what = "no such field" + (f"; did you mean {close[0]}?" if close else "")
+            what = no_such_field(loc[-1], known)
         elif problem["type"] == "missing":
             what = "required field is missing"
         elif loc and problem["type"] != "value_error":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-from lance_prep.errors import DatasetError, UsageError
+from lance_prep.errors import DatasetError, UsageError, did_you_mean
 from lance_prep.store import MANIFEST, Manifest, Split, read_manifest
 from lance_prep.train.dataset import LanceDataset
 from lance_prep.train.parquet import ParquetDataset
@@ -215,9 +214,8 @@ class Splits:
                 f"{self.path}: split {name!r} has no sequences", "leave it out, or build it from a source with text"
             )
         if name not in known:
-            close = difflib.get_close_matches(name, list(known), 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UsageError(f"{self.path}: no split {name!r}", f"{hint}it has: {', '.join(known)}")
+            advice = f"{did_you_mean(name, known)}it has: {', '.join(known)}"
+            raise UsageError(f"{self.path}: no split {name!r}", advice)
 
     def weights(self, rule: Weights, chosen: Sequence[str]) -> dict[str, Fraction]:
         """Return the weight of each chosen split. They sum to 1.
