@@ -7,6 +7,7 @@
     lance_prep.info("sample.lance")                        # -> DatasetVersion: .metadata, .source_files, ...
     lance_prep.versions("sample.lance")                    # -> list of Version
     lance_prep.verify("sample.lance").ok                   # -> True
+    lance_prep.push("sample.lance", "owner/name")          # -> PushReport
 
 Names are imported on first use, so that importing the package costs nothing.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lance_prep.dataset import open_version as info
     from lance_prep.engine import BuildReport, build, stream
     from lance_prep.errors import LancePrepError
+    from lance_prep.hub import push
     from lance_prep.recipe import Recipe, load_recipe
 
 __version__ = "0.1.0"
@@ -40,6 +42,7 @@ __all__ = [
     "build_collection",
     "info",
     "load_recipe",
+    "push",
     "stream",
     "verify",
     "versions",

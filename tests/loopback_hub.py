@@ -368,7 +368,9 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "revision":
             name = key.split("/", 1)[1]
             siblings = [{"rfilename": path} for path in sorted(files)]
-            access = {"gated": "manual" if repo.gated else False, "private": repo.private}
+            card = files.get("README.md", b"").decode(errors="replace")
+            access: dict[str, Any] = {"cardData": None if _card_problem(card) else _card(card)}
+            access |= {"gated": "manual" if repo.gated else False, "private": repo.private}
             self.answer(200, {"_id": "0" * 24, "id": name, "sha": sha, "siblings": siblings, **access})
         elif verb == "refs":
             self.answer(200, _refs(repo, "include_prs" in query))
@@ -563,11 +565,16 @@ def _upload_mode(files: dict[str, bytes], asked: dict[str, Any]) -> dict[str, An
     return answer
 
 
+def _card(text: str) -> Any:
+    """Return the YAML of a dataset card."""
+    found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    return yaml.safe_load(found[1]) if found else {}
+
+
 def _card_problem(text: str) -> str | None:
     """Return what the Hub would refuse in the YAML of a dataset card."""
-    found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
-        card = yaml.safe_load(found[1]) if found else {}
+        card = _card(text)
     except yaml.YAMLError as error:
         return f"invalid YAML: {error}"
     if not isinstance(card, dict):

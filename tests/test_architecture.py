@@ -197,6 +197,7 @@ def test_the_public_names() -> None:
         "build_collection",
         "info",
         "load_recipe",
+        "push",
         "stream",
         "verify",
         "versions",

@@ -31,6 +31,7 @@ COMMANDS = {
     "index": ("index", "Index JSONL files in place, for random access to their records."),
     "verify": ("maintain", "Check a dataset's integrity: files, hashes, ledger, ids, lengths and counts."),
     "export": ("exchange", "Write a dataset or a collection as Parquet or JSONL files."),
+    "push": ("hub", "Upload a dataset or a collection to the Hugging Face Hub, in one commit."),
     "completion": ("environment", "Print the script that completes commands in bash, zsh or fish."),
     "doctor": ("environment", "Report what this machine has, and what to do about what is missing."),
 }
@@ -165,7 +166,7 @@ def _stopped(stop: StopOnSignals | None) -> int:
 
 
 def _say_stopped() -> None:
-    _say("stopped", "run the same command again: a build, download or export continues where it stopped")
+    _say("stopped", "run the same command again: a build, download, export or push continues where it stopped")
 
 
 def _set_defaults() -> None:

@@ -12,84 +12,25 @@ on the same parent: of two attempts that both arrive, the Hub refuses the second
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from lance_prep.errors import BranchMoved, OutputError
+from lance_prep.errors import BranchMoved
 from lance_prep.hub.repo import HubRepo, asking, branch_head, check_token, status_of, writing
+from lance_prep.hub.upload import HubFile, UploadedFile, UploadProgress, operation_of, upload_files
 from lance_prep.hub_path import hub_api
 from lance_prep.transport import Retries, is_transient
 
-#: Files and bytes that are handed to huggingface_hub at a time. It hashes all of them before it sends the first.
-_CHUNK_FILES = 256
-_CHUNK_BYTES = 1 << 30
 #: Paths in one question to the Hub, whose limit is 1,000.
 _ASK_PATHS = 500
 #: Open pull requests that are searched for one that an earlier run made.
 _RECENT_PRS = 20
 #: Commits of a branch that are searched for one whose reply was lost.
 _RECENT_COMMITS = 50
-WORKERS = 8
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file to upload.
-
-    Attributes:
-        path: in the repository.
-        content: the bytes, or the path of a local file.
-    """
-
-    path: str
-    content: str | bytes = field(repr=False)
-
-    @property
-    def size(self) -> int:
-        return len(self.content) if isinstance(self.content, bytes) else Path(self.content).stat().st_size
-
-    def sha256(self) -> str:
-        return self._digest("sha256", b"")
-
-    def git_hash(self) -> str:
-        """Return the id that git gives the content."""
-        return self._digest("sha1", b"blob %d\0" % self.size)
-
-    def _digest(self, name: str, prefix: bytes) -> str:
-        digest = hashlib.new(name, prefix)
-        if isinstance(self.content, bytes):
-            digest.update(self.content)
-        else:
-            with Path(self.content).open("rb") as file:
-                while data := file.read(1 << 20):
-                    digest.update(data)
-        return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class UploadedFile:
-    """A file whose content is on the Hub, and which no commit names yet. Small and picklable.
-
-    Attributes:
-        path: in the repository.
-        size: in bytes.
-        sha256: of the content.
-        content: of a small text file, which travels in the commit itself; else None.
-    """
-
-    path: str
-    size: int
-    sha256: str
-    content: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -114,16 +55,6 @@ class HubCommit:
     bytes: int = 0
     unchanged: int = 0
     removed: int = 0
-
-
-class UploadProgress(Protocol):
-    """Listens to an upload. `advanced` is called from several threads, one at a time."""
-
-    def planned(self, files: int, bytes: int) -> None:
-        """Hear what differs from the Hub's files."""
-
-    def advanced(self, bytes: int) -> None:
-        """Hear of bytes that were sent, or that the Hub turned out to have."""
 
 
 def commit_files(
@@ -171,111 +102,6 @@ def commit_files(
     return HubCommit(
         commit, made, head, url, len(uploaded), sum(file.size for file in uploaded), unchanged, len(removed)
     )
-
-
-def upload_files(
-    repo: HubRepo,
-    files: Sequence[HubFile | UploadedFile],
-    *,
-    progress: UploadProgress | None = None,
-    create_pr: bool = False,
-) -> list[UploadedFile]:
-    """Upload the content of files, in parallel, without a commit. Those that are uploaded already stay as they are.
-
-    Raises as `commit_files` does.
-    """
-    meter = _Meter(progress)
-    todo = [file for file in files if isinstance(file, HubFile)]
-    meter.plan(todo)
-    done = {file.path: file for file in files if isinstance(file, UploadedFile)}
-    with writing(repo):
-        for chunk in _chunks(todo):
-            for file in _upload(repo, chunk, meter, create_pr):
-                done[file.path] = file
-    return [done[file.path] for file in files]
-
-
-def _upload(repo: HubRepo, files: Sequence[HubFile], meter: _Meter, create_pr: bool) -> Iterator[UploadedFile]:
-    from huggingface_hub import CommitOperationAdd
-
-    operations = [CommitOperationAdd(file.path, file.content) for file in files]
-    for operation in operations:
-        operation.as_file = partial(_counted, operation.as_file, meter, operation.path_in_repo)  # type: ignore[method-assign]
-    hub_api().preupload_lfs_files(
-        repo.name,
-        additions=operations,
-        repo_type="dataset",
-        revision=repo.branch,
-        create_pr=create_pr,
-        num_threads=WORKERS,
-        free_memory=False,
-    )
-    for file, operation in zip(files, operations, strict=True):
-        if operation._should_ignore:
-            raise OutputError(
-                f"pushing to {repo}: the repository's .gitignore excludes {file.path}",
-                "remove the pattern from .gitignore on the Hub",
-            )
-        info = operation.upload_info
-        meter.reached(file.path, info.size)
-        content = None if operation._upload_mode == "lfs" else _read(file)
-        yield UploadedFile(file.path, info.size, info.sha256.hex(), content)
-
-
-def _read(file: HubFile) -> bytes:
-    return file.content if isinstance(file.content, bytes) else Path(file.content).read_bytes()
-
-
-@contextmanager
-def _counted(as_file: Any, meter: _Meter, path: str, with_tqdm: bool = False) -> Iterator[Any]:
-    """Open an operation's file as huggingface_hub does, and count what it reads to send it."""
-    with as_file() as file:
-        if with_tqdm:  # that is, to be sent and not to be hashed
-            read = file.read
-
-            def counting(size: int = -1) -> bytes:
-                data: bytes = read(size)
-                meter.reached(path, file.tell())
-                return data
-
-            # The file itself is kept: huggingface_hub rewinds files before it tries again, and nothing else.
-            if isinstance(file, io.BufferedReader):  # the `read` of bytes cannot be replaced
-                file.read = counting  # type: ignore[assignment,method-assign]
-        yield file
-
-
-class _Meter:
-    """Adds up how far each file is. A file that is sent again after an error does not count twice."""
-
-    def __init__(self, progress: UploadProgress | None) -> None:
-        self._progress = progress
-        self._at: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    def plan(self, files: Sequence[HubFile]) -> None:
-        if self._progress is not None:
-            self._progress.planned(len(files), sum(file.size for file in files))
-
-    def reached(self, path: str, position: int) -> None:
-        with self._lock:
-            more = position - self._at.get(path, 0)
-            if more > 0:
-                self._at[path] = position
-                if self._progress is not None:
-                    self._progress.advanced(more)
-
-
-def _chunks(files: Sequence[HubFile]) -> Iterator[list[HubFile]]:
-    chunk: list[HubFile] = []
-    size = 0
-    for file in files:
-        if chunk and (len(chunk) == _CHUNK_FILES or size + file.size > _CHUNK_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(file)
-        size += file.size
-    if chunk:
-        yield chunk
 
 
 def _files_at(repo: HubRepo, commit: str, paths: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
@@ -368,7 +194,7 @@ class _Attempt:
 
         return hub_api().create_commit(
             self.repo.name,
-            [*map(_operation, self.files), *(CommitOperationDelete(path, is_folder=False) for path in self.removed)],
+            [*map(operation_of, self.files), *(CommitOperationDelete(path, is_folder=False) for path in self.removed)],
             commit_message=self.message,
             commit_description=f"{self.description}\n\n{self.mark}".strip(),
             repo_type="dataset",
@@ -408,18 +234,6 @@ class _Attempt:
             if self.mark in commit.get("message", ""):
                 return str(commit["id"])
         return None
-
-
-def _operation(file: UploadedFile) -> Any:
-    """Return a file as huggingface_hub takes it, with its content uploaded."""
-    from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.lfs import UploadInfo
-
-    operation = CommitOperationAdd(file.path, file.content or b"")
-    operation.upload_info = UploadInfo(file.size, (file.content or b"")[:512], bytes.fromhex(file.sha256))
-    operation._upload_mode = "lfs" if file.content is None else "regular"
-    operation._is_uploaded, operation._should_ignore = True, False
-    return operation
 
 
 def _page(repo: HubRepo, commit: str) -> str:

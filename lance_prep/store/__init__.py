@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         manifest_path,
         manifest_versions,
         read_seal,
+        seal_path,
         transactions_in,
     )
     from lance_prep.store.sidecar import Files, LocalFiles, make_durable, natural, refuse_links
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
         LOADER,
         LOADER_FILE,
         DatasetVersion,
+        list_path,
         open_any,
         open_at,
         open_version,

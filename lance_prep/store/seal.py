@@ -92,6 +92,11 @@ def manifest_versions(files: Files) -> list[int]:
     return sorted(_LAST - int(stem) if len(stem) == 20 else int(stem) for stem in stems if stem.isdigit())
 
 
+def seal_path(version: int) -> str:
+    """Return the path of a version's seal."""
+    return f"{SEALS}/{version}.json"
+
+
 def seal(files: Files, version: int, data: Mapping[str, str] | None = None) -> None:
     """Write the seal of a version that was just committed.
 
@@ -105,7 +110,7 @@ def seal(files: Files, version: int, data: Mapping[str, str] | None = None) -> N
     hashes = {path: hash_bytes(manifest), **{f"data/{name}": digest for name, digest in (data or {}).items()}}
     for name in transactions_in(files, manifest):
         hashes[name] = hash_bytes(files.read(name) or b"")
-    files.write(f"{SEALS}/{version}.json", with_checksum({"files": hashes}))
+    files.write(seal_path(version), with_checksum({"files": hashes}))
 
 
 def transactions_in(files: Files, manifest: bytes) -> list[str]:
@@ -124,14 +129,14 @@ def read_seal(files: Files, version: int) -> dict[str, str] | None:
     Raises:
         ValueError: it is damaged.
     """
-    data = files.read(f"{SEALS}/{version}.json")
+    data = files.read(seal_path(version))
     if data is None:
         return None
     try:
         hashes = checked(data)["files"]
         return {str(path): str(digest) for path, digest in hashes.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{SEALS}/{version}.json is damaged ({error})") from error
+        raise ValueError(f"{seal_path(version)} is damaged ({error})") from error
 
 
 def is_sealed(files: Files, version: int) -> bool:

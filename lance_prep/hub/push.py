@@ -1,0 +1,232 @@
+"""`push`: a dataset at one version, or a collection, to the Hub in one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lance_prep.errors import LancePrepError, UsageError
+from lance_prep.hub.card import CARD, Licensed, update_card
+from lance_prep.hub.commit import HubCommit, commit_files
+from lance_prep.hub.contents import Contents, PushedDataset, find_contents, hub_files
+from lance_prep.hub.croissant import CROISSANT, croissant
+from lance_prep.hub.repo import HubRepo, asking, branch_head, check_tag, check_token, ensure_repo, set_tag, writing
+from lance_prep.hub.upload import HubFile, UploadProgress
+from lance_prep.hub_path import hub_api
+from lance_prep.store import MANIFEST
+from lance_prep.transport import Transport
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How a dataset is pushed.
+
+    Attributes:
+        version: number or tag of the dataset; the latest by default.
+        private: make a new repository private.
+        revision: branch, which is made if it is missing, or the ref of an open pull request; `main` by default.
+        path_in_repo: folder of the dataset in the repository, by default `data/train.lance`; of a collection, the
+            folder of its datasets, by default `data`.
+        create_pr: propose the commit as a pull request.
+        tag: name for the commit.
+        message: title of the commit.
+        storage_options: of the dataset's object store.
+    """
+
+    version: int | str | None = None
+    private: bool = False
+    revision: str | None = None
+    path_in_repo: str | None = None
+    create_pr: bool = False
+    tag: str | None = None
+    message: str | None = None
+    storage_options: Mapping[str, str] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.create_pr and self.tag:
+            raise UsageError(
+                "`tag` cannot be combined with create_pr: a tag names a commit of a branch", "remove one of them"
+            )
+        if self.create_pr and self.revision not in (None, "main"):
+            raise UsageError("create_pr proposes a change of main, so `revision` cannot be given", "remove one of them")
+        if self.tag is not None and (not self.tag.strip() or "/" in self.tag):
+            raise UsageError(f"invalid tag name {self.tag!r}", "use a name such as v1")
+
+
+@dataclass(frozen=True)
+class PushedInfo:
+    """A dataset that is on the Hub.
+
+    Attributes:
+        path: its folder in the repository.
+        uri: of the dataset on the Hub, for `LanceDataset` and `lance.dataset`.
+        config, split: how `datasets.load_dataset` names it.
+        version, rows, tokens, content_hash: of the version that was pushed.
+    """
+
+    path: str
+    uri: str
+    config: str
+    split: str
+    version: int
+    rows: int
+    tokens: int
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What a push did.
+
+    Attributes:
+        repo: `owner/name`.
+        revision: the branch.
+        created: whether the repository is new.
+        commit: what became of the files.
+        tag: the tag that names the commit, if one was asked for.
+        datasets: what is on the Hub.
+        notes: what was left out, and why.
+    """
+
+    repo: str
+    revision: str
+    created: bool
+    commit: HubCommit
+    tag: str | None
+    datasets: tuple[PushedInfo, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether the Hub had the same files."""
+        return not self.commit.made
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields as plain JSON."""
+        return {**asdict(self), "up_to_date": self.up_to_date}
+
+
+def push(
+    source: str | Path,
+    repo: str,
+    options: PushOptions | None = None,
+    *,
+    progress: UploadProgress | None = None,
+) -> PushReport:
+    """Upload a dataset, or a collection, to the Hub in one commit, with a card and a Croissant file.
+
+    Only the files that the version needs go up. The folder in the repository has that version and nothing else
+    afterwards: the files of an earlier push that it does not need are removed in the same commit. A push that was
+    killed continues, and if the Hub has the same files, no commit is made.
+
+    Args:
+        source: a dataset; one with `.val.lance` beside it is pushed with it, as the split `validation`. Or a folder
+            with `manifest.json`.
+        repo: `owner/name`, which is made if it is missing.
+        options: see `PushOptions`.
+        progress: told what is sent.
+
+    Raises:
+        UsageError: an option contradicts the source or the repository.
+        DatasetError: a dataset cannot be read.
+        AccessDenied: there is no token for the Hub, or it may not write there.
+        BranchMoved: another commit was made meanwhile.
+        HubUnreachable: the same call continues later.
+    """
+    options = options or PushOptions()
+    place = HubRepo.parse(repo, options.revision)
+    check_token()
+    contents = find_contents(source, options.version, options.path_in_repo, Transport.of(options.storage_options))
+    files = [file for one in contents.datasets for file in hub_files(one)]
+    created = ensure_repo(place, private=options.private)
+    head = branch_head(place)
+    if options.tag is not None:
+        _check_new_tag(place, options.tag, head)
+    files += _descriptions(place, head, contents)
+    commit = commit_files(
+        place,
+        files,
+        options.message or _title(contents),
+        description=_description(contents),
+        parent=head,
+        replaces=contents.folders,
+        create_pr=options.create_pr,
+        progress=progress,
+    )
+    if options.tag is not None:
+        set_tag(place, options.tag, commit.commit)
+    datasets = tuple(_info(place, one) for one in contents.datasets)
+    return PushReport(place.name, place.branch, created, commit, options.tag, datasets, contents.notes)
+
+
+def _check_new_tag(repo: HubRepo, tag: str, head: str) -> None:
+    """Refuse a tag of another commit than the newest, before anything is sent."""
+    with writing(repo):
+        check_tag(repo, tag, head)
+
+
+def _descriptions(repo: HubRepo, head: str, contents: Contents) -> list[HubFile]:
+    """Return the card, the Croissant file and, of a collection, the manifest."""
+    card = _read_card(repo, head)
+    page = f"{hub_api().endpoint}/datasets/{repo.name}"
+    text = update_card(card, repo.name, contents.datasets, _licenses(contents.datasets))
+    files = [HubFile(CARD, text.encode()), HubFile(CROISSANT, croissant(repo.name, page, contents.datasets))]
+    if contents.manifest is not None:
+        folder = contents.folders[0].rpartition("/")[0]
+        # Where it was built is nobody else's business.
+        manifest = replace(contents.manifest, input_path="", output_path="")
+        files.append(HubFile(f"{folder}/{MANIFEST}", manifest.text().encode()))
+    return files
+
+
+def _read_card(repo: HubRepo, commit: str) -> str | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with writing(repo):
+        try:
+            path = asking(lambda: hf_hub_download(repo.name, CARD, repo_type="dataset", revision=commit), repo)
+        except EntryNotFoundError:
+            return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{CARD} of {repo.name} is not text in UTF-8", "replace or remove it on the Hub") from error
+
+
+def _licenses(datasets: Sequence[PushedDataset]) -> list[Licensed]:
+    """Ask the Hub for the licenses of the sources that are there. Those that cannot be asked are left out."""
+    sources = {(one.opened.metadata.source.repo, one.opened.metadata.source.commit) for one in datasets}
+    found = []
+    for name, commit in sorted((name, commit or "main") for name, commit in sources if name is not None):
+        try:
+            repo = HubRepo(name)
+            with writing(repo):
+                card = hub_api().repo_info(name, repo_type="dataset", revision=commit).card_data
+        except LancePrepError:  # removed, or gated, meanwhile: the card then says nothing
+            continue
+        said = getattr(card, "license", None)
+        found.append(Licensed(name, ", ".join(said) if isinstance(said, list) else said))
+    return found
+
+
+def _title(contents: Contents) -> str:
+    first, more = contents.datasets[0], len(contents.datasets) - 1
+    others = f" and {more} more" if more else ""
+    return f"Push {first.path}{others}, version {first.opened.number}, with lance-prep"
+
+
+def _description(contents: Contents) -> str:
+    lines = [f"{one.path}: content hash {one.opened.metadata.content_hash}" for one in contents.datasets[:20]]
+    return "\n".join(lines)
+
+
+def _info(repo: HubRepo, one: PushedDataset) -> PushedInfo:
+    data = one.opened.metadata
+    at = "" if repo.branch == "main" else f"@{repo.branch.replace('/', '%2F')}"
+    uri = f"hf://datasets/{repo.name}{at}/{one.path}"
+    return PushedInfo(
+        one.path, uri, one.config, one.split, one.opened.number, data.rows, data.tokens, data.content_hash
+    )
