@@ -65,6 +65,20 @@ def without_regex() -> bytes:
     return tokenizer.to_str().encode()
 
 
+@cache
+def sentence_piece() -> bytes:
+    """BPE with byte fallback that writes spaces as U+2581 and puts one before a text, as Llama 2's."""
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", "<|endoftext|>"]
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=[*special, *names], show_progress=False)
+    tokenizer.train_from_iterator(TEXTS * 20, trainer)
+    data = json.loads(tokenizer.to_str())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] in special]
+    return json.dumps(data).encode()
+
+
 #: The patterns that cut a text into words, as their tokenizers spell them.
 PATTERNS = {
     "gpt2": None,  # built into ByteLevel
