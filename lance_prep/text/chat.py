@@ -131,7 +131,11 @@ def _from_json(text: str, what: str) -> Any:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_nulls(each) for name, each in value.items() if each is not None}
+        return {
+            name: each if isinstance(each, str) else _without_nulls(each)
+            for name, each in value.items()
+            if each is not None
+        }
     if isinstance(value, list):
         return [_without_nulls(each) for each in value]
     return value

@@ -15,6 +15,7 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -78,10 +79,29 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+#: Attributes that are looked up without the sandbox's checks, which take a third of the time of a template.
+_OF_DICTS = frozenset(dir(dict))
+_OF_STRINGS = frozenset(name for name in dir(str) if name[0] != "_") - {"format", "format_map"}
+_OF_LOOPS = frozenset({"index", "index0", "first", "last", "previtem", "nextitem", "length", "revindex", "revindex0"})
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return what the sandbox returns for `obj.attribute`, sooner for what templates use most."""
+        kind = type(obj)
+        if kind is dict:
+            if attribute not in _OF_DICTS:
+                # The sandbox looks for an attribute first, which raises an exception each time.
+                return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        elif (kind is str and attribute in _OF_STRINGS) or (kind is LoopContext and attribute in _OF_LOOPS):
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
 @cache
 def chat_environment() -> ImmutableSandboxedEnvironment:
     """Return the environment that compiles chat templates."""
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     made.filters["tojson"] = _tojson
     for name in ("lipsum",):
         del made.globals[name]
