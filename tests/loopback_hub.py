@@ -52,6 +52,7 @@ class Fault:
         status: answer this, with `headers`.
         cut_after: send so many bytes of the body, then cut the connection.
         stall: send nothing until the hub is reset.
+        garble: change the first byte of the body.
         shorten: leave out so many bytes at the end of the body, and give the length of what is left.
         extra: headers of an answer that is otherwise right.
         cut_upload: read so many bytes of what is sent, then cut the connection.
@@ -66,6 +67,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
     stall: bool = False
+    garble: bool = False
     shorten: int = 0
     extra: dict[str, str] = field(default_factory=dict)
     cut_upload: int | None = None
@@ -283,6 +285,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: Any = b"", headers: dict[str, str] | None = None) -> None:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if self.failing and self.failing.garble and data:
+            data = bytes([data[0] ^ 1]) + data[1:]
         if self.failing and self.failing.shorten:
             data = data[: -self.failing.shorten]
         self.entry["status"] = status

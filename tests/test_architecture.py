@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "collection": BUILD - {"fetch", "formats"} | {"dataset"},
     "exchange": {"store", "tokenizer"},
     "spark": {"formats", "plan", "tokenizer", "store", "engine", "hub"},
-    "hub": {"store"},
+    "hub": {"fetch", "store"},
     "train": {"store", "hub"},
     "cli": {"formats", "plan", "tokenizer", "store", "engine", "dataset", "collection", "exchange", "hub"},
 }

@@ -30,6 +30,7 @@ COMMANDS = {
     "prune": ("maintain", "Remove old versions and the data files that only they use."),
     "index": ("index", "Index JSONL files in place, for random access to their records."),
     "verify": ("maintain", "Check a dataset's integrity: files, hashes, ledger, ids, lengths and counts."),
+    "pull": ("pull", "Copy a dataset or a collection from the Hugging Face Hub."),
     "export": ("exchange", "Write a dataset or a collection as Parquet or JSONL files."),
     "push": ("hub", "Upload a dataset or a collection to the Hugging Face Hub, in one commit."),
     "completion": ("environment", "Print the script that completes commands in bash, zsh or fish."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
+    from lance_prep.fetch.hub import HubRanges
     from lance_prep.fetch.prefetch import RANGE_BYTES, Prefetch, Range, RangeFile, split_range
     from lance_prep.fetch.ranges import Ranges, identity_of, open_ranges, state_of
     from lance_prep.fetch.stream import open_stream, read_head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from lance_prep.errors import AccessDenied, BadFile, SourceChanged, SourceError, SourceNotFound
@@ -29,30 +30,35 @@ class HttpRanges:
         self._retries = transport.retries
 
     def fetch(self, start: int, stop: int) -> bytes:
-        """Return bytes `start` to `stop`.
+        """Return bytes `start` to `stop`. Raises as `stream` does."""
+        return b"".join(self.stream(start, stop))
+
+    def stream(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield bytes `start` to `stop` in pieces, as they arrive.
 
         Raises:
             HubUnreachable, StoreUnreachable: no whole answer after several tries.
             BadFile: the file ends before `stop`.
             SourceChanged: the file has changed since it was planned.
         """
-        got, failed = bytearray(), 0
-        while len(got) < stop - start:
-            before = len(got)
+        at, failed = start, 0
+        while at < stop:
+            before = at
             try:
-                self._read(start + before, stop, got)
+                for piece in self._read(at, stop):
+                    at += len(piece)
+                    yield piece
             except Exception as error:  # `wait` raises it, unless it is transient
-                failed = failed + 1 if len(got) == before else 1
+                failed = failed + 1 if at == before else 1
                 self._retries.wait(error, failed, doing=f"reading {self._name}")
             else:
-                if len(got) == before:
+                if at == before:
                     failed += 1
                     if self._retries.is_last(failed):
                         raise self._too_short(stop)
                     self._retries.wait(ConnectionError("an empty answer"), failed, doing=f"reading {self._name}")
-        return bytes(got)
 
-    def _read(self, start: int, stop: int, into: bytearray) -> None:
+    def _read(self, start: int, stop: int) -> Iterator[bytes]:
         with _get(self._address, {**self._headers(), "Range": f"bytes={start}-{stop - 1}"}) as response:
             if response.status_code == 416:
                 raise self._too_short(stop)
@@ -66,8 +72,8 @@ class HttpRanges:
                 drop = min(skip, len(chunk))
                 skip -= drop
                 taken = chunk[drop : drop + want]
-                into += taken
                 want -= len(taken)
+                yield taken
                 if not want:
                     return
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from lance_prep.store.leftovers import with_data
     from lance_prep.store.lock import OutputLock
-    from lance_prep.store.manifest import MANIFEST, Manifest, Split, read_manifest, split_of
+    from lance_prep.store.manifest import MANIFEST, Manifest, Split, parse_manifest, read_manifest, split_of
     from lance_prep.store.metadata import (
         BUILDS_FOLDER,
         EXPORT_KEY,

@@ -190,16 +190,32 @@ def read_manifest(folder: str | Path) -> Manifest:
     path = Path(folder)
     path = path if path.suffix == ".json" else path / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        return decode(Manifest, {name: value for name, value in data.items() if name != "format"})
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DatasetError(
             f"no manifest: {path}", f"run `lance-prep build DIR -o {path.parent} --recursive`, which writes it"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedDataset(f"{path} is not a manifest: {error}", "build the collection again") from error
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """Read the text of a manifest.
+
+    Args:
+        where: its path or URL, for messages.
+
+    Raises:
+        DamagedDataset: it is invalid.
+    """
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        return decode(Manifest, {name: value for name, value in data.items() if name != "format"})
+    except (ValueError, RecursionError) as error:
+        raise DamagedDataset(f"{where} is not a manifest: {error}", "build the collection again") from error
 
 
 def _without_none(data: Mapping[str, Any]) -> dict[str, Any]:

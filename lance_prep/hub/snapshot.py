@@ -1,0 +1,239 @@
+"""What a pull fetches: the files of a Lance dataset, or of a collection, at one commit of a repository on the Hub.
+
+Names, sizes and hashes come from the Hub, and so from a stranger. A name that leads out of its folder is refused, and
+the files that this machine writes beside a dataset (lock, cache, record of a pull) are never taken from a repository.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lance_prep.errors import BadFile, DamagedDataset, HubUnreachable, SourceNotFound, translating
+from lance_prep.fetch import HubRanges
+from lance_prep.hub_path import HubPath, hub_api, hub_info
+from lance_prep.model import SourceFile
+from lance_prep.store import MANIFEST, Manifest, parse_manifest
+from lance_prep.transport import Transport
+
+#: The record of a pull, in the folder that it filled.
+RECORD = ".lance_prep/pulled.json"
+_OURS = re.compile(r"\.lance_prep/(pulled\.json|lock|cache/.*|downloads/.*)|.*\.part")
+_BAD_NAME = re.compile(r"[\x00-\x1f\x7f\\]")
+_LONGEST_MANIFEST = 64 << 20
+_CHUNK = 1 << 20
+_VERSIONS = "/_versions/"
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository.
+
+    Attributes:
+        path: relative to the folder that is pulled.
+        size: in bytes.
+        digest: its sha256 if it is stored by LFS, else its git blob id (a sha1). 64 or 40 hex digits.
+    """
+
+    path: str
+    size: int
+    digest: str
+
+    def hasher(self) -> Any:
+        """Return a hash object that gives `digest` when it is fed the content."""
+        if len(self.digest) == 64:
+            return hashlib.sha256()
+        return hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
+
+    def is_at(self, path: Path) -> bool:
+        """Return whether a local file has this content. A link or a special file has not."""
+        try:
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                found, digest = os.fstat(file.fileno()), self.hasher()
+                if not stat.S_ISREG(found.st_mode) or found.st_size != self.size:
+                    return False
+                while data := file.read(_CHUNK):
+                    digest.update(data)
+        except OSError:
+            return False
+        return bool(digest.hexdigest() == self.digest)
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether it makes others visible: the manifest of a version, or of a collection."""
+        return self.path == MANIFEST or _VERSIONS in f"/{self.path}"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether Lance never changes a file of this name."""
+        folder = self.path.rpartition("/")[0].rpartition("/")[2]
+        return folder in ("data", "_deletions", "_transactions") or self.path.endswith(".manifest")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A dataset or a collection at a commit.
+
+    Attributes:
+        at: its folder in the repository, pinned to the commit; the path is empty for the root.
+        revision: as it was asked for.
+        files: sorted by path.
+        datasets: folders of its Lance datasets, relative to `at`; "" for `at` itself.
+        manifest: of a collection.
+    """
+
+    at: HubPath
+    revision: str
+    files: tuple[RemoteFile, ...]
+    datasets: tuple[str, ...]
+    manifest: Manifest | None
+
+    @property
+    def commit(self) -> str:
+        return self.at.revision
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    def source(self, file: RemoteFile) -> SourceFile:
+        """Return a file as `fetch` reads it."""
+        path = f"{self.at.path}/{file.path}".lstrip("/")
+        return SourceFile(HubPath(self.at.repo, self.commit, path).url, "file", file.size, file.digest)
+
+    def in_order(self) -> Iterator[RemoteFile]:
+        """Yield the files so that none is visible before those that it names."""
+        yield from sorted(self.files, key=lambda file: (file.path == MANIFEST, file.is_manifest, file.path))
+
+
+def find_snapshot(at: HubPath, transport: Transport) -> Snapshot:
+    """Return the dataset or collection in a folder of a repository; the only one below it if it is neither itself.
+
+    Args:
+        at: the repository, revision (`main` by default) and folder (the root by default).
+
+    Raises:
+        SourceNotFound: no such repository or revision, no dataset there, or several without a manifest.
+        BadFile: a name or a hash is invalid.
+        AccessDenied, HubUnreachable: the Hub refuses, or does not answer.
+    """
+    revision = at.revision or "main"
+    info = hub_info(at.repo, revision, transport.retries)
+    if info is None:
+        raise HubUnreachable(f"{at.url}: HF_HUB_OFFLINE is set, so the Hub is not asked", "unset it")
+    at = HubPath(at.repo, str(info.sha), at.path.strip("/"))
+    with translating(f"dataset {at.repo}"):
+        files = _list(at, transport)
+    roots = sorted({_root(file.path) for file in files if _VERSIONS in f"/{file.path}"})
+    manifest = _manifest(at, revision, files, roots, transport)
+    if manifest is not None:
+        splits = {*manifest.splits.values(), *manifest.validation.values()}
+        kept = tuple(sorted(split.path.strip("/") for split in splits))
+        if missing := sorted(set(kept) - set(roots)):
+            said = f"{at.url}: {MANIFEST} names {missing[0]}, and there is no Lance dataset"
+            raise SourceNotFound(said, "push the collection again, or pull its datasets one by one with `path_in_repo`")
+        files = [file for file in files if file.path == MANIFEST or _root_of(file.path, kept) is not None]
+        return Snapshot(at, revision, tuple(files), kept, manifest)
+    if "" not in roots:
+        at, files = _inside(at, files, roots)
+    return Snapshot(at, revision, tuple(files), ("",), None)
+
+
+def _list(at: HubPath, transport: Transport) -> list[RemoteFile]:
+    """Return the files below a folder, sorted by path, without those that this machine writes itself."""
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    def ask() -> list[Any]:
+        api, path = hub_api(), at.path or None
+        return list(api.list_repo_tree(at.repo, path, recursive=True, revision=at.revision, repo_type="dataset"))
+
+    try:
+        entries = transport.retries.call(ask, doing=f"dataset {at.repo}")
+    except EntryNotFoundError as error:
+        said = f"dataset {at.repo} has no {at.path} at commit {at.revision[:12]}"
+        raise SourceNotFound(said, "check `path_in_repo`") from error
+    found, prefix = [], f"{at.path}/" if at.path else ""
+    for entry in entries:
+        if isinstance(entry, RepoFile):
+            digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
+            found.append(_checked(str(entry.path), prefix, int(entry.size), str(digest)))
+    kept = [file for file in found if not any(_OURS.fullmatch(part) for part in _tails(file.path))]
+    return sorted(kept, key=lambda file: file.path)
+
+
+def _checked(path: str, prefix: str, size: int, digest: str) -> RemoteFile:
+    parts = path.removeprefix(prefix).split("/")
+    bad = any(part in ("", ".", "..") or len(part.encode()) > 255 or _BAD_NAME.search(part) for part in parts)
+    if bad or not path.startswith(prefix):
+        raise BadFile(f"the repository holds a file with an invalid name, {path[:80]!r}", "do not use this repository")
+    if size < 0 or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest):
+        raise BadFile(f"the Hub sends an invalid size or hash of {path}: {size}, {digest[:80]!r}", "use another Hub")
+    return RemoteFile("/".join(parts), size, digest)
+
+
+def _tails(path: str) -> Iterator[str]:
+    """Yield a path, and what remains of it after each folder."""
+    yield path
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
+
+
+def _root(path: str) -> str:
+    """Return the folder of the dataset that a file of a version belongs to."""
+    return f"/{path}".partition(_VERSIONS)[0].lstrip("/")
+
+
+def _root_of(path: str, roots: tuple[str, ...]) -> str | None:
+    return next((root for root in roots if path.startswith(f"{root}/")), None)
+
+
+def _manifest(
+    at: HubPath, revision: str, files: list[RemoteFile], roots: list[str], transport: Transport
+) -> Manifest | None:
+    """Return the manifest of a collection; None if the folder is a dataset, or holds one with another `manifest.json`.
+
+    Raises:
+        DamagedDataset: the folder has several datasets, and its manifest is invalid.
+    """
+    found = next((file for file in files if file.path == MANIFEST), None)
+    if found is None or "" in roots:
+        return None
+    if found.size > _LONGEST_MANIFEST:
+        raise BadFile(f"{at.url}/{MANIFEST} has {found.size:,} bytes, and {_LONGEST_MANIFEST:,} is the limit", "")
+    data = HubRanges(Snapshot(at, revision, (), (), None).source(found), transport).fetch(0, found.size)
+    try:
+        return parse_manifest(data.decode(), f"{at.url}/{MANIFEST}")
+    except (DamagedDataset, UnicodeDecodeError, json.JSONDecodeError):
+        if len(roots) == 1:
+            return None
+        raise
+
+
+def _inside(at: HubPath, files: list[RemoteFile], roots: list[str]) -> tuple[HubPath, list[RemoteFile]]:
+    """Return the folder of the only dataset below a folder, and its files."""
+    where = f"dataset {at.repo}" + (f", folder {at.path}" if at.path else "") + f", at commit {at.revision[:12]}"
+    if not roots:
+        raise SourceNotFound(
+            f"{where}: no Lance dataset",
+            f"to build one from its files, run lance-prep build hf://datasets/{at.repo}",
+        )
+    if len(roots) > 1:
+        listed = ", ".join(roots[:8]) + (f" and {len(roots) - 8} more" if len(roots) > 8 else "")
+        raise SourceNotFound(
+            f"{where}: {len(roots)} Lance datasets, and no {MANIFEST} that makes them a collection",
+            f"choose one with `path_in_repo`: {listed}",
+        )
+    root = f"{roots[0]}/"
+    inside = [
+        RemoteFile(file.path.removeprefix(root), file.size, file.digest) for file in files if file.path.startswith(root)
+    ]
+    return HubPath(at.repo, at.revision, f"{at.path}/{roots[0]}".lstrip("/")), inside
