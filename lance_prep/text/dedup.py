@@ -23,8 +23,12 @@ import numpy.typing as npt
 
 from lance_prep.keyed import U64, Indices
 
-#: Bytes that each key of a range takes while it is sorted: low and high half, shard, order, and copies of some of them.
+#: Bytes that each key of a range takes while it is sorted, if all of them repeat others.
 SORT_BYTES = 64
+#: Largest number of keys in a range: twice as fast as four million, which do not fit into the processor's caches.
+RANGE_KEYS = 1 << 20
+#: The keys of a shard are sorted by the other bits of their low half, at least.
+_LOWEST_BITS = 24
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class ShardKeys:
     """The keys of one shard, each once.
 
     Attributes:
-        low, high: the halves of the keys, uint64, sorted by `low`.
+        low, high: the halves of the keys, uint64, sorted by the 40 highest bits of `low`.
         units: the first unit with each key, uint64.
     """
 
@@ -41,9 +45,9 @@ class ShardKeys:
     units: U64
 
     def between(self, start: int, stop: int) -> slice:
-        """Return where the keys with `start <= low < stop` are."""
-        first, last = np.searchsorted(self.low, np.array([start, min(stop, (1 << 64) - 1)], np.uint64))
-        return slice(int(first), len(self.low) if stop >> 64 else int(last))
+        """Return where the keys with `start <= low < stop` are. Both are multiples of 2^24."""
+        places = (len(self.low) if at >> 64 else np.searchsorted(self.low, np.uint64(at)) for at in (start, stop))
+        return slice(*map(int, places))
 
 
 def first_units(keys: U64, units: U64) -> tuple[ShardKeys, U64]:
@@ -53,10 +57,10 @@ def first_units(keys: U64, units: U64) -> tuple[ShardKeys, U64]:
         keys: uint64 `[n, 2]`.
         units: uint64 `[n]`, ascending; a unit with several keys, all different, is repeated.
     """
-    order, repeats = _sorted(keys[:, 0], keys[:, 1])
+    low, high = np.ascontiguousarray(keys[:, 0]), np.ascontiguousarray(keys[:, 1])
+    order, repeats = _grouped(low, high)
     firsts = order[~repeats]
-    kept = ShardKeys(keys[firsts, 0], keys[firsts, 1], units[firsts])
-    return kept, np.unique(units[order[repeats]])
+    return ShardKeys(low[firsts], high[firsts], units[firsts]), np.unique(units[order[repeats]])
 
 
 def find_later(shards: Sequence[ShardKeys], memory: int) -> list[U64]:
@@ -67,36 +71,63 @@ def find_later(shards: Sequence[ShardKeys], memory: int) -> list[U64]:
         memory: bytes that sorting may take. What is found takes 8 bytes for each unit beside that.
     """
     found: list[list[U64]] = [[] for _ in shards]
-    ranges = max(1, -(-sum(len(shard.low) for shard in shards) * SORT_BYTES // memory))
-    bounds = [(1 << 64) * i // ranges for i in range(ranges + 1)]
+    most = max(1, min(memory // SORT_BYTES, RANGE_KEYS))
+    ranges = max(1, -(-sum(len(shard.low) for shard in shards) // most))
+    bounds = [((1 << 40) * i // ranges) << _LOWEST_BITS for i in range(ranges + 1)]
     for start, stop in pairwise(bounds):
-        places = [shard.between(start, stop) for shard in shards]
-        low = np.concatenate([shard.low[place] for shard, place in zip(shards, places, strict=True)])
-        high = np.concatenate([shard.high[place] for shard, place in zip(shards, places, strict=True)])
-        order, repeats = _sorted(low, high)
-        later = np.sort(order[repeats])
-        ends = np.cumsum([0, *(place.stop - place.start for place in places)])
-        cuts = np.searchsorted(later, ends)
-        for number, (shard, place) in enumerate(zip(shards, places, strict=True)):
-            if len(mine := later[cuts[number] : cuts[number + 1]] - ends[number]):
-                found[number].append(shard.units[place][mine])
+        parts = [(shard, shard.between(start, stop)) for shard in shards]
+        shared = _in_several([shard.low[place] for shard, place in parts])
+        if not len(shared):
+            continue
+        places = [place.start + _places_of(shard.low[place], shared) for shard, place in parts]
+        low = np.concatenate([shard.low[place] for (shard, _), place in zip(parts, places, strict=True)])
+        high = np.concatenate([shard.high[place] for (shard, _), place in zip(parts, places, strict=True)])
+        order, repeats = _grouped(low, high)
+        later = np.zeros(len(low), bool)
+        later[order[repeats]] = True
+        ends = np.cumsum([len(place) for place in places])
+        for number, mine in enumerate(np.split(later, ends[:-1])):
+            if mine.any():
+                found[number].append(parts[number][0].units[places[number][mine]])
     return [np.unique(np.concatenate(units)) if units else np.empty(0, np.uint64) for units in found]
 
 
-def _sorted(low: U64, high: U64) -> tuple[Indices, npt.NDArray[np.bool_]]:
-    """Return an order in which equal keys are neighbours, in their own order, and whether each equals its neighbour.
+def _grouped(low: U64, high: U64) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """Return an order in which equal keys are neighbours, the first one first, and whether each equals its neighbour.
 
-    Sorts by the low half alone, which is three times as fast. Two keys that differ share it once in 2^64 pairs; then
-    both halves are sorted.
+    The order is by as many bits of the low half as leave room for a key's place, so that sorting one array of integers
+    gives both: a seventh of the time that sorting by both halves takes. If keys that differ agree in these bits (a
+    hundredth of the shards of half a million keys), equal keys may be apart, and both halves are sorted.
     """
-    order = np.argsort(low, kind="stable")
-    for sort in (False, True):
-        if sort:
+    bits = np.uint64(min(len(low).bit_length(), _LOWEST_BITS))
+    if len(low) >> _LOWEST_BITS:
+        order = np.argsort(low >> bits, kind="stable")
+    else:
+        place = (np.uint64(1) << bits) - np.uint64(1)
+        packed = (low & ~place) | np.arange(len(low), dtype=np.uint64)
+        packed.sort()
+        order = (packed & place).astype(np.int64)
+    for exact in (False, True):
+        if exact:
             order = np.lexsort((high, low))
         one, other = low[order], high[order]
-        same = one[1:] == one[:-1]
-        repeats = np.zeros(len(low), bool)
-        repeats[1:] = same & (other[1:] == other[:-1])
-        if np.array_equal(repeats[1:], same):
+        alike = np.flatnonzero(one[1:] >> bits == one[:-1] >> bits)
+        equal = (one[alike + 1] == one[alike]) & (other[alike + 1] == other[alike])
+        if equal.all():
             break
+    repeats = np.zeros(len(low), bool)
+    repeats[alike[equal] + 1] = True
     return order, repeats
+
+
+def _in_several(lows: Sequence[U64]) -> U64:
+    """Return the low halves, ascending, that several keys have. Sorting values alone is quick."""
+    every = np.concatenate(lows)
+    every.sort()
+    return np.unique(every[1:][every[1:] == every[:-1]])
+
+
+def _places_of(values: U64, wanted: U64) -> Indices:
+    """Return where those values are that are among the wanted ones, which ascend."""
+    nearest = np.minimum(np.searchsorted(wanted, values), len(wanted) - 1)
+    return np.flatnonzero(wanted[nearest] == values)
