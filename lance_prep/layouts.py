@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 #: `doc_id = shard << 40 | row`
 ROW_BITS = 40
 #: Fields of a recipe that may name local files.
-PATH_FIELDS = ("source", "tokenizer", "chat_template")
+PATH_FIELDS = ("source", "tokenizer", "chat_template", "decontaminate")
 #: Begins the name of a tokenizer that is a Python function (see `tokenizer.function`).
 FUNCTION_PREFIX = "python:"
 
 _CHAT = ("messages", "chat_template")
 _TEXT = ("text_column", "template", *_CHAT)
+_FILTERS = ("min_chars", "max_chars", "language", "language_column", "decontaminate")
+_DECONTAMINATE = ("decontaminate_ngram", "decontaminate_drop")
+_MINHASH = ("minhash_ngram", "minhash_bands", "minhash_rows")
+_DEDUP = ("dedup", "dedup_unit", *_MINHASH)
 _TOKENIZER = (
     "tokenizer",
     "tokenizer_revision",
@@ -76,7 +80,7 @@ class Layout:
             unread |= dict.fromkeys(_TEXT, "records are kept as they are")
             unread |= dict.fromkeys((*_TOKENIZER, "max_tokens"), "records are not tokenized")
             unread |= dict.fromkeys(("val_fraction", "val_tokens", "side"), "a split needs the text of a document")
-            unread |= dict.fromkeys(("dedup", "dedup_unit"), "texts are compared, and records have none")
+            unread |= dict.fromkeys((*_FILTERS, *_DECONTAMINATE, *_DEDUP), "it is for texts, and records have none")
         return unread
 
     def rows_of(self, ledger: Ledger, block_size: int | None) -> tuple[int, str]:
@@ -117,12 +121,16 @@ def unread_options(options: Mapping[str, Any]) -> dict[str, str]:
     """Return the options that have no effect beside the others, each with the reason.
 
     Args:
-        options: of a recipe: `layout`, `packing`, `shuffle` and `dedup` decide.
+        options: of a recipe: `layout`, `packing`, `shuffle`, `dedup` and `decontaminate` decide.
     """
     layout = LAYOUTS[options["layout"]]
     unread = {name: f"layout={layout.name!r}: {why}" for name, why in layout.unread.items()}
     if options["dedup"] == "none":
         unread["dedup_unit"] = "dedup='none': nothing is compared"
+    if options["dedup"] != "minhash":
+        unread |= dict.fromkeys(_MINHASH, f"dedup={options['dedup']!r}: no minhash is computed")
+    if options["decontaminate"] is None:
+        unread |= dict.fromkeys(_DECONTAMINATE, "decontaminate=None: there is no benchmark")
     if not options["shuffle"]:
         unread["seed"] = "shuffle=False: it is the seed of the shuffle"
         # A batch of source rows is also the window that best-fit packs.

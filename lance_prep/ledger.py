@@ -44,6 +44,7 @@ class Ledger:
         rejected: could not be used; see `reasons`, and the quarantine file.
         held_out: belong to the other side of a split into training and validation.
         dropped: removed because of their text, such as duplicates; see `dropped_for`.
+        contaminated: rows in which a benchmark's text was found, dropped or not.
         lines_dropped: removed from their documents because an earlier line is equal.
         over_limit: read, but beyond `max_rows`, `max_source_rows` or `max_tokens`.
         documents_cut: documents that lie in more than one block.
@@ -62,6 +63,7 @@ class Ledger:
     rejected: int = 0
     held_out: int = 0
     dropped: int = 0
+    contaminated: int = 0
     over_limit: int = 0
     lines_in: int = 0
     lines_used: int = 0

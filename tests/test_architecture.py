@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dataset": {"store"},
     "collection": BUILD - {"fetch", "formats"} | {"dataset"},
     "exchange": {"store", "tokenizer"},
-    "spark": {"formats", "plan", "tokenizer", "store", "engine", "hub"},
+    "spark": {"formats", "plan", "text", "tokenizer", "store", "engine", "hub"},
     "hub": {"fetch", "store"},
     "train": {"store", "hub"},
     "cli": {"formats", "plan", "tokenizer", "store", "engine", "dataset", "collection", "exchange", "hub"},

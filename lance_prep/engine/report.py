@@ -20,6 +20,10 @@ class Progress(Protocol):
         """The plan is made; the shards `done` were finished by an earlier run."""
         return
 
+    def compared(self, shard: int, rows: int, source_bytes: int) -> None:
+        """A batch was read to compare its texts, before any shard is built: source rows, bytes of text read."""
+        return
+
     def advanced(self, shard: int, rows: int, tokens: int, source_bytes: int) -> None:
         """A batch went through: source rows, tokens made, bytes of text read."""
         return
@@ -90,6 +94,7 @@ class BuildReport:
         lengths: of the documents in tokens; None for `raw`.
         retries: number of requests retried.
         rejected_file: path of the rejected rows, if there are any.
+        contaminated_file: path of what texts share with a benchmark, if anything was found.
         validation: the report of the validation set, if one is split off.
     """
 
@@ -108,6 +113,7 @@ class BuildReport:
     text_bytes: int = 0
     retries: int = 0
     rejected_file: str | None = None
+    contaminated_file: str | None = None
     validation: BuildReport | None = None
 
     def as_json(self) -> dict[str, Any]:

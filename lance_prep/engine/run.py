@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -18,7 +19,7 @@ from lance_prep.engine.decide import Decision, check_folder, decide, look_at, re
 from lance_prep.engine.estimate import check_space, estimate_fraction
 from lance_prep.engine.local import default_workers
 from lance_prep.engine.report import BuildReport, Progress, Silent
-from lance_prep.engine.scan import DEFAULT_MEMORY, scan_source
+from lance_prep.engine.scan import DEFAULT_MEMORY, LEAST_MEMORY, ScanOptions, pin_texts, scan_source
 from lance_prep.engine.schedule import Engine, Schedule, make_engine
 from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
 from lance_prep.errors import LESS_SPACE, OutputError, TokenizerError, UsageError, counted
@@ -40,6 +41,7 @@ from lance_prep.store import (
     with_data,
     write_by_hash,
 )
+from lance_prep.text import needs_scan
 from lance_prep.tokenizer import (
     BackendDisagrees,
     Dtype,
@@ -88,6 +90,9 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers: must be at least 1, got {self.workers}", "use a larger number")
+        if self.memory is not None and self.memory < LEAST_MEMORY:
+            said = f"memory: must be at least {LEAST_MEMORY:,} bytes, got {self.memory:,}"
+            raise UsageError(said, "use a larger number, such as 1GiB")
         chosen = [f"{name}=True" for name in ("append", "overwrite", "refresh", "skip_existing") if getattr(self, name)]
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} exclude each other", "use one of them")
@@ -100,6 +105,11 @@ class RunOptions:
     def at(self, uri: str) -> Output:
         """Return the output at `uri`."""
         return Output(uri, Transport.of(self.storage_options))
+
+    @property
+    def scan(self) -> ScanOptions:
+        """How to compare texts before shards are built."""
+        return ScanOptions(self.workers or default_workers(), self.memory or DEFAULT_MEMORY)
 
     @property
     def origin(self) -> Transport:
@@ -264,7 +274,7 @@ def run_job(job: BuildJob, engine: Engine, options: RunOptions, started: float) 
 def plan_build(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
     """Plan a recipe, and refuse what contradicts the output."""
     check_storage_options(recipe, options, uri)
-    plan = make_plan(recipe, options.origin)
+    plan = pin_texts(make_plan(recipe, options.origin), options.origin)
     refuse_own_source(uri, plan.files)
     return plan
 
@@ -315,8 +325,7 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
         write_by_hash(files, tokenizer_path(job.spec.sha256), job.spec.file)
         if job.spec.chat is not None:
             write_by_hash(files, tokenizer_path(job.spec.chat.sha256), job.spec.chat.file)
-    threads = options.workers or default_workers()
-    scan_source(job, decision.before, progress, threads=threads, memory=options.memory or DEFAULT_MEMORY)
+    scan_source(job, decision.before, progress, options.scan)
     progress.planned(job.plan, sorted(receipts))
     engine.run(schedule, Hooks(progress, encoders=Encoders(job.spec)))
     lock.check()
@@ -384,6 +393,8 @@ def stream(
 ) -> pa.RecordBatchReader:
     """Return the rows that `build` would write, as a streaming reader. It holds a few batches and writes nothing.
 
+    If texts are compared (`dedup`), the source is read twice, and a temporary folder holds 24 bytes for each text.
+
     Args:
         source, storage_options, eos_id, dtype, tokenizer_name, overrides: as in `build`.
 
@@ -401,9 +412,18 @@ def stream(
     options = RunOptions(storage_options=storage_options)
     check_storage_options(recipe, options, uri="")
     recipe = with_fraction(recipe, options, "", spec)
-    made = make_plan(recipe, options.origin)
+    made = pin_texts(make_plan(recipe, options.origin), options.origin)
     job = BuildJob(made, spec or load_spec(made.recipe), options.origin, Output(""), key="")
-    return pa.RecordBatchReader.from_batches(job.schema, read_ahead(_stream(job), READ_AHEAD_BATCHES))
+    rows = _stream_compared(job, options) if needs_scan(recipe) else _stream(job)
+    return pa.RecordBatchReader.from_batches(job.schema, read_ahead(rows, READ_AHEAD_BATCHES))
+
+
+def _stream_compared(job: BuildJob, options: RunOptions) -> Iterator[pa.RecordBatch]:
+    """Stream the rows that are left when texts have been compared, which needs room for what each shard holds."""
+    with tempfile.TemporaryDirectory(prefix="lance-prep-") as folder:
+        job = make_job(job.plan, Output(folder), job.origin, job.spec)
+        scan_source(job, None, options.progress, options.scan)
+        yield from _stream(job)
 
 
 def _stream(job: BuildJob) -> Iterator[pa.RecordBatch]:

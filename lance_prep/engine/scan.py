@@ -8,66 +8,137 @@ shards are compared with each other and with those of the builds that are added 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from lance_prep.engine.report import Progress
 from lance_prep.engine.shard import BuildJob, ShardTask
-from lance_prep.errors import DatasetError, Interrupted
+from lance_prep.errors import DatasetError, Interrupted, UsageError
+from lance_prep.layouts import ROW_BITS
 from lance_prep.ledger import Tally
+from lance_prep.model import Plan
+from lance_prep.plan import make_plan
+from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch, read_shard
 from lance_prep.store import DatasetVersion, Journal
-from lance_prep.text import ShardScan, find_later, needs_scan, scan_shard
+from lance_prep.text import (
+    Benchmark,
+    ShardScan,
+    detector_version,
+    detects_language,
+    find_later,
+    items_of,
+    minhash_version,
+    needs_scan,
+    scan_shard,
+)
+from lance_prep.transport import Transport
 
 #: Bytes that comparing shards may take by default.
 DEFAULT_MEMORY = 1 << 30
+LEAST_MEMORY = 1 << 20
 
 
-def scan_source(job: BuildJob, before: DatasetVersion | None, progress: Progress, *, threads: int, memory: int) -> None:
+def pin_texts(plan: Plan, transport: Transport) -> Plan:
+    """Return a plan that names what else decides which texts are dropped: versions of algorithms, and the benchmark.
+
+    Raises:
+        UsageError: a library that is needed is not installed.
+        SourceError: the benchmark cannot be read.
+    """
+    recipe, pinned = plan.recipe, dict(plan.pinned)
+    if recipe.dedup == "minhash":
+        pinned["minhash"] = minhash_version()
+    if detects_language(recipe):
+        pinned["language"] = detector_version(recipe)
+    if recipe.decontaminate is not None:
+        pinned["decontaminate"] = _benchmark(recipe, transport).digest
+    return replace(plan, pinned=pinned) if pinned else plan
+
+
+def _benchmark(recipe: Recipe, transport: Transport) -> Benchmark:
+    """Read a benchmark. It is a source whose records are kept as they are."""
+    assert recipe.decontaminate is not None
+    plan = make_plan(Recipe.model_validate({"source": recipe.decontaminate, "layout": "raw"}), transport)
+    batches = (batch.columns for shard in plan.shards for batch in read_shard(plan, shard, Tally(), transport))
+    benchmark = Benchmark(items_of(batches), recipe.decontaminate_ngram)
+    if benchmark.too_short == benchmark.items:
+        said = f"decontaminate: no text of {recipe.decontaminate} has {recipe.decontaminate_ngram} words"
+        raise UsageError(said, "use a smaller decontaminate_ngram, or name a benchmark with longer texts")
+    return benchmark
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How to run a pass. Nothing here changes what it finds.
+
+    Attributes:
+        threads: number of shards that are read at once.
+        memory: bytes that comparing the shards may take.
+    """
+
+    threads: int
+    memory: int
+
+
+def scan_source(job: BuildJob, before: DatasetVersion | None, progress: Progress, options: ScanOptions) -> None:
     """Write the list of what is dropped from each shard, unless an earlier run did.
 
     Args:
         before: the version that the build adds to.
-        threads: number of shards that are read at once.
-        memory: bytes that comparing the shards may take.
 
     Raises:
         DatasetError: what an earlier build found is missing or damaged.
         SourceError: the source cannot be read.
     """
-    if not needs_scan(job.plan.recipe) or all(_is_there(job.journal.dropped, task) for task in job.tasks()):
+    recipe, shards = job.plan.recipe, [shard.index for shard in job.plan.shards]
+    if not needs_scan(recipe) or all(_is_there(job.journal.dropped, shard) for shard in shards):
         return
-    left = [task for task in job.tasks() if not _is_there(job.journal.scan, task)]
-    _scan_all(left, progress, threads)
-    earlier = _earlier(before) if before is not None else []
-    scans = [ShardScan.from_arrays(job.journal.scan(shard.index)) for shard in job.plan.shards]
-    later = find_later([scan.keys for scan in [*earlier, *scans]], memory)[len(earlier) :]
-    for shard, scan, units in zip(job.plan.shards, scans, later, strict=True):
-        job.journal.write_dropped(shard.index, scan.dropped(job.plan.recipe, units).as_arrays())
+    left = [task for task in job.tasks() if not _is_there(job.journal.scan, task.shard.index)]
+    benchmark = _benchmark(recipe, job.origin) if recipe.decontaminate is not None else None
+    if benchmark is not None and benchmark.too_short:
+        said = f"{benchmark.too_short:,} of {benchmark.items:,} texts of {recipe.decontaminate} have fewer than"
+        progress.warned(
+            f"{said} {recipe.decontaminate_ngram} words and cannot be found: use a smaller decontaminate_ngram"
+        )
+    _scan_all(left, benchmark, progress, options.threads)
+    earlier = _earlier(before) if before is not None and recipe.dedup != "none" else []
+    scans = [_scan_of(job.journal, shard) for shard in shards]
+    later = find_later([scan.keys for scan in [*earlier, *scans]], options.memory)[len(earlier) :]
+    for shard, scan, units in zip(shards, scans, later, strict=True):
+        job.journal.write_dropped(shard, scan.dropped(recipe, units).as_arrays())
 
 
-def _is_there(read: Callable[[int], object], task: ShardTask) -> bool:
+def _is_there(read: Callable[[int], object], shard: int) -> bool:
     try:
-        read(task.shard.index)
+        read(shard)
     except DatasetError:
         return False
     return True
 
 
+def _scan_of(journal: Journal, shard: int) -> ShardScan:
+    try:
+        return ShardScan.from_arrays(journal.scan(shard))
+    except ValueError as error:
+        said = f"the texts of shard {shard} of build {journal.key} were not compared: {error}"
+        raise DatasetError(said, "build again with overwrite=True") from error
+
+
 def _earlier(before: DatasetVersion) -> list[ShardScan]:
     return [
-        ShardScan.from_arrays(Journal(before.files, build.key).scan(shard))
+        _scan_of(Journal(before.files, build.key), shard)
         for build in before.builds
         for shard in range(build.first_shard, build.first_shard + build.shards)
     ]
 
 
-def _scan_all(tasks: list[ShardTask], progress: Progress, threads: int) -> None:
+def _scan_all(tasks: list[ShardTask], benchmark: Benchmark | None, progress: Progress, threads: int) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(max(1, min(threads, len(tasks))), thread_name_prefix="scan") as pool:
-        running = [pool.submit(_scan, task, progress, stop) for task in tasks]
+        running = [pool.submit(_scan, task, benchmark, progress, stop) for task in tasks]
         try:
             for future in wait(running, return_when=FIRST_EXCEPTION).done:
                 future.result()
@@ -77,17 +148,26 @@ def _scan_all(tasks: list[ShardTask], progress: Progress, threads: int) -> None:
                 future.cancel()
 
 
-def _scan(task: ShardTask, progress: Progress, stop: threading.Event) -> None:
+def _scan(task: ShardTask, benchmark: Benchmark | None, progress: Progress, stop: threading.Event) -> None:
     # The sides of a split are compared with each other too: otherwise a text could be in both.
     plan = replace(task.plan, recipe=task.plan.recipe.model_copy(update={"side": None}))
+    shard, hits = task.shard.index, list[bytes]()
     read = read_shard(plan, task.shard, Tally(), task.origin, stop=stop, render=task.render)
     with closing(read) as batches:  # type: ignore[type-var]
+        watched = _watched(batches, shard, progress, stop)
+        scan = scan_shard(
+            watched, plan.recipe, benchmark, lambda hit: hits.append(hit.as_json(shard, shard << ROW_BITS | hit.row))
+        )
+    # Before what it found: that says that the shard is done.
+    task.journal.write_hits(shard, b"".join(hits))
+    task.journal.write_scan(shard, scan.as_arrays())
 
-        def watched() -> Iterator[SourceBatch]:
-            for batch in batches:
-                if stop.is_set():
-                    raise Interrupted("stopped", "run the same command again: it continues where it stopped")
-                yield batch
 
-        scan = scan_shard(watched(), plan.recipe)
-    task.journal.write_scan(task.shard.index, scan.as_arrays())
+def _watched(
+    batches: Iterable[SourceBatch], shard: int, progress: Progress, stop: threading.Event
+) -> Iterator[SourceBatch]:
+    for batch in batches:
+        if stop.is_set():
+            raise Interrupted("stopped", "run the same command again: it continues where it stopped")
+        progress.compared(shard, len(batch.rows), batch.source_bytes)
+        yield batch

@@ -85,7 +85,8 @@ def row_schema(plan: Plan, spec: TokenizerSpec | None) -> pa.Schema:
     made = dict(row_columns(plan.recipe.layout, pa.from_numpy_dtype(spec.dtype), plan.recipe.block_size))
     if spec.chat is not None:
         made[MASK_COLUMN] = MASK_TYPE
-    return pa.schema([*(pa.field(name, kind, nullable=False) for name, kind in made.items()), *list(plan.schema)[1:]])
+    kept = [field for field in list(plan.schema)[1:] if field.name in plan.recipe.keep_columns]
+    return pa.schema([*(pa.field(name, kind, nullable=False) for name, kind in made.items()), *kept])
 
 
 def check_tokenizer(spec: TokenizerSpec, recipe: Recipe) -> None:

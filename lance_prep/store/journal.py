@@ -4,6 +4,7 @@
     NAME.lance/.lance_prep/builds/<key>/shard-000000.json       the receipt of a finished shard
     NAME.lance/.lance_prep/builds/<key>/rejected-000000.jsonl   the shard's rejected rows, if there are any
     NAME.lance/.lance_prep/builds/<key>/scan-000000.bin         keys of the shard's texts, if they are compared
+    NAME.lance/.lance_prep/builds/<key>/hits-000000.jsonl       what the shard's texts have in common with a benchmark
     NAME.lance/.lance_prep/builds/<key>/dropped-000000.bin      what is dropped from the shard because of its texts
     NAME.lance/.lance_prep/builds/<key>/committed.json          the versions that it became
 
@@ -24,6 +25,7 @@ from typing import Any, TypeVar
 
 from lance_prep.errors import DatasetError
 from lance_prep.keyed import U64
+from lance_prep.layouts import PATH_FIELDS
 from lance_prep.ledger import Ledger, LengthRecord, as_plain
 from lance_prep.model import Plan
 from lance_prep.recipe import Limit
@@ -129,7 +131,7 @@ def recipe_as_json(plan: Plan, uri: str) -> dict[str, Any]:
         recipe["source"] = (
             _portable_name(source, uri) if isinstance(source, str) else [_portable_name(name, uri) for name in source]
         )
-    for name in ("tokenizer", "chat_template"):
+    for name in PATH_FIELDS[1:]:
         if (path := recipe.get(name)) is not None and Path(path).exists():
             recipe[name] = portable_path(path, uri)
     return recipe
@@ -332,6 +334,18 @@ class Journal:
     def order_of_deletion(path: str) -> tuple[bool, bool]:
         """Sort the plan first and the note of the commit last, so that half a journal is not an unfinished build."""
         return path.endswith(f"/{COMMITTED}"), not path.endswith("/plan.json")
+
+    def write_hits(self, shard: int, lines: bytes) -> None:
+        """Keep what a shard's texts share with a benchmark (JSON lines), or remove what an earlier try left."""
+        path = f"{self._folder}/hits-{shard:06d}.jsonl"
+        if lines:
+            self._files.write(path, lines)
+        else:
+            self._files.delete(path)
+
+    def hits(self, shard: int) -> bytes:
+        """Return what `write_hits` wrote."""
+        return self._files.read(f"{self._folder}/hits-{shard:06d}.jsonl") or b""
 
     def write_scan(self, shard: int, arrays: Mapping[str, U64]) -> None:
         """Keep what a pass over a shard's texts found. Builds that add to this one compare their texts with it."""

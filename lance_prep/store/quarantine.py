@@ -2,6 +2,8 @@
 
     NAME.rejected.jsonl                         rejected rows of the whole latest version
     NAME.lance/.lance_prep/quarantine.json      its name and hash: only a file that still has this hash is overwritten
+    NAME.contaminated.jsonl                     what texts share with a benchmark, in the same way
+    NAME.lance/.lance_prep/contaminated.json
 
 The file invites the user to fix its rows and to build from it, so it may be somebody's work, or the source itself.
 """
@@ -14,6 +16,7 @@ import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from lance_prep.errors import DatasetError, RowRejected
 from lance_prep.ledger import Rejected
@@ -25,6 +28,10 @@ from lance_prep.store.stores import files_of
 from lance_prep.transport import Transport
 
 QUARANTINE_NOTE = f"{FOLDER}/quarantine.json"
+#: The note about each kind of file that is written beside a dataset.
+_NOTES = {"rejected": QUARANTINE_NOTE, "contaminated": f"{FOLDER}/contaminated.json"}
+
+Beside = Literal["rejected", "contaminated"]
 QUARANTINE_BYTES = 4 << 10
 
 
@@ -47,9 +54,9 @@ class QuarantineNote:
             raise ValueError(f"{ascii(self.file)[:80]} is not the name of a file")
 
 
-def read_quarantine_note(files: Files) -> QuarantineNote | None:
-    """Return the note about the quarantine file; None if it is missing or damaged."""
-    data = files.read(QUARANTINE_NOTE)
+def read_quarantine_note(files: Files, kind: Beside = "rejected") -> QuarantineNote | None:
+    """Return the note about the quarantine file, or another kind; None if it is missing or damaged."""
+    data = files.read(_NOTES[kind])
     try:
         return decode(QuarantineNote, checked(data)) if data is not None else None
     except ValueError:
@@ -88,18 +95,25 @@ class Quarantine:
         self._lines.append(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
-def published(uri: str, files: Files, builds: str) -> str | None:
-    """Return the path of the quarantine file that was written for a version, if it was.
+def published(uri: str, files: Files, builds: str, kind: Beside = "rejected") -> str | None:
+    """Return the path of the quarantine file, or another kind, that was written for a version, if it was.
 
     Args:
         builds: hash of the version's builds, from its metadata.
     """
-    note = read_quarantine_note(files)
+    note = read_quarantine_note(files, kind)
     return _beside(uri, note.file) if note is not None and note.builds == builds else None
 
 
-def publish(uri: str, files: Files, builds: Iterable[BuildRecord], digest: str, transport: Transport) -> str:
-    """Write the rejected rows of a version beside the dataset, and return the path of the file.
+def publish(
+    uri: str,
+    files: Files,
+    builds: Iterable[BuildRecord],
+    digest: str,
+    transport: Transport,
+    kind: Beside = "rejected",
+) -> str:
+    """Write the rejected rows of a version, or another kind, beside the dataset, and return the path of the file.
 
     A file that this dataset did not write, or that was changed since, is left alone: the new one gets a number.
 
@@ -109,23 +123,25 @@ def publish(uri: str, files: Files, builds: Iterable[BuildRecord], digest: str, 
     """
     lines = b"".join(
         Journal(files, build.key).rejected(receipt.shard)
+        if kind == "rejected"
+        else Journal(files, build.key).hits(receipt.shard)
         for build in builds
         for receipt in receipts_of(files, build)
-        if receipt.ledger.rejected
+        if getattr(receipt.ledger, kind)
     )
     folder = uri.rpartition("/")[0]
     beside = files_of(folder or "/", transport)
-    name = _free_name(uri, beside, lines, read_quarantine_note(files))
+    name = _free_name(uri, beside, lines, read_quarantine_note(files, kind), kind)
     beside.write(name, lines)
     # After the file: one of the same content is known as ours without a note.
-    files.write(QUARANTINE_NOTE, with_checksum(asdict(QuarantineNote(name, hash_bytes(lines), digest))))
+    files.write(_NOTES[kind], with_checksum(asdict(QuarantineNote(name, hash_bytes(lines), digest))))
     return _beside(uri, name)
 
 
-def _free_name(uri: str, beside: Files, lines: bytes, note: QuarantineNote | None) -> str:
+def _free_name(uri: str, beside: Files, lines: bytes, note: QuarantineNote | None, kind: Beside) -> str:
     base = uri.rpartition("/")[2].removesuffix(".lance")
     for number in itertools.count(1):
-        name = f"{base}.{number}.rejected.jsonl" if number > 1 else f"{base}.rejected.jsonl"
+        name = f"{base}.{number}.{kind}.jsonl" if number > 1 else f"{base}.{kind}.jsonl"
         try:
             there = beside.read(name)
         except DatasetError:  # a link

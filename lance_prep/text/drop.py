@@ -6,21 +6,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lance_prep.arrow_text import drop_blank, without_nulls
-from lance_prep.keyed import U64
+from lance_prep.keyed import U64, Indices
 from lance_prep.ledger import Tally
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
+from lance_prep.text.quality import keep_quality, kept_rows, without_label
 
 #: The reason for which the ledger counts a document whose text, or each line of it, is that of an earlier one.
 DUPLICATE = "duplicate"
 #: `row << 24 | line` is the number of a line, for a row of the shard and a line of its text.
 LINE_BITS = 24
 _REASON = "documents: "
+
+
+def no_units() -> U64:
+    """Return an empty array of rows or lines."""
+    return np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,23 @@ class Dropped:
     Attributes:
         documents: reason -> source rows of the shard, uint64, ascending. No row has two reasons.
         lines: numbers of lines, uint64, ascending; see `LINE_BITS`.
+        contaminated: source rows in which a benchmark's text was found, whether they are dropped for it or not.
     """
 
     documents: Mapping[str, U64] = field(default_factory=dict)
-    lines: U64 = field(default_factory=lambda: np.empty(0, np.uint64))
+    lines: U64 = field(default_factory=no_units)
+    contaminated: U64 = field(default_factory=no_units)
 
     def as_arrays(self) -> dict[str, U64]:
         """Return it as named arrays, for a file."""
-        return {"lines": self.lines, **{f"{_REASON}{reason}": rows for reason, rows in self.documents.items()}}
+        rest = {"lines": self.lines, "contaminated": self.contaminated}
+        return {**rest, **{f"{_REASON}{reason}": rows for reason, rows in self.documents.items()}}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, U64]) -> Dropped:
         """Return what `as_arrays` was made of."""
-        return cls(reasons_in(arrays), arrays.get("lines", np.empty(0, np.uint64)))
+        lines, contaminated = (arrays.get(name, no_units()) for name in ("lines", "contaminated"))
+        return cls(reasons_in(arrays), lines, contaminated)
 
 
 def reasons_in(arrays: Mapping[str, U64]) -> dict[str, U64]:
@@ -53,14 +62,15 @@ def reasons_in(arrays: Mapping[str, U64]) -> dict[str, U64]:
 def keep_texts(
     batches: Iterable[SourceBatch], recipe: Recipe, tally: Tally, dropped: Dropped | None
 ) -> Iterator[SourceBatch]:
-    """Yield the batches of a shard without what is dropped, and count that. Batches of which nothing is left are not.
+    """Yield the batches of a shard without what is dropped, and count that. A batch of which nothing is left is not.
 
     Args:
         dropped: what a pass over the whole source found; None if nothing needs one.
     """
     for batch in batches:
-        left = batch
+        left = without_label(keep_quality(batch, recipe, tally.ledger), recipe)
         if dropped is not None:
+            tally.ledger.contaminated += len(_places(left.rows, dropped.contaminated))
             left = _without_documents(left, tally, dropped.documents)
             if len(dropped.lines):
                 left = _without_lines(left, tally, dropped.lines)
@@ -107,19 +117,12 @@ def _without_lines(batch: SourceBatch, tally: Tally, lines: U64) -> SourceBatch:
     return kept_rows(replace(batch, columns=changed), filled)
 
 
-def kept_rows(batch: SourceBatch, keep: npt.NDArray[np.bool_]) -> SourceBatch:
-    """Return a batch without some of its rows."""
-    if keep.all():
-        return batch
-    return replace(batch, columns=batch.columns.filter(pa.array(keep)), rows=batch.rows[keep])
-
-
-def _places(rows: U64, wanted: U64) -> npt.NDArray[np.int64]:
+def _places(rows: U64, wanted: U64) -> Indices:
     """Return where the wanted rows are among a batch's; those of other batches are left out. Both ascend."""
     if not len(rows) or not len(wanted):
         return np.empty(0, np.int64)
     first, last = np.searchsorted(wanted, [rows[0], rows[-1] + 1])
     mine = wanted[first:last]
     place = np.searchsorted(rows, mine)
-    found: npt.NDArray[np.int64] = place[rows[place] == mine]
+    found: Indices = place[rows[place] == mine]
     return found
