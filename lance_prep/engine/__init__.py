@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     )
     from lance_prep.engine.schedule import Engine, Schedule, register_engine
     from lance_prep.engine.shard import BuildJob, Built, Hooks, ShardTask, build_shard, keep_shard, make_shard
-    from lance_prep.engine.spark import ExecutorSetup, SparkEngine
-    from lance_prep.engine.spark_context import ShardFailed
+    from lance_prep.engine.spark import Arrivals, ExecutorSetup, SparkEngine
     from lance_prep.engine.spark_context import check_installed as check_spark
     from lance_prep.engine.spark_context import reported as spark_failures
 

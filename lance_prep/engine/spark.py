@@ -16,7 +16,7 @@ import queue
 import socket
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -106,24 +106,28 @@ class _Result:
     warnings: tuple[str, ...] = ()
 
 
-class _Arrivals:
-    """Takes what tasks add to an accumulator, in the order in which they end. In an executor it keeps it for Spark."""
+class Arrivals:
+    """Hears what tasks add to an accumulator, in the order in which they end. In an executor it keeps it for Spark.
 
-    def __init__(self, arrived: queue.Queue[bytes | _Ended] | None = None) -> None:
-        self._arrived = arrived
+    Args:
+        hear: called in the driver, on a thread of Spark; None in an executor.
+    """
+
+    def __init__(self, hear: Callable[[bytes], None] | None = None) -> None:
+        self._hear = hear
 
     def zero(self, value: list[bytes]) -> list[bytes]:
         return []
 
     def addInPlace(self, there: list[bytes], more: list[bytes]) -> list[bytes]:  # noqa: N802
-        if self._arrived is None:
+        if self._hear is None:
             return [*there, *more]
         for item in more:
-            self._arrived.put(item)
+            self._hear(item)
         return there
 
-    def __reduce__(self) -> tuple[type[_Arrivals], tuple[()]]:
-        return _Arrivals, ()
+    def __reduce__(self) -> tuple[type[Arrivals], tuple[()]]:
+        return Arrivals, ()
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class _Jobs:
         self._context, self._hooks, self._output = context, hooks, task.output
         self._group = f"lance-prep-{uuid.uuid4().hex}"
         self._arrived: queue.Queue[bytes | _Ended] = queue.Queue()
-        self._work = _Work(task, context.accumulator([], _Arrivals(self._arrived)))
+        self._work = _Work(task, context.accumulator([], Arrivals(self._arrived.put)))
         self._lost = 0
         self._first = True
         self._threads: list[threading.Thread] = []

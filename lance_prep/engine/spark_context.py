@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import re
 import shutil
@@ -18,8 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lance_prep import errors
-from lance_prep.errors import EngineError, LancePrepError, UsageError, one_line
+from lance_prep.errors import EngineError, UsageError, one_line
 
 JAVA_ADVICE = "install Java 17 or later (such as openjdk-17-jre-headless), and set JAVA_HOME if it is not on the PATH"
 #: Attempts of a task on a local master, which Spark does not try again by default: a killed Python worker is replaced.
@@ -27,7 +24,6 @@ LOCAL_ATTEMPTS = 4
 #: A host that drops packets would take minutes to fail.
 CONNECT_SECONDS = 5.0
 
-_CARRIED = "lance-prep error "
 _lock = threading.Lock()
 
 
@@ -175,7 +171,7 @@ def reported() -> Iterator[None]:
     """Raise what the Spark job in the block fails with as an error of ours, in one line.
 
     Raises:
-        LancePrepError: see `failure`.
+        EngineError: see `failure`.
     """
     try:
         yield
@@ -185,22 +181,8 @@ def reported() -> Iterator[None]:
         raise failure(error) from error
 
 
-class ShardFailed(Exception):
-    """An error of ours as the text of an exception, of which Spark passes on only the text."""
-
-    def __init__(self, error: LancePrepError) -> None:
-        fields = json.dumps([type(error).__name__, str(error), error.advice])
-        super().__init__(f"{_CARRIED}{base64.b64encode(fields.encode()).decode()}")
-
-
-def failure(error: BaseException) -> LancePrepError:
-    """Return the error of a Spark job: the one that a task raised as `ShardFailed`, or one that says what failed."""
-    java = getattr(error, "java_exception", None)
-    carried = re.search(rf"{_CARRIED}([A-Za-z0-9+/=]+)", str(java.toString()) if java is not None else str(error))
-    if carried:
-        kind, text, advice = json.loads(base64.b64decode(carried[1]))
-        ours: LancePrepError = getattr(errors, kind)(text, advice)
-        return ours
+def failure(error: BaseException) -> EngineError:
+    """Return the error of a Spark job as one that says what failed."""
     said = java_message(error)
     if "No module named 'lance_prep'" in said:
         return EngineError(

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -26,7 +25,6 @@ from lance_prep.engine import (
     Existing,
     Hooks,
     Progress,
-    ShardFailed,
     ShardTask,
     Silent,
     check_folder,
@@ -39,13 +37,13 @@ from lance_prep.engine import (
     make_shard,
     recipe_and_function,
     refuse_other_recipe,
-    spark_failures,
 )
-from lance_prep.errors import LancePrepError, OutputError, OutputExists, UsageError
+from lance_prep.errors import OutputError, OutputExists, UsageError
 from lance_prep.formats import hand_over, partition_file, plain_type
 from lance_prep.model import Part, PinnedSource, Plan, Shard
 from lance_prep.plan import resolve_columns
 from lance_prep.recipe import Limit, Recipe, RecipeFields, refuse_unread
+from lance_prep.spark.partitions import Rows, run_partitions
 from lance_prep.store import Output, Receipt, build_key, tokenizer_path, with_data, write_by_hash
 from lance_prep.text import needs_scan
 from lance_prep.tokenizer import Dtype, FunctionSpec, TokenizerSpec
@@ -122,8 +120,6 @@ def write_lance(
         others = discard_others(job, hooks.progress)
         receipts = _keep(job, made)
         lock.check()
-        for receipt in receipts:
-            hooks.progress.finished(receipt)
         return commit_build(replace(decision, job=job), receipts, resumed=0, started=started, others=others)
 
 
@@ -195,44 +191,36 @@ def _decide(job: BuildJob, existing: Existing, mode: Mode) -> Decision:
 def _write(df: Any, job: BuildJob, first_shard: int, hooks: Hooks) -> dict[int, Built]:
     """Run the DataFrame's one Spark job. Return what each shard became."""
     names = [f"`{name.replace('`', '``')}`" for name in job.plan.read_schema.names]
-    work = _work(job, first_shard, ExecutorSetup.of_driver())
-    with spark_failures():
-        rows = df.select(*names).mapInArrow(work, "shard long, made binary").collect()
-    made: dict[int, Built] = {}
-    for row in rows:
-        built, warnings = pickle.loads(row.made)
-        made[row.shard] = built
-        for message in warnings:
+    progress = hooks.progress
+
+    def hear(partition: int, result: tuple[Built, tuple[str, ...]]) -> None:
+        receipt = result[0].receipt
+        progress.finished(receipt)  # first, so that a line that the rows complete counts the shard
+        progress.advanced(receipt.shard, receipt.ledger.rows_in, receipt.ledger.tokens_in, receipt.text_bytes)
+        for message in result[1]:
             hooks.warn_once(message)
+
+    results = run_partitions(df.select(*names), _work(job, first_shard), hear)
+    made = {first_shard + partition: built for partition, (built, _) in results.items()}
     # A partition that Spark left out has no rows. So has the one shard of a DataFrame without partitions.
     for index in range(first_shard, max([first_shard, *made]) + 1):
         if index not in made:
             task = _task(job, index)
             hand_over(task.plan.files[0], iter(()))
             made[index] = make_shard(task, Limit(), hooks)
+            progress.finished(made[index].receipt)
     return made
 
 
-def _work(
-    job: BuildJob, first_shard: int, setup: ExecutorSetup
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _work(job: BuildJob, first_shard: int) -> Callable[[ExecutorSetup, int, Rows], tuple[Built, tuple[str, ...]]]:
     """Return the function that makes a shard of a partition's rows."""
     spec: TokenizerSpec | None = replace(job.spec, file=b"") if job.spec is not None else None
     job = replace(job, spec=spec)
 
-    def work(rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from pyspark import TaskContext
-
-        setup.apply()
-        context = TaskContext.get()
-        assert context is not None
-        task = _task(job, first_shard + context.partitionId())
+    def work(setup: ExecutorSetup, partition: int, rows: Rows) -> tuple[Built, tuple[str, ...]]:
+        task = _task(job, first_shard + partition)
         hand_over(task.plan.files[0], rows)
-        try:
-            made = setup.make(task, Limit())
-        except LancePrepError as error:
-            raise ShardFailed(error) from error
-        yield pa.RecordBatch.from_pydict({"shard": [task.shard.index], "made": [pickle.dumps(made)]})
+        return setup.make(task, Limit())
 
     return work
 
