@@ -62,7 +62,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def spark() -> Any:
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The Spark session of this process, with two cores. Builds with `SparkEngine(MASTER)` use it too."""
     from tests.spark import MASTER, needs_spark
 
@@ -71,7 +71,7 @@ def spark() -> Any:
 
     from lance_prep.engine.spark_context import spark_context
 
-    spark_context(MASTER, {}, None)
+    spark_context(MASTER, {"spark.local.dir": str(tmp_path_factory.mktemp("spark"))}, None)
     session = SparkSession.builder.getOrCreate()
     session.conf.set("spark.sql.shuffle.partitions", "2")
     return session

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import lance_prep
@@ -20,7 +18,7 @@ from lance_prep.engine import Built, Hooks, Schedule, SparkEngine, keep_shard, m
 from lance_prep.errors import EngineError, RowRejected, UsageError
 from tests.helpers import check_whole
 from tests.processes import finish, start, wait_for, write_texts
-from tests.spark import MASTER, needs_spark
+from tests.spark import MASTER, kill_workers, needs_spark
 
 needs_spark()
 
@@ -129,11 +127,7 @@ def test_a_killed_python_worker_changes_nothing(source: str, tokenizer: str, tmp
         """Kill each Python worker once files of shards appear."""
         if not wait_for(data.is_dir):
             return
-        for process in psutil.Process().children(recursive=True):
-            parent = process.parent()
-            if "pyspark.daemon" in " ".join(process.cmdline()) and parent and "pyspark.daemon" in parent.cmdline():
-                process.send_signal(signal.SIGKILL)
-                killed.append(process.pid)
+        killed.extend(kill_workers())
 
     thread = threading.Thread(target=kill)
     thread.start()

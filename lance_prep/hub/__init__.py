@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from lance_prep.hub.commit import HubCommit, commit_files
     from lance_prep.hub.pull import PullProgress, PullReport, pull
     from lance_prep.hub.push import PushedInfo, PushOptions, PushReport, push
-    from lance_prep.hub.repo import HubRepo, branch_head, check_token, ensure_repo, set_tag
+    from lance_prep.hub.repo import HubRepo, branch_head, check_token, ensure_repo, list_files, set_tag
     from lance_prep.hub.snapshot import Snapshot
     from lance_prep.hub.upload import HubFile, UploadedFile, UploadProgress, upload_files
 

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any
 
 from lance_prep.errors import BranchMoved
-from lance_prep.hub.repo import HubRepo, asking, branch_head, check_token, status_of, writing
+from lance_prep.hub.repo import HubRepo, asking, branch_head, check_token, list_files, status_of, writing
 from lance_prep.hub.upload import HubFile, UploadedFile, UploadProgress, operation_of, upload_files
 from lance_prep.hub_path import hub_api
 from lance_prep.transport import Retries, is_transient
@@ -65,6 +65,7 @@ def commit_files(
     description: str = "",
     parent: str | None = None,
     replaces: Sequence[str] = (),
+    removes: Sequence[str] = (),
     create_pr: bool = False,
     progress: UploadProgress | None = None,
 ) -> HubCommit:
@@ -77,6 +78,7 @@ def commit_files(
         description: text of the commit.
         parent: the commit that the branch must be at; by default, where it is now.
         replaces: folders of the repository. Files in them that are not among `files` are removed.
+        removes: files that are removed, if they are there.
         create_pr: propose the commit as a pull request instead of adding it to the branch.
         progress: told what is sent.
 
@@ -91,9 +93,10 @@ def commit_files(
     if parent is not None and parent != head:
         raise _moved(repo, parent, head)
     with writing(repo):
-        there = _files_at(repo, head, [file.path for file in files], replaces)
+        there = _files_at(repo, head, [*(file.path for file in files), *removes], replaces)
         new, unchanged = _changes(files, there)
-        removed = sorted(_inside(there, replaces) - {file.path for file in files})
+        gone = _inside(there, replaces) | {path for path in removes if path in there}
+        removed = sorted(gone - {file.path for file in files})
         if not new and not removed:
             return HubCommit(head, False, head, _page(repo, head), unchanged=unchanged)
         uploaded = upload_files(repo, new, progress=progress, create_pr=create_pr)
@@ -106,16 +109,12 @@ def commit_files(
 
 def _files_at(repo: HubRepo, commit: str, paths: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
     """Return path -> what the Hub says of it, of these files and of all in these folders."""
-    from huggingface_hub.errors import EntryNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
     api, at = hub_api(), {"repo_type": "dataset", "revision": commit}
     found: list[Any] = []
     for folder in folders:
-        try:
-            found += asking(lambda f=folder: list(api.list_repo_tree(repo.name, f, recursive=True, **at)), repo)
-        except EntryNotFoundError:
-            continue
+        found += list_files(repo, commit, folder).values()
     others = [path for path in paths if not any(path.startswith(f"{folder}/") for folder in folders)]
     for start in range(0, len(others), _ASK_PATHS):
         some = others[start : start + _ASK_PATHS]

@@ -130,6 +130,21 @@ def branch_head(repo: HubRepo) -> str:
     return refs[repo.ref]
 
 
+def list_files(repo: HubRepo, commit: str, folder: str) -> dict[str, Any]:
+    """Return path -> what the Hub says of it, of all files in a folder and those below it."""
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    def ask() -> list[Any]:
+        return list(hub_api().list_repo_tree(repo.name, folder, recursive=True, revision=commit, repo_type=_KIND))
+
+    with writing(repo):
+        try:
+            return {file.path: file for file in asking(ask, repo) if isinstance(file, RepoFile)}
+        except EntryNotFoundError:
+            return {}
+
+
 def set_tag(repo: HubRepo, tag: str, commit: str) -> bool:
     """Name a commit. Return whether the tag is new; a tag of the same commit stays.
 

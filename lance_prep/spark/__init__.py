@@ -13,6 +13,7 @@ from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
     from lance_prep.engine import SparkEngine
+    from lance_prep.spark.push import ParquetPush, push_parquet
     from lance_prep.spark.read import read_lance
     from lance_prep.spark.write import write_lance
 
