@@ -22,9 +22,7 @@ def leftovers(uri: str | Path) -> list[str]:
         needed |= {build.key for build in version.builds} | {f"{build.sources}.zst" for build in version.builds}
         needed.add(f"{version.metadata.builds}.zst")
         if version.metadata.tokenizer is not None:
-            needed.add(f"{version.metadata.tokenizer.sha256}.json")
-            if version.metadata.tokenizer.chat is not None:
-                needed.add(f"{version.metadata.tokenizer.chat.sha256}.json")
+            needed |= {f"{digest}.json" for digest in version.metadata.tokenizer.hashes}
     found = set()
     for path in root.rglob("*"):
         name, parts = path.relative_to(root).as_posix(), path.relative_to(root).parts

@@ -22,7 +22,8 @@ from transformers import AutoTokenizer
 import lance_prep
 from lance_prep.cli.main import cli
 from lance_prep.errors import LancePrepError, OutputExists, SourceError, UsageError
-from lance_prep.train import LanceDataset, Mixture, TakeSampler, TokenLoader
+from lance_prep.exchange import export
+from lance_prep.train import LanceDataset, Mixture, ParquetDataset, TakeSampler, TokenLoader
 from tests import tokenizers_made as made
 from tests.helpers import check_whole
 from tests.loopback_hub import LoopbackHub
@@ -365,3 +366,90 @@ def test_a_killed_or_changed_template_file_is_noticed(folder: Path) -> None:
     assert json.loads(path.read_bytes())["source"] == PLAIN
     path.write_text("{}")
     assert not lance_prep.verify(folder / "out.lance").ok
+
+
+def test_a_python_function_writes_no_conversations(folder: Path) -> None:
+    write(folder, [{"messages": CONVERSATIONS[0]}])
+    with pytest.raises(UsageError, match="messages has no effect with a Python function"):
+        lance_prep.build(folder / "chat.jsonl", tokenizer=len, tokenizer_name="length", eos_id=0, messages="messages")
+
+
+def test_show_marks_what_is_learned(folder: Path) -> None:
+    write(folder, [{"messages": CONVERSATIONS[0][1:3]}])
+    build(folder)
+    told = run("show", folder / "out.lance")
+    assert "⟦It is 0, naturally.<|im_end|>⟧" in told
+    row = json.loads(run("show", folder / "out.lance", "--json"))
+    (start, stop) = row["learned"][0]
+    assert LanceDataset(folder / "out.lance").decode(row["ids"][start:stop]) == "It is 0, naturally.<|im_end|>"
+    assert "⟦" not in row["text"]
+
+
+@pytest.mark.parametrize("mask_boundaries", [False, True])
+def test_an_export_has_the_labels_of_what_is_learned(folder: Path, mask_boundaries: bool) -> None:
+    write(folder, [{"messages": talk} for talk in CONVERSATIONS])
+    build(folder, layout="blocks", block_size=64)
+    boundaries = ["--mask-boundaries"] if mask_boundaries else []
+    run("export", folder / "out.lance", "-o", folder / "parquet", "--format", "parquet", *boundaries)
+    table = pq.read_table(next((folder / "parquet").rglob("*.parquet")))
+    data = LanceDataset(folder / "out.lance", labels="assistant-shifted", mask_boundaries=mask_boundaries)
+    assert table["labels"].to_pylist() == [sample["labels"].tolist() for sample in data]
+    again = ParquetDataset(next((folder / "parquet").rglob("*.parquet")).parent, labels="shifted")
+    assert again[3]["labels"].tolist() == data[3]["labels"].tolist()
+
+
+@pytest.mark.parametrize("kind", ["bin", "megatron"])
+def test_an_export_that_would_lose_what_is_learned_is_refused(folder: Path, kind: str) -> None:
+    write(folder, [{"messages": talk} for talk in CONVERSATIONS])
+    build(folder)
+    with pytest.raises(UsageError, match="could not say which of their tokens are learned"):
+        export(folder / "out.lance", folder / "out", format=kind)
+
+
+def test_the_same_bytes_for_any_number_of_workers_and_after_an_append(folder: Path) -> None:
+    for i in range(3):
+        talks = CONVERSATIONS[i * 10 : i * 10 + 10]
+        table = pa.table({"messages": [json.dumps(talk) for talk in talks]})
+        pq.write_table(table, folder / f"part-{i}.parquet")
+    common: dict[str, Any] = {"tokenizer": str(folder / "model"), "messages": "messages", "block_size": 64}
+    source = [str(folder / f"part-{i}.parquet") for i in range(3)]
+    common["shard_size"] = 1
+    hashes = {lance_prep.build(source, output=folder / f"{n}.lance", workers=n, **common).content_hash for n in (1, 3)}
+    assert len(hashes) == 1
+    grown = folder / "grown"
+    grown.mkdir()
+    for i in range(3):
+        (grown / f"part-{i}.parquet").write_bytes((folder / f"part-{i}.parquet").read_bytes())
+        report = lance_prep.build(str(grown), output=folder / "grown.lance", append=i > 0, **common)
+    assert report.content_hash in hashes
+    check_whole(folder / "grown.lance")
+    changed = {**common, "messages": "messages", "chat_template": str(folder / "own.jinja")}
+    (folder / "own.jinja").write_text(PLAIN + "!")
+    with pytest.raises(OutputExists):
+        lance_prep.build(str(grown), output=folder / "grown.lance", append=True, **changed)
+
+
+def test_a_dry_run_and_a_validation_split_and_dedup(folder: Path) -> None:
+    write(folder, [{"messages": talk} for talk in [*CONVERSATIONS, *CONVERSATIONS[:5]]])
+    arguments = ["build", folder / "chat.jsonl", "--tokenizer", folder / "model", "--messages", "messages"]
+    assert "tokens" in run(*arguments, "--dry-run", "-o", folder / "x.lance")
+    run(*arguments, "--layout", "documents", "--val-fraction", 0.3, "--dedup", "exact", "-o", folder / "x.lance")
+    sides = [LanceDataset(folder / name, labels="assistant") for name in ("x.lance", "x.val.lance")]
+    assert sum(map(len, sides)) == len(CONVERSATIONS)
+    assert all(len(side) for side in sides)
+
+
+def test_a_recipe_file_names_the_template_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, [{"messages": talk} for talk in CONVERSATIONS])
+    (folder / "own.jinja").write_text(PLAIN + "!")
+    recipe = (
+        "source: ./chat.jsonl\ntokenizer: ./model\nmessages: messages\nchat_template: own.jinja\nlayout: documents\n"
+    )
+    (folder / "chat.yaml").write_text(recipe)
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    run("build", folder / "chat.yaml", "-o", folder / "out.lance")
+    assert LanceDataset(folder / "out.lance").text(0).endswith("!")
+    run("info", folder / "out.lance", "--recipe")
+    run("verify", folder / "out.lance", "--against-source")

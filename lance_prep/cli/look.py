@@ -46,7 +46,8 @@ def info(uri: str, version: str | None, storage_options: dict[str, str] | None, 
 @command(
     "show sample.lance --limit 3",
     "show sample.lance --row 17 --row -1 --ids",
-    about="Text is printed as it is, indented by two spaces; control characters are escaped.",
+    about="Text is printed as it is, indented by two spaces; control characters are escaped. Of a conversation, what "
+    "is learned is between ⟦ and ⟧.",
 )
 @dataset_options
 @click.option("--limit", type=click.IntRange(min=0), help=f"Number of rows to show.  [default: {LIMIT}]")
@@ -130,10 +131,14 @@ def _row_text(shown: ShownRow, ids: bool, width: int) -> str:
         columns = json.dumps(shown.columns, default=str, ensure_ascii=False)
         return f"row {shown.row}: {printable(_cut(columns, width))}"
     kept = "".join(f", {name}={value!r}" for name, value in shown.columns.items())
-    lines = [f"row {shown.row}: {shown.num_tokens} tokens, {_documents(shown.documents)}{printable(kept)}"]
-    if shown.text is not None:
-        lines += [f"  {line}" for line in printable(_cut(shown.text, width)).split("\n")]
-    if ids or shown.text is None:
+    learned = ""
+    if shown.learned is not None:
+        learned = f", {sum(stop - start for start, stop in shown.learned)} learned"
+    lines = [f"row {shown.row}: {shown.num_tokens} tokens{learned}, {_documents(shown.documents)}{printable(kept)}"]
+    text = shown.text if shown.marked is None else shown.marked
+    if text is not None:
+        lines += [f"  {line}" for line in printable(_cut(text, width)).split("\n")]
+    if ids or text is None:
         lines.append(f"  {shown.ids}")
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from lance_prep.dataset.check_builds import BuildJournal, Verification
 from lance_prep.dataset.check_stored import StoredFragment
 from lance_prep.layouts import LAYOUTS, ROW_BITS
+from lance_prep.loss_mask import MASK_COLUMN
 from lance_prep.store import DatasetVersion, Receipt, ShardHash
 
 SCAN_ROWS = 8192
@@ -121,7 +122,7 @@ class _Check:
     def _start_next(self) -> None:
         self._at += 1
         self._hash = ShardHash()
-        self._seen = self._tokens = self._padding = 0
+        self._seen = self._tokens = self._padding = self._learned = 0
 
     def _compare(self, shard: ShardRows) -> None:
         self._found.count("rows", self._seen)
@@ -141,6 +142,7 @@ class _Check:
         for name, number, stated in (
             ("tokens", self._tokens, receipt.tokens),
             ("padding tokens", self._padding, receipt.ledger.padding),
+            ("learned tokens", self._learned, receipt.ledger.tokens_learned),
         ):
             if number != stated and LAYOUTS[self._metadata.layout].tokens:
                 self._found.wrong(f"{shard}: its rows hold {number:,} {name}, its receipt says {stated:,}")
@@ -171,6 +173,8 @@ class _Check:
         vocabulary = tokenizer.vocab_size
         report(_any_by_row(flat >= vocabulary, lengths), lambda i: f"an id is beyond the vocabulary of {vocabulary:,}")
         self._check_documents(batch, stated, report)
+        if tokenizer.chat is not None:
+            self._check_mask(batch, stated, report)
         self._tokens += int(stated.sum())
         if block:
             self._padding += block * len(batch) - int(stated.sum())
@@ -178,6 +182,16 @@ class _Check:
             padded = np.arange(block)[None, :] >= stated[:, None]
             wrong = (flat.reshape(-1, block) != pad) & padded
             report(wrong.any(axis=1), lambda i: f"its padding holds other ids than {pad}")
+
+    def _check_mask(self, batch: pa.RecordBatch, stated: npt.NDArray[Any], report: Report) -> None:
+        """Check that the runs of learned tokens are inside of their rows, and count the tokens."""
+        values, counts = _list_column(batch, MASK_COLUMN)
+        totals = np.bincount(_row_of(counts), weights=values, minlength=len(batch)).astype(np.int64)
+        report(totals > stated, lambda i: f"its {MASK_COLUMN} names {totals[i]} tokens, num_tokens is {stated[i]}")
+        odd = counts % 2 == 1
+        report(odd, lambda i: f"its {MASK_COLUMN} has an odd number of runs, {counts[i]}")
+        place = np.arange(len(values)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._learned += int(values[place % 2 == 1].sum())
 
     def _check_documents(self, batch: pa.RecordBatch, stated: npt.NDArray[Any], report: Report) -> None:
         """Check the document ids, and for blocks the boundaries of documents."""

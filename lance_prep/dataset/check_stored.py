@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from lance_prep.dataset.check_builds import BuildJournal, Verification
 from lance_prep.layout import row_columns
+from lance_prep.loss_mask import MASK_COLUMN, MASK_TYPE
 from lance_prep.store import (
     FOLDER,
     KEY,
@@ -90,7 +91,10 @@ def _check_schema(opened: DatasetVersion, found: Verification) -> None:
     data, schema = opened.metadata, opened.dataset.schema
     if data.dtype is None:
         return
-    for name, kind in row_columns(data.layout, pa.from_numpy_dtype(data.dtype), data.block_size).items():
+    made = dict(row_columns(data.layout, pa.from_numpy_dtype(data.dtype), data.block_size))
+    if data.tokenizer is not None and data.tokenizer.chat is not None:
+        made[MASK_COLUMN] = MASK_TYPE
+    for name, kind in made.items():
         actual = str(schema.field(name).type) if name in schema.names else "missing"
         if actual != str(kind):
             found.wrong(f"column {name} is {actual}, but {kind} was built")

@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lance_prep.errors import UsageError, reading_dataset
 from lance_prep.layouts import LAYOUTS, ROW_BITS
+from lance_prep.loss_mask import MASK_COLUMN, runs_to_spans
 from lance_prep.recipe import Recipe
 from lance_prep.store import DatasetVersion, TokenizerRecord, tokenizer_path
 from lance_prep.tokenizer import load_reference
+
+#: Around what is learned of a conversation.
+LEARNED = ("⟦", "⟧")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class ShownRow:
         text: decoded, special tokens included; None for `raw`, and for tokens of a Python function.
         ids: token ids, without padding; empty for `raw`.
         columns: kept columns; for `raw`, all.
+        learned: in a conversation, the tokens that are learned, as spans of `ids`; else None.
+        marked: in a conversation, the text with what is learned between ⟦ and ⟧; else None.
     """
 
     row: int
@@ -43,6 +51,8 @@ class ShownRow:
     text: str | None
     ids: list[int]
     columns: dict[str, Any]
+    learned: list[tuple[int, int]] | None = None
+    marked: str | None = None
 
 
 def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
@@ -62,6 +72,7 @@ def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
     if not LAYOUTS[opened.metadata.layout].tokens:
         return [ShownRow(i, None, (), None, [], record) for i, record in zip(wanted, records, strict=True)]
     stated = opened.metadata.tokenizer
+    chat = stated is not None and stated.chat is not None
     tokenizer = None if stated is None or stated.is_function else load_reference(opened.tokenizer_file())
     shown = []
     for i, record in zip(wanted, records, strict=True):
@@ -71,8 +82,24 @@ def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
         lengths = record.pop("seq_lengths") if blocks else [n]
         documents = tuple(_document(doc, length) for doc, length in zip(docs, lengths, strict=True))
         text = None if tokenizer is None else tokenizer.decode(ids[:n], skip_special_tokens=False)
-        shown.append(ShownRow(i, n, documents, text, ids[:n], record))
+        learned = marked = None
+        if chat:
+            starts, stops, _ = runs_to_spans(np.array(runs := record.pop(MASK_COLUMN)), np.array([0, len(runs)]))
+            learned = [span for span in zip(starts.tolist(), stops.tolist(), strict=True) if span[0] < span[1]]
+            marked = _with_learned(tokenizer, ids[:n], learned)
+        shown.append(ShownRow(i, n, documents, text, ids[:n], record, learned, marked))
     return shown
+
+
+def _with_learned(tokenizer: Any, ids: list[int], learned: list[tuple[int, int]]) -> str:
+    """Return the text of a conversation, with what is learned between two marks."""
+    pieces: list[list[int]] = []
+    at = 0
+    for start, stop in learned:
+        pieces += [ids[at:start], ids[start:stop]]
+        at = stop
+    texts = [tokenizer.decode(piece, skip_special_tokens=False) for piece in [*pieces, ids[at:]]]
+    return "".join(text if i % 2 == 0 else f"{LEARNED[0]}{text}{LEARNED[1]}" for i, text in enumerate(texts))
 
 
 def _document(doc_id: int, num_tokens: int) -> ShownDocument:

@@ -202,6 +202,7 @@ class Target:
         tokens: it needs token ids, so layout `raw` is refused.
         fixed: it needs rows of one length, so layouts with other rows need `max_seq_length`.
         shard_size: maximum size of a file unless the options say otherwise; None for one file of any size.
+        unmasked: its files hold ids and cannot say which are learned, so conversations are refused.
         loads: `datasets.load_dataset` reads its files.
     """
 
@@ -213,6 +214,7 @@ class Target:
     tokens: bool = True
     fixed: bool = False
     shard_size: int | None = 2 * GB
+    unmasked: bool = False
     loads: bool = False
 
     def settled(self, options: ExportOptions) -> ExportOptions:
@@ -284,7 +286,6 @@ register_target(
         loads=True,
     )
 )
-register_target(Target("bin", ".bin", "lance_prep.exchange.flat:BinEncoder", reads=("by",), shard_size=None))
-register_target(
-    Target("megatron", ".bin", "lance_prep.exchange.megatron:MegatronEncoder", reads=("by",), shard_size=None)
-)
+for _name, _encoder in (("bin", "flat:BinEncoder"), ("megatron", "megatron:MegatronEncoder")):
+    _encoder = f"lance_prep.exchange.{_encoder}"
+    register_target(Target(_name, ".bin", _encoder, reads=("by",), shard_size=None, unmasked=True))

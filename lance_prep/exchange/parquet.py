@@ -1,7 +1,8 @@
 """The `parquet` target: `input_ids`, `attention_mask` and `labels`, each a list of `max_seq_length` int32.
 
 Labels are shifted: the label of a token is the next one. It is -100 at the end of a row, on padding and, with
-`mask_boundaries`, at the end of each document, as in `LanceDataset(labels="shifted")`.
+`mask_boundaries`, at the end of each document, as in `LanceDataset(labels="shifted")`. Of conversations only what the
+assistant wrote is learned, as with `labels="assistant-shifted"`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from lance_prep.errors import DamagedDataset, UsageError
 from lance_prep.exchange.base import Encoder, ExportOptions, Piece, Source
 from lance_prep.exchange.parquet_pages import MAGIC, RowGroup, Rows, encode_row_group, footer
 from lance_prep.keyed import Indices
+from lance_prep.loss_mask import MASK_COLUMN, runs_to_spans
 from lance_prep.store import EXPORT_KEY
 
 #: Tokens in a row group. The two dictionaries, 200 KB each for 50,000 ids, are then 3 % of it.
@@ -41,7 +43,9 @@ class ParquetEncoder(Encoder):
             "max_seq_length": source.length,
             "tokenizer_sha256": tokenizer and tokenizer.sha256,
         }
-        self.columns = ["input_ids", "num_tokens", *(["seq_lengths"] if options.mask_boundaries else [])]
+        self._masked = MASK_COLUMN in source.opened.dataset.schema.names
+        others = {"seq_lengths": options.mask_boundaries, MASK_COLUMN: self._masked}
+        self.columns = ["input_ids", "num_tokens", *(name for name, asked in others.items() if asked)]
         # Several row groups per shard, so that shards come close to their maximum size.
         largest = (options.shard_size - _FILE_END) // _TOKEN_BYTES
         if source.length > largest:
@@ -60,6 +64,9 @@ class ParquetEncoder(Encoder):
             )
         following = batch["following"].to_numpy() if "following" in batch.schema.names else None
         ignored = _document_ends(batch["seq_lengths"], self._length) if self._mask_boundaries else None
+        if self._masked:
+            unlearned = _not_learned(batch[MASK_COLUMN], self._length)
+            ignored = unlearned if ignored is None else np.union1d(ignored, unlearned)
         group = encode_row_group(Rows(ids, valid, following, ignored))
         data = [page for chunk in group.chunks for page in chunk.pages]
         return Piece(data, group.size, group.rows, int(valid.sum()), _GROUP_END, group.without_pages())
@@ -69,6 +76,21 @@ class ParquetEncoder(Encoder):
 
     def end(self, notes: Sequence[RowGroup]) -> bytes:
         return footer(notes, self._length, {EXPORT_KEY: json.dumps(self._metadata).encode()})
+
+
+def _not_learned(runs: Any, size: int) -> Indices:
+    """Return the places whose label, the next token, is not learned, in rows of `size` tokens laid end to end."""
+    offsets = runs.offsets.to_numpy().astype(np.int64)
+    starts, stops, bounds = runs_to_spans(runs.flatten().to_numpy(), offsets - offsets[0])
+    begin = np.repeat(np.arange(len(runs)) * size, np.diff(bounds))
+    change = np.zeros(len(runs) * size + 1, np.int64)
+    np.add.at(change, begin + starts, 1)
+    np.add.at(change, begin + stops, -1)
+    learned = np.cumsum(change)[:-1].reshape(-1, size) > 0
+    # The label of a row's last token is not in the row, and is ignored by what follows it.
+    after = np.concatenate([learned[:, 1:], np.ones((len(runs), 1), np.bool_)], axis=1)
+    found: Indices = np.flatnonzero(~after)
+    return found
 
 
 def _document_ends(lengths: Any, size: int) -> Indices:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from lance_prep.errors import DamagedDataset, TokenizerError, UsageError, reading_dataset
 from lance_prep.exchange.base import Batches, ExportOptions, Source, Target
 from lance_prep.layouts import LAYOUTS
+from lance_prep.loss_mask import MASK_COLUMN
 from lance_prep.store import IGNORE, DatasetVersion, FlatPages, NotFlat, find_flat_pages
 from lance_prep.transport import is_local
 
@@ -320,6 +321,11 @@ def open_source(opened: DatasetVersion, target: Target, options: ExportOptions) 
             "build it with another layout",
         )
     asked = options.max_seq_length
+    if MASK_COLUMN in opened.dataset.schema.names and (target.unmasked or (target.fixed and stored.length is None)):
+        raise UsageError(
+            f"{opened.uri} holds conversations, and these files could not say which of their tokens are learned",
+            "build it with layout 'blocks', and export that with format='parquet'",
+        )
     if not target.fixed:
         return DocumentRows(opened) if options.by == "document" and layout.packed else stored
     if stored.length is None:

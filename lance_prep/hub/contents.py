@@ -190,7 +190,7 @@ def _of_lance(opened: DatasetVersion) -> list[str]:
 def _of_sidecar(opened: DatasetVersion) -> Iterator[str]:
     metadata, files = opened.metadata, opened.files
     if metadata.tokenizer is not None:
-        yield tokenizer_path(metadata.tokenizer.sha256)
+        yield from map(tokenizer_path, metadata.tokenizer.hashes)
     yield list_path(metadata.builds)
     if seal_path(opened.number) in files.list(seal_path(opened.number).rpartition("/")[0]):
         yield seal_path(opened.number)

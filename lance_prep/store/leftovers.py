@@ -223,9 +223,7 @@ def _needed_by(version: DatasetVersion) -> set[str]:
     """Files and folders of the sidecar that a version needs."""
     needed = {list_path(version.metadata.builds)}
     if version.metadata.tokenizer is not None:
-        needed.add(tokenizer_path(version.metadata.tokenizer.sha256))
-        if version.metadata.tokenizer.chat is not None:
-            needed.add(tokenizer_path(version.metadata.tokenizer.chat.sha256))
+        needed |= set(map(tokenizer_path, version.metadata.tokenizer.hashes))
     for build in version.builds:
         needed |= {f"{BUILDS_FOLDER}/{build.key}", list_path(build.sources)}
     return needed

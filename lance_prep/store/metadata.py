@@ -125,6 +125,11 @@ class TokenizerRecord:
         check_sha256(self.sha256, "sha256")
 
     @property
+    def hashes(self) -> tuple[str, ...]:
+        """The hashes of its files in the sidecar."""
+        return (self.sha256,) if self.chat is None else (self.sha256, self.chat.sha256)
+
+    @property
     def key(self) -> str:
         """Identifies the tokenizer and the chat template in a build."""
         return self.sha256 if self.chat is None else f"{self.sha256}+{self.chat.sha256}"

@@ -33,7 +33,10 @@ TextFunction = Callable[[str], Any]
 Dtype = Literal["uint16", "uint32"]
 
 #: Fields of a recipe that only a tokenizer file reads.
-_UNREAD = ("tokenizer_revision", "tokenizer_backend", "special_tokens", "add_special_tokens", "eos_token")
+_UNREAD = (
+    *("tokenizer_revision", "tokenizer_backend", "special_tokens", "add_special_tokens", "eos_token"),
+    *("messages", "chat_template"),
+)
 
 
 @dataclass(frozen=True)
