@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
+    from lance_prep.hub.cached import cached_dataset
     from lance_prep.hub.commit import HubCommit, commit_files
     from lance_prep.hub.pull import PullProgress, PullReport, pull
     from lance_prep.hub.push import PushedInfo, PushOptions, PushReport, push

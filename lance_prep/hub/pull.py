@@ -126,6 +126,13 @@ class _Record:
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
+    def has(self, path: str, folder: Path) -> bool:
+        """Return whether a file of the record is in the folder, with its size."""
+        try:
+            return (folder / path).lstat().st_size == self.files[path][0]
+        except OSError:
+            return False
+
     def write(self, folder: Path) -> None:
         LocalFiles(folder).write(RECORD, json.dumps(asdict(self)).encode())
 
@@ -197,6 +204,12 @@ def pull_snapshot(
     told = progress or _Quiet()
     with translating(str(target), translate_output), _staging(target, told) as staging:
         return _Pull(snapshot, target, staging, overwrite, workers, told, reuse).run()
+
+
+def has_commit(folder: Path, commit: str) -> bool:
+    """Return whether a pull filled the folder with this commit, and its files are still there."""
+    record = _Record.read(folder) if folder.is_dir() else None
+    return record is not None and record.commit == commit and all(record.has(path, folder) for path in record.files)
 
 
 @contextmanager
@@ -297,12 +310,7 @@ class _Pull:
 
     def _has(self, file: RemoteFile, record: _Record) -> bool:
         """Return whether an earlier pull brought a file into the target, where it still is."""
-        if record.files.get(file.path) != (file.size, file.digest):
-            return False
-        try:
-            return (self.target / file.path).lstat().st_size == file.size
-        except OSError:
-            return False
+        return record.files.get(file.path) == (file.size, file.digest) and record.has(file.path, self.target)
 
     def _other_history(self) -> str | None:
         """Return how the target's history differs from that of the snapshot; None if the snapshot continues it."""

@@ -40,6 +40,7 @@ class DatasetOptions(TypedDict, total=False):
     document_ids: bool
     mask_boundaries: bool
     access: Way
+    cache: bool
     cache_dir: str | Path | None
     cache_bytes: int | None
     storage_options: Mapping[str, str] | None
@@ -49,7 +50,8 @@ class LanceDataset(MapStyle):
     """A version of a dataset, for `torch.utils.data.DataLoader` and for this package's sampler and loader.
 
     Args:
-        path: a local `.lance` directory, or a URL that Lance reads.
+        path: a local `.lance` directory, or a URL that Lance reads. An `hf://datasets/owner/name@revision/path` URL
+            is pinned at first use to the commit that the revision (`main` by default) has then.
         block_size: tokens per sample. `blocks` have one already, so it can be left out. `lines` and `documents` are
             read as one stream of rows, each followed by EOS, that is cut into samples of this size, the last one
             padded. Without it each row is a sample, of its own length.
@@ -63,6 +65,7 @@ class LanceDataset(MapStyle):
         access: "auto" maps files into memory if their pages are flat, and otherwise reads through Lance's `take`.
             "mmap" raises an error instead of using `take`. "take" always uses it. The tensors are the same.
             `ds.access` says which is in use, and why.
+        cache: first copy a dataset on the Hub, at that commit, to `$HF_HOME/assets/lance-prep`, and read the copy.
         cache_dir: where the index is kept. By default `.lance_prep/cache` in a local dataset that can be written,
             else `~/.cache/lance-prep`.
         cache_bytes: the largest flat copy of the tokens that may be made there, for ragged rows that cannot be
@@ -95,6 +98,7 @@ class LanceDataset(MapStyle):
         document_ids: bool = False,
         mask_boundaries: bool = False,
         access: Way = "auto",
+        cache: bool = False,
         cache_dir: str | Path | None = None,
         cache_bytes: int | None = None,
         storage_options: Mapping[str, str] | None = None,
@@ -107,7 +111,9 @@ class LanceDataset(MapStyle):
             str(cache_dir) if cache_dir else None,
             cache_bytes,
             Transport.of(storage_options),
+            cache,
         )
+        self._uri = self._options.uri
         self._view_options = ViewOptions(
             SampleOptions(
                 "same" if isinstance(labels, EllipsisType) else labels,
@@ -136,7 +142,7 @@ class LanceDataset(MapStyle):
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("_options", "_view_options", "_known")
+        kept = ("_uri", "_options", "_view_options", "_known")
         verdict = self._verdict if self._reader is None else self._reader.verdict
         return {**{name: getattr(self, name) for name in kept}, "_verdict": verdict}
 
@@ -151,7 +157,10 @@ class LanceDataset(MapStyle):
         """The version's metadata, read at first use."""
         if self._known is None:
             with self._lock:
-                self._known = self._known or self._lance.facts()
+                if self._known is None:
+                    self._options = self._options.settled()
+                    self._lance = Lance(self._options)
+                    self._known = self._lance.facts()
         return self._known
 
     @property
@@ -173,8 +182,8 @@ class LanceDataset(MapStyle):
 
     @property
     def uri(self) -> str:
-        """Absolute path or URL of the dataset."""
-        return self._options.uri
+        """Absolute path or URL of the dataset, as it was named."""
+        return self._uri
 
     @property
     def _content_hash(self) -> str:

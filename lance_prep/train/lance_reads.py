@@ -14,7 +14,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.errors import DatasetError, LancePrepError, UsageError, without_credentials
+from lance_prep.hub_path import lance_place, pinned_uri
 from lance_prep.keyed import Indices
 from lance_prep.store import Cache, DatasetVersion, FlatPages, NotFlat, open_at
 from lance_prep.train.index import Index, build_index, copy_tokens, index_folder
@@ -69,8 +70,11 @@ class ReadOptions:
     cache_dir: str | None
     cache_bytes: int | None
     transport: Transport = field(repr=False)
+    cache: bool = False
 
     def __post_init__(self) -> None:
+        if self.cache and not self.uri.startswith("hf://"):
+            raise UsageError(f"cache=True has no effect on {self.uri}, which is not on the Hub", "remove it")
         if self.access not in ("auto", "mmap", "take"):
             raise UsageError(f"invalid access {self.access!r}", "use 'auto', 'mmap' or 'take'")
         number = self.version
@@ -82,6 +86,18 @@ class ReadOptions:
             raise UsageError(
                 f"invalid version {number!r}", "use a number of at least 1, a tag, or None for the latest version"
             )
+
+    def settled(self) -> ReadOptions:
+        """Return the options for a dataset on the Hub at the commit that it has now, or for the local copy of that.
+
+        Raises:
+            SourceNotFound, AccessDenied, HubUnreachable: no such dataset, or the Hub refuses or does not answer.
+        """
+        if not self.cache:
+            return replace(self, uri=pinned_uri(self.uri, self.transport))
+        from lance_prep.hub import cached_dataset
+
+        return replace(self, uri=cached_dataset(self.uri, self.transport), transport=Transport(), cache=False)
 
     @property
     def root(self) -> Path | None:
@@ -200,7 +216,8 @@ class Lance:
         version = self._version(self._options.version)
         data, dataset = version.metadata, version.dataset
         chosen = Path(self._options.cache_dir) if self._options.cache_dir else None
-        folder = index_folder(self._options.uri, version.number, dataset.get_fragments(), chosen)
+        place, _ = lance_place(self._options.uri, self._options.transport)
+        folder = index_folder(place, version.number, dataset.get_fragments(), chosen)
         return Facts(
             version=version.number,
             layout=data.layout,
