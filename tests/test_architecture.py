@@ -50,8 +50,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exchange": {"store", "tokenizer"},
     "spark": {"formats", "plan", "text", "tokenizer", "store", "engine", "hub"},
     "hub": {"fetch", "store"},
+    "report": {"store", "dataset", "tokenizer"},
     "train": {"store", "hub"},
-    "cli": {"formats", "plan", "tokenizer", "store", "engine", "dataset", "collection", "exchange", "hub"},
+    "cli": {"formats", "plan", "tokenizer", "store", "engine", "dataset", "collection", "exchange", "hub", "report"},
 }
 #: modules that may import more than their package
 MORE = {

@@ -33,6 +33,7 @@ COMMANDS = {
     "pull": ("pull", "Copy a dataset or a collection from the Hugging Face Hub."),
     "export": ("exchange", "Write a dataset or a collection as Parquet or JSONL files."),
     "push": ("hub", "Upload a dataset or a collection to the Hugging Face Hub, in one commit."),
+    "report": ("report", "Write a page about a dataset: one HTML file to look at and to send."),
     "completion": ("environment", "Print the script that completes commands in bash, zsh or fish."),
     "doctor": ("environment", "Report what this machine has, and what to do about what is missing."),
 }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         function_spec,
     )
     from lance_prep.tokenizer.lists import TokenLists
+    from lance_prep.tokenizer.pieces import Piece, text_pieces
     from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, load_tokenizer
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

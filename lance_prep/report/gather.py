@@ -1,0 +1,392 @@
+"""Everything that a report shows, from one scan and a bounded sample.
+
+Lengths are counted over all rows, one small column at a time. Token frequencies are counted over at most
+`MOST_TOKENS` tokens in ranges of rows that are spread evenly, since they hardly change beyond that. Decoded rows are a
+sample: the page stays below 1 MB whatever the size of the dataset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lance_prep.dataset import Version, list_versions, open_version
+from lance_prep.errors import DatasetError, LancePrepError, reading_dataset
+from lance_prep.layouts import LAYOUTS, ROW_BITS
+from lance_prep.ledger import Ledger
+from lance_prep.loss_mask import MASK_COLUMN
+from lance_prep.store import MANIFEST, DatasetVersion, Manifest, Split, read_manifest
+from lance_prep.tokenizer import load_reference, text_pieces
+
+#: Token frequencies are counted over about this number of tokens, in this number of ranges of rows.
+MOST_TOKENS = 100_000_000
+RANGES = 64
+#: Bars of a histogram of lengths for each doubling.
+PER_DOUBLING = 4
+#: Columns of a source that a report may count rows by: at most this number of values are shown.
+MOST_VALUES = 12
+#: Datasets of a collection whose rows are in the sample and in the statistics.
+MOST_DATASETS = 64
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report looks at.
+
+    Attributes:
+        rows: number of rows in the sample.
+        row_tokens: tokens of a row that are shown.
+        sample_tokens: tokens of all rows together; later rows are cut short.
+        seed: which rows are drawn.
+    """
+
+    rows: int = 100
+    row_tokens: int = 600
+    sample_tokens: int = 24_000
+    seed: int = 0
+
+
+@dataclass
+class Histogram:
+    """Lengths counted in bars that each are a fixed factor wider than the one before.
+
+    Attributes:
+        counts: int64; bar `i` holds the lengths from `edge(i)` to `edge(i + 1)`, which is not included.
+        total: sum of the lengths.
+        longest: the longest.
+    """
+
+    counts: Counts = field(default_factory=lambda: np.zeros(64 * PER_DOUBLING, np.int64))
+    total: int = 0
+    longest: int = 0
+
+    def add(self, lengths: npt.NDArray[Any]) -> None:
+        """Count lengths."""
+        if not len(lengths):
+            return
+        bars = np.floor(np.log2(np.maximum(lengths, 1)) * PER_DOUBLING + 1e-9).astype(np.int64)
+        self.counts += np.bincount(bars, minlength=len(self.counts))
+        self.total += int(lengths.sum(dtype=np.int64))
+        self.longest = max(self.longest, int(lengths.max()))
+
+    @staticmethod
+    def edge(bar: int) -> float:
+        """Return the shortest length of a bar."""
+        return float(2 ** (bar / PER_DOUBLING))
+
+    def bars(self) -> list[tuple[float, float, int]]:
+        """Return the bars from the first to the last that holds something: from, to, number of lengths."""
+        used = np.flatnonzero(self.counts)
+        if not len(used):
+            return []
+        span = range(int(used[0]), int(used[-1]) + 1)
+        return [(self.edge(bar), self.edge(bar + 1), int(self.counts[bar])) for bar in span]
+
+
+@dataclass
+class Statistics:
+    """What is counted over the rows of one dataset, or of several with the same tokenizer.
+
+    Attributes:
+        lengths: of the rows in tokens, without padding.
+        documents: of the documents; those of `lines` and `documents` are their rows.
+        frequencies: int64 `[vocab_size]`, how often each id was seen.
+        counted: tokens that were looked at for `frequencies`.
+    """
+
+    lengths: Histogram = field(default_factory=Histogram)
+    documents: Histogram = field(default_factory=Histogram)
+    frequencies: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
+    counted: int = 0
+
+    def count_ids(self, ids: npt.NDArray[Any]) -> None:
+        """Count token ids."""
+        found = np.bincount(ids, minlength=len(self.frequencies))
+        found[: len(self.frequencies)] += self.frequencies
+        self.frequencies = found
+        self.counted += len(ids)
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """A row of the sample.
+
+    Attributes:
+        dataset: the name of its source; empty for a single dataset.
+        row: its number.
+        num_tokens: of the row; more than are shown if it is cut short.
+        pieces: text, ids, and whether it is learned (None if the dataset does not say), of each piece.
+        documents: of the tokens shown: first piece, shard, source row.
+        columns: kept columns, as text.
+    """
+
+    dataset: str
+    row: int
+    num_tokens: int
+    pieces: tuple[tuple[str, tuple[int, ...], bool | None], ...]
+    documents: tuple[tuple[int, int, int], ...]
+    columns: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of a collection: its split, and its part of the whole.
+
+    Attributes:
+        target: its target share; None if the collection has none.
+    """
+
+    name: str
+    split: Split
+    target: float | None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All that a page shows.
+
+    Attributes:
+        title: name of the dataset or of the folder.
+        opened: the datasets that were looked at, by name; the name of a single one is empty.
+        manifest: of a collection.
+        left_out: datasets of the collection that are not in the statistics, with the reason.
+        top: the most frequent tokens: id, text, how often.
+    """
+
+    title: str
+    where: str
+    opened: dict[str, DatasetVersion]
+    manifest: Manifest | None
+    left_out: dict[str, str]
+    statistics: Statistics
+    ledger: Ledger
+    versions: tuple[Version, ...]
+    sources: tuple[Source, ...]
+    top: tuple[tuple[int, str, int], ...]
+    sample: tuple[SampledRow, ...]
+    has_chat: bool
+
+
+def gather(
+    where: str | Path,
+    version: int | str | None = None,
+    storage_options: dict[str, str] | None = None,
+    *,
+    options: ReportOptions | None = None,
+    on_rows: Callable[[int, int], None] | None = None,
+) -> Gathered:
+    """Look at a dataset, or at a folder with a manifest.
+
+    Args:
+        on_rows: told the number of rows that are read, and of all.
+
+    Raises:
+        DatasetError: it is neither, or is damaged.
+    """
+    options = options or ReportOptions()
+    manifest, opened, left_out = _open(where, version, storage_options)
+    total = sum(each.metadata.rows for each in opened.values())
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if on_rows is not None:
+            on_rows(done, total)
+
+    statistics, ledger = Statistics(), Ledger()
+    tokens = sum(each.metadata.tokens for each in opened.values())
+    for each in opened.values():
+        ledger.add(each.metadata.ledger)
+        with reading_dataset(each.uri):
+            _scan(each, statistics, share=min(1.0, MOST_TOKENS / max(tokens, 1)), advance=advance)
+    single = next(iter(opened.values())) if manifest is None else None
+    return Gathered(
+        title=Path(str(where).rstrip("/")).name,
+        where=str(where),
+        opened=opened,
+        manifest=manifest,
+        left_out=left_out,
+        statistics=statistics,
+        ledger=ledger,
+        versions=tuple(list_versions(single.uri, storage_options)) if single is not None else (),
+        sources=_sources(manifest),
+        top=_most_frequent(opened, statistics),
+        sample=tuple(_sample(opened, options)),
+        has_chat=any(MASK_COLUMN in each.dataset.schema.names for each in opened.values()),
+    )
+
+
+def _open(
+    where: str | Path, version: int | str | None, storage_options: dict[str, str] | None
+) -> tuple[Manifest | None, dict[str, DatasetVersion], dict[str, str]]:
+    """Return the manifest, if it is a collection, the datasets, and those that are left out with the reason."""
+    if "://" in str(where) or not (Path(where) / MANIFEST).is_file():
+        return None, {"": open_version(str(where), version, storage_options)}, {}
+    manifest = read_manifest(where)
+    if manifest.data_format != "lance":
+        said = f"{where} is an export to {manifest.data_format}"
+        raise DatasetError(said, f"report on the collection that it was made from: {manifest.input_path}")
+    opened: dict[str, DatasetVersion] = {}
+    left_out: dict[str, str] = {}
+    for name, split in {**manifest.splits, **manifest.validation}.items():
+        if name in opened:
+            continue
+        if len(opened) == MOST_DATASETS:
+            left_out[name] = f"the statistics are of the first {MOST_DATASETS} datasets"
+            continue
+        try:
+            folder = split.folder(Path(where), f"{where}: {name}", manifest.command(Path(where)))
+            opened[name] = open_version(str(folder), split.version)
+        except LancePrepError as error:
+            left_out[name] = str(error)
+    if not opened:
+        raise DatasetError(f"{where}: no dataset of its manifest can be opened", next(iter(left_out.values()), ""))
+    return manifest, opened, left_out
+
+
+def _scan(opened: DatasetVersion, into: Statistics, *, share: float, advance: Callable[[int], None]) -> None:
+    """Count lengths over all rows, and token ids over a share of them."""
+    layout = LAYOUTS[opened.metadata.layout]
+    if not layout.tokens:
+        advance(opened.metadata.rows)
+        return
+    columns = ["num_tokens", *(["seq_lengths"] if layout.packed else [])]
+    for batch in opened.dataset.to_batches(columns=columns):
+        lengths = batch.column("num_tokens").to_numpy()
+        into.lengths.add(lengths)
+        into.documents.add(batch.column("seq_lengths").flatten().to_numpy() if layout.packed else lengths)
+        advance(len(batch))
+    if opened.metadata.tokenizer is not None:
+        least = opened.metadata.tokenizer.vocab_size
+        if len(into.frequencies) < least:
+            into.frequencies = np.concatenate([into.frequencies, np.zeros(least - len(into.frequencies), np.int64)])
+    for start, stop in _ranges(opened.metadata.rows, share):
+        scanner = opened.dataset.scanner(columns=["input_ids", "num_tokens"], offset=start, limit=stop - start)
+        for batch in scanner.to_batches():
+            into.count_ids(_real_ids(batch))
+
+
+def _ranges(rows: int, share: float) -> list[tuple[int, int]]:
+    """Return ranges of rows, spread evenly, that hold this share of all."""
+    if share >= 1:
+        return [(0, rows)] if rows else []
+    number = min(RANGES, rows)
+    starts = [rows * i // number for i in range(number)]
+    return [(start, start + max(1, int(rows * share / number))) for start in starts]
+
+
+def _real_ids(batch: pa.RecordBatch) -> npt.NDArray[Any]:
+    """Return the ids of a batch, without the padding at the end of blocks."""
+    column = batch.column("input_ids")
+    ids: npt.NDArray[Any] = column.flatten().to_numpy()
+    if not pa.types.is_fixed_size_list(column.type):
+        return ids
+    size = column.type.list_size
+    real = np.arange(size) < batch.column("num_tokens").to_numpy()[:, None]
+    return ids if real.all() else ids[real.reshape(-1)]
+
+
+def _sources(manifest: Manifest | None) -> tuple[Source, ...]:
+    """Return the sources with their target shares: their category's, times their part of the category."""
+    if manifest is None:
+        return ()
+    found = []
+    for name, split in manifest.splits.items():
+        target = None
+        if split.category in manifest.categories:
+            peers = [each for each in manifest.splits.values() if each.category == split.category]
+            stated = [each.share for each in peers if each.share is not None]
+            tokens = sum(each.tokens for each in peers)
+            own = split.share if len(stated) == len(peers) else split.tokens / tokens if tokens else 0.0
+            whole = sum(stated) if len(stated) == len(peers) else 1.0
+            target = manifest.categories[split.category] * (own or 0.0) / (whole or 1.0)
+        found.append(Source(name, split, target))
+    return tuple(found)
+
+
+def _most_frequent(opened: dict[str, DatasetVersion], statistics: Statistics) -> tuple[tuple[int, str, int], ...]:
+    first = next(iter(opened.values()))
+    if not statistics.counted:
+        return ()
+    order = np.argsort(-statistics.frequencies, kind="stable")[:25].tolist()
+    tokenizer = _reference(first)
+    found = []
+    for token in order:
+        text = "" if tokenizer is None else "".join(piece.text for piece in text_pieces(tokenizer, [token]))
+        found.append((token, text, int(statistics.frequencies[token])))
+    return tuple(each for each in found if each[2])
+
+
+def _reference(opened: DatasetVersion) -> Any:
+    stated = opened.metadata.tokenizer
+    return None if stated is None or stated.is_function else load_reference(opened.tokenizer_file())
+
+
+def _sample(opened: dict[str, DatasetVersion], options: ReportOptions) -> Iterator[SampledRow]:
+    """Yield rows drawn at random, in order; at most `sample_tokens` tokens of them."""
+    usable = {name: each for name, each in opened.items() if each.metadata.rows}
+    left = options.sample_tokens
+    generator = np.random.default_rng(options.seed)
+    for place, (name, each) in enumerate(usable.items()):
+        wanted = max(1, options.rows // len(usable))
+        rows = generator.choice(each.metadata.rows, min(wanted, each.metadata.rows), replace=False)
+        budget = left // (len(usable) - place)
+        with reading_dataset(each.uri):
+            records = each.dataset.take(np.sort(rows).tolist()).to_pylist()
+        tokenizer = _reference(each)
+        for row, record in zip(np.sort(rows).tolist(), records, strict=True):
+            shown = _shown(name, int(row), record, tokenizer, min(options.row_tokens, budget))
+            used = sum(len(ids) for _, ids, _ in shown.pieces) or len(str(shown.columns)) // 4
+            budget -= used
+            left -= used
+            yield shown
+            if budget <= 0:
+                break
+
+
+def _shown(name: str, row: int, record: dict[str, Any], tokenizer: Any, most: int) -> SampledRow:
+    ids, n = record.pop("input_ids", []), record.pop("num_tokens", 0)
+    runs = record.pop(MASK_COLUMN, None)
+    doc_ids = record.pop("doc_ids", None) or [record.pop("doc_id", 0)]
+    lengths = record.pop("seq_lengths", None) or [n]
+    ids = ids[: min(n, most)]
+    columns = {key: str(value)[:200] for key, value in record.items()}
+    if tokenizer is None:
+        spans = [(f"{token} ", i, i + 1) for i, token in enumerate(ids)]
+    else:
+        spans = [(piece.text, piece.start, piece.stop) for piece in text_pieces(tokenizer, ids)]
+    learned = _unpacked(runs, len(ids)) if runs is not None else None
+    pieces = tuple(
+        (text, tuple(ids[start:stop]), None if learned is None else bool(learned[start:stop].any()))
+        for text, start, stop in spans
+    )
+    return SampledRow(name, row, n, pieces, _documents(spans, doc_ids, lengths), columns)
+
+
+def _unpacked(runs: Sequence[int], tokens: int) -> npt.NDArray[np.bool_]:
+    """Return which of the first tokens are learned, from the lengths of the runs."""
+    mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs)[:tokens]
+    return np.concatenate([mask, np.zeros(tokens - len(mask), np.bool_)])
+
+
+def _documents(
+    spans: Sequence[tuple[str, int, int]], doc_ids: Sequence[int], lengths: Sequence[int]
+) -> tuple[tuple[int, int, int], ...]:
+    """Return the piece that each document begins with, its shard and its source row."""
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])[:-1]
+    first = np.array([start for _, start, _ in spans], np.int64)
+    found = []
+    for start, doc_id in zip(starts.tolist(), doc_ids, strict=False):
+        piece = int(np.searchsorted(first, start))
+        if piece < len(spans):
+            found.append((piece, doc_id >> ROW_BITS, doc_id & ((1 << ROW_BITS) - 1)))
+    return tuple(found)
