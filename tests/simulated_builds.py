@@ -263,7 +263,8 @@ def _begun(before: tuple[Command, ...]) -> World:
 
 
 def faults_of(draw: random.Random) -> Faults:
-    kinds = draw.choice((KINDS, KINDS, ("kill before", "kill after"), ("late",), ("lost reply", "refused")))
+    kills, network, sleep = ("kill before", "kill after"), ("lost reply", "refused"), ("stalled",)
+    kinds = draw.choice((KINDS, KINDS, kills, ("late",), network, sleep, (*sleep, "late", *kills)))
     rate, most = draw.choice(((0.0, 0), (0.005, 2), (0.02, 4), (0.06, 6)))
     return Faults(rate, most, kinds, draw.choice((0, 0.5, 0.9, 0.98)))
 

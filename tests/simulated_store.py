@@ -23,6 +23,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 from lance.commit import CommitConflictError
 
-from lance_prep.store import DatasetVersion, Files, opened
+from lance_prep.store import DatasetVersion, Files, OutputLock, lease, opened
 from lance_prep.store.stores import register_store
 from lance_prep.transport import Transport
 
@@ -76,7 +77,10 @@ class Faults:
 
 
 #: Kinds of faults; "late" is a kill while a write is under way.
-KINDS = ("kill before", "kill after", "late", "lost reply", "refused")
+KINDS = ("kill before", "kill after", "late", "lost reply", "refused", "stalled")
+#: Seconds of a step: a process that is suspended for this many steps loses its lease.
+STEP_SECONDS = 0.25
+STALL = round(lease.EXPIRE_SECONDS / STEP_SECONDS)
 
 
 @dataclass
@@ -85,16 +89,34 @@ class Process:
 
     Attributes:
         name: for the trace.
-        dead: killed.
+        of: the process that this one is a thread of, which shares its fate.
+        number: its id.
+        killed: it, or the process that it is a thread of.
         stalled: step before which it does not go on.
     """
 
     name: str
     run: Callable[[], None]
-    dead: bool = False
+    of: Process | None = None
+    number: int = 0
+    killed: bool = False
     stalled: int = 0
     waits: Callable[[], bool] | None = None
     green: Any = None
+
+    @property
+    def dead(self) -> bool:
+        return self.killed or (self.of is not None and self.of.killed)
+
+    def kill(self) -> None:
+        (self.of or self).killed = True
+
+    def is_ready(self, step: int) -> bool:
+        """Return whether it can take the next step, if only to end."""
+        if self.dead:
+            return True
+        suspended = self.of is not None and self.of.stalled > step
+        return self.stalled <= step and not suspended and (self.waits is None or self.waits())
 
 
 @dataclass
@@ -123,17 +145,20 @@ class World:
         self.draw = random.Random(self.seed)
         self.step = 0
         self.happened = 0
+        self._started = 0
         self._processes: list[Process] = []
         self._current: Process | None = None
         self._late: list[tuple[int, str, Callable[[], object]]] = []
+        self.one_machine = self.draw.random() < 0.5
         self._main = greenlet.getcurrent()
         self._matched = Counter[str]()
 
     # Processes.
 
-    def start(self, name: str, run: Callable[[], None]) -> Process:
-        """Start a process; it takes its first step when the scheduler chooses it."""
-        process = Process(name, run)
+    def start(self, name: str, run: Callable[[], None], of: Process | None = None) -> Process:
+        """Start a process, or a thread `of` one; it takes its first step when the scheduler chooses it."""
+        self._started += 1
+        process = Process(name, run, of, self._started)
         process.green = greenlet.greenlet(lambda: self._live(process), parent=self._main)
         self._processes.append(process)
         return process
@@ -153,18 +178,25 @@ class World:
             if self.step > 20_000:
                 raise Broken("the processes do not end")
             self._land()
-            ready = [p for p in self._processes if p.dead or (p.stalled <= self.step and (not p.waits or p.waits()))]
+            ready = [process for process in self._processes if process.is_ready(self.step)]
             if not ready:
+                self._skip()
                 continue
             if self._current not in ready or self.draw.random() >= self.faults.sticky:
                 self._current = self.draw.choice(ready)
             assert self._current is not None
             self._current.green.switch()
 
+    def _skip(self) -> None:
+        """Let time pass until something can happen."""
+        soon = [process.stalled for process in self._processes if process.stalled > self.step]
+        soon += [step for step, _, _ in self._late]
+        self.step = max(self.step, min(soon, default=self.step) - 1)
+
     def kill_all(self) -> None:
         """End all processes, those that only wait too."""
         for process in list(self._processes):
-            process.dead = True
+            process.kill()
         while self._processes:
             self._current = self._processes[0]
             self._current.green.switch()
@@ -183,6 +215,16 @@ class World:
         assert greenlet.getcurrent() is self._current.green
         return self._current
 
+    def pause(self, steps: int, *, of_all: bool = False) -> None:
+        """Let the current thread wait, or all of its process, as when the machine sleeps."""
+        process = self._process()
+        process.stalled = self.step + steps
+        if of_all and process.of is not None:
+            process.of.stalled = process.stalled
+        self._main.switch()
+        if process.dead:
+            raise Killed
+
     # Operations.
 
     def act(self, what: str, path: str, effect: Callable[[], T], *, changes: bool = False) -> T:
@@ -196,6 +238,10 @@ class World:
         if process.dead:
             raise Killed
         fault = self._scripted(f"{process.name} {what} {path}") or self._fault(changes)
+        if fault == "stalled":
+            self.note("is stalled")
+            self.pause(self.draw.randint(1, 2 * STALL), of_all=True)
+            fault = ""
         self.note(what, path, fault)
         if fault == "refused":
             raise StoreFailed(f"{what} {path}: 503 slow down")
@@ -207,7 +253,7 @@ class World:
                 return result
         if fault == "lost reply":
             raise StoreFailed(f"{what} {path}: connection reset")
-        process.dead = True
+        process.kill()
         raise Killed
 
     def _scripted(self, operation: str) -> str:
@@ -311,6 +357,9 @@ class SimulatedFiles(Files):
     def list(self, folder: str) -> list[str]:
         return self._world.act("list", folder, lambda: self._world.names(folder))
 
+    def create(self, path: str, data: bytes) -> bool:
+        return self._world.act("create", path, lambda: self._world.put_if_absent(path, data), changes=True)
+
     def delete(self, path: str) -> None:
         self._world.act("delete", path, lambda: self._world.objects.pop(path, None), changes=True)
 
@@ -318,15 +367,82 @@ class SimulatedFiles(Files):
         """Do nothing, as in an object store."""
 
 
+class Mutex:
+    """A lock between the threads of a process."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._held = False
+
+    def __enter__(self) -> None:
+        while self._held:
+            self._world.wait(lambda: not self._held)
+        self._held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._held = False
+
+
+class SimulatedMachine:
+    """Time and processes, for a lease."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def holder(self) -> lease.Holder:
+        world, process = self._world, self._world._process()
+        return lease.Holder(str(world.draw.getrandbits(64)), "host", process.number, "now", "", 0.0)
+
+    def is_alive(self, holder: lease.Holder) -> bool | None:
+        """Return None, as for a process on another machine, or what is known of one on this machine."""
+        if not self._world.one_machine:
+            return None
+        return any(process.number == holder.pid and not process.dead for process in self._world._processes)
+
+    def now(self) -> float:
+        return self._world.step * STEP_SECONDS
+
+    def sleep(self, seconds: float) -> None:
+        self._world.pause(round(seconds / STEP_SECONDS))
+
+    def mutex(self) -> Mutex:
+        return Mutex(self._world)
+
+    def every(self, seconds: float, do: Callable[[], None]) -> Callable[[], None]:
+        world, process = self._world, self._world._process()
+        ended: list[str] = []
+
+        def work() -> None:
+            while True:
+                world.pause(round(seconds / STEP_SECONDS))
+                if ended:
+                    return
+                do()
+
+        thread = world.start(f"lease of {process.name}", work, of=process)
+
+        def end() -> None:
+            ended.append("")
+            thread.stalled = 0
+            world.wait(lambda: thread not in world._processes)
+
+        return end
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    fragment: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return self.fragment
+
+
 @dataclass(frozen=True)
 class _Fragment:
-    metadata: Any
+    metadata: _Metadata
 
-    def to_json(self) -> Any:
-        return self.metadata
-
-    def data_files(self) -> list[Any]:
-        return [_File(file["path"]) for file in self.metadata["files"]]
+    def data_files(self) -> list[_File]:
+        return [_File(file["path"]) for file in self.metadata.fragment["files"]]
 
 
 @dataclass(frozen=True)
@@ -344,7 +460,7 @@ class _Table:
         self.version, self.schema = manifest.version, manifest.schema
 
     def get_fragments(self) -> list[_Fragment]:
-        return [_Fragment(_Fragment(fragment)) for fragment in self._manifest.fragments]
+        return [_Fragment(_Metadata(fragment)) for fragment in self._manifest.fragments]
 
     def tracked_files(self) -> Any:
         def find() -> list[str]:
@@ -372,6 +488,10 @@ class SimulatedStore:
         assert uri in (URI, URI.rpartition("/")[0]), uri
         return SimulatedFiles(self.world)
 
+    def lock(self, uri: str, transport: Transport, doing: str) -> AbstractContextManager[OutputLock]:
+        """Hold the lease of object stores."""
+        return lease.lease(SimulatedFiles(self.world), uri, doing, SimulatedMachine(self.world))
+
     def open(self, uri: str, version: int | str | None, transport: Transport) -> Any | None:
         there = self.world.act("open", f"version {version or 'latest'}", self.world.versions)
         wanted = max(there, default=None) if version is None else int(version)
@@ -389,7 +509,7 @@ class SimulatedStore:
         file = {"path": f"{name}.lance", "fields": [0], "column_indices": [0], "file_major_version": 2}
         file |= {"file_minor_version": 1, "file_size_bytes": len(data), "base_id": None}
         fragment = {"id": 0, "files": [file], "deletion_file": None, "row_id_meta": None, "physical_rows": len(values)}
-        return [_Fragment(fragment)]
+        return [_Metadata(fragment)]
 
     def _read(self, rows: pa.RecordBatchReader, name: str) -> list[int]:
         """Read the rows, or half of them."""

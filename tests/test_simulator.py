@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 import lance_prep.engine.run
+import lance_prep.store.leftovers
+import lance_prep.store.output
 from lance_prep.engine import Decision, Schedule
 from lance_prep.engine.decide import Existing
 from lance_prep.engine.schedule import Running
@@ -120,7 +122,7 @@ def test_without_the_version_that_a_commit_was_made_on(monkeypatch: pytest.Monke
         return real(self, *args, on=max(STORE.world.versions(), default=0), **kwargs)
 
     monkeypatch.setattr(Output, "commit", commit)
-    assert re.search("has rows|there are versions|reported", fails())
+    assert re.search("has rows|there are versions|reported|succeed", fails())
 
 
 def test_without_a_look_at_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +149,21 @@ def test_with_results_of_both_copies_of_a_task(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Running, "awaits", lambda self, shard: True)
     monkeypatch.setattr(Running, "keep", lambda self, built: built.receipt)
     assert re.search("has rows|do not end", fails())
+
+
+def test_with_removals_by_whoever_takes_the_lease_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found here, as seed 1691: the lists of a commit that was still on its way were removed."""
+    monkeypatch.setattr(lance_prep.store.output, "complete", lance_prep.store.leftovers.tidy)
+    assert fails(1600, 200)
+
+
+def test_with_leftovers_removed_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Output.leftovers
+
+    def leftovers(self: Output, *args: Any, **kwargs: Any) -> Any:
+        found = real(self, *args, **kwargs)
+        found.remove()
+        return found
+
+    monkeypatch.setattr(Output, "leftovers", leftovers)
+    assert fails(2400, 600)

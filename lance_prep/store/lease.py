@@ -23,12 +23,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from lance_prep.errors import LancePrepError, OutputError, OutputLocked
 from lance_prep.store.lock import OutputLock
@@ -50,7 +50,7 @@ class ConditionalFiles(Files, Protocol):
 
 
 @dataclass(frozen=True)
-class _Holder:
+class Holder:
     """What a lease's object says.
 
     Attributes:
@@ -71,20 +71,7 @@ class _Holder:
     state: str = "held"
 
     @classmethod
-    def this_process(cls) -> _Holder:
-        import psutil
-
-        return cls(
-            token=secrets.token_hex(8),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            since=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=_machine(),
-            started=psutil.Process().create_time(),
-        )
-
-    @classmethod
-    def read(cls, data: bytes | None) -> _Holder | None:
+    def read(cls, data: bytes | None) -> Holder | None:
         """Return what an object says; None if it is missing or damaged."""
         with suppress(ValueError, TypeError):
             return cls(**json.loads(data or b""))
@@ -93,23 +80,83 @@ class _Holder:
     def to_bytes(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
-    def is_alive(self) -> bool | None:
-        """Return whether its process lives; None if it ran on another machine, or that cannot be told."""
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+class Machine(Protocol):
+    """What a lease asks of the machine and process that it is held by: time, a thread, who lives."""
+
+    def holder(self) -> Holder:
+        """Return what names this process, with a new token."""
+        ...
+
+    def is_alive(self, holder: Holder) -> bool | None:
+        """Return whether a process lives; None if it ran on another machine, or that cannot be told."""
+        ...
+
+    def now(self) -> float:
+        """Return seconds since some moment."""
+        ...
+
+    def sleep(self, seconds: float) -> None: ...
+
+    def mutex(self) -> AbstractContextManager[Any]:
+        """Return a lock between this process and what it does `every` few seconds."""
+        ...
+
+    def every(self, seconds: float, do: Callable[[], None]) -> Callable[[], None]:
+        """Do something again and again in the background. Return a function that ends that, and waits for its end."""
+        ...
+
+
+class ThisMachine:
+    """The real one."""
+
+    now = staticmethod(time.monotonic)
+    sleep = staticmethod(time.sleep)
+    mutex = staticmethod(threading.Lock)
+
+    def holder(self) -> Holder:
         import psutil
 
-        if not self.machine or self.machine != _machine():
+        return Holder(
+            token=secrets.token_hex(8),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=_machine(),
+            started=psutil.Process().create_time(),
+        )
+
+    def is_alive(self, holder: Holder) -> bool | None:
+        import psutil
+
+        if not holder.machine or holder.machine != _machine():
             return None
         try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 0.01
+            process = psutil.Process(holder.pid)
+            same = abs(process.create_time() - holder.started) < 0.01
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
         except psutil.Error:
             return None
 
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}"
+    def every(self, seconds: float, do: Callable[[], None]) -> Callable[[], None]:
+        ended = threading.Event()
+
+        def work() -> None:
+            while not ended.wait(seconds):
+                do()
+
+        def end() -> None:
+            ended.set()
+            thread.join()
+
+        thread = threading.Thread(target=work, name="lease", daemon=True)
+        thread.start()
+        return end
 
 
 def _machine() -> str:
@@ -121,15 +168,15 @@ def _machine() -> str:
 
 
 class Lease(OutputLock):
-    """A lease that is held, and renewed by a thread of its own."""
+    """A lease that is held, and renewed in the background."""
 
-    def __init__(self, files: ConditionalFiles, uri: str, number: int, holder: _Holder, *, interrupted: bool) -> None:
+    def __init__(
+        self, files: ConditionalFiles, uri: str, number: int, holder: Holder, machine: Machine, *, interrupted: bool
+    ) -> None:
         super().__init__(interrupted=interrupted)
         self._files, self._uri, self._number, self._holder = files, uri, number, holder
-        self._ended = threading.Event()
-        self._writing = threading.Lock()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
-        self._thread.start()
+        self._writing = machine.mutex()
+        self._end = machine.every(RENEW_SECONDS, self._renew)
 
     def check(self) -> None:
         self._write("held")
@@ -142,15 +189,13 @@ class Lease(OutputLock):
 
     def release(self, state: str) -> None:
         """End the lease. A store that cannot be reached is no error: the lease then expires."""
-        self._ended.set()
-        self._thread.join()
+        self._end()
         with suppress(LancePrepError, OSError, RuntimeError):
             self._write(state)
 
-    def _keep(self) -> None:
-        while not self._ended.wait(RENEW_SECONDS):
-            with suppress(LancePrepError, OSError, RuntimeError):  # renewed next time; `check` reports the error
-                self._write("held")
+    def _renew(self) -> None:
+        with suppress(LancePrepError, OSError, RuntimeError):  # renewed next time; `check` reports the error
+            self._write("held")
 
     def _write(self, state: str) -> None:
         with self._writing:
@@ -159,9 +204,15 @@ class Lease(OutputLock):
 
 
 @contextmanager
-def lease(files: ConditionalFiles, uri: str, doing: str) -> Iterator[Lease]:
-    """Hold the lock of an output in an object store while the block runs. Arguments and errors: see `output_lock`."""
-    held = _take(files, uri, doing)
+def lease(files: ConditionalFiles, uri: str, doing: str, machine: Machine | None = None) -> Iterator[Lease]:
+    """Hold the lock of an output in an object store while the block runs.
+
+    Args:
+        machine: on which it is held; by default, this one.
+
+    Other arguments and errors: see `output_lock`.
+    """
+    held = _take(files, uri, doing, machine or ThisMachine())
     state = "failed"
     try:
         yield held
@@ -170,16 +221,16 @@ def lease(files: ConditionalFiles, uri: str, doing: str) -> Iterator[Lease]:
         held.release(state)
 
 
-def _take(files: ConditionalFiles, uri: str, doing: str) -> Lease:
-    ours = _Holder.this_process()
+def _take(files: ConditionalFiles, uri: str, doing: str, machine: Machine) -> Lease:
+    ours = machine.holder()
     while True:
         numbers = _numbers(files)
         latest = numbers[-1] if numbers else 0
         # An object besides the latest is of a holder that went on after it had lost its lease.
-        interrupted = (bool(latest) and _wait_for_end(files, latest, uri, doing)) or len(numbers) > 1
+        interrupted = (bool(latest) and _wait_for_end(files, latest, uri, doing, machine)) or len(numbers) > 1
         number = latest + 1
         if not files.create(_path(number), ours.to_bytes()):
-            found = _Holder.read(files.read(_path(number)))
+            found = Holder.read(files.read(_path(number)))
             if found is None or found.token != ours.token:  # else the reply to the first attempt was lost
                 continue
         elif files.create(_path(number), ours.to_bytes()):
@@ -190,27 +241,27 @@ def _take(files: ConditionalFiles, uri: str, doing: str) -> Lease:
             continue
         for old in numbers:
             files.delete(_path(old))
-        return Lease(files, uri, number, ours, interrupted=interrupted)
+        return Lease(files, uri, number, ours, machine, interrupted=interrupted)
 
 
-def _wait_for_end(files: Files, number: int, uri: str, doing: str) -> bool:
+def _wait_for_end(files: Files, number: int, uri: str, doing: str, machine: Machine) -> bool:
     """Wait until the lease of this number is over. Return whether its command did not end well.
 
     Raises:
         OutputLocked: its holder is alive.
     """
-    first, since = files.read(_path(number)), time.monotonic()
+    first, since = files.read(_path(number)), machine.now()
     while True:
         data = files.read(_path(number))
-        holder = _Holder.read(data)
+        holder = Holder.read(data)
         if holder is not None and holder.state != "held":
             return holder.state != "released"
-        alive = holder.is_alive() if holder is not None else None
+        alive = machine.is_alive(holder) if holder is not None else None
         if alive or data != first:
             raise OutputLocked(f"{uri} is being {doing} by {holder or 'another process'}", "wait for it, or end it")
-        if alive is False or time.monotonic() - since >= EXPIRE_SECONDS:
+        if alive is False or machine.now() - since >= EXPIRE_SECONDS:
             return True
-        time.sleep(_POLL_SECONDS)
+        machine.sleep(_POLL_SECONDS)
 
 
 def _numbers(files: Files) -> list[int]:

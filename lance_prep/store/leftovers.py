@@ -5,13 +5,15 @@ gives, and nothing names it: no version, and no receipt of an unfinished build.
 
 The lock of an object store is a lease, which a suspended process may believe to hold although another has taken it
 over. So there a build looks for leftovers before its commit, and removes them after it: all of them are of processes
-that began on an earlier version, and the store refuses their commits from then on.
+that began on an earlier version, and the store refuses their commits from then on. Whoever takes a lease over removes
+nothing before that: the commit of the suspended process, or one that is still on its way, may need the files.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,14 @@ def tidy(uri: str, transport: Transport) -> None:
         return
     for folder, pattern in _NAMED.items():
         _remove(files, folder, pattern, wanted)
+
+
+def complete(uri: str, transport: Transport) -> None:
+    """Note and seal the latest version, if the process died between its commit and that. Remove nothing."""
+    latest = open_dataset(uri, None, transport)
+    if latest is not None and KEY in (latest.schema.metadata or {}):
+        with suppress(DatasetError):
+            _complete(opened(uri, latest, transport))
 
 
 def _unfinished(files: Files) -> set[str]:

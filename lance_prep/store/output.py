@@ -16,7 +16,7 @@ from lance_prep.errors import DatasetError, OutputLocked
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.journal import Journal, unfinished_builds
-from lance_prep.store.leftovers import Leftovers, find_leftovers, tidy
+from lance_prep.store.leftovers import Leftovers, complete, find_leftovers, tidy
 from lance_prep.store.lock import OutputLock
 from lance_prep.store.seal import manifest_path, seal
 from lance_prep.store.sidecar import Files, LocalFiles
@@ -71,7 +71,9 @@ class Output:
 
     @contextmanager
     def lock(self) -> Iterator[OutputLock]:
-        """Hold the lock while the block runs. If the command before did not end well, `tidy` runs first.
+        """Hold the lock while the block runs. If the command before did not end well, complete what it began first.
+
+        On a local disk, also remove what it left. In an object store a build does that, after its commit.
 
         Raises:
             OutputLocked: another process holds it.
@@ -79,8 +81,10 @@ class Output:
             OutputError: what the system or Lance raised while the lock was held.
         """
         with output_lock(self.uri, self.transport) as lock:
-            if lock.interrupted:
+            if lock.interrupted and self.is_local:
                 self.tidy()
+            elif lock.interrupted:
+                complete(self.uri, self.transport)
             yield lock
 
     @contextmanager
