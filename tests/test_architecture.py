@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 #: modules that may import more than their package
 MORE = {
+    "dataset.check_builds": {"text"},
     "dataset.check_source": {"plan", "source", "text", "tokenizer", "layout"},
     "dataset.check_stored": {"layout"},
     "dataset.show": {"tokenizer"},

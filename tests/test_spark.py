@@ -49,6 +49,7 @@ def build(source: object, output: Path, tokenizer: str, **options: Any) -> lance
         {"layout": "blocks", "block_size": 128, "max_rows": 333},
         {"layout": "documents", "max_source_rows": 777},
         {"layout": "lines", "max_tokens": 20_000},
+        {"layout": "documents", "dedup": "minhash", "minhash_ngram": 1, "minhash_rows": 2, "val_fraction": 0.2},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )

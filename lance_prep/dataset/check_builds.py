@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from lance_prep.errors import one_line
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger
@@ -28,8 +30,11 @@ from lance_prep.store import (
     hash_bytes,
     read_committed,
 )
+from lance_prep.text import Dropped, ShardScan, find_later, needs_scan
 
 MOST_PROBLEMS = 100
+#: Memory for comparing the keys of texts.
+COMPARE_BYTES = 1 << 28
 
 
 @dataclass
@@ -136,6 +141,33 @@ def _read_journal(opened: DatasetVersion, key: str, shards: range, found: Verifi
             _check_form(data)
     journal.missing = [index for index in shards if index not in journal.receipts]
     return journal
+
+
+def check_dropped(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> None:
+    """Check the lists of what is dropped because of its text: compare the keys of all texts once more."""
+    shards = [
+        (journal, index)
+        for journal in journals
+        if journal.plan is not None and needs_scan(journal.plan.recipe)
+        for index in sorted(journal.receipts)
+    ]
+    scans, lists = [], []
+    for journal, index in shards:
+        files = Journal(opened.files, journal.key)
+        with found.reading(f"build {journal.key}, shard {index}"):
+            scan, dropped = ShardScan.from_arrays(files.scan(index)), Dropped.from_arrays(files.dropped(index))
+            scans.append(scan)
+            lists.append(dropped.as_arrays())
+    if not shards or len(scans) < len(shards):
+        return  # it cannot be said what was there before a shard that is damaged
+    for (journal, index), scan, units, stated in zip(
+        shards, scans, find_later([scan.keys for scan in scans], COMPARE_BYTES), lists, strict=True
+    ):
+        assert journal.plan is not None
+        actual = scan.dropped(journal.plan.recipe, units).as_arrays()
+        if actual.keys() != stated.keys() or any(not np.array_equal(actual[name], stated[name]) for name in actual):
+            found.wrong(f"build {journal.key}, shard {index}: the list of what is dropped is not what its texts give")
+    found.count("shards by the keys of their texts", len(shards))
 
 
 def _check_form(data: bytes | None) -> None:

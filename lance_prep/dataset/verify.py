@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lance_prep.dataset.check_builds import Verification, check_ledgers, check_lists, read_journals
+from lance_prep.dataset.check_builds import Verification, check_dropped, check_ledgers, check_lists, read_journals
 from lance_prep.dataset.check_rows import check_rows, shards_of
 from lance_prep.dataset.check_source import SourceCheck, check_against_source
 from lance_prep.dataset.check_stored import check_data_files, check_manifest, check_sealed, check_small_files
@@ -84,6 +84,7 @@ def _verify(opened: DatasetVersion, against: SourceCheck | None, told: Listener)
     with found.reading("the dataset"):
         journals = read_journals(opened, found)
         check_ledgers(opened, journals, found)
+        check_dropped(opened, journals, found)
         stored = check_data_files(opened, journals, found)
         shards = shards_of(journals, sum(one.rows for one in stored))
         check_rows(opened, stored, shards, found, told.on_rows)

@@ -122,7 +122,7 @@ def _grouped(low: U64, high: U64) -> tuple[Indices, npt.NDArray[np.bool_]]:
 
 def _in_several(lows: Sequence[U64]) -> U64:
     """Return the low halves, ascending, that several keys have. Sorting values alone is quick."""
-    every = np.concatenate(lows)
+    every = np.concatenate([np.empty(0, np.uint64), *lows])
     every.sort()
     return np.unique(every[1:][every[1:] == every[:-1]])
 

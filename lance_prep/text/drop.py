@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lance_prep.arrow_text import drop_blank, without_nulls
+from lance_prep.arrow_text import NEWLINE, bytes_of, drop_blank, offsets_of, split_lines, without_nulls
 from lance_prep.keyed import U64, Indices
 from lance_prep.ledger import Tally
 from lance_prep.recipe import Recipe
@@ -94,16 +94,7 @@ def _without_lines(batch: SourceBatch, tally: Tally, lines: U64) -> SourceBatch:
     if not len(found):
         return batch
     texts = without_nulls(batch.columns.column(0))
-    pieces = pc.split_pattern(texts.take(pa.array(found)), "\n")
-    counts = pieces.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-    starts = np.cumsum(counts) - counts
-    numbers = np.arange(counts.sum()) - np.repeat(starts, counts)
-    units = np.repeat(batch.rows[found] << np.uint64(LINE_BITS), counts) | numbers.astype(np.uint64)
-    keep = ~np.isin(units, lines[mine])
-    offsets = np.concatenate([[0], np.cumsum(np.add.reduceat(keep, starts))]).astype(np.int32)
-    flat = pieces.flatten().filter(pa.array(keep))
-    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), flat), "\n")
-    removed = int(np.count_nonzero(~keep))
+    joined, removed = _join_lines(texts.take(pa.array(found)), batch.rows[found], lines[mine])
     tally.ledger.lines_in += removed
     tally.ledger.lines_dropped += removed
     place = np.arange(len(texts))
@@ -115,6 +106,36 @@ def _without_lines(batch: SourceBatch, tally: Tally, lines: U64) -> SourceBatch:
     tally.ledger.drop(DUPLICATE, int(np.count_nonzero(~filled)))
     changed = pa.RecordBatch.from_arrays(columns, schema=batch.columns.schema)
     return kept_rows(replace(batch, columns=changed), filled)
+
+
+def _join_lines(texts: pa.LargeStringArray, rows: U64, lines: U64) -> tuple[pa.LargeStringArray, int]:
+    """Return texts without the lines with these numbers, and how many that were.
+
+    What is left of a text is what `"\\n".join` makes of its other lines.
+    """
+    pieces, parents = split_lines(texts)
+    starts = np.searchsorted(parents, np.arange(len(texts)))
+    keep = ~np.isin(number_lines(rows, parents, starts), lines)
+    # A newline stays if a line before it stays and one after it, so it belongs to the next line that stays.
+    left = np.add.reduceat(keep, starts, dtype=np.int64)
+    order = np.cumsum(keep) - np.repeat(np.cumsum(left) - left, np.diff(np.append(starts, len(parents))))
+    before = (keep & (order > 1)).astype(np.int64)
+    lengths = np.where(keep, pc.binary_length(pieces).to_numpy(zero_copy_only=False), 0)
+    ends = np.cumsum(lengths + before)
+    data = np.full(int(ends[-1]) if len(ends) else 0, NEWLINE, np.uint8)
+    kept = pieces.filter(pa.array(keep))
+    flat = bytes_of(kept)[offsets_of(kept)[0] : offsets_of(kept)[-1]]
+    is_text = np.ones(len(data), bool)
+    is_text[(ends - lengths - before)[before.astype(bool)]] = False
+    data[is_text] = flat
+    offsets = np.concatenate([[0], ends[np.append(starts[1:], len(parents)) - 1]]).astype(np.int64)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_string(), len(texts), buffers), int(np.count_nonzero(~keep))
+
+
+def number_lines(rows: U64, parents: Indices, starts: Indices) -> U64:
+    """Return the numbers of lines, given the text of each and the first line of each text."""
+    return rows[parents] << np.uint64(LINE_BITS) | (np.arange(len(parents)) - starts[parents]).astype(np.uint64)
 
 
 def _places(rows: U64, wanted: U64) -> Indices:

@@ -15,7 +15,7 @@ from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
 from lance_prep.text.decontaminate import CONTAMINATED, Benchmark, Hit
 from lance_prep.text.dedup import ShardKeys, first_units
-from lance_prep.text.drop import DUPLICATE, LINE_BITS, Dropped, no_units
+from lance_prep.text.drop import DUPLICATE, LINE_BITS, Dropped, no_units, number_lines
 from lance_prep.text.minhash import minhash_keys
 from lance_prep.text.quality import OTHER_LANGUAGE, Mask, detects_language, in_other_language, keep_quality, kept_rows
 
@@ -143,9 +143,9 @@ def _keys(batch: SourceBatch, recipe: Recipe) -> tuple[U64, U64]:
 def _lines(texts: pa.LargeStringArray, rows: U64) -> tuple[pa.LargeStringArray, U64]:
     lines, parents = split_lines(texts)
     starts = np.searchsorted(parents, np.arange(len(texts)))
-    numbers = np.arange(len(lines)) - starts[parents]
-    if len(numbers) and numbers.max() >> LINE_BITS:
-        row = rows[parents[int(numbers.argmax())]]
+    counts = np.diff(np.append(starts, len(parents)))
+    if len(counts) and counts.max() > 1 << LINE_BITS:
+        row = rows[counts.argmax()]
         said = f"dedup_unit 'line': the text of source row {row:,} has more than {1 << LINE_BITS:,} lines"
-        raise UsageError(said, "use text_unit 'line', or dedup_unit 'document'")
-    return lines, rows[parents] << np.uint64(LINE_BITS) | numbers.astype(np.uint64)
+        raise UsageError(said, "use dedup_unit 'document'")
+    return lines, number_lines(rows, parents, starts)
