@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export clean
+.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push clean
 
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
@@ -47,6 +47,9 @@ bench-jsonl: $(VENV)/.bench
 
 bench-export: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_export.py --runs $(RUNS)
+
+bench-push: $(VENV)/.dev
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_push.py --runs $(RUNS)
 
 bench-spark: $(VENV)/.bench
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_spark.py --runs $(RUNS)
