@@ -77,7 +77,19 @@ class Fault:
 
 
 class LfsBytes(bytes):
-    """The content of a file that was uploaded by LFS, whatever its name is."""
+    """The content of a file that was uploaded by LFS, whatever its name is.
+
+    Attributes:
+        oid: its sha256.
+    """
+
+    oid: str
+
+    @classmethod
+    def of(cls, data: bytes, oid: str) -> LfsBytes:
+        made = cls(data)
+        made.oid = oid
+        return made
 
 
 @dataclass(frozen=True)
@@ -183,7 +195,7 @@ class LoopbackHub:
         before = repo.commits.get(message.parent or "", {})
         repo.commits[sha], repo.messages[sha] = files, message
         repo.branches[branch] = sha
-        new = {hashlib.sha256(data).hexdigest(): data for path, data in files.items() if before.get(path) is not data}
+        new = {_sha256(data): data for path, data in files.items() if before.get(path) is not data}
         self.blobs.update(new)
         repo.uploads.update(new)
         return sha
@@ -222,6 +234,7 @@ class LoopbackHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits 40 ms for the client to acknowledge its headers
     hub: LoopbackHub
 
     def setup(self) -> None:
@@ -483,7 +496,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.error(400, "", "the content has another hash")
             return
         with self.hub.lock:
-            self.hub.blobs[oid] = self.body
+            self.hub.blobs[oid] = LfsBytes.of(self.body, oid)
             self.hub.repos[key].uploads.add(oid)
         self.answer(200)
 
@@ -529,7 +542,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif what == "lfsFile":
             if value["oid"] not in self.hub.blobs:
                 return f"LFS pointer pointed to a file that does not exist: {path}"
-            files[path] = LfsBytes(self.hub.blobs[value["oid"]])
+            data = self.hub.blobs[value["oid"]]
+            files[path] = data if isinstance(data, LfsBytes) else LfsBytes.of(data, value["oid"])
         elif what == "deletedFile":
             if files.pop(path, None) is None:
                 return f"A file with this name doesn't exist: {path}"
@@ -609,12 +623,25 @@ def _commit(sha: str, message: Message) -> dict[str, Any]:
     return {"id": sha, "date": "2026-01-01T00:00:00.000Z", **said}
 
 
+def _sha256(data: bytes) -> str:
+    return data.oid if isinstance(data, LfsBytes) else hashlib.sha256(data).hexdigest()
+
+
+def _git_hash(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 def _entry(path: str, data: bytes) -> dict[str, Any]:
-    oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data), "oid": oid}
-    if path.endswith(LFS_SUFFIXES) or isinstance(data, LfsBytes):
-        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-    return entry
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(data)}
+    if not path.endswith(LFS_SUFFIXES) and not isinstance(data, LfsBytes):
+        return {**entry, "oid": _git_hash(data)}
+    digest = _sha256(data)
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n".encode()
+    return {
+        **entry,
+        "oid": _git_hash(pointer),
+        "lfs": {"oid": digest, "size": len(data), "pointerSize": len(pointer)},
+    }
 
 
 def _folder(path: str) -> dict[str, Any]:

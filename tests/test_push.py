@@ -29,6 +29,7 @@ from lance_prep.train import LanceDataset, Mixture
 from tests import tokenizers_made as made
 from tests.helpers import check_whole, ids_of, rows_of
 from tests.loopback_hub import READ_TOKEN, TOKEN, LoopbackHub
+from tests.s3_server import S3
 
 REPO = "owner/tokens"
 HF = f"hf://datasets/{REPO}"
@@ -449,6 +450,27 @@ def test_two_datasets_in_one_repository(built: Path, hub: LoopbackHub, tmp_path:
     for config, name in (("web", "x.lance"), ("code", "y.lance")):
         found = datasets.load_dataset(REPO, config, split="train", cache_dir=str(tmp_path))
         assert found.to_list() == rows_of(built / name)
+
+
+def test_a_dataset_in_an_object_store_is_pushed(
+    built: Path, hub: LoopbackHub, s3: S3, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["lance_prep.hub.push"], "CHUNK_BYTES", 10_000)  # several parts
+    secret = "loopback-secret-key"
+    given = {**s3.options, "aws_secret_access_key": secret}
+    uri, fields = "s3://bucket/x.lance", {"tokenizer": str(built / "tokenizer"), "block_size": 64}
+    lance_prep.build(built / "a.jsonl", output=uri, storage_options=given, **fields)  # type: ignore[arg-type]
+    options = [part for pair in given.items() for part in ("--storage-option", "=".join(pair))]
+    assert run(["push", uri, REPO, *options]) == 0
+    said = capsys.readouterr()
+    assert rows_of(f"{HF}/data/train.lance") == rows_of(built / "y.lance", 1)
+    check_whole(fetched(hub, tmp_path))
+    hub.log.clear()
+    assert run(["push", uri, REPO, *options]) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert not hub.requests(PUT)
+    assert secret not in said.out + said.err
+    assert not [name for name, data in hub.files(REPO).items() if secret.encode() in data]
 
 
 def test_something_else_is_refused(hub: LoopbackHub, tmp_path: Path, capsys: Any) -> None:

@@ -66,9 +66,10 @@ class _Shown:
         self._files = self._bytes = self._done = 0
 
     def planned(self, files: int, bytes: int) -> None:
-        self._started = time.monotonic()
-        self._files, self._bytes = files, bytes
-        self._screen.begin("push")
+        if not self._bytes:
+            self._started = time.monotonic()
+            self._screen.begin("push")
+        self._files, self._bytes = self._files + files, self._bytes + bytes
 
     def advanced(self, bytes: int) -> None:
         self._done += bytes

@@ -139,7 +139,9 @@ def _is_same(file: HubFile | UploadedFile, there: Any) -> bool:
     if there is None or there.size != file.size:
         return False
     if isinstance(file, UploadedFile):
-        return there.lfs is not None and bool(there.lfs.sha256 == file.sha256)
+        if there.lfs is not None or file.content is None:
+            return there.lfs is not None and bool(there.lfs.sha256 == file.sha256)
+        file = HubFile(file.path, file.content)
     return bool(there.lfs.sha256 == file.sha256() if there.lfs else there.blob_id == file.git_hash())
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lance_prep.errors import DamagedDataset, DatasetError, UsageError, reading_dataset
 from lance_prep.hub.upload import HubFile
+from lance_prep.hub_path import lance_place
 from lance_prep.store import (
     BUILDS_FOLDER,
     COMMITTED,
@@ -212,6 +213,42 @@ def _listed(files: Files, folder: str) -> list[str]:
         return files.list(folder)
     place = files.path(folder)
     return sorted(f"{folder}/{path.name}" for path in place.iterdir()) if place.is_dir() else []
+
+
+def is_here(pushed: PushedDataset) -> bool:
+    """Return whether a dataset is on this machine, and not in an object store."""
+    return is_local(pushed.opened.uri)
+
+
+def fetched_files(pushed: PushedDataset, folder: Path, most: int) -> Iterator[list[HubFile]]:
+    """Download the files of a dataset in an object store, a part at a time, into a folder.
+
+    Args:
+        folder: is emptied after each part.
+        most: bytes in a part; a larger file is one by itself.
+
+    Yields:
+        The files of a part, with their paths in the repository.
+    """
+    from lance.file import LanceFileSession
+
+    opened = pushed.opened
+    place, options = lance_place(opened.uri, opened.transport)
+    part: list[HubFile] = []
+    size = 0
+    for number, name in enumerate(needed_files(opened)):
+        local = folder / str(number)
+        with reading_dataset(opened.uri):
+            LanceFileSession(place, storage_options=options or {}).download_file(name, str(local))
+        part.append(HubFile(f"{pushed.path}/{name}", str(local)))
+        size += local.stat().st_size
+        if size >= most:
+            yield part
+            for file in part:
+                Path(str(file.content)).unlink()
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def hub_files(pushed: PushedDataset) -> list[HubFile]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 from lance_prep.errors import LancePrepError, UsageError
 from lance_prep.hub.card import CARD, Licensed, update_card
 from lance_prep.hub.commit import HubCommit, commit_files
-from lance_prep.hub.contents import Contents, PushedDataset, find_contents, hub_files
+from lance_prep.hub.contents import Contents, PushedDataset, fetched_files, find_contents, hub_files, is_here
 from lance_prep.hub.croissant import CROISSANT, croissant
 from lance_prep.hub.repo import HubRepo, asking, branch_head, check_tag, check_token, ensure_repo, set_tag, writing
-from lance_prep.hub.upload import HubFile, UploadProgress
+from lance_prep.hub.upload import CHUNK_BYTES, HubFile, UploadedFile, UploadProgress, upload_files
 from lance_prep.hub_path import hub_api
 from lance_prep.store import MANIFEST
 from lance_prep.transport import Transport
@@ -139,12 +140,16 @@ def push(
     place = HubRepo.parse(repo, options.revision)
     check_token()
     contents = find_contents(source, options.version, options.path_in_repo, Transport.of(options.storage_options))
-    files = [file for one in contents.datasets for file in hub_files(one)]
+    files: list[HubFile | UploadedFile] = []
+    files += [file for one in contents.datasets if is_here(one) for file in hub_files(one)]
     created = ensure_repo(place, private=options.private)
     head = branch_head(place)
     if options.tag is not None:
         _check_new_tag(place, options.tag, head)
     files += _descriptions(place, head, contents)
+    for one in contents.datasets:
+        if not is_here(one):
+            files += _upload_from_store(place, one, options.create_pr, progress)
     commit = commit_files(
         place,
         files,
@@ -159,6 +164,17 @@ def push(
         set_tag(place, options.tag, commit.commit)
     datasets = tuple(_info(place, one) for one in contents.datasets)
     return PushReport(place.name, place.branch, created, commit, options.tag, datasets, contents.notes)
+
+
+def _upload_from_store(
+    repo: HubRepo, one: PushedDataset, create_pr: bool, progress: UploadProgress | None
+) -> list[UploadedFile]:
+    """Upload a dataset in an object store, of which only a part is on this disk at a time."""
+    uploaded: list[UploadedFile] = []
+    with tempfile.TemporaryDirectory(prefix="lance-prep-push-") as folder:
+        for part in fetched_files(one, Path(folder), CHUNK_BYTES):
+            uploaded += upload_files(repo, part, progress=progress, create_pr=create_pr)
+    return uploaded
 
 
 def _check_new_tag(repo: HubRepo, tag: str, head: str) -> None:

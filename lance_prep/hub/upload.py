@@ -21,7 +21,7 @@ from lance_prep.hub_path import hub_api
 
 #: Files and bytes that are handed to huggingface_hub at a time. It hashes all of them before it sends the first.
 _CHUNK_FILES = 256
-_CHUNK_BYTES = 1 << 30
+CHUNK_BYTES = 1 << 30
 #: Files that are sent at a time.
 WORKERS = 8
 
@@ -208,7 +208,7 @@ def _chunks(files: Sequence[HubFile]) -> Iterator[list[HubFile]]:
     chunk: list[HubFile] = []
     size = 0
     for file in files:
-        if chunk and (len(chunk) == _CHUNK_FILES or size + file.size > _CHUNK_BYTES):
+        if chunk and (len(chunk) == _CHUNK_FILES or size + file.size > CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
         chunk.append(file)

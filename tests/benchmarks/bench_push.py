@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,8 @@ def send(way: str, source: str, repo: str) -> float:
 
     from lance_prep.hub import push
 
+    for name in ("jinja2", "yaml", "lance_prep.recipe"):
+        import_module(name)
     lance.dataset(source)
     started = time.perf_counter()
     if way == "upload_folder":
