@@ -11,10 +11,12 @@ place where SQL says "unknown", and under AND and OR alone that keeps the same r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,6 +25,12 @@ from lance_prep.errors import ColumnNotFound, UsageError
 _ADVICE = "filters take =, !=, <, <=, >, >=, IN, BETWEEN, LIKE, IS NULL, AND, OR, NOT over columns and literals"
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 _FLIPPED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+
+
+#: Below this share of rows, Lance's `take` asks for less than a scan. Of 28 MB in paragraphs, it asks for 3 MB to get
+#: 0.1 % of the rows from random places, 20 MB for 1 to 30 %, and 0.5 MB for 2,000 rows in one place.
+FEW = 0.1
+_PLACE = "\0place"
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,16 @@ class Where:
     columns: tuple[str, ...]
     tree: Leaf | Branch
     expression: pc.Expression
+
+
+def matching_places(batches: Iterable[pa.RecordBatch], expression: pc.Expression) -> npt.NDArray[np.int64]:
+    """Return which of the rows in consecutive batches pass a filter, numbered from 0."""
+    found, at = [np.empty(0, np.int64)], 0
+    for batch in batches:
+        table = pa.table(batch).append_column(_PLACE, pa.array(np.arange(at, at + len(batch))))
+        found.append(table.filter(expression)[_PLACE].to_numpy())
+        at += len(batch)
+    return np.concatenate(found)
 
 
 def compile_where(sql: str, schema: pa.Schema) -> Where:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -287,3 +288,162 @@ def uploaded(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two datasets with columns of many types; every row of `a` has one in `b`, by `n` modulo 50."""
+    home = tmp_path_factory.mktemp("joined")
+    n = 5000
+    columns = {
+        "text": [hashlib.sha256(str(i).encode()).hexdigest() for i in range(n)],
+        "n": pa.array(range(n), pa.uint64()),
+        "small": pa.array([i % 1000 for i in range(n)], pa.uint16()),
+        "f": [i / 3 if i % 100 else float("nan") for i in range(n)],
+        "s": [["a", "b", None][i % 3] for i in range(n)],
+        "flag": [i % 2 == 0 for i in range(n)],
+        "day": pa.array(range(n), pa.date32()),
+        "b": [bytes([i % 256]) for i in range(n)],
+        "list": [[i, i + 1] for i in range(n)],
+        "st": [{"x": i} for i in range(n)],
+    }
+    lance.write_dataset(pa.table(columns), home / "a.lance", max_rows_per_file=1000)
+    lance.dataset(home / "a.lance").delete("n >= 2000 and n < 2100")
+    lance.write_dataset(
+        pa.table({"n": pa.array(range(50), pa.int64()), "Name": [f"name {i}" for i in range(50)]}), home / "b.lance"
+    )
+    return home
+
+
+def test_a_join_equals_that_of_arrow(joined: Path, capsys: Any) -> None:
+    sql = (
+        'select "Name" as name, count(*) as rows, sum(a.n) as total from dataset a join b on a.n % 50 = b.n '
+        "where a.small < 100 group by all order by name"
+    )
+    found = records(capsys, joined / "a.lance", sql, "--with", f"b={joined / 'b.lance'}")
+    expected: dict[str, list[int]] = {}
+    for row in lance.dataset(joined / "a.lance").to_table().to_pylist():
+        if row["small"] < 100:
+            expected.setdefault(f"name {row['n'] % 50}", []).append(row["n"])
+    assert found == [{"name": k, "rows": len(v), "total": sum(v)} for k, v in sorted(expected.items())]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "n < 100",
+        "n in (3, 5, 2050)",
+        "small >= 990 and s = 'a'",
+        "n < 10 or s = 'b'",
+        "s is null",
+        "s is not null and not flag",
+        "f between 10 and 20",
+        "day < date '1970-02-01'",
+        "b = '\\x05'::blob",
+        "st.x < 10",
+        "text like 'a%'",
+        "n = 4999 and text = 'x'",
+        "list[1] = 7",
+        "n < 0",
+    ],
+)
+def test_a_filter_keeps_the_rows_that_duckdb_keeps_of_arrow(joined: Path, capsys: Any, where: str) -> None:
+    import duckdb
+
+    sql = f"select n, s, flag, st.x as x, list from dataset where {where} order by n"
+    with duckdb.connect() as connection:
+        connection.register("dataset", lance.dataset(joined / "a.lance").to_table())
+        expected = connection.sql(sql).to_arrow_table().to_pylist()
+        (count,) = connection.execute(f"select count(*) from dataset where {where}").fetchone() or ()
+    assert records(capsys, joined / "a.lance", sql, "--engine", "duckdb") == expected
+    assert len(expected) == count
+    counting = f"select count(*) as n from dataset where {where}"
+    assert records(capsys, joined / "a.lance", counting, "--engine", "duckdb") == [{"n": count}]
+
+
+def test_a_join_on_the_hub_reads_columns_and_rows_in_part(
+    hub: LoopbackHub, joined: Path, tmp_path: Path, capsys: Any
+) -> None:
+    texts = [hashlib.sha512(str(i).encode()).hexdigest() for i in range(20_000)]
+    lance.write_dataset(pa.table({"text": texts, "n": pa.array(range(20_000), pa.uint64())}), tmp_path / "x.lance")
+    hub.add_dataset("owner/name", uploaded(tmp_path / "x.lance"))
+    url = "hf://datasets/owner/name/data/train.lance"
+    whole = sum(file.stat().st_size for file in (tmp_path / "x.lance" / "data").iterdir())
+    more = ["--with", f"b={joined / 'b.lance'}"]
+    asked = []
+    for sql in (
+        "select max(text) as text from dataset a join b using (n)",
+        "select count(*) as n from dataset a join b using (n)",
+        "select count(*) as n from dataset",
+        "select text from dataset where n = 77",
+    ):
+        hub.log.clear()
+        assert records(capsys, url, sql, *more)
+        asked.append(hub.bytes_sent("/data/") / whole)
+    assert asked[0] > 0.8
+    assert asked[1] < 0.3
+    assert asked[2] < 0.1
+    assert asked[3] < 0.5
+
+
+def test_a_join_can_touch_nothing_but_the_datasets(
+    joined: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = digest(joined)
+    secret = pa.table({"a": [1]})
+    assert len(secret) == 1
+    more = ["--with", f"b={joined / 'b.lance'}"]
+    hostile = [*HOSTILE, "select * from secret", "attach '/tmp/x.db'", "install httpfs", "pragma database_list"]
+    hostile += ["select * from read_text('/etc/passwd')", "select * from glob('/*')", "select * from query('select 1')"]
+    hostile += ["from dataset", "select * from __lance_b", "select * from main.b", "select * from duckdb_settings()"]
+    for statement in hostile:
+        refusal(capsys, str(joined / "a.lance"), statement.format(tmp=tmp_path), *more)
+    assert digest(joined) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_duckdb_itself_is_locked(joined: Path) -> None:
+    """What the check of the text would let through, duckdb refuses."""
+    from lance_prep.dataset.joins import run_join
+
+    datasets = {"dataset": ("a.lance", lance.dataset(joined / "a.lance"))}
+    for sql in (
+        "select * from read_csv('/etc/passwd')",
+        "copy (select 1) to '/tmp/never.csv'",
+        "set enable_external_access = true",
+        "select * from datasets",
+        "install httpfs",
+        "load httpfs",
+        "attach '/tmp/never.db'",
+    ):
+        with pytest.raises(UsageError):
+            run_join(sql, datasets)
+    assert not Path("/tmp/never.csv").exists()
+
+
+def test_joins_that_are_wrong_are_explained(joined: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = str(joined / "a.lance"), f"b={joined / 'b.lance'}"
+    assert "unknown table 'b'" in refusal(capsys, a, "select * from dataset join b using (n)")
+    assert "use FROM dataset" in refusal(capsys, a, "select * from c", "--with", b)
+    said = refusal(capsys, a, "select nosuch from dataset join b using (n)", "--with", b)
+    assert '"nosuch" not found' in said
+    assert "b: n (int64), Name (string)" in said
+    assert "cannot join" in refusal(capsys, a, "select 1 from dataset", "--with", b, "--engine", "datafusion")
+    assert "invalid table name 'b c'" in refusal(capsys, a, "select 1 from dataset", "--with", b.replace("b=", "b c="))
+    assert "two datasets are named 'dataset'" in refusal(capsys, a, "select 1 from dataset", "--with", f"Dataset={a}")
+    assert "same name" in refusal_of_usage(capsys, a, "select 1 from dataset", "--with", b, "--with", b)
+    assert "there is no dataset" in refusal(capsys, a, "select 1 from dataset", "--with", "b=nosuch.lance")
+    assert "could not convert" in refusal(capsys, a, "select cast(text as int) from dataset", "--with", b).lower()
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    assert "pip install 'lance-prep[sql]'" in refusal(capsys, a, "select 1 from dataset", "--with", b)
+
+
+def test_a_damaged_dataset_in_a_join_is_named(joined: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(joined / "b.lance", tmp_path / "b.lance")
+    for path in (tmp_path / "b.lance" / "data").iterdir():
+        path.write_bytes(b"x" * path.stat().st_size)
+    more = ["--with", f"b={tmp_path / 'b.lance'}"]
+    said = refusal(capsys, str(joined / "a.lance"), "select * from dataset join b using (n)", *more)
+    assert f"{tmp_path / 'b.lance'} cannot be read" in said
+    assert "verify" in said

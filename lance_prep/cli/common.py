@@ -25,6 +25,7 @@ _PARAMETERS = (
     "append",
     "by",
     "create_pr",
+    "engine",
     "force",
     "format",
     "mask_boundaries",
@@ -37,6 +38,7 @@ _PARAMETERS = (
     "skip_special_tokens",
     "splits",
     "storage_options",
+    "tables",
     "tag",
     "source_storage_options",
     "version",
@@ -99,7 +101,8 @@ def dataset_argument(function: Any) -> Any:
 
     @wraps(function)
     def checked(*args: Any, uri: str, storage_options: dict[str, str] | None, **options: Any) -> Any:
-        if storage_options and "://" not in uri and not options.get("against_source"):
+        places = [uri, *(options.get("tables") or {}).values()]
+        if storage_options and not any("://" in place for place in places) and not options.get("against_source"):
             raise click.UsageError(f"--storage-option has no effect: {uri} is not in an object store; remove it")
         return function(*args, uri=uri, storage_options=storage_options, **options)
 
@@ -143,7 +146,7 @@ def as_options(message: str, keep: Container[str] = ()) -> str:
         named = not match.start() and re.match(r":| '| has no effect", message[match.end() :])
         if name is None or name in keep or (not match["marked"] and value is None and "_" not in name and not named):
             return match[0]
-        flag = "-o" if name == "output" else "--" + name.replace("_", "-")
+        flag = {"output": "-o", "tables": "--with"}.get(name, "--" + name.replace("_", "-"))
         flag = flag.removesuffix("s") if name.endswith("storage_options") else flag
         if value == "=False":
             return f"--no-{flag[2:]}"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from lance_prep.cli.common import columns, command, dataset_options, json_option, printable, printable_json
+from lance_prep.cli.common import columns, command, dataset_options, json_option, pairs, printable, printable_json
 from lance_prep.errors import OutputExists, UsageError, counted
 
 if TYPE_CHECKING:
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 LIMIT, WIDTH = 100, 60
 #: Rows beyond the limit that are counted exactly.
 COUNTED = 1_000_000
+
+
+def _tables(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str] | None:
+    """Return the datasets of --with by their names."""
+    found = pairs(ctx, param, value)
+    if found is not None and len(found) < len(value):
+        raise click.BadParameter("two datasets have the same name")
+    return found
 
 
 def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -38,10 +46,13 @@ def _limit(ctx: click.Context, param: click.Parameter, value: str | None) -> int
 
 @command(
     'sql sample.lance "select count(*) as n, sum(num_tokens) as tokens from dataset"',
+    'sql sample.lance "select count(*) as same from dataset join b using (doc_id)" --with b=sample.lance',
     'sql sample.lance "select doc_id, num_tokens from dataset order by num_tokens desc limit 10" -o longest.parquet',
     about="""QUERY is one SELECT or WITH query, in the SQL of DataFusion. The dataset is the table `dataset`.
-It may be any Lance dataset. Nothing is written except the file that -o names. Put names with capitals or spaces in
-double quotes.
+It may be any Lance dataset: local, s3:// or hf://. Nothing is written except the file that -o names. Put names with
+capitals or spaces in double quotes.
+
+With --with, the query may join several datasets. duckdb runs it then, in its own SQL: pip install 'lance-prep[sql]'.
 
 Binary values are printed in hexadecimal. NaN and infinity are text in JSON. Lists are JSON in CSV.""",
 )
@@ -50,6 +61,15 @@ Binary values are printed in hexadecimal. NaN and infinity are text in JSON. Lis
 @click.option(
     "--limit", metavar="N|all", callback=_limit, help=f"Rows to print or write.  [default: {LIMIT} in a table, or all]"
 )
+@click.option(
+    "--with",
+    "tables",
+    metavar="NAME=DATASET",
+    multiple=True,
+    callback=_tables,
+    help="A dataset to join; may be repeated.",
+)
+@click.option("--engine", type=click.Choice(["datafusion", "duckdb"]), help="[default: datafusion; duckdb with --with]")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a header line.")
 @click.option("-o", "--output", metavar="FILE", help="Write a new file: .parquet, .csv or .json, by its extension.")
 @json_option
@@ -59,6 +79,8 @@ def sql(
     storage_options: dict[str, str] | None,
     query: str,
     limit: int | None,
+    tables: dict[str, str] | None,
+    engine: str | None,
     as_csv: bool,
     output: str | None,
     as_json: bool,
@@ -68,7 +90,7 @@ def sql(
     target = _new_file(output, uri) if output is not None else None
     from lance_prep import dataset
 
-    reader = dataset.query(uri, query, version, storage_options)
+    reader = dataset.query(uri, query, version, storage_options, tables=tables, engine=engine)
     is_table = not (as_csv or as_json or target)
     if is_table:
         _print_table(reader, LIMIT if limit is None else limit)

@@ -1,10 +1,13 @@
-"""SQL over a dataset: checks that a text is one query and nothing else, then runs it with Lance's DataFusion."""
+"""SQL over datasets: checks that a text is one query and nothing else, then runs it.
+
+Lance's own DataFusion runs a query on one dataset, and duckdb (`dataset/joins.py`) one on several.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from lance_prep.transport import Transport, absolute_uri
 
 #: The name of the dataset in a query.
 TABLE = "dataset"
+#: engine -> dialects of sqlglot. Two know between them what DataFusion does, such as EXCLUDE and x'00'.
+DIALECTS = {"datafusion": ("duckdb", "postgres"), "duckdb": ("duckdb",)}
 #: Functions that a query may read from, beside `unnest`. They read no file.
 _SERIES = ("GenerateSeries", "ExplodingGenerateSeries")
 #: DataFusion overflows the stack on an expression of 6,000 terms.
@@ -32,28 +37,46 @@ def query(
     sql: str,
     version: int | str | None = None,
     storage_options: Mapping[str, str] | None = None,
+    *,
+    tables: Mapping[str, str | Path] | None = None,
+    engine: str | None = None,
 ) -> pa.RecordBatchReader:
-    """Run a query on a dataset, whichever program built it.
+    """Run a query on a dataset, whichever program built it, or on several.
 
     Lance reads only the columns that the query uses, and skips data that its WHERE rules out. Rows arrive as they are
     read, so errors in the data, such as a failed cast, are raised by the reader.
 
     Args:
         path: of the dataset, or its URI.
-        sql: one SELECT or WITH query, in the dialect of DataFusion. The dataset is the table `dataset`.
-        version: number or tag; the latest by default.
+        sql: one SELECT or WITH query, in the dialect of the engine. The dataset is the table `dataset`.
+        version: number or tag of `path`; the latest by default.
         storage_options: for an object store.
+        tables: more datasets, by their names in the query, at their latest versions.
+        engine: "datafusion", or "duckdb", which can join. By default duckdb if there are `tables`.
 
     Raises:
-        UsageError: the text is not one query, or DataFusion refuses it: unknown column, function or table.
+        UsageError: the text is not one query, or the engine refuses it: unknown column, function or table.
         DatasetError: there is no dataset, it has no such version, or it is damaged (`DamagedDataset`).
     """
-    check_query(sql)
+    tables = _named(tables or {})
+    engine = engine or ("duckdb" if tables else "datafusion")
+    if engine not in DIALECTS or (tables and engine != "duckdb"):
+        said = f"engine {engine!r}" + (" cannot join datasets" if engine in DIALECTS else " is unknown")
+        raise UsageError(said, "use engine='duckdb'" + ("" if tables else " or engine='datafusion'"))
+    check_query(sql, tables, DIALECTS[engine])
     transport = Transport.of(storage_options)
-    uri = pinned_uri(absolute_uri(path), transport)
-    dataset = open_any(uri, version, transport)
-    with reading_dataset(uri), _explaining(dataset.schema):
-        reader = dataset.sql(sql).build().to_stream_reader()
+    opened = {}
+    for name, place in {TABLE: path, **tables}.items():
+        uri = pinned_uri(absolute_uri(place), transport)
+        opened[name] = uri, open_any(uri, version if name == TABLE else None, transport)
+    uri, dataset = opened[TABLE]
+    if engine == "duckdb":
+        from lance_prep.dataset.joins import run_join
+
+        reader = run_join(sql, opened)
+    else:
+        with reading_dataset(uri), _explaining(dataset.schema):
+            reader = dataset.sql(sql).build().to_stream_reader()
     names = reader.schema.names
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"the result has two columns named {twice[0]!r}", "name one of them with AS")
@@ -61,8 +84,30 @@ def query(
     return pa.RecordBatchReader.from_batches(schema, _batches(reader, schema, uri, dataset.schema))
 
 
+def _named(tables: Mapping[str, str | Path]) -> dict[str, str | Path]:
+    """Return datasets by their names, in lower case as SQL reads them.
+
+    Raises:
+        UsageError: a name is invalid, or there twice.
+    """
+    found: dict[str, str | Path] = {}
+    for name, place in tables.items():
+        lower = name.lower()
+        if not re.fullmatch("[a-z_][a-z0-9_]{0,59}", lower) or lower.startswith("__"):
+            raise UsageError(f"invalid table name {name!r}", "use letters, digits and _, such as b=other.lance")
+        if lower == TABLE or lower in found:
+            raise UsageError(f"two datasets are named {lower!r}", "give each a name of its own")
+        found[lower] = place
+    return found
+
+
 def _stored(kind: pa.DataType) -> pa.DataType:
-    """Return a type that files can hold: DataFusion's text functions return views."""
+    """Return a type that files can hold and readers know.
+
+    DataFusion's text functions return views, and duckdb's sums 128-bit integers.
+    """
+    if pa.types.is_decimal(kind) and (kind.precision, kind.scale) == (38, 0):
+        return pa.int64()
     if pa.types.is_string_view(kind):
         return pa.string()
     return pa.binary() if pa.types.is_binary_view(kind) else kind
@@ -74,8 +119,8 @@ def _batches(reader: Any, schema: pa.Schema, uri: str, columns: pa.Schema) -> It
             yield batch.cast(schema)
 
 
-def check_query(sql: str) -> None:
-    """Refuse everything but one SELECT or WITH query on the table `dataset`.
+def check_query(sql: str, tables: Container[str] = (), dialects: Sequence[str] = DIALECTS["datafusion"]) -> None:
+    """Refuse everything but one SELECT or WITH query on the table `dataset` and `tables`.
 
     DataFusion runs CREATE EXTERNAL TABLE, which reads any file, and COPY, which writes files. The text must also start
     with the keyword itself: a comment that two parsers read differently could hide another statement behind it.
@@ -89,7 +134,7 @@ def check_query(sql: str) -> None:
         first = sql.split(None, 1)[0] if sql.strip() else ""
         said = f"the query starts with {first[:40]!r}; only SELECT and WITH are run" if first else "the query is empty"
         raise UsageError(said, _ADVICE)
-    statements = [statement for statement in _parsed(sql) if statement is not None]
+    statements = [statement for statement in _parsed(sql, dialects) if statement is not None]
     if len(statements) != 1:
         raise UsageError(f"the text holds {len(statements)} statements, and only one query is run", _ADVICE)
     tree = statements[0]
@@ -103,10 +148,10 @@ def check_query(sql: str) -> None:
             raise UsageError(f"the query holds {node.key.upper()}, and only queries are run", _ADVICE)
     if not isinstance(tree, exp.Query):
         raise UsageError(f"the text is a {tree.key.upper()} statement, and only queries are run", _ADVICE)
-    _check_tables(tree)
+    _check_tables(tree, tables)
 
 
-def _check_tables(tree: Any) -> None:
+def _check_tables(tree: Any, tables: Container[str]) -> None:
     from sqlglot import exp
 
     known = {TABLE, *(cte.alias.lower() for cte in tree.find_all(exp.CTE))}
@@ -115,17 +160,16 @@ def _check_tables(tree: Any) -> None:
             if type(table.this).__name__ not in _SERIES:
                 name = table.sql()[:60]
                 raise UsageError(f"the query reads from {name}, which is not a table", f"use FROM {TABLE}")
-        elif table.db or table.name.lower() not in known:
+        elif table.db or (table.name.lower() not in known and table.name.lower() not in tables):
             name = ".".join(part.name for part in table.parts)[:60]
-            raise UsageError(f"unknown table {name!r}", f"use FROM {TABLE}: the dataset is the only table")
+            raise UsageError(f"unknown table {name!r}", f"use FROM {TABLE}, or name the dataset with `tables`")
 
 
-def _parsed(sql: str) -> list[Any]:
-    """Parse with two dialects: between them they know what DataFusion does, such as EXCLUDE and x'00'."""
+def _parsed(sql: str, dialects: Sequence[str]) -> list[Any]:
     import sqlglot
 
     failed: Any = None
-    for dialect in ("duckdb", "postgres"):
+    for dialect in dialects:
         try:
             return list(sqlglot.parse(sql, dialect=dialect))
         except sqlglot.errors.SqlglotError as error:

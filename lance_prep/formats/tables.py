@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from lance_prep.errors import SourceChanged, SourceNotFound, translate
 from lance_prep.fetch import Prefetch, RangeFile, open_ranges, split_range
+from lance_prep.filter import FEW, matching_places
 from lance_prep.formats.base import (
     CHUNK_ROWS,
     Chunk,
@@ -29,10 +30,6 @@ from lance_prep.recipe import Recipe
 from lance_prep.transport import Transport, is_local
 
 _ARROW_PIECE_BYTES = 4 << 20
-_PLACE = "\0place"
-#: Below this share of rows, `take` asks for less than a scan. Of 28 MB in paragraphs, it asks for 3 MB to get 0.1 % of
-#: the rows from random places, 20 MB for 1 to 30 %, and 0.5 MB for 2,000 rows in one place.
-_FEW = 0.1
 # Of a Lance dataset whose size is unknown.
 _PIECE_ROWS = 1_000_000
 
@@ -140,13 +137,8 @@ def _matching(dataset: Any, job: PartJob) -> npt.NDArray[np.int64] | None:
     names = list(job.where.columns)
     if any(dataset.schema.field(name).type != job.read_schema.field(name).type for name in names):
         return None
-    found, at = [], job.part.start
-    for batch in _scan(dataset, names, job.part):
-        table = pa.table([*batch.columns, np.arange(at, at + len(batch))], names=[*names, _PLACE])
-        found.append(table.filter(job.where.expression)[_PLACE].to_numpy())
-        at += len(batch)
-    places = np.concatenate(found) if found else np.empty(0, np.int64)
-    return places if len(places) < _FEW * (job.part.stop - job.part.start) else None
+    places = job.part.start + matching_places(_scan(dataset, names, job.part), job.where.expression)
+    return places if len(places) < FEW * (job.part.stop - job.part.start) else None
 
 
 def pin_lance(url: str, transport: Transport) -> SourceFile:
