@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ROW_BITS = 40
 #: Fields of a recipe that may name local files.
 PATH_FIELDS = ("source", "tokenizer", "chat_template", "decontaminate")
+#: The name of a tokenizer that nobody named: that of ids which came without one.
+NO_TOKENIZER = "ids:no-tokenizer"
 #: Begins the name of a tokenizer that is a Python function (see `tokenizer.function`).
 FUNCTION_PREFIX = "python:"
 
@@ -37,6 +39,25 @@ _TOKENIZER = (
     "special_tokens",
     "add_special_tokens",
     "eos_token",
+)
+#: What a source of ids, which has no text, leaves without effect.
+_OF_TEXT = (
+    *_TEXT,
+    "messages",
+    "text_unit",
+    "delimiter",
+    "tokenizer_backend",
+    "special_tokens",
+    "add_special_tokens",
+    "dedup",
+    "min_chars",
+    "max_chars",
+    "language",
+    "language_column",
+    "decontaminate",
+    "val_fraction",
+    "val_tokens",
+    "side",
 )
 
 
@@ -74,6 +95,8 @@ class Layout:
         if self.packed:
             return {"keep_columns": "a block holds several documents, and a column has one value for each"}
         unread = dict.fromkeys(("block_size", "packing"), "only blocks have a size")
+        if self.splits or not self.tokens:
+            unread["ids_column"] = f"a document of ids is whole, and a row is {self.row}"
         if self.splits:
             unread |= dict.fromkeys(_CHAT, f"a conversation is whole, and a row is {self.row}")
         if not self.tokens:
@@ -125,6 +148,10 @@ def unread_options(options: Mapping[str, Any]) -> dict[str, str]:
     """
     layout = LAYOUTS[options["layout"]]
     unread = {name: f"layout={layout.name!r}: {why}" for name, why in layout.unread.items()}
+    if options.get("ids_column") is None:
+        unread |= dict.fromkeys(("ids_dtype", "document_end"), "ids_column=None: the source holds text, not ids")
+    else:
+        unread |= dict.fromkeys(_OF_TEXT, "ids_column: the source holds ids, not text")
     if options["dedup"] == "none":
         unread["dedup_unit"] = "dedup='none': nothing is compared"
     if options["dedup"] != "minhash":

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": BUILD,
     "dataset": {"store"},
     "collection": BUILD - {"fetch", "formats"} | {"dataset"},
-    "exchange": {"store", "tokenizer"},
+    "exchange": {"formats", "plan", "engine", "store", "tokenizer"},
     "spark": {"formats", "plan", "text", "tokenizer", "store", "engine", "hub"},
     "hub": {"fetch", "store"},
     "report": {"store", "dataset", "tokenizer"},

@@ -44,11 +44,13 @@ if TYPE_CHECKING:
     from lance_prep.model import Plan
     from lance_prep.store import Receipt
 
+_EXTENSIONS = " ".join(extension for each in registered() if not each.named_only for extension in each.extensions)
+
 ABOUT = f"""SOURCE is a built-in recipe ({", ".join(builtin_recipes())}), a recipe .yaml, a Hub id owner/name, an hf://,
 s3:// or https:// URL, or local files, folders and globs. Several files, folders and globs are read in order, as one
 source.
 
-Formats: {" ".join(extension for each in registered() for extension in each.extensions)}. JSON, CSV and text may be
+Formats: {_EXTENSIONS}. JSON, CSV and text may be
 compressed ({" ".join(COMPRESSIONS)}).
 
 SOURCE can also be a collection: a built-in one ({", ".join(builtin_collections())}), a .yaml with categories, or what
@@ -254,7 +256,7 @@ def build(
             raise preview.error
         return
     with screen() as shown:
-        report = run_build(recipe, replace(options, progress=_Shown(shown)), uri=options.uri(source))
+        report = run_build(recipe, replace(options, progress=Shown(shown)), uri=options.uri(source))
     if as_json:
         print_json(report.as_json())
     else:
@@ -293,7 +295,7 @@ def _build_many(
     act(source[0], options, overrides, recursive=recursive, as_json=as_json)
 
 
-class _Shown:
+class Shown:
     """Counts what a build has done, and shows how fast. Workers call it from their own threads."""
 
     def __init__(self, screen: Screen) -> None:

@@ -24,8 +24,11 @@ _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061
 _PARAMETERS = (
     "append",
     "by",
+    "column",
     "create_pr",
+    "dtype",
     "engine",
+    "eos_id",
     "force",
     "format",
     "mask_boundaries",

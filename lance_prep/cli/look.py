@@ -118,6 +118,8 @@ def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
         size = f"{tokenizer.vocab_size:,} ids"
         if tokenizer.is_function:
             size = f"a Python function, ids below {tokenizer.vocab_size:,}"
+        elif not tokenizer.decodes:
+            size = f"the ids came without one, below {tokenizer.vocab_size:,}"
         rows.append(("tokenizer", f"{tokenizer.name}{commit}: {size}, {ids}, {digest}"))
         if tokenizer.chat is not None:
             rows.append(("chat template", f"{tokenizer.chat.origin}, sha256 {tokenizer.chat.template[:16]}"))

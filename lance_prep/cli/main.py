@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import os
 import sys
 from contextlib import suppress
@@ -30,8 +31,9 @@ COMMANDS = {
     "prune": ("maintain", "Remove old versions and the data files that only they use."),
     "index": ("index", "Index JSONL files in place, for random access to their records."),
     "verify": ("maintain", "Check a dataset's integrity: files, hashes, ledger, ids, lengths and counts."),
+    "export": ("exchange", "Write a dataset or a collection as files that other programs read."),
+    "import": ("ids", "Make a dataset of token ids that another program wrote."),
     "pull": ("pull", "Copy a dataset or a collection from the Hugging Face Hub."),
-    "export": ("exchange", "Write a dataset or a collection as Parquet or JSONL files."),
     "push": ("hub", "Upload a dataset or a collection to the Hugging Face Hub, in one commit."),
     "report": ("report", "Write a page about a dataset: one HTML file to look at and to send."),
     "completion": ("environment", "Print the script that completes commands in bash, zsh or fish."),
@@ -57,7 +59,8 @@ class _LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, help = COMMANDS[cmd_name]
-        command: click.Command = copy(getattr(import_module(f"lance_prep.cli.{module}"), cmd_name))
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = copy(getattr(import_module(f"lance_prep.cli.{module}"), name))
         command.help = f"{help}\n\n{command.help}"
         return command
 

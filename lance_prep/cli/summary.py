@@ -68,6 +68,10 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("template", repr(given["template"])))
     elif "text_column" in given:
         rows.append(("text", f"column {given['text_column']!r}"))
+    if "ids_column" in given:
+        kind = f" of {given['ids_dtype']}" if "ids_dtype" in given else ""
+        end = f", {given['document_end']} ends a document" if "document_end" in given else ""
+        rows.append(("ids", f"column {given['ids_column']!r}{kind}{end}"))
     if "text_unit" in given:
         rows.append(("text unit", f"a row is a {given['text_unit']}"))
     if "delimiter" in given:
@@ -83,7 +87,7 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     function = str(given.get("tokenizer")).startswith(FUNCTION_PREFIX)
     if "messages" in given:
         rows.append(("special tokens", "the chat template's; those written in a message are plain text"))
-    elif "special_tokens" in given and layout.tokens and not function:
+    elif "special_tokens" in given and layout.tokens and not function and "ids_column" not in given:
         rules = {"text": "are plain text", "parse": "are parsed", "error": "are an error"}
         written = rules.get(given["special_tokens"], f"follow {given['special_tokens']!r}")
         added = "the tokenizer's are added" if given.get("add_special_tokens") else "none are added"

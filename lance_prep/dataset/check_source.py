@@ -40,6 +40,7 @@ from lance_prep.tokenizer import (
     Encoder,
     FunctionEncoder,
     FunctionSpec,
+    IdsEncoder,
     ReferenceEncoder,
     TextFunction,
     TokenizerSpec,
@@ -236,7 +237,7 @@ class _Rebuild:
         source = read_shard(self.plan, self.planned, tally, options, render=render)
         with closing(source):  # type: ignore[type-var]
             yield from lay_out(source, job)
-        if self.encoder is not None:
+        if self.encoder is not None and self.plan.recipe.ids_column is None:
             by = "the function" if isinstance(self.spec, FunctionSpec) else "tokenizers"
             self.found.count(f"texts encoded with {by}", self.encoder.rows_checked)
             self.encoder.rows_checked = 0
@@ -273,7 +274,7 @@ def _spec(opened: DatasetVersion, check: SourceCheck) -> TokenizerSpec | None:
         fields = {name: value for name, value in asdict(stated).items() if name not in ("backends", "chat")}
         chat = opened.chat_file()
         return TokenizerSpec(
-            **fields, file=opened.tokenizer_file(), chat=ChatTemplate.from_file(chat) if chat is not None else None
+            **fields, file=opened.tokenizer_record(), chat=ChatTemplate.from_file(chat) if chat is not None else None
         )
     if check.tokenizer is None:
         how = "verify(uri, against=lance_prep.dataset.SourceCheck(tokenizer=function))"
@@ -288,6 +289,9 @@ def _spec(opened: DatasetVersion, check: SourceCheck) -> TokenizerSpec | None:
 
 def _encoder(spec: TokenizerSpec, recipe: Recipe, share: float, seed: int) -> SampledEncoder:
     rng = np.random.default_rng(seed)
+    if recipe.ids_column is not None:
+        ids = IdsEncoder(spec, recipe)
+        return SampledEncoder(ids, ids, 1.0, rng)
     if isinstance(spec, FunctionSpec):
         function = FunctionEncoder(spec)
         return SampledEncoder(function, function, 1.0, rng)

@@ -38,7 +38,7 @@ class ShownRow:
         row: its number in the dataset.
         num_tokens: real tokens; None for `raw`.
         documents: the documents in the row, in order; empty for `raw`.
-        text: decoded, special tokens included; None for `raw`, and for tokens of a Python function.
+        text: decoded, special tokens included; None for `raw`, and for ids without a `tokenizer.json`.
         ids: token ids, without padding; empty for `raw`.
         columns: kept columns; for `raw`, all.
         learned: in a conversation, the tokens that are learned, as spans of `ids`; else None.
@@ -73,7 +73,7 @@ def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
         return [ShownRow(i, None, (), None, [], record) for i, record in zip(wanted, records, strict=True)]
     stated = opened.metadata.tokenizer
     chat = stated is not None and stated.chat is not None
-    tokenizer = None if stated is None or stated.is_function else load_reference(opened.tokenizer_file())
+    tokenizer = None if stated is None or not stated.decodes else load_reference(opened.tokenizer_file())
     shown = []
     for i, record in zip(wanted, records, strict=True):
         ids, n = record.pop("input_ids"), record.pop("num_tokens")
@@ -126,6 +126,8 @@ def pinned_recipe(opened: DatasetVersion) -> dict[str, Any]:
             fields["revision"] = source.commit
     if tokenizer is not None and tokenizer.commit is not None:
         fields["tokenizer_revision"] = tokenizer.commit
+    elif tokenizer is not None and not tokenizer.decodes:
+        pass
     elif tokenizer is not None and ":" not in tokenizer.name and not Path(str(fields["tokenizer"])).exists():
         fields.update(_own_tokenizer(opened, tokenizer))
     return fields

@@ -193,7 +193,7 @@ def _metadata(job: BuildJob, builds: tuple[BuildRecord, ...], receipts: tuple[Re
     return Metadata(
         recipe=recorded,
         source=source,
-        tokenizer=_tokenizer(spec, recorded["tokenizer"], receipts) if spec else None,
+        tokenizer=_tokenizer(spec, recorded["tokenizer"] or spec.name, receipts) if spec else None,
         layout=recipe.layout,
         block_size=recipe.block_size if LAYOUTS[recipe.layout].packed else None,
         dtype=spec.dtype.name if spec else None,  # type: ignore[arg-type]

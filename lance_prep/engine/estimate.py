@@ -28,6 +28,7 @@ from lance_prep.tokenizer import (
     Encoder,
     FunctionEncoder,
     FunctionSpec,
+    IdsEncoder,
     ReferenceEncoder,
     TokenizerSpec,
     make_encoder,
@@ -163,6 +164,8 @@ def _encoder(plan: Plan, spec: TokenizerSpec | None) -> Encoder | None:
         return None
     if isinstance(spec, FunctionSpec):
         return FunctionEncoder(spec)
+    if plan.recipe.ids_column is not None:
+        return IdsEncoder(spec, plan.recipe)
     encoder = make_encoder(spec, plan.recipe, ReferenceEncoder(spec, plan.recipe), parallel=False)
     return ChatEncoder(encoder, ChatTables(spec)) if spec.chat is not None else encoder
 

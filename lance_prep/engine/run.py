@@ -49,6 +49,7 @@ from lance_prep.tokenizer import (
     TokenizerSpec,
     check_function,
     function_spec,
+    ids_spec,
     load_tokenizer,
 )
 from lance_prep.transport import Transport, absolute_uri
@@ -373,7 +374,7 @@ def load_spec(recipe: Recipe) -> TokenizerSpec | None:
     """
     if not LAYOUTS[recipe.layout].tokens:
         return None
-    spec = load_tokenizer(recipe)
+    spec = load_tokenizer(recipe) if recipe.tokenizer is not None else ids_spec(recipe)
     check_tokenizer(spec, recipe)
     if recipe.tokenizer_backend == "gigatoken" and not spec.is_template and recipe.adds_special_tokens:
         raise TokenizerError(

@@ -27,6 +27,7 @@ from lance_prep.tokenizer import (
     ExactEncoder,
     FunctionEncoder,
     FunctionSpec,
+    IdsEncoder,
     ReferenceEncoder,
     SpecialTokenGuard,
     TokenizerSpec,
@@ -160,6 +161,9 @@ class Encoders:
             return
         if isinstance(task.spec, FunctionSpec):
             yield Lent(FunctionEncoder(task.spec), None, None)
+            return
+        if task.plan.recipe.ids_column is not None:
+            yield Lent(IdsEncoder(task.spec, task.plan.recipe), None, None)
             return
         recipe = task.plan.recipe
         with self._lock:

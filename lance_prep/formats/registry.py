@@ -38,6 +38,7 @@ class Registered:
         is_file: it is read from a plain file, so size and time (or ETag) tell whether that has changed. Other sources
             are pinned by a version or a commit, and their size may be unknown.
         options: fields of a recipe that only this format reads.
+        named_only: its files are read only if a source names them. In a folder they are not taken for data.
         called: its files, for messages.
     """
 
@@ -49,6 +50,7 @@ class Registered:
     is_file: bool = True
     options: tuple[str, ...] = ()
     called: str = ""
+    named_only: bool = False
 
 
 _FORMATS = {
@@ -73,6 +75,16 @@ _FORMATS = {
             options=("text_unit",),
             called="text files (.txt, .md)",
         ),
+        Registered(
+            "ids",
+            "lance_prep.formats.ids:FlatIds",
+            (".bin",),
+            family="ids",
+            options=("ids_dtype",),
+            called="files of token ids (.bin, .idx)",
+            named_only=True,
+        ),
+        Registered("megatron", "lance_prep.formats.ids:MegatronPair", (".idx",), family="ids", named_only=True),
         Registered("arrow", "lance_prep.formats.tables:ArrowFile", (".arrow",)),
         Registered("lance", "lance_prep.formats.tables:LanceTable", (".lance",), is_file=False),
         Registered("streaming", "lance_prep.formats.generated:HubStream", is_file=False),
@@ -182,7 +194,8 @@ def is_data(path: str) -> bool:
         return False
     if name.startswith(_NOT_DATA_STEMS) or name.endswith(_NOT_DATA_ENDINGS):
         return False
-    return format_of(name) is not None
+    known = format_of(name)
+    return known is not None and not _FORMATS[known[0]].named_only
 
 
 def check_one_family(names: Iterable[str], where: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from lance_prep.arrow_text import drop_blank, without_nulls
 from lance_prep.errors import TokenizerError
 from lance_prep.keyed import Indices, key, permutation
 from lance_prep.layouts import LAYOUTS, ROW_BITS
@@ -156,6 +157,14 @@ class LayoutJob:
         order = order[: self.limit.rows]
         self.limit = self.limit.after(rows=len(order))
         return order
+
+    def filled(self, batch: SourceBatch) -> tuple[pa.Array, Indices]:
+        """Return the texts of a batch that are not blank, or the lists of ids that are not empty, and their rows."""
+        column = batch.columns.column(0)
+        if self.recipe.ids_column is None:
+            return drop_blank(without_nulls(column))
+        kept = np.flatnonzero(np.diff(column.offsets.to_numpy()))
+        return (column if len(kept) == len(column) else column.take(pa.array(kept))), kept
 
     def encode(self, texts: pa.LargeStringArray) -> TokenLists:
         """Return the plain ids of texts, under the recipe's rule for special tokens written in them."""

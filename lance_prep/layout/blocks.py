@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from lance_prep.arrow_text import drop_blank, without_nulls
-from lance_prep.errors import TokenizerError
+from lance_prep.errors import TokenizerError, UsageError
 from lance_prep.keyed import Indices
 from lance_prep.layout.base import LayoutJob, RowMaker, encode_together
-from lance_prep.layout.packing import BestFitPacker, Blocks, ConcatPacker, Packer
+from lance_prep.layout.packing import BestFitPacker, Blocks, ConcatPacker, Packer, whole_rows
 from lance_prep.loss_mask import mask_to_runs
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
@@ -30,9 +29,12 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
         TokenizerError: the tokenizer has no known end-of-text token.
     """
     assert job.spec is not None
+    if job.recipe.packing == "rows":
+        yield from _rows_as_blocks(batches, job)
+        return
     packer, counts = _make_packer(job), _BlockCounts(job)
     prefix, suffix = document_affixes(job.spec, job.recipe)
-    for (batch, kept), plain in encode_together(job, _documents(batches)):
+    for (batch, kept), plain in encode_together(job, _documents(batches, job)):
         tokens = plain.wrapped(prefix, suffix)
         docs = job.doc_ids(batch.rows[kept])
         if not tokens.lengths.all():  # the tokenizer's normalizer may leave nothing of a conversation
@@ -54,38 +56,66 @@ def block_rows(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.Re
 
 
 def _documents(
-    batches: Iterable[SourceBatch],
+    batches: Iterable[SourceBatch], job: LayoutJob
 ) -> Iterator[tuple[tuple[SourceBatch, Indices], SourceBatch, Indices, pa.LargeStringArray]]:
     for batch in batches:
-        texts, kept = drop_blank(without_nulls(batch.columns.column(0)))
+        texts, kept = job.filled(batch)
         yield (batch, kept), batch, kept, texts
+
+
+def _rows_as_blocks(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
+    """Make a block of each source row of ids, with the documents that the source says it has.
+
+    Raises:
+        UsageError: a row has more ids than a block.
+    """
+    counts, size = _BlockCounts(job), job.recipe.block_size
+    for (batch, kept), tokens in encode_together(job, _documents(batches, job)):
+        docs, lengths = job.doc_ids(batch.rows[kept]), batch.columns.column("seq_lengths").take(pa.array(kept))
+        counts.documents(len(batch.rows), len(tokens), len(tokens.ids))
+        job.tally.lengths.add(tokens.lengths, docs)
+        if (longest := int(tokens.lengths.max(initial=0))) > size:
+            row = int(batch.rows[kept][int(tokens.lengths.argmax())])
+            said = f"shard {job.shard}, source row {row:,} has {longest:,} ids, and block_size is {size:,}"
+            raise UsageError(said, f"use block_size={longest}, or packing='concat', which cuts documents")
+        admitted = job.admit(tokens.lengths) if job.limit.limits_source else len(tokens)
+        tokens, docs, lengths = tokens.slice(0, admitted), docs[:admitted], lengths.slice(0, admitted)
+        yield from _emit(whole_rows(tokens, docs, lengths, size, _pad_id(job)), job, counts)
+        if job.exhausted:
+            break
+    counts.finish()
 
 
 def document_affixes(spec: TokenizerSpec, recipe: Recipe) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids before and after each document: what the tokenizer's template puts before it, and EOS.
 
-    Conversations have none: their chat template writes all special tokens.
+    Conversations have none: their chat template writes all special tokens. Documents of ids have only EOS.
 
     Raises:
         TokenizerError: the tokenizer has no known end-of-text token.
     """
-    if recipe.messages is not None:
+    if recipe.messages is not None or recipe.packing == "rows":
         return (), ()
     if spec.eos_id is None:
         raise TokenizerError(
             f"{spec.name} names no end-of-text token, and its vocabulary has none of the usual ones",
-            "name it with eos_token",
+            "name it with eos_token" if recipe.ids_column is None else "give document_end, or a tokenizer that has one",
         )
-    return (spec.prefix if recipe.add_special_tokens else ()), (spec.eos_id,)
+    return (spec.prefix if recipe.adds_special_tokens else ()), (spec.eos_id,)
 
 
 def _make_packer(job: LayoutJob) -> Packer:
-    spec = job.spec
+    spec, pad_id = job.spec, _pad_id(job)
     assert spec is not None
-    pad_id = spec.pad_id if spec.pad_id is not None else spec.eos_id or 0
     if job.recipe.packing == "concat":
         return ConcatPacker(job.recipe.block_size, pad_id, spec.dtype)
     return BestFitPacker(job.recipe.block_size, pad_id, spec.dtype)
+
+
+def _pad_id(job: LayoutJob) -> int:
+    spec = job.spec
+    assert spec is not None
+    return spec.pad_id if spec.pad_id is not None else spec.eos_id or 0
 
 
 class _BlockCounts:

@@ -132,6 +132,23 @@ class ConcatPacker:
         return Pieces(block, self._docs[owner], lengths, lengths < self._lengths[owner])
 
 
+def whole_rows(tokens: TokenLists, docs: DocIds, lengths: pa.LargeListArray, size: int, pad_id: int) -> Blocks:
+    """Return each row as a block.
+
+    Args:
+        docs: the doc_id of each row, which all its documents get.
+        lengths: of the documents in each row.
+        size: of a block; no row is longer.
+    """
+    n, num_tokens = len(tokens), tokens.lengths
+    ids = tokens.ids.reshape(n, size) if (num_tokens == size).all() else np.full((n, size), pad_id, tokens.ids.dtype)
+    if len(tokens.ids) < ids.size:
+        ids[np.arange(size) < num_tokens[:, None]] = tokens.ids
+    block = np.repeat(np.arange(n), np.diff(lengths.offsets.to_numpy()))
+    sizes = lengths.flatten().to_numpy().astype(np.int64)
+    return Blocks(ids, num_tokens, Pieces(block, docs[block], sizes, np.zeros(len(block), np.bool_)))
+
+
 def _filled_up(values: npt.NDArray[Any], length: int, fill: Any) -> npt.NDArray[Any]:
     if len(values) == length:
         return values

@@ -30,7 +30,7 @@ def text_rows(
     """
     assert job.spec is not None
     affixes = (job.spec.prefix, job.spec.suffix) if job.recipe.adds_special_tokens else ((), ())
-    for (batch, parents, units), plain in encode_together(job, _split(batches, split)):
+    for (batch, parents, units), plain in encode_together(job, _split(batches, split, job)):
         tokens, parents = _without_empty(plain.wrapped(*affixes), parents)
         order = job.order(_admitted(job, tokens, parents))
         job.tally.lengths.add(tokens.lengths, job.doc_ids(batch.rows[parents]))
@@ -51,14 +51,15 @@ def _admitted(job: LayoutJob, tokens: TokenLists, parents: Indices) -> int:
 
 
 def _split(
-    batches: Iterable[SourceBatch], split: Split | None
+    batches: Iterable[SourceBatch], split: Split | None, job: LayoutJob
 ) -> Iterator[tuple[tuple[SourceBatch, Indices, int], SourceBatch, Indices, pa.LargeStringArray]]:
     """Yield the texts of each batch that are not blank, with the source row of each, and the number of units."""
     for batch in batches:
-        texts = without_nulls(batch.columns.column(0))
-        parents, units = np.arange(len(texts), dtype=np.int64), len(texts)
-        if split is not None:
-            texts, parents, units = split(texts)
+        if split is None:
+            texts, kept = job.filled(batch)
+            yield (batch, kept, len(batch.rows)), batch, kept, texts
+            continue
+        texts, parents, units = split(without_nulls(batch.columns.column(0)))
         texts, kept = drop_blank(texts)
         yield (batch, parents[kept], units), batch, parents[kept], texts
 

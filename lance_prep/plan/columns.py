@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from lance_prep.errors import ColumnNotFound, UsageError
 from lance_prep.filter import compile_where, describe
+from lance_prep.formats import LENGTH_COLUMNS, delivered_type
 from lance_prep.layouts import LAYOUTS
 from lance_prep.loss_mask import MASK_COLUMN
 from lance_prep.plan.template import template_columns
@@ -71,6 +72,8 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
             _require_one(name, schema)
         _check_written(out, "name the other columns with keep_columns")
         return Columns(recipe, _subset(schema, [*out.names, *filtered]), out)
+    if recipe.ids_column is not None:
+        return _id_columns(recipe, schema, filtered)
     if recipe.makes_text:
         names = template_columns(recipe.template, schema) if recipe.template else _chat_columns(recipe, schema)
         if not names:
@@ -90,15 +93,43 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
         _require_text(schema.field(text), schema)
         recipe = recipe.model_copy(update={"text_column": text})
         read = [text, *recipe.keep_columns, *filtered, *label]
-    kept = [schema.field(name) for name in dict.fromkeys(recipe.keep_columns) if name != text or recipe.makes_text]
+    kept = _kept_columns(recipe, schema, "" if recipe.makes_text else text)
+    more = [schema.field(name) for name in label if name not in recipe.keep_columns]
+    out = pa.schema([pa.field(text, pa.large_string()), *kept, *more])
+    return Columns(recipe, _subset(schema, read), out)
+
+
+def _kept_columns(recipe: Recipe, schema: pa.Schema, but: str) -> list[pa.Field]:
+    """Return the columns to keep beside the one named `but`.
+
+    Raises:
+        UsageError: one cannot be written.
+    """
+    kept = [schema.field(name) for name in dict.fromkeys(recipe.keep_columns) if name != but]
     for field in kept:
         if field.name in ROW_COLUMNS or (recipe.messages is not None and field.name == MASK_COLUMN):
             said = f"keep_columns keeps {field.name!r}, and lance-prep writes a column of that name itself"
             raise UsageError(said, "leave it out, or rename it in the source; layout 'raw' keeps any name")
     _check_written(kept, "remove it from keep_columns, or rename it in the source")
-    more = [schema.field(name) for name in label if name not in recipe.keep_columns]
-    out = pa.schema([pa.field(text, pa.large_string()), *kept, *more])
-    return Columns(recipe, _subset(schema, read), out)
+    return kept
+
+
+def _id_columns(recipe: Recipe, schema: pa.Schema, filtered: Iterable[str]) -> Columns:
+    """Return the column of ids, and what says which of a row's ids are padding, if rows become blocks as they are."""
+    name = str(recipe.ids_column)
+    _require(name, schema)
+    kind = delivered_type(schema.field(name).type)
+    if kind is None:
+        said = f"column {name!r} is {schema.field(name).type}, and not lists of token ids"
+        raise ColumnNotFound(said, f"choose another ids_column: {describe(schema)}")
+    kept, beside = _kept_columns(recipe, schema, name), []
+    read = [name, *recipe.keep_columns, *filtered, *(each for each in LENGTH_COLUMNS if each in schema.names)]
+    if recipe.packing != "rows" and "seq_lengths" in schema.names:
+        said = "the source has a column seq_lengths, so its rows hold several documents"
+        raise UsageError(said, "use layout='blocks' with packing='rows', and the length of its rows as block_size")
+    if recipe.packing == "rows":
+        beside = [pa.field("seq_lengths", pa.large_list(pa.uint32()))]
+    return Columns(recipe, _subset(schema, read), pa.schema([pa.field(name, kind), *beside, *kept]))
 
 
 def _label(recipe: Recipe, schema: pa.Schema) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from lance_prep.layouts import LAYOUTS, PATH_FIELDS, unread_options
 from lance_prep.recipe.model import Recipe
 
 #: Options that decide which others have an effect.
-_DECIDING = ("layout", "packing", "shuffle", "dedup", "decontaminate")
+_DECIDING = ("layout", "packing", "shuffle", "dedup", "decontaminate", "ids_column")
 _ADVICE = "`lance-prep build --help` lists the fields and their values"
 #: What can be built: a built-in recipe, a recipe file, a path, glob, Hub id or URL, several paths, or a `Recipe`.
 Source = str | Path | Recipe | Sequence[str | Path]

@@ -19,7 +19,8 @@ from lance_prep.transport import hold_credentials
 
 #: Names for type checkers. The recipe accepts any layout that is registered.
 Layout = Literal["lines", "documents", "blocks", "raw"]
-Packing = Literal["concat", "best-fit"]
+Packing = Literal["concat", "best-fit", "rows"]
+IdsDtype = Literal["uint16", "uint32", "int32"]
 Backend = Literal["auto", "gigatoken", "tokenizers"]
 TextUnit = Literal["file", "paragraph", "line"]
 SpecialTokens = Literal["text", "parse", "error"]
@@ -34,6 +35,7 @@ _ADDED = (
     *("min_chars", "max_chars", "language", "language_column"),
     *("decontaminate", "decontaminate_ngram", "decontaminate_drop"),
     *("messages", "chat_template"),
+    *("ids_column", "ids_dtype", "document_end"),
 )
 
 #: Column with the tools that the conversation beside it may call.
@@ -149,6 +151,13 @@ class Recipe(BaseModel):
         "completion; or three, instruction, input and output",
     )
     chat_template: str | None = Field(None, description="file with the chat template to use instead of the tokenizer's")
+    ids_column: str | None = Field(
+        None, description="column with token ids, for a source that is tokenized already; `import` chooses it"
+    )
+    ids_dtype: IdsDtype | None = Field(None, description="type of an id in a flat .bin file")
+    document_end: Annotated[
+        int | None, Field(ge=0, lt=1 << 32, description="id that ends a document, in a source of ids")
+    ] = None
 
     tokenizer: str | None = Field(
         DEFAULT_TOKENIZER, description="Hub id of a tokenizer, a tokenizer.json, or a folder with one"
@@ -201,7 +210,9 @@ class Recipe(BaseModel):
     layout: Layout = Field("blocks", description="a row is a line, a document, a packed block, or the record itself")
     block_size: Annotated[int, Field(ge=2, le=1 << 24, description="tokens in a block")] = 1024
     packing: Packing = Field(
-        "concat", description="concat cuts the stream; best-fit never splits a document that fits in a block"
+        "concat",
+        description="concat cuts the stream; best-fit never splits a document that fits in a block; with ids_column, "
+        "rows makes each source row a block",
     )
 
     shuffle_batch_size: Annotated[
@@ -268,7 +279,9 @@ class Recipe(BaseModel):
             raise ValueError("chat_template needs messages, which names the column with conversations")
         if self.side is not None and self.val_fraction is None and self.val_tokens is None:
             raise ValueError("side needs val_fraction or val_tokens: without them, there is no split")
-        if self.tokenizer is None and LAYOUTS[self.layout].tokens:
+        if self.packing == "rows" and self.ids_column is None:
+            raise ValueError("packing 'rows' needs ids_column: only rows of ids can become blocks as they are")
+        if self.tokenizer is None and self.ids_column is None and LAYOUTS[self.layout].tokens:
             raise ValueError(f"layout {self.layout!r} needs a tokenizer")
         return self
 
@@ -302,7 +315,7 @@ class Recipe(BaseModel):
     @property
     def adds_special_tokens(self) -> bool:
         """Whether the post-processor's special tokens are added to a text."""
-        return self.add_special_tokens and self.messages is None
+        return self.add_special_tokens and self.messages is None and self.ids_column is None
 
     @property
     def asked(self) -> str:
@@ -370,6 +383,9 @@ class RecipeFields(TypedDict, total=False):
     special_tokens: SpecialTokens
     add_special_tokens: bool
     eos_token: str | None
+    ids_column: str | None
+    ids_dtype: IdsDtype | None
+    document_end: int | None
     min_chars: int | None
     max_chars: int | None
     language: str | Sequence[str] | None

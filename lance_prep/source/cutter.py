@@ -21,6 +21,14 @@ BATCH_BYTES = 64 << 20
 _WAITING = 1024
 
 
+def _id_ends(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Return int64 `[len(batch) + 1]`: bytes of ids in the rows before each row, and in total."""
+    lists = batch.column(0)
+    offsets = lists.offsets.to_numpy()
+    ends: npt.NDArray[np.int64] = (offsets - offsets[0]) * (lists.type.value_type.bit_width // 8)
+    return ends
+
+
 @dataclass(frozen=True)
 class SourceBatch:
     """`Recipe.shuffle_batch_size` source rows that passed the filter, in source order.
@@ -28,7 +36,8 @@ class SourceBatch:
     A batch has fewer rows at the end of the shard, or if they hold 64 MiB of text.
 
     Attributes:
-        columns: schema `Plan.schema`; the text column is first, `large_string`, valid UTF-8, and may hold nulls.
+        columns: schema `Plan.schema`; the text column is first, `large_string`, valid UTF-8, and may hold nulls. For a
+            source of ids it is `large_list<uint16|uint32>` without nulls.
         rows: uint64 `[len(columns)]`, the row in the shard (counting all source rows), ascending.
         source_bytes: bytes of text in it, for progress.
     """
@@ -75,9 +84,11 @@ class Cutter:
     Args:
         batch_size: rows in a batch.
         batch_bytes: a batch ends with the row that brings its text to at least this many bytes.
+        ids: rows hold ids in place of text.
     """
 
-    def __init__(self, batch_size: int, batch_bytes: int = BATCH_BYTES) -> None:
+    def __init__(self, batch_size: int, batch_bytes: int = BATCH_BYTES, *, ids: bool = False) -> None:
+        self._ends = _id_ends if ids else byte_ends
         self._batch_size = batch_size
         self._batch_bytes = batch_bytes
         self._held: list[tuple[pa.RecordBatch, npt.NDArray[np.uint64]]] = []
@@ -95,7 +106,7 @@ class Cutter:
         self._rejects += sorted(chunk.rejects, key=lambda reject: reject[0])
         if chunk.held_out is not None:
             self._held_out.append(chunk.held_out)
-        ends = byte_ends(chunk.columns)
+        ends = self._ends(chunk.columns)
         at, rows = 0, len(chunk.rows)
         while at < rows:
             full = int(np.searchsorted(ends, ends[at] + self._batch_bytes - self._bytes))

@@ -15,7 +15,7 @@ import xxhash
 
 from lance_prep.arrow_text import bad_rows, raw_bytes, to_large_string, without_nulls
 from lance_prep.errors import BadFile
-from lance_prep.formats import Chunk, PartJob
+from lance_prep.formats import Chunk, PartJob, with_ids
 from lance_prep.ledger import Rejected
 from lance_prep.plan import NoText
 from lance_prep.recipe import Recipe, validation_bound
@@ -41,6 +41,8 @@ def prepare(chunk: Chunk, job: PartJob, render: Render | None) -> Chunk:
     if job.where is not None:
         chunk = _filter(chunk, job)
     chunk = _drop_missing(chunk, job)
+    if job.recipe.ids_column is not None:
+        return with_ids(_drop_invalid(chunk, job, chunk.columns.schema.names), job)
     if render is None:
         done = _deliver(_drop_invalid(chunk, job, job.schema.names), job.schema)
     else:

@@ -95,7 +95,7 @@ def _deliveries(
     where = compile_where(plan.recipe.filter, plan.read_schema) if plan.recipe.filter else None
     if plan.recipe.template is not None:
         render = compile_template(plan.recipe.template)
-    cutter = Cutter(plan.recipe.shuffle_batch_size)
+    cutter = Cutter(plan.recipe.shuffle_batch_size, ids=plan.recipe.ids_column is not None)
     first = 0
     for part in shard.parts:
         file = plan.files[part.file]

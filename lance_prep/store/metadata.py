@@ -24,7 +24,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset, DatasetError
-from lance_prep.layouts import FUNCTION_PREFIX, LAYOUTS
+from lance_prep.layouts import FUNCTION_PREFIX, LAYOUTS, NO_TOKENIZER
 from lance_prep.ledger import Ledger, as_plain
 
 KEY = b"lance_prep"
@@ -138,6 +138,11 @@ class TokenizerRecord:
     def is_function(self) -> bool:
         """Whether it is a Python function, which the dataset names and does not hold."""
         return self.name.startswith(FUNCTION_PREFIX)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the dataset has a `tokenizer.json`, with which its ids become text."""
+        return not self.is_function and self.name != NO_TOKENIZER
 
     @property
     def padding_id(self) -> int:

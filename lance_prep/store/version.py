@@ -120,12 +120,17 @@ class DatasetVersion:
         """Return the `tokenizer.json` that made this version.
 
         Raises:
-            DatasetError: it is missing or damaged, the layout has none, or it is a Python function.
+            DatasetError: it is missing or damaged, the layout has none, or the ids have no tokenizer of that kind.
         """
         if self.metadata.tokenizer is not None and self.metadata.tokenizer.is_function:
             raise DatasetError(
                 f"{self.uri} was tokenized by a Python function, {self.metadata.tokenizer.name}: it has no decoder",
                 "decode the ids with the code that the function belongs to",
+            )
+        if self.metadata.tokenizer is not None and not self.metadata.tokenizer.decodes:
+            raise DatasetError(
+                f"{self.uri} holds ids that came without a tokenizer, so they cannot be decoded",
+                "import them again with the tokenizer that made them",
             )
         return self.tokenizer_record()
 
