@@ -42,6 +42,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     "export sample.lance -o sample-parquet --max-seq-length 128",
     "export sample.lance -o sample-small --max-seq-length 128 --shard-size 500MB --dry-run",
     "export sample.lance -o sample-bin --format bin",
+    "export sample.lance -o sample-megatron --format megatron",
     about="""SOURCE is a dataset, or a folder with manifest.json, all of whose sources are exported.
 
 Run again on the same output, export continues an interrupted export, or says that it is up to date.""",

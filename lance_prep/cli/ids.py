@@ -13,7 +13,7 @@ from lance_prep.cli.progress import screen
 
 @command(
     "import sample-bin/sample/train.bin --dtype uint16 --tokenizer lance-prep:sample -o from-bin.lance",
-    "import tokens/train.idx --tokenizer openai-community/gpt2 -o from-megatron.lance",
+    "import sample-megatron/sample/train.idx --tokenizer lance-prep:sample -o from-megatron.lance",
     about="""SOURCE is Parquet files with a column of token ids, flat .bin files as nanoGPT reads them, or Megatron's
 .idx with the .bin beside it: files, folders or globs.
 
