@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import lance
 import pytest
 
 import lance_prep
+from lance_prep.cli.main import run
 from lance_prep.dataset import compact, list_versions, prune, tag, verify
 from lance_prep.errors import OutputError, OutputLocked
 from lance_prep.store import lease
@@ -205,3 +207,29 @@ def test_threads_of_one_process_take_turns(by_environment: S3, texts: str, token
     assert set(ends) <= {"built", "unchanged", "locked"}
     assert [entry.number for entry in list_versions(URI)] == [1]
     check_whole(by_environment)
+
+
+def test_verify_deep_hashes_the_objects(by_environment: S3, texts: str, tokenizer: str, capsys: Any) -> None:
+    """A byte of a data file that holds no row, such as padding, is found by the file's hash alone."""
+    lance_prep.build(f"{texts}/0.jsonl", output=URI, tokenizer=tokenizer, **FIELDS)
+    files = by_environment.files
+    compact(URI, target_bytes=30_000)
+    names = data_files(by_environment)
+    assert run(["verify", URI, "--deep"]) == 0
+    number = len(lance.dataset(URI).get_fragments())
+    assert f"{number} data files, {number} data files by hash" in capsys.readouterr().out
+    found = verify(URI, version=1, deep=True)
+    assert found.ok
+    assert found.checks["data files by hash"] == found.checks["data files"]
+    dataset = lance.dataset(URI)
+    path = f"bucket/folder/x.lance/data/{dataset.get_fragments()[0].data_files()[0].path}"
+    data = bytearray(files.cat(path))
+    data[data.index(b"H" * 16)] ^= 1  # Lance fills up to the next multiple of 64 bytes with the letter H
+    files.pipe(path, bytes(data))
+    assert names == data_files(by_environment)
+    assert verify(URI).ok
+    problems = verify(URI, deep=True).problems
+    assert len(problems) == 1
+    assert re.search(r"data/\w+\.lance \(rows 0 to \d+\) is not what was written: its xxh3 is", problems[0])
+    files.rm(path)
+    assert any("is gone" in problem for problem in verify(URI, deep=True).problems)

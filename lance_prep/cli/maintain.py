@@ -144,6 +144,11 @@ they are no problem.""",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Decides which rows --against-source draws.  [default: 0]")
 @click.option(
+    "--deep",
+    is_flag=True,
+    help="Also fetch all data files of a remote dataset, to compare their hashes. Those on a local disk always are.",
+)
+@click.option(
     "--head", type=click.IntRange(1, 1_000_000), metavar="N", help="Print the first N records of each file of text."
 )
 @json_option
@@ -156,6 +161,7 @@ def verify(
     against_source: bool,
     sample_rows: int | str | None,
     seed: int | None,
+    deep: bool,
     head: int | None,
     as_json: bool,
 ) -> None:
@@ -163,9 +169,8 @@ def verify(
 
     if collection.is_text_folder(uri):
         given = {"--version": version, "--sample-rows": sample_rows, "--seed": seed}
-        for flag in [name for name, value in given.items() if value is not None] + [
-            "--against-source"
-        ] * against_source:
+        given |= {"--against-source": against_source or None, "--deep": deep or None}
+        for flag in [name for name, value in given.items() if value is not None]:
             raise click.UsageError(f"{flag} has no effect: {uri} is a folder of text, not a dataset; remove it")
         from lance_prep.cli.verify_text import verify_text
 
@@ -186,6 +191,7 @@ def verify(
             version,
             storage_options,
             against=check if against_source else None,
+            deep=deep,
             listener=dataset.Listener(rows_shown(shown, "read"), shown.say),
         )
     if as_json:

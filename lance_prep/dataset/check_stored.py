@@ -25,7 +25,7 @@ from lance_prep.store import (
     damaged_files,
     data_hashes,
     hash_bytes,
-    hash_file,
+    hash_stored,
     manifest_path,
     manifest_versions,
     read_quarantine_note,
@@ -149,12 +149,16 @@ def _check_tag(files: Files, tag: dict[str, Any]) -> None:
         datetime.fromisoformat(tag[name])
 
 
-def check_data_files(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> list[StoredFragment]:
-    """Check presence, size and, on a local disk, hash of every data file of the version."""
-    hashes = data_hashes(opened.files)
-    for journal in journals:
-        for receipt in journal.receipts.values():
-            hashes.update(receipt.file_hashes)
+def check_data_files(
+    opened: DatasetVersion, journals: list[BuildJournal], found: Verification, *, deep: bool
+) -> list[StoredFragment]:
+    """Check presence, size and hash of every data file of the version; the hash in an object store only if `deep`."""
+    hashes = None
+    if deep or is_local(opened.uri):
+        hashes = data_hashes(opened.files)
+        for journal in journals:
+            for receipt in journal.receipts.values():
+                hashes.update(receipt.file_hashes)
     sizes = _sizes(opened, found)
     stored, first = [], 0
     for fragment in opened.dataset.get_fragments():
@@ -174,7 +178,7 @@ def _check_file(
     opened: DatasetVersion,
     file: Any,
     sizes: Mapping[str, int],
-    hashes: Mapping[str, str],
+    hashes: Mapping[str, str] | None,
     first: int,
     rows: int,
     found: Verification,
@@ -188,8 +192,10 @@ def _check_file(
     if file.file_size_bytes is not None and sizes[name] != file.file_size_bytes:
         found.wrong(f"{what} has {sizes[name]:,} bytes, but {file.file_size_bytes:,} were written")
         return False
-    if file.path in hashes and is_local(opened.uri):
-        actual = hash_file(Path(opened.uri) / name)
+    if hashes is not None and file.path not in hashes:
+        found.count("data files without a recorded hash")
+    elif hashes is not None:
+        actual = hash_stored(opened.files, name)
         found.count("data files by hash")
         if actual != hashes[file.path]:
             found.wrong(f"{what} is not what was written: its xxh3 is {actual}, not {hashes[file.path]}")

@@ -35,19 +35,21 @@ def verify(
     storage_options: Mapping[str, str] | None = None,
     *,
     against: SourceCheck | None = None,
+    deep: bool = False,
     listener: Listener | None = None,
 ) -> Verification:
     """Check a dataset's integrity. A dataset that is too damaged to open is a problem too, not an error.
 
     Manifest, transaction, plans and receipts must agree with each other. Every data file must exist with its size and,
-    on a local disk, its hash. The ledgers must balance against each other and against the plan's source row counts.
-    Tokenizer files must have their sha256. Then all rows are read: content hash of each shard, ids below the
-    vocabulary's size, lengths, document ids and boundaries, padding.
+    on a local disk or with `deep`, its hash. The ledgers must balance against each other and against the plan's source
+    row counts. Tokenizer files must have their sha256. Then all rows are read: content hash of each shard, ids below
+    the vocabulary's size, lengths, document ids and boundaries, padding.
 
     Args:
         uri: path or URI of the dataset.
         version: number or tag; the latest by default.
         against: what to compare with the source; None for nothing.
+        deep: fetch all data files of an object store, or of the Hub, to hash them. Those on a local disk always are.
         listener: told about progress.
 
     Raises:
@@ -71,11 +73,11 @@ def verify(
         if found.ok:
             raise
     if opened is not None:
-        found = _verify(opened, against, listener or Listener())
+        found = _verify(opened, against, listener or Listener(), deep=deep)
     return found
 
 
-def _verify(opened: DatasetVersion, against: SourceCheck | None, told: Listener) -> Verification:
+def _verify(opened: DatasetVersion, against: SourceCheck | None, told: Listener, *, deep: bool) -> Verification:
     found = Verification()
     check_sealed(opened.files, opened.number, found)
     check_manifest(opened, found)
@@ -85,7 +87,7 @@ def _verify(opened: DatasetVersion, against: SourceCheck | None, told: Listener)
         journals = read_journals(opened, found)
         check_ledgers(opened, journals, found)
         check_dropped(opened, journals, found)
-        stored = check_data_files(opened, journals, found)
+        stored = check_data_files(opened, journals, found, deep=deep)
         shards = shards_of(journals, sum(one.rows for one in stored))
         check_rows(opened, stored, shards, found, told.on_rows)
         if against is not None:

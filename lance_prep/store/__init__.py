@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         hash_bytes,
         hash_file,
         hash_files,
+        hash_stored,
         manifest_path,
         manifest_versions,
         read_seal,

@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from lance_prep.store.metadata import FOLDER
-from lance_prep.store.sidecar import Files, LocalFiles
+from lance_prep.store.sidecar import Files, LocalFiles, ObjectFiles
 
 SEALS = f"{FOLDER}/seals"
 _CHUNK = 256 << 10  # stays in the second-level cache: twice as fast as 8 MiB with a new buffer each
@@ -41,15 +41,27 @@ def hash_file(path: Path, *, follow: bool = True) -> str:
     return str(digest.hexdigest())
 
 
-def hash_files(files: Files, fragments: list[dict[str, Any]]) -> dict[str, str]:
-    """Return the hashes of fragments' data files, by path in `data/`.
+def hash_stored(files: Files, path: str) -> str | None:
+    """Return the xxh3-128 of a file of a dataset, which an object store has to send; None if it cannot be read again.
 
-    Empty in an object store, which would have to send the files.
+    Raises:
+        SourceError: the store does not answer, or the object is gone.
     """
-    if not isinstance(files, LocalFiles):
-        return {}
+    if isinstance(files, LocalFiles):
+        return hash_file(files.path(path))
+    if not isinstance(files, ObjectFiles):
+        return None
+    digest = xxhash.xxh3_128()
+    for chunk in files.chunks(path):
+        digest.update(chunk)
+    return str(digest.hexdigest())
+
+
+def hash_files(files: Files, fragments: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the hashes of fragments' data files, by path in `data/`. Errors: see `hash_stored`."""
     names = [file["path"] for fragment in fragments for file in fragment["files"]]
-    return {name: hash_file(files.path(f"data/{name}")) for name in names}
+    hashes = {name: hash_stored(files, f"data/{name}") for name in names}
+    return {name: digest for name, digest in hashes.items() if digest is not None}
 
 
 def with_checksum(fields: dict[str, Any]) -> bytes:

@@ -9,11 +9,12 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from lance_prep.errors import DatasetError, OutputError, one_line
+from lance_prep.errors import DatasetError, OutputError, one_line, translating
 from lance_prep.hub_path import lance_place
 from lance_prep.transport import Transport, http_status, is_local
 
@@ -40,6 +41,8 @@ _FOLDERS = (
 #: What a store must be able to do that keeps a dataset.
 UNCONDITIONAL = "this object store does not refuse to replace an object (If-None-Match), so a commit could be lost"
 UNCONDITIONAL_ADVICE = "build into a local folder and copy it there, or use a store with conditional writes"
+_CHUNK = 8 << 20
+_AT_ONCE = 4
 _INSTALL = "install it; for S3, that is pip install 'lance-prep[s3]'"
 
 
@@ -269,6 +272,26 @@ class ObjectFiles:
             return True
 
         return self._transport.retries.call(put, doing=f"writing {self._root}")
+
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """Yield the contents of an object of any size in pieces, several of which are fetched at once.
+
+        Raises:
+            SourceError: the store does not answer, or the object is gone.
+        """
+        doing, retries = f"reading {self._root}/{path}", self._transport.retries
+        with translating(doing):
+            fs, key = self._transport.file_system(f"{self._root}/{path}")
+            fs.invalidate_cache(fs._parent(key))
+            size = int(retries.call(lambda: fs.info(key)["size"], doing=doing))
+
+            def fetch(start: int) -> bytes:
+                stop = min(start + _CHUNK, size)
+                return bytes(retries.call(lambda: fs.cat_file(key, start=start, end=stop), doing=doing))
+
+            with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch") as pool:
+                for start in range(0, size, _CHUNK * _AT_ONCE):
+                    yield from pool.map(fetch, range(start, min(start + _CHUNK * _AT_ONCE, size), _CHUNK))
 
     def list(self, folder: str) -> list[str]:
         prefix = folder.rstrip("/") + "/"
