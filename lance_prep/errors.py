@@ -51,7 +51,7 @@ class LancePrepError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, advice: str = "") -> None:
-        super().__init__(message)
+        super().__init__(without_answers(message))
         self.advice = advice
         if advice:  # tracebacks show notes: torch passes on an error of a worker process as the text of its traceback
             self.add_note(f"try: {advice}")
@@ -164,6 +164,8 @@ _SPACE = "free some space or write elsewhere; the same command then continues"
 LESS_SPACE = "free some space, choose another output, or build less with max_rows or max_tokens"
 _STORE_ADVICE = "check the bucket, the region and the endpoint"
 _STORE_LOGIN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and " + _STORE_ADVICE
+#: How Lance words that a store refuses access.
+_REFUSED = ("403 Forbidden", "401 Unauthorized", "AccessDenied", "Unauthenticated")
 _DAMAGED = "get the file again, or leave it out; its extension must match its format"
 _PATH_ADVICE = (
     "check the spelling; a source is a local file, folder or glob, a Hub id owner/name, or an hf:// or s3:// URL"
@@ -190,7 +192,7 @@ def translating(
         ours = (using or translate)(error, doing)
         if ours is None or ours is error:
             raise
-        raise ours from error
+        raise ours from as_cause(error)
 
 
 def translate(error: BaseException, doing: str) -> LancePrepError | None:
@@ -232,7 +234,7 @@ def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
     text = str(error)
     if "NoSuchBucket" in text:
         return OutputError(f"writing {uri}: no such bucket", "create it, or check the spelling")
-    if any(said in text for said in ("403 Forbidden", "401 Unauthorized", "AccessDenied", "Unauthenticated")):
+    if any(said in text for said in _REFUSED):
         return OutputError(f"writing {uri}: the object store refuses access", _STORE_LOGIN)
     if isinstance(error, PermissionError):
         return OutputError(_named(error, f"writing {uri}: permission denied"), _PERMISSION)
@@ -271,7 +273,7 @@ def reading_dataset(uri: str) -> Iterator[None]:
         raise ours or DamagedDataset(
             f"{uri} cannot be read: {one_line(error)}",
             "`lance-prep verify` names the damaged files; restore them from a backup, or build the dataset again",
-        ) from error
+        ) from as_cause(error)
 
 
 _URL = re.compile(
@@ -293,6 +295,32 @@ def without_credentials(text: str) -> str:
         return f"{match['scheme']}://{match['rest']}" + ("" if "=" in query else query)
 
     return _URL.sub(clean, text)
+
+
+_ANSWER = re.compile(r"(<\?xml[^>]*\?>\s*)?<Error>.*?(</Error>|$)", re.DOTALL)
+
+
+def without_answers(text: str) -> str:
+    """Return `text` with each answer of an S3 store in it cut to its code and message.
+
+    The rest of an answer may repeat what was sent: the name of the key, and the session token.
+    """
+
+    def cut(match: re.Match[str]) -> str:
+        found = (re.search(f"<{name}>([^<]*)</{name}>", match[0]) for name in ("Code", "Message"))
+        return ": ".join(each[1] for each in found if each is not None)
+
+    return _ANSWER.sub(cut, text) if "<Error>" in text else text
+
+
+def as_cause(error: BaseException) -> BaseException:
+    """Return an error as the cause of one of ours: itself, or a copy without the answers of a store in its text."""
+    text = str(error)
+    clean = without_answers(text)
+    if clean == text:
+        return error
+    kind = type(error) if type(error) in (OSError, RuntimeError, ValueError) else RuntimeError
+    return kind(clean).with_traceback(error.__traceback__)
 
 
 def _names_store(doing: str) -> bool:
@@ -327,7 +355,7 @@ def size(number: float) -> str:
 
 def one_line(error: BaseException) -> str:
     """The first line of an error's own message that is not blank."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in without_answers(str(error)).splitlines() if line.strip()]
     return without_credentials(lines[0][:300]) if lines else type(error).__name__
 
 
@@ -356,7 +384,8 @@ def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
     s3fs turns the answers that it knows into OSErrors: EBUSY for "slow down", EREMOTEIO for an internal error.
     """
     names = _names(error)
-    if isinstance(error, PermissionError) or ("botocore", "NoCredentialsError") in names:
+    refused = "LanceError(" in str(error) and any(said in str(error) for said in _REFUSED)
+    if refused or isinstance(error, PermissionError) or ("botocore", "NoCredentialsError") in names:
         return AccessDenied(f"{doing}: the object store refuses access ({one_line(error)})", _STORE_LOGIN)
     if isinstance(error, FileNotFoundError):
         return SourceNotFound(f"{doing}: no such bucket or object", "check the spelling, and " + _STORE_ADVICE)

@@ -91,7 +91,16 @@ def main() -> None:
 
         _say(*UNSUPPORTED)
         sys.exit(1)
-    sys.exit(run(sys.argv[1:], StopOnSignals(_say_stopped)))
+    try:
+        code = run(sys.argv[1:], StopOnSignals(_say_stopped))
+    except Exception:  # with --debug, `run` raises every error
+        import traceback
+
+        from lance_prep.errors import without_answers
+
+        sys.stderr.write(without_answers(traceback.format_exc()))
+        code = 1
+    sys.exit(code)
 
 
 def _replace_closed_streams() -> None:

@@ -10,7 +10,7 @@ from lance_prep.dataset.check_builds import Verification, check_dropped, check_l
 from lance_prep.dataset.check_rows import check_rows, shards_of
 from lance_prep.dataset.check_source import SourceCheck, check_against_source
 from lance_prep.dataset.check_stored import check_data_files, check_manifest, check_sealed, check_small_files
-from lance_prep.errors import DamagedDataset, DatasetError
+from lance_prep.errors import DamagedDataset, DatasetError, reading_dataset
 from lance_prep.hub_path import pinned_uri
 from lance_prep.store import DatasetVersion, files_of, manifest_versions, open_version
 from lance_prep.transport import Transport, absolute_uri
@@ -54,13 +54,15 @@ def verify(
 
     Raises:
         DatasetError: no dataset of lance-prep exists there, or not at that version.
+        AccessDenied: an object store refuses access.
     """
     found = Verification()
     transport = Transport.of(storage_options)
     uri = pinned_uri(absolute_uri(uri), transport)
     files = files_of(uri, transport)
     named = version if version is None or str(version).isdigit() else None
-    number = int(named) if named is not None else max(manifest_versions(files), default=None)
+    with reading_dataset(uri):
+        number = int(named) if named is not None else max(manifest_versions(files), default=None)
     # Lance panics on some damaged manifests: look at the bytes first.
     if (version is None or named) and number is not None and not check_sealed(files, number, found):
         return found

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lance_prep.errors import DatasetError
+from lance_prep.errors import DatasetError, OutputError, SourceNotFound
 from lance_prep.keyed import U64
 from lance_prep.layouts import PATH_FIELDS
 from lance_prep.ledger import Ledger, LengthRecord, as_plain
@@ -297,12 +297,23 @@ class Journal:
         return found
 
     def sync(self, receipt: Receipt) -> Receipt:
-        """Make the data files of a shard durable. Return its receipt with their hashes, for `add`."""
+        """Make the data files of a shard durable. Return its receipt with their hashes, for `add`.
+
+        Raises:
+            OutputError: a file is gone: another process has taken the output over.
+        """
         if receipt.fragment is None:
             return receipt
         for name in receipt.data_files():
             self._files.sync(f"data/{name}")
-        return replace(receipt, file_hashes=hash_files(self._files, [receipt.fragment]))
+        try:
+            hashes = hash_files(self._files, [receipt.fragment])
+        except SourceNotFound as error:
+            raise OutputError(
+                f"another process has removed {', '.join(receipt.data_files())} while the dataset was being built",
+                "run the same command again",
+            ) from error
+        return replace(receipt, file_hashes=hashes)
 
     def add(self, receipt: Receipt) -> None:
         """Make a shard's receipt durable. Its data files must be."""

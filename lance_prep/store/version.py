@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lance_prep.errors import DamagedDataset, DatasetError
+from lance_prep.errors import AccessDenied, DamagedDataset, DatasetError, as_cause, one_line, translate
 from lance_prep.hub_path import pinned_uri
 from lance_prep.layouts import PATH_FIELDS
 from lance_prep.ledger import as_plain
@@ -234,17 +234,19 @@ def open_any(uri: str, version: int | str | None, transport: Transport) -> Any:
     Raises:
         DatasetError: there is no dataset, it has no such version, one of its folders is a symbolic link, or its
             manifest is damaged (`DamagedDataset`).
+        AccessDenied: an object store refuses access.
     """
     refuse_links(uri)
     wanted = int(version) if version is not None and str(version).isdigit() else version
     try:
         dataset = open_dataset(uri, wanted, transport)
     except (ValueError, OSError, RuntimeError) as error:  # of an object store
-        said = (str(error).splitlines() or [type(error).__name__])[0][:300]
         at = "" if version is None else f" at version {version}"
-        raise DatasetError(
-            f"{uri}{at} cannot be opened: {said}", "`lance-prep versions` lists those that can"
-        ) from error
+        ours = translate(error, f"opening {uri}")
+        if not isinstance(ours, AccessDenied):
+            said = f"{uri}{at} cannot be opened: {one_line(error)}"
+            ours = DatasetError(said, "`lance-prep versions` lists those that can")
+        raise ours from as_cause(error)
     if dataset is None:
         raise _not_there(uri, wanted, transport)
     return dataset
