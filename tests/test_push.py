@@ -442,6 +442,20 @@ def test_a_collection_is_pushed_whole(built: Path, hub: LoopbackHub, tmp_path: P
         push(tmp_path / "out", REPO)
 
 
+def test_a_training_set_replaces_the_validation_set_too(
+    built: Path, hub: LoopbackHub, tmp_path: Path, capsys: Any
+) -> None:
+    push(built / "y.lance", REPO)
+    push(built / "x.val.lance", REPO)
+    for split, name in (("train", "y.lance"), ("validation", "x.val.lance")):
+        found = datasets.load_dataset(REPO, split=split, cache_dir=str(tmp_path))
+        assert found.to_list() == rows_of(built / name)
+    assert run(["push", str(built / "raw.lance"), REPO]) == 0
+    assert "without the split validation of an earlier push" in capsys.readouterr().out
+    assert set(datasets.load_dataset(REPO, cache_dir=str(tmp_path))) == {"train"}
+    assert not [path for path in hub.files(REPO) if path.startswith("data/validation.lance")]
+
+
 def test_two_datasets_in_one_repository(built: Path, hub: LoopbackHub, tmp_path: Path) -> None:
     push(built / "x.lance", REPO, PushOptions(path_in_repo="data/web.lance"))
     push(built / "y.lance", REPO, PushOptions(path_in_repo="data/code.lance"))

@@ -97,6 +97,6 @@ def _summary(report: PushReport) -> str:
     rows.append(("commit", commit.url))
     if report.tag is not None:
         rows.append(("tag", report.tag))
-    rows += [("left out", note) for note in report.notes]
+    rows += [("note", note) for note in report.notes]
     rows.append(("open it with", f'LanceDataset("{report.datasets[0].uri}")'))
     return table(rows)

@@ -131,13 +131,36 @@ def _with_key(text: str, name: str, block: str) -> str:
 
 
 def _front(found: dict[str, Any], datasets: Sequence[PushedDataset]) -> dict[str, Any]:
-    configs = {config["config_name"]: config for config in _list(found, "configs") if "config_name" in config}
+    configs = {config["config_name"]: config for config in _configs(found)}
     for name in dict.fromkeys(one.config for one in datasets):
-        mine = [one for one in datasets if one.config == name]
-        configs[name] = {"config_name": name, "data_files": [_data_files(one) for one in mine]}
+        files = {one.split: _data_files(one) for one in datasets if one.config == name}
+        # A training set comes with its validation set, or has none: another one may hold the same documents.
+        before = [] if "train" in files else _splits(configs.get(name, {}))
+        kept = [files.pop(entry["split"], entry) for entry in before]
+        configs[name] = {**configs.get(name, {"config_name": name}), "data_files": [*kept, *files.values()]}
+    others = [one for one in _list(found, "configs") if one not in _configs(found)]
     tags = [*_list(found, "tags"), *(tag for tag in _TAGS if tag not in _list(found, "tags"))]
     rows = sum(one.opened.metadata.rows for one in datasets)
-    return {"configs": list(configs.values()), "tags": tags, "size_categories": [size_category(rows)]}
+    return {"configs": [*others, *configs.values()], "tags": tags, "size_categories": [size_category(rows)]}
+
+
+def _configs(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in _list(found, "configs") if isinstance(one, dict) and isinstance(one.get("config_name"), str)]
+
+
+def _splits(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of a config that name their split."""
+    return [entry for entry in _list(config, "data_files") if isinstance(entry, dict) and "split" in entry]
+
+
+def dropped_splits(card: str | None, datasets: Sequence[PushedDataset]) -> list[str]:
+    """Return the splits that the card lists beside these training sets, and that are not pushed with them."""
+    front = _FRONT.match(card or "")
+    configs = _configs(_load(front[1])) if front else []
+    mine = {(one.config, one.split) for one in datasets}
+    names = {one.config for one in datasets if one.split == "train"}
+    found = [(config["config_name"], entry["split"]) for config in configs for entry in _splits(config)]
+    return [str(split) for config, split in found if config in names and (config, split) not in mine]
 
 
 def _list(found: dict[str, Any], name: str) -> list[Any]:

@@ -72,7 +72,8 @@ class Contents:
 
     Attributes:
         datasets: training sets first.
-        folders: of the repository, which have these datasets and nothing else afterwards.
+        folders: of the repository, which have these datasets and nothing else afterwards; the last one may be that of
+            a validation set of an earlier push, which is removed.
         manifest: of a collection, with paths in the repository's folder.
         notes: what is left out, and why.
     """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import LancePrepError, UsageError
-from lance_prep.hub.card import CARD, Licensed, update_card
+from lance_prep.hub.card import CARD, Licensed, dropped_splits, update_card
 from lance_prep.hub.commit import HubCommit, commit_files
 from lance_prep.hub.contents import Contents, PushedDataset, fetched_files, find_contents, hub_files, is_here
 from lance_prep.hub.croissant import CROISSANT, croissant
@@ -88,7 +88,7 @@ class PushReport:
         commit: what became of the files.
         tag: the tag that names the commit, if one was asked for.
         datasets: what is on the Hub.
-        notes: what was left out, and why.
+        notes: what was left out, and what of an earlier push was removed.
     """
 
     repo: str
@@ -146,7 +146,8 @@ def push(
     head = branch_head(place)
     if options.tag is not None:
         _check_new_tag(place, options.tag, head)
-    files += _descriptions(place, head, contents)
+    card = _read_card(place, head)
+    files += _descriptions(place, card, contents)
     for one in contents.datasets:
         if not is_here(one):
             files += _upload_from_store(place, one, options.create_pr, progress)
@@ -163,7 +164,10 @@ def push(
     if options.tag is not None:
         set_tag(place, options.tag, commit.commit)
     datasets = tuple(_info(place, one) for one in contents.datasets)
-    return PushReport(place.name, place.branch, created, commit, options.tag, datasets, contents.notes)
+    notes = contents.notes
+    if dropped := dropped_splits(card, contents.datasets):
+        notes += (f"without the split {', '.join(dropped)} of an earlier push: this dataset has none beside it",)
+    return PushReport(place.name, place.branch, created, commit, options.tag, datasets, notes)
 
 
 def _upload_from_store(
@@ -183,9 +187,8 @@ def _check_new_tag(repo: HubRepo, tag: str, head: str) -> None:
         check_tag(repo, tag, head)
 
 
-def _descriptions(repo: HubRepo, head: str, contents: Contents) -> list[HubFile]:
+def _descriptions(repo: HubRepo, card: str | None, contents: Contents) -> list[HubFile]:
     """Return the card, the Croissant file and, of a collection, the manifest."""
-    card = _read_card(repo, head)
     page = f"{hub_api().endpoint}/datasets/{repo.name}"
     text = update_card(card, repo.name, contents.datasets, _licenses(contents.datasets))
     files = [HubFile(CARD, text.encode()), HubFile(CROISSANT, croissant(repo.name, page, contents.datasets))]
