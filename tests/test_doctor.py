@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
-from lance_prep.cli.main import run
+from lance_prep.cli.main import COMMANDS, STAGES, cli, run
 from tests import tokenizers_made as made
 from tests.loopback_hub import LoopbackHub
 
@@ -91,3 +92,13 @@ def test_the_script_loads(shell: str) -> None:
     if shutil.which(shell):
         checked = subprocess.run([shell, "-n"], input=script, text=True, capture_output=True)
         assert checked.returncode == 0, checked.stderr
+
+
+def test_every_command_and_option_has_a_heading() -> None:
+    from lance_prep.cli.build import HEADINGS
+
+    assert set(COMMANDS) <= {name for names in STAGES.values() for name in names}
+    build = cli.get_command(click.Context(cli), "build")
+    assert build is not None
+    options = {each.name for each in build.params if isinstance(each, click.Option)}
+    assert options == {name for names in HEADINGS.values() for name in names} | {"as_json", "debug"}

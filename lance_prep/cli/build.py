@@ -62,6 +62,52 @@ Run again on the same output, build continues an interrupted build, says that th
 options for a source or recipe that has changed."""
 
 
+#: The headings of the help, and the parameters below each.
+HEADINGS = {
+    "Source": [
+        "config",
+        "split",
+        "revision",
+        "text_column",
+        "keep_columns",
+        "filter",
+        "delimiter",
+        "recursive",
+        "source_storage_options",
+    ],
+    "Text": [
+        "text_unit",
+        "template",
+        "messages",
+        "chat_template",
+        "min_chars",
+        "max_chars",
+        "language",
+        "language_column",
+        "decontaminate",
+        "decontaminate_ngram",
+        "decontaminate_drop",
+        "dedup",
+        "dedup_unit",
+        "minhash_ngram",
+        "minhash_bands",
+        "minhash_rows",
+    ],
+    "Tokenizer": [
+        "tokenizer",
+        "tokenizer_revision",
+        "tokenizer_backend",
+        "special_tokens",
+        "add_special_tokens",
+        "eos_token",
+    ],
+    "Layout": ["layout", "block_size", "packing", "shuffle_batch_size", "shuffle", "seed", "shard_size"],
+    "Limits and splits": ["max_rows", "max_source_rows", "max_tokens", "val_fraction", "val_tokens", "side", "strict"],
+    "Output": ["output", "append", "overwrite", "skip_existing", "storage_options"],
+    "Running": ["workers", "memory", "engine", "spark_master", "spark_conf", "dry_run"],
+}
+
+
 def _recipe_options(function: Any) -> Any:
     """One option for each field of the recipe, so that flags override any of them."""
     for name, field in reversed(Recipe.model_fields.items()):
@@ -154,6 +200,7 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     "build data --filter \"lang = 'en'\" --template 'Q: {{ title }}\\nA: {{ body }}' -o english.lance --dry-run",
     "build data --recursive --text-column body --block-size 1024 -o tokens",
     about=ABOUT,
+    headings=HEADINGS,
 )
 @click.argument("source", nargs=-1, required=True, shell_complete=sources)
 @click.option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,31 @@ _PARAMETERS = (
 )
 
 
-def command(*examples: str, about: str = "") -> Callable[[Callable[..., Any]], click.Command]:
+class GroupedCommand(click.Command):
+    """A command whose options are listed under headings; those that no heading names come last.
+
+    Attributes:
+        headings: heading -> names of parameters.
+    """
+
+    headings: Mapping[str, Sequence[str]] = {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        named = {name: heading for heading, names in self.headings.items() for name in names}
+        rest = "Other" if self.headings else "Options"
+        groups: dict[str, list[tuple[str, str]]] = {heading: [] for heading in (*self.headings, rest)}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                groups[named.get(param.name or "", rest)].append(record)
+        for heading, records in groups.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+def command(
+    *examples: str, about: str = "", headings: Mapping[str, Sequence[str]] | None = None
+) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a command that takes `--debug`.
 
     Its help is its line in `main.COMMANDS`, then `about`, the options and the examples.
@@ -57,10 +81,12 @@ def command(*examples: str, about: str = "") -> Callable[[Callable[..., Any]], c
     Args:
         examples: command lines, without `lance-prep`. Tests run those that do not need the Hub.
         about: what the line does not say, as paragraphs.
+        headings: heading -> names of the parameters that its help lists under it.
     """
 
     def make(function: Callable[..., Any]) -> click.Command:
-        made = click.command(help=about, epilog=examples_text(examples))(function)
+        made = click.command(cls=GroupedCommand, help=about, epilog=examples_text(examples))(function)
+        made.headings = headings or {}
         made.params.append(DEBUG)
         return made
 

@@ -40,6 +40,15 @@ COMMANDS = {
     "doctor": ("environment", "Report what this machine has, and what to do about what is missing."),
 }
 
+#: The headings of the help, and the commands below each.
+STAGES = {
+    "Text to tokens": ("build", "recipes", "download", "index"),
+    "Look at a dataset": ("info", "show", "sql", "report", "verify"),
+    "Versions": ("versions", "diff", "tag", "restore", "compact", "prune"),
+    "Other formats and places": ("export", "import", "push", "pull"),
+    "This program": ("doctor", "completion"),
+}
+
 EXAMPLES = (
     "build sample                 # a small dataset; needs no network",
     "build wikitext               # WikiText-103 from the Hugging Face Hub",
@@ -65,8 +74,9 @@ class _LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, help) for name, (_, help) in COMMANDS.items()])
+        for stage, names in STAGES.items():
+            with formatter.section(stage):
+                formatter.write_dl([(name, COMMANDS[name][1]) for name in names if name in COMMANDS])
 
 
 @click.group(
