@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push clean
+.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push bench-dedup clean
 
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
@@ -50,6 +50,9 @@ bench-export: $(VENV)/.dev
 
 bench-push: $(VENV)/.dev
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_push.py --runs $(RUNS)
+
+bench-dedup: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_dedup.py --runs $(RUNS)
 
 bench-spark: $(VENV)/.bench
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_spark.py --runs $(RUNS)

@@ -219,6 +219,9 @@ def cost_rows(cost: Cost, plan: Plan) -> list[tuple[str, str]]:
     if cost.requests is not None:
         read += f" to fetch, in {about(cost.requests, count)} requests"
     rows = [("source bytes", read)]
+    recipe = plan.recipe
+    if recipe.dedup != "none" or recipe.decontaminate_drop or (recipe.language and not recipe.language_column):
+        rows.append(("upper bounds", "what is dropped for its text is known only when all of it has been read"))
     if plan.rows is None or cost.source_rows.error != 0:
         rows.append(("source rows", about(cost.source_rows, count)))
     if LAYOUTS[plan.recipe.layout].tokens:

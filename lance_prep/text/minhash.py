@@ -39,7 +39,7 @@ def minhash_version() -> str:
     try:
         from rensa import RMinHash
     except ModuleNotFoundError as error:
-        said = "dedup 'minhash' needs rensa, which is not installed"
+        said = "`dedup` 'minhash' needs rensa, which is not installed"
         raise UsageError(said, "install it with: pip install 'lance-prep[dedup]'") from error
     return f"{VERSION}, rensa {RMinHash.ALGORITHM_VERSION}, unicode of pyarrow {version('pyarrow').partition('.')[0]}"
 

