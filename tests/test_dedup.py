@@ -205,9 +205,13 @@ def test_what_is_left_out_for_another_reason_is_no_original(tmp_path: Path, toke
 def test_limits_count_what_is_left(tmp_path: Path, tokenizer: str) -> None:
     texts = repeated_texts(1000, 300)
     source = write_rows(tmp_path / "x.jsonl", texts)
-    dedup(source, tmp_path / "x.lance", tokenizer, max_source_rows=100, shard_size=4_000)
+    report = dedup(source, tmp_path / "x.lance", tokenizer, max_source_rows=100, shard_size=2_000, workers=1)
     assert numbers(tmp_path / "x.lance") == first_ones(texts)[:100]
     assert verify(tmp_path / "x.lance").problems == []
+    scanned = len(list(tmp_path.glob("x.lance/.lance_prep/builds/*/scan-*")))
+    assert report.shards <= scanned < 10  # of 16: the rest of the source is not needed, and not read
+    more = dedup(source, tmp_path / "y.lance", tokenizer, max_source_rows=100, shard_size=2_000, workers=3)
+    assert more.content_hash == report.content_hash
 
 
 def test_no_text_is_on_both_sides_of_a_split(tmp_path: Path, tokenizer: str) -> None:

@@ -19,7 +19,7 @@ from lance_prep.engine.decide import Decision, check_folder, decide, look_at, re
 from lance_prep.engine.estimate import check_space, estimate_fraction
 from lance_prep.engine.local import default_workers
 from lance_prep.engine.report import BuildReport, Progress, Silent
-from lance_prep.engine.scan import DEFAULT_MEMORY, LEAST_MEMORY, ScanOptions, pin_texts, scan_source
+from lance_prep.engine.scan import DEFAULT_MEMORY, LEAST_MEMORY, ScanOptions, groups_to_scan, pin_texts, scan_source
 from lance_prep.engine.schedule import Engine, Schedule, make_engine
 from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
 from lance_prep.errors import LESS_SPACE, OutputError, TokenizerError, UsageError, counted
@@ -31,6 +31,7 @@ from lance_prep.plan import default_output, make_plan
 from lance_prep.process import read_ahead
 from lance_prep.recipe import Limit, Recipe, RecipeFields, Source, load_recipe, source_names
 from lance_prep.store import (
+    DatasetVersion,
     Journal,
     Output,
     OutputLock,
@@ -326,16 +327,38 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
         write_by_hash(files, tokenizer_path(job.spec.sha256), job.spec.file)
         if job.spec.chat is not None:
             write_by_hash(files, tokenizer_path(job.spec.chat.sha256), job.spec.chat.file)
-    scan_source(job, decision.before, progress, options.scan)
-    progress.planned(job.plan, sorted(receipts))
-    engine.run(schedule, Hooks(progress, encoders=Encoders(job.spec)))
+    finished = _build_shards(job, decision.before, engine, options, receipts, limit)
     lock.check()
-    finished = schedule.result()
     if len(with_data(files, finished)) < len(finished):
         raise OutputError(
             f"data files of {job.uri} were removed while it was being built", "run the same command again"
         )
     return commit_build(decision, finished, resumed=len(receipts), started=started, others=others)
+
+
+def _build_shards(
+    job: BuildJob,
+    before: DatasetVersion | None,
+    engine: Engine,
+    options: RunOptions,
+    receipts: dict[int, Receipt],
+    limit: Limit,
+) -> list[Receipt]:
+    """Build the shards that have no receipt, as far as the limit needs them, and return the receipts of all."""
+    progress, encoders, done = options.progress, Encoders(job.spec), dict(receipts)
+    finished: list[Receipt] = []
+    for tasks in groups_to_scan(job.tasks(), options.scan):
+        scan_source(job, tasks, before, progress, options.scan)
+        if not finished:
+            progress.planned(job.plan, sorted(receipts))
+        there = {task.shard.index: done[task.shard.index] for task in tasks if task.shard.index in done}
+        schedule = Schedule(tasks, there, limit)
+        engine.run(schedule, Hooks(progress, encoders=encoders))
+        finished = schedule.result()
+        if schedule.reached:
+            break
+        done |= {receipt.shard: receipt for receipt in finished}
+    return finished
 
 
 def discard_others(job: BuildJob, progress: Progress) -> list[Journal]:
@@ -423,7 +446,7 @@ def _stream_compared(job: BuildJob, options: RunOptions) -> Iterator[pa.RecordBa
     """Stream the rows that are left when texts have been compared, which needs room for what each shard holds."""
     with tempfile.TemporaryDirectory(prefix="lance-prep-") as folder:
         job = make_job(job.plan, Output(folder), job.origin, job.spec)
-        scan_source(job, None, options.progress, options.scan)
+        scan_source(job, job.tasks(), None, options.progress, options.scan)
         yield from _stream(job)
 
 

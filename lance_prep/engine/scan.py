@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from lance_prep.engine.report import Progress
 from lance_prep.engine.shard import BuildJob, ShardTask
 from lance_prep.errors import DatasetError, Interrupted, UsageError
+from lance_prep.keyed import U64
 from lance_prep.layouts import ROW_BITS
 from lance_prep.ledger import Tally
 from lance_prep.model import Plan
@@ -39,6 +40,8 @@ from lance_prep.transport import Transport
 #: Bytes that comparing shards may take by default.
 DEFAULT_MEMORY = 1 << 30
 LEAST_MEMORY = 1 << 20
+#: Files that are written at once: each waits for the disk, ten milliseconds on a busy one.
+_WRITERS = 8
 
 
 def pin_texts(plan: Plan, transport: Transport) -> Plan:
@@ -83,20 +86,36 @@ class ScanOptions:
     memory: int
 
 
-def scan_source(job: BuildJob, before: DatasetVersion | None, progress: Progress, options: ScanOptions) -> None:
+def groups_to_scan(tasks: list[ShardTask], options: ScanOptions) -> Iterator[list[ShardTask]]:
+    """Yield the first shards of a build, more each time, to be scanned and then built: all at once without a limit.
+
+    What is dropped from a shard depends only on the shards before it. So under a limit that the first shards reach, the
+    rest of the source is not read.
+    """
+    count = options.threads
+    while tasks and count < len(tasks) and tasks[0].plan.recipe.limit.limits and needs_scan(tasks[0].plan.recipe):
+        yield tasks[:count]
+        count *= 4
+    yield tasks
+
+
+def scan_source(
+    job: BuildJob, tasks: list[ShardTask], before: DatasetVersion | None, progress: Progress, options: ScanOptions
+) -> None:
     """Write the list of what is dropped from each shard, unless an earlier run did.
 
     Args:
+        tasks: the first shards of the build, or all.
         before: the version that the build adds to.
 
     Raises:
         DatasetError: what an earlier build found is missing or damaged.
         SourceError: the source cannot be read.
     """
-    recipe, shards = job.plan.recipe, [shard.index for shard in job.plan.shards]
+    recipe, shards = job.plan.recipe, [task.shard.index for task in tasks]
     if not needs_scan(recipe) or all(_is_there(job.journal.dropped, shard) for shard in shards):
         return
-    left = [task for task in job.tasks() if not _is_there(job.journal.scan, task.shard.index)]
+    left = [task for task in tasks if not _is_there(job.journal.scan, task.shard.index)]
     benchmark = _benchmark(recipe, job.origin) if recipe.decontaminate is not None else None
     if benchmark is not None and benchmark.too_short:
         said = f"{benchmark.too_short:,} of {benchmark.items:,} texts of {recipe.decontaminate} have fewer than"
@@ -107,8 +126,12 @@ def scan_source(job: BuildJob, before: DatasetVersion | None, progress: Progress
     earlier = _earlier(before) if before is not None and recipe.dedup != "none" else []
     scans = [_scan_of(job.journal, shard) for shard in shards]
     later = find_later([scan.keys for scan in [*earlier, *scans]], options.memory)[len(earlier) :]
-    for shard, scan, units in zip(shards, scans, later, strict=True):
+
+    def write(shard: int, scan: ShardScan, units: U64) -> None:
         job.journal.write_dropped(shard, scan.dropped(recipe, units).as_arrays())
+
+    with ThreadPoolExecutor(_WRITERS, thread_name_prefix="dropped") as pool:
+        list(pool.map(write, shards, scans, later))
 
 
 def _is_there(read: Callable[[int], object], shard: int) -> bool:

@@ -37,9 +37,14 @@ class Schedule:
         self._settle()
 
     @property
+    def reached(self) -> bool:
+        """Whether the limit is reached, so that no further shard would add anything."""
+        return self._left.reached
+
+    @property
     def done(self) -> bool:
         """Whether no further shard is needed."""
-        return self._prefix >= len(self.tasks) or self._left.reached
+        return self._prefix >= len(self.tasks) or self.reached
 
     def next(self) -> tuple[ShardTask, Limit] | None:
         """Return the next task and its limit, for `build_shard`; None if all must wait for receipts."""

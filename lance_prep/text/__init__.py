@@ -10,7 +10,7 @@ from lance_prep.process import lazy_exports
 if TYPE_CHECKING:
     from lance_prep.text.chat_template import chat_renderer
     from lance_prep.text.decontaminate import Benchmark, Hit, items_of
-    from lance_prep.text.dedup import ShardKeys, find_later
+    from lance_prep.text.dedup import ShardKeys, find_later, group_equal
     from lance_prep.text.drop import DUPLICATE, Dropped, keep_texts
     from lance_prep.text.marked import ChatEncoder, ChatTables
     from lance_prep.text.minhash import minhash_version

@@ -58,7 +58,7 @@ def first_units(keys: U64, units: U64) -> tuple[ShardKeys, U64]:
         units: uint64 `[n]`, ascending; a unit with several keys, all different, is repeated.
     """
     low, high = np.ascontiguousarray(keys[:, 0]), np.ascontiguousarray(keys[:, 1])
-    order, repeats = _grouped(low, high)
+    order, repeats = group_equal(low, high)
     firsts = order[~repeats]
     return ShardKeys(low[firsts], high[firsts], units[firsts]), np.unique(units[order[repeats]])
 
@@ -82,7 +82,7 @@ def find_later(shards: Sequence[ShardKeys], memory: int) -> list[U64]:
         places = [place.start + _places_of(shard.low[place], shared) for shard, place in parts]
         low = np.concatenate([shard.low[place] for (shard, _), place in zip(parts, places, strict=True)])
         high = np.concatenate([shard.high[place] for (shard, _), place in zip(parts, places, strict=True)])
-        order, repeats = _grouped(low, high)
+        order, repeats = group_equal(low, high)
         later = np.zeros(len(low), bool)
         later[order[repeats]] = True
         ends = np.cumsum([len(place) for place in places])
@@ -92,7 +92,7 @@ def find_later(shards: Sequence[ShardKeys], memory: int) -> list[U64]:
     return [np.unique(np.concatenate(units)) if units else np.empty(0, np.uint64) for units in found]
 
 
-def _grouped(low: U64, high: U64) -> tuple[Indices, npt.NDArray[np.bool_]]:
+def group_equal(low: U64, high: U64) -> tuple[Indices, npt.NDArray[np.bool_]]:
     """Return an order in which equal keys are neighbours, the first one first, and whether each equals its neighbour.
 
     The order is by as many bits of the low half as leave room for a key's place, so that sorting one array of integers
