@@ -56,7 +56,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             scope: str = super()._split_scope(nodeid)
-            return "tests/test_spark" if scope.startswith("tests/test_spark") else scope
+            return "spark" if "spark" in Path(scope).name else scope
 
     return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
@@ -71,7 +71,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     from lance_prep.engine.spark_context import spark_context
 
-    spark_context(MASTER, {"spark.local.dir": str(tmp_path_factory.mktemp("spark"))}, None)
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setenv("USE_TORCH", "0")  # or `datasets` imports torch in each Python worker
+        spark_context(MASTER, {"spark.local.dir": str(tmp_path_factory.mktemp("spark"))}, None)
     session = SparkSession.builder.getOrCreate()
     session.conf.set("spark.sql.shuffle.partitions", "2")
     return session

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
 
 import lance
 
@@ -41,8 +40,6 @@ def blocks() -> list[tuple[str, str]]:
     ):
         needs = re.match(r"needs (\w+)$", comment)
         there = needs is not None and find_spec(needs[1]) is not None
-        if needs is not None and needs[1] == "pyspark":
-            there = there and which("java") is not None
         if language in ("sh", "python") and (not comment or there):
             found.append((language, block))
     return found

@@ -14,13 +14,15 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
-from lance_prep.engine import Built, Hooks, Schedule, SparkEngine, keep_shard, make_shard
+from lance_prep.engine import Built, Hooks, Schedule, Silent, SparkEngine, keep_shard, make_shard
 from lance_prep.errors import EngineError, RowRejected, UsageError
+from lance_prep.store import Receipt
 from tests.helpers import check_whole
 from tests.processes import finish, start, wait_for, write_texts
 from tests.spark import MASTER, kill_workers, needs_spark
 
 needs_spark()
+pytestmark = pytest.mark.usefixtures("spark")
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +44,14 @@ def build(source: object, output: Path, tokenizer: str, **options: Any) -> lance
 @pytest.mark.parametrize(
     "options",
     [
-        {"layout": "lines"},
+        {"layout": "lines", "max_tokens": 20_000},
         {"layout": "documents", "keep_columns": ("text",)},
         {"layout": "blocks", "block_size": 128, "val_fraction": 0.1},
         {"layout": "raw"},
-        {"layout": "blocks", "block_size": 128, "max_rows": 333},
-        {"layout": "documents", "max_source_rows": 777},
-        {"layout": "lines", "max_tokens": 20_000},
         {"layout": "documents", "dedup": "minhash", "minhash_ngram": 1, "minhash_rows": 2, "val_fraction": 0.2},
+        pytest.param({"layout": "lines"}, marks=pytest.mark.torture),
+        pytest.param({"layout": "blocks", "block_size": 128, "max_rows": 333}, marks=pytest.mark.torture),
+        pytest.param({"layout": "documents", "max_source_rows": 777}, marks=pytest.mark.torture),
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -139,6 +141,7 @@ def test_a_killed_python_worker_changes_nothing(source: str, tokenizer: str, tmp
     check_whole(tmp_path / "spark.lance")
 
 
+@pytest.mark.torture
 def test_a_driver_that_is_killed_is_run_again_and_continues(source: str, tokenizer: str, tmp_path: Path) -> None:
     common = ["build", source, "-o", str(tmp_path / "a.lance"), "--tokenizer", tokenizer, "--shard-size", "50kB"]
     process = start(*common, "--engine", "spark", "--spark-master", MASTER)
@@ -243,3 +246,23 @@ def test_source_and_output_in_an_object_store(source: str, tokenizer: str, tmp_p
         assert spark.ledger == local.ledger
     finally:
         server.stop()
+
+
+class Stops(Silent):
+    """Ends the driver as Ctrl-C does, once a shard is finished."""
+
+    def finished(self, receipt: Receipt) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_driver_that_is_stopped_has_the_finished_shards_and_continues(
+    source: str, tokenizer: str, tmp_path: Path
+) -> None:
+    engine, output = SparkEngine(MASTER), tmp_path / "a.lance"
+    with pytest.raises(KeyboardInterrupt):
+        build(source, output, tokenizer, engine=engine, progress=Stops())
+    again = build(source, output, tokenizer, engine=engine)
+    assert again.status == "resumed"
+    assert 0 < again.shards_resumed < again.shards
+    assert again.content_hash == build(source, tmp_path / "local.lance", tokenizer).content_hash
+    check_whole(output)

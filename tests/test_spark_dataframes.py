@@ -113,6 +113,12 @@ def test_an_error_in_an_executor_arrives_as_that_error(spark: Any, tokenizer: st
     with pytest.raises(LancePrepError, match=r"special token <\|endoftext\|> in a text") as raised:
         write_lance(df, tmp_path / "a.lance", tokenizer=tokenizer, special_tokens="error")
     assert "special_tokens='text'" in raised.value.advice
+
+
+# Spark runs a task that fails four times, each time in a new worker.
+@pytest.mark.torture
+def test_errors_of_spark_itself(spark: Any, tokenizer: str, tmp_path: Path) -> None:
+    df = spark.createDataFrame([("fine",)], "text string")
     with pytest.raises(LancePrepError, match="DIVIDE_BY_ZERO"):
         write_lance(df.selectExpr("string(1 / (length(text) - 4)) as text"), tmp_path / "b.lance", tokenizer=tokenizer)
 
@@ -181,6 +187,7 @@ def test_values_of_all_types_come_back(spark: Any, tmp_path: Path) -> None:
     assert [row.asDict(recursive=True) for row in df.collect()] == rows.to_pylist()
 
 
+@pytest.mark.torture
 def test_a_number_that_spark_cannot_hold_is_an_error(spark: Any, tmp_path: Path) -> None:
     pq.write_table(pa.table({"n": pa.array([1 << 63], pa.uint64())}), tmp_path / "a.parquet")
     lance_prep.build(tmp_path / "a.parquet", output=tmp_path / "a.lance", layout="raw")
