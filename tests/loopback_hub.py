@@ -14,6 +14,9 @@ pull requests, branches and tags. Writing needs `TOKEN`, and a namespace of `USE
         ...
         assert hub.bytes_received("PUT /_lfs/") == len(data)
         assert hub.files("owner/name") == {"data/train.parquet": data}
+
+With `hub.xet` set to a folder, clients that have hf_xet upload there (each write token has a folder of its own, since
+hf_xet locks it), and a commit takes the files from there. Nothing is offered for reading by Xet.
 """
 
 from __future__ import annotations
@@ -27,10 +30,13 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 import yaml
+
+from tests.xet_store import read_file
 
 LFS_SUFFIXES = (".parquet", ".arrow", ".bin", ".gz", ".zst")
 #: Files of at least this size are uploaded by LFS, as on the real Hub; and those whose first bytes are not text.
@@ -166,6 +172,7 @@ class LoopbackHub:
         self.blobs: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.log: list[dict[str, Any]] = []
+        self.xet: Path | None = None
 
     def __enter__(self) -> LoopbackHub:
         self._thread.start()
@@ -405,7 +412,7 @@ class _Handler(BaseHTTPRequestHandler):
             infos = [_entry(path, files[path]) for path in asked if path in files]
             folders = [path for path in asked if any(name.startswith(f"{path}/") for name in files)]
             self.answer(200, infos + [_folder(path) for path in folders])
-        elif verb in ("preupload", "commit", "branch", "tag"):
+        elif verb in ("preupload", "commit", "branch", "tag", "xet-write-token"):
             if self.may_write():
                 self.write(key, repo, verb, revision, sha, query)
         else:
@@ -504,12 +511,25 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "preupload":
             files = repo.commits[sha]
             self.answer(200, {"files": [_upload_mode(files, asked) for asked in json.loads(self.body)["files"]]})
+        elif verb == "xet-write-token":
+            self.xet_token()
         elif verb == "commit":
             with self.hub.lock:
                 status, answer = self.make_commit(key, repo, revision, sha, "create_pr" in query)
             self.answer(status, answer, {} if status == 200 else {"X-Error-Message": answer["error"]})
         else:
             self.write_ref(repo, verb, revision, sha)
+
+    def xet_token(self) -> None:
+        if self.hub.xet is None:
+            self.error(404, "", "Xet is not enabled")
+            return
+        with self.hub.lock:
+            place = self.hub.xet / str(len(list(self.hub.xet.iterdir())))
+            place.mkdir()
+        url, end = f"local://{place}", str(2**40)
+        headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": end}
+        self.answer(200, {"casUrl": url, "accessToken": "xet", "exp": int(end)}, headers)
 
     def make_commit(self, key: str, repo: Repo, branch: str, sha: str, is_pr: bool) -> tuple[int, dict[str, Any]]:
         lines = [json.loads(line) for line in self.body.splitlines()]
@@ -540,6 +560,9 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "file":
             files[path] = base64.b64decode(value["content"])
         elif what == "lfsFile":
+            if value["oid"] not in self.hub.blobs and self.hub.xet is not None:
+                data = read_file(self.hub.xet, value["oid"])
+                self.hub.blobs |= {value["oid"]: LfsBytes.of(data, value["oid"])} if data is not None else {}
             if value["oid"] not in self.hub.blobs:
                 return f"LFS pointer pointed to a file that does not exist: {path}"
             data = self.hub.blobs[value["oid"]]

@@ -165,9 +165,10 @@ def test_again_is_up_to_date_and_sends_nothing(built: Path, hub: LoopbackHub, ca
     assert push(built / "x.lance", REPO).commit.commit == first.commit.commit
 
 
-def started(built: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "lance_prep", "push", str(built / "x.lance"), REPO, *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+def started(built: Path, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lance_prep", "push", str(built / "x.lance"), REPO]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env={**os.environ, **environment})
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,26 @@ def test_a_killed_push_continues_and_sends_nothing_twice(
     assert len(arrived) == len(set(arrived))
     assert [message.title for _, message in hub.history(REPO)][1:] == ["initial commit"]
     assert ids_of(f"{HF}/data/train.lance") == ids_of(built / "x.lance")
+
+
+def test_a_push_by_xet_continues_too(built: Path, hub: LoopbackHub, tmp_path: Path) -> None:
+    pytest.importorskip("hf_xet")
+    hub.xet = tmp_path
+    stalled = hub.fault(COMMIT, stall=True)
+    child = started(built, HF_HUB_DISABLE_XET="0")
+    assert stalled.reached.wait(60), child.communicate()
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    hub.release()
+    assert "README.md" not in hub.files(REPO)
+    for said in ("new (", "up to date"):
+        again = started(built, HF_HUB_DISABLE_XET="0")
+        out, err = again.communicate(timeout=100)
+        assert again.returncode == 0, err
+        assert said in out
+    assert not hub.requests(PUT)
+    assert len(hub.requests("xet-write-token")) == 2  # none if there is nothing to send
+    assert rows_of(f"{HF}/data/validation.lance") == rows_of(built / "x.val.lance")
 
 
 def test_a_stopped_push_says_how_to_continue(built: Path, hub: LoopbackHub) -> None:
