@@ -120,4 +120,21 @@ def test_info_show_versions_and_verify(
         shown[place] = capsys.readouterr().out
     assert shown[at] == shown[str(tmp_path / "t.lance")]
     assert run(["info", URL]) == 1
-    assert "there is no dataset at hf://datasets/owner/name" in capsys.readouterr().err
+    assert "there is no dataset at hf://datasets/owner/name" in (err := capsys.readouterr().err)
+    assert "hf://datasets/owner/name/data/train.lance" in err.partition("try: ")[2]
+
+
+def test_no_command_writes_to_a_dataset_on_the_hub(hub: LoopbackHub, raw: Path, capsys: Any) -> None:
+    hub.add_dataset("owner/name", files_of(raw, "data/train.lance"))
+    hub.log.clear()
+    for arguments in (
+        ["tag", URL, "v1"],
+        ["compact", URL],
+        ["prune", URL, "--older-than", "7d"],
+        ["restore", URL, "1"],
+    ):
+        assert run(arguments) == 2, arguments
+        assert "is on the Hub, where datasets are only read" in capsys.readouterr().err
+    assert run(["build", "sample", "--tokenizer", "lance-prep:sample", "-o", URL]) == 2
+    assert "lance-prep push" in capsys.readouterr().err
+    assert {request["method"] for request in hub.log} <= {"GET", "HEAD"}

@@ -257,7 +257,7 @@ def test_what_this_machine_writes_is_not_taken_from_the_hub(hub: LoopbackHub, bu
 def test_a_collection_comes_with_its_manifest(hub: LoopbackHub, tmp_path: Path, tokenizer: str) -> None:
     for name in ("code", "chat"):
         (tmp_path / "in" / name).mkdir(parents=True)
-        write_texts(tmp_path / "in" / name / f"{name}.jsonl", 200, seed=len(name))
+        write_texts(tmp_path / "in" / name / f"{name}.jsonl", 200, seed=ord(name[1]))
     assert (
         run(["build", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--recursive", "--tokenizer", tokenizer]) == 0
     )
@@ -289,7 +289,8 @@ def test_what_cannot_be_pulled_is_said(hub: LoopbackHub, built: Path, tmp_path: 
         ([REPO, "--revision", "nosuch"], "no revision 'nosuch'"),
         (["owner/plain"], "no Lance dataset"),
         (["owner/private"], "no such repository on the Hub, or it is private"),
-        (["owner/name/a.lance"], "not owner/name"),
+        (["owner/name/a.lance"], "owner/name/a.lance is not owner/name"),
+        (["name"], "name is not owner/name"),
         ([f"hf://datasets/{REPO}/a.lance", "--path-in-repo", "b"], "two places"),
     ):
         assert run(["pull", *arguments, "-o", str(tmp_path / "x.lance")]) != 0, arguments
@@ -316,3 +317,36 @@ def test_two_pulls_at_once_fetch_once(hub: LoopbackHub, built: Path, tmp_path: P
     asked = [request["path"] for request in hub.requests("/resolve/")]
     assert len(asked) == len(set(asked))
     check_whole(tmp_path / "x.lance")
+
+
+def test_what_push_sends_comes_back(
+    hub: LoopbackHub, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for number, (version, status) in enumerate((("1", "pulled"), ("2", "updated"), ("2", "unchanged"))):
+        assert run(["push", str(built), REPO, "--version", version]) == 0
+        report = pull(REPO, tmp_path / "x.lance")
+        assert (report.status, report.before is None) == (status, number == 0)
+        check_whole(tmp_path / "x.lance", int(version))
+        pulled = lance.dataset(str(tmp_path / "x.lance"))
+        assert pulled.version == int(version)
+        assert pulled.to_table() == lance.dataset(str(built), version=int(version)).to_table()
+
+
+def test_a_pushed_collection_comes_back(
+    hub: LoopbackHub, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    for name in ("code", "chat"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        write_texts(tmp_path / "in" / name / f"{name}.jsonl", 100, seed=ord(name[1]))
+    assert (
+        run(["build", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--recursive", "--tokenizer", tokenizer]) == 0
+    )
+    assert run(["push", str(tmp_path / "out"), REPO]) == 0
+    report = pull(REPO, tmp_path / "pulled")
+    assert len(report.datasets) == 2
+    for name in report.datasets:
+        check_whole(tmp_path / "pulled" / name)
+    assert json.loads((tmp_path / "pulled" / "manifest.json").read_text())["splits"]
+    assert pull(REPO, tmp_path / "pulled").status == "unchanged"

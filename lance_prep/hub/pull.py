@@ -177,13 +177,12 @@ def pull(
 
 
 def _place(repo: str, revision: str | None, path: str | None) -> HubPath:
-    url = repo if repo.startswith("hf://") else f"hf://datasets/{repo}"
-    at = parse_hub_url(url)
+    if not repo.startswith("hf://") and repo.count("/") != 1:
+        raise UsageError(f"{repo} is not owner/name", "name a folder in the repository with `path_in_repo`")
+    at = parse_hub_url(repo if repo.startswith("hf://") else f"hf://datasets/{repo}")
     for said, given, found in (("revision", revision, at.revision), ("path_in_repo", path, at.path)):
         if given and found and given != found:
             raise UsageError(f"{repo} and {said}={given!r} name two places", "give one of them")
-    if not repo.startswith("hf://") and at.path:
-        raise UsageError(f"{repo} is not owner/name", "name a folder in the repository with `path_in_repo`")
     return HubPath(at.repo, revision or at.revision, path or at.path)
 
 

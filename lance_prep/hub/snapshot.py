@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,9 @@ def find_snapshot(at: HubPath, transport: Transport) -> Snapshot:
     at = HubPath(at.repo, str(info.sha), at.path.strip("/"))
     with translating(f"dataset {at.repo}"):
         files = _list(at, transport)
-    roots = sorted({_root(file.path) for file in files if _VERSIONS in f"/{file.path}"})
+    if (folder := _folder_of_collection(files)) is not None:
+        at, files = _below(at, files, folder)
+    roots = _roots(files)
     manifest = _manifest(at, revision, files, roots, transport)
     if manifest is not None:
         splits = {*manifest.splits.values(), *manifest.validation.values()}
@@ -142,7 +144,7 @@ def find_snapshot(at: HubPath, transport: Transport) -> Snapshot:
         files = [file for file in files if file.path == MANIFEST or _root_of(file.path, kept) is not None]
         return Snapshot(at, revision, tuple(files), kept, manifest)
     if "" not in roots:
-        at, files = _inside(at, files, roots)
+        at, files = _below(at, files, _only(at, roots))
     return Snapshot(at, revision, tuple(files), ("",), None)
 
 
@@ -187,9 +189,19 @@ def _tails(path: str) -> Iterator[str]:
         yield path
 
 
-def _root(path: str) -> str:
-    """Return the folder of the dataset that a file of a version belongs to."""
-    return f"/{path}".partition(_VERSIONS)[0].lstrip("/")
+def _roots(files: list[RemoteFile]) -> list[str]:
+    """Return the folders of Lance datasets: those that have versions."""
+    paths = {f"/{file.path}" for file in files if _VERSIONS in f"/{file.path}"}
+    return sorted({path.partition(_VERSIONS)[0].lstrip("/") for path in paths})
+
+
+def _folder_of_collection(files: list[RemoteFile]) -> str | None:
+    """Return the folder of the only `manifest.json` outside of datasets, such as `data`, where push puts it."""
+    roots = _roots(files)
+    found = [file.path for file in files if f"/{file.path}".endswith(f"/{MANIFEST}")]
+    outside = [path for path in found if "" not in roots and _root_of(path, tuple(roots)) is None]
+    folder = outside[0].rpartition("/")[0] if len(outside) == 1 else ""
+    return folder or None
 
 
 def _root_of(path: str, roots: tuple[str, ...]) -> str | None:
@@ -218,8 +230,19 @@ def _manifest(
         raise
 
 
-def _inside(at: HubPath, files: list[RemoteFile], roots: list[str]) -> tuple[HubPath, list[RemoteFile]]:
-    """Return the folder of the only dataset below a folder, and its files."""
+def _below(at: HubPath, files: list[RemoteFile], folder: str) -> tuple[HubPath, list[RemoteFile]]:
+    """Return a folder below another one, and its files."""
+    prefix = f"{folder}/"
+    inside = [replace(file, path=file.path.removeprefix(prefix)) for file in files if file.path.startswith(prefix)]
+    return HubPath(at.repo, at.revision, f"{at.path}/{folder}".lstrip("/")), inside
+
+
+def _only(at: HubPath, roots: list[str]) -> str:
+    """Return the only dataset below a folder.
+
+    Raises:
+        SourceNotFound: there is none, or several.
+    """
     where = f"dataset {at.repo}" + (f", folder {at.path}" if at.path else "") + f", at commit {at.revision[:12]}"
     if not roots:
         raise SourceNotFound(
@@ -232,8 +255,4 @@ def _inside(at: HubPath, files: list[RemoteFile], roots: list[str]) -> tuple[Hub
             f"{where}: {len(roots)} Lance datasets, and no {MANIFEST} that makes them a collection",
             f"choose one with `path_in_repo`: {listed}",
         )
-    root = f"{roots[0]}/"
-    inside = [
-        RemoteFile(file.path.removeprefix(root), file.size, file.digest) for file in files if file.path.startswith(root)
-    ]
-    return HubPath(at.repo, at.revision, f"{at.path}/{roots[0]}".lstrip("/")), inside
+    return roots[0]

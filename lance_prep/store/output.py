@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lance_prep.errors import DatasetError, OutputLocked
+from lance_prep.errors import DatasetError, OutputLocked, UsageError
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.journal import Journal, unfinished_builds
@@ -53,6 +53,16 @@ class Output:
 
     uri: str
     transport: Transport = field(default_factory=Transport, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a place on the Hub: each file that is written there would be a commit of its own.
+
+        Raises:
+            UsageError: says how to write to the Hub.
+        """
+        if self.uri.startswith("hf://"):
+            said = f"{self.uri} is on the Hub, where datasets are only read"
+            raise UsageError(said, "work on a local copy, from `lance-prep pull`, and then run `lance-prep push`")
 
     @classmethod
     def at(cls, path: str | Path, storage_options: Mapping[str, str] | None = None) -> Output:

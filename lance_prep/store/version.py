@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lance_prep.errors import AccessDenied, DamagedDataset, DatasetError, as_cause, one_line, translate
-from lance_prep.hub_path import pinned_uri
+from lance_prep.hub_path import parse_hub_url, pinned_uri
 from lance_prep.layouts import PATH_FIELDS
 from lance_prep.ledger import as_plain
 from lance_prep.store.metadata import (
@@ -263,6 +263,9 @@ def opened(uri: str, dataset: Any, transport: Transport) -> DatasetVersion:
 
 def _not_there(uri: str, version: int | str | None, transport: Transport) -> DatasetError:
     latest = open_dataset(uri, None, transport) if version is not None else None
+    if latest is None and uri.startswith("hf://"):
+        named = f"hf://datasets/{parse_hub_url(uri).repo}/data/train.lance"
+        return DatasetError(f"there is no dataset at {uri}", f"name its folder in the repository, such as {named}")
     if latest is None:
         return DatasetError(f"there is no dataset at {uri}", "build one with lance-prep build")
     numbers, tags = version_numbers(uri, transport), sorted(latest.tags.list())

@@ -144,7 +144,9 @@ class Splits:
             UsageError: the folder is not local, or is a dataset.
         """
         if not is_local(absolute_uri(folder)):
-            raise UsageError(f"{folder} is not a local folder", "copy the folder with the manifest to a local disk")
+            raise UsageError(
+                f"{folder} is not a local folder", "copy it first: `lance-prep pull owner/name` does, from the Hub"
+            )
         place = Path(absolute_uri(folder))
         if (place / "_versions").is_dir() and not (place / MANIFEST).exists():
             raise UsageError(
