@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.collection import download
-from lance_prep.errors import DatasetError, SourceNotFound
+from lance_prep.collection.unfinished import Parts, State
+from lance_prep.errors import DamagedDataset, DatasetError, OutputExists, SourceNotFound
 from lance_prep.store import Manifest, read_manifest
 from tests import test_download
 from tests.helpers import check_whole, ids_of
@@ -455,3 +457,29 @@ def test_advice_about_a_source_of_a_recipe_names_its_fields(tmp_path: Path, toke
         assert "try: choose one with text_column: a (string), b (string)" in capsys.readouterr().err
         assert run(["build", str(tmp_path / "data"), "--recursive", *more, *dry]) == 1  # here the option helps
         assert "try: choose one with --text-column: a (string), b (string)" in capsys.readouterr().err
+
+
+def test_a_second_build_into_the_same_folder_is_refused(data: Path, tokenizer: str, capsys: Out) -> None:
+    out = data.parent / "out"
+    arguments = [data, "-o", out, "--recursive", "--tokenizer", tokenizer, "--max-seq-length", 64]
+    first = start("build", *arguments)
+    lock = out / ".lance_prep" / "lock"
+    assert wait_for(lambda: lock.exists() and lock.stat().st_size > 0, first)
+    first.send_signal(signal.SIGSTOP)
+    assert build(data, tokenizer) == 1
+    assert f"{out} is being built by process {first.pid} on " in capsys.readouterr().err
+    first.send_signal(signal.SIGCONT)
+    assert finish(first)[0] == 0
+    assert build(data, tokenizer) == 0
+    assert all(split["version"] == 1 for split in manifest_of(data)["splits"].values())
+    with pytest.raises(OutputExists, match="is a folder with other things in it"):
+        lance_prep.build("sample", output=out)
+
+
+def test_an_unfinished_download_that_cannot_be_opened_leaves_no_file_open(tmp_path: Path) -> None:
+    (tmp_path / "rejected").write_bytes(b"")
+    state = State({}, rejected_bytes=5)
+    before = len(list(Path("/dev/fd").iterdir()))
+    with pytest.raises(DamagedDataset, match="has 0 bytes, and 5 were written"):
+        Parts(tmp_path / "text", tmp_path / "rejected", state)
+    assert len(list(Path("/dev/fd").iterdir())) == before

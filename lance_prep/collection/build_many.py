@@ -46,7 +46,8 @@ from lance_prep.errors import (
 )
 from lance_prep.layouts import LAYOUTS
 from lance_prep.recipe import RecipeFields
-from lance_prep.store import FOLDER, Manifest, Split, open_version, split_of
+from lance_prep.store import FOLDER, Manifest, Split, open_version, output_lock, split_of
+from lance_prep.tokenizer import TokenizerSpec
 
 #: Sources at work for each worker. All but one wait for the Hub, the disk or their turn. 400 sources of 5 lines took
 #: 69 s one after the other on a busy disk, 20 s three at once and 15 s eight at once.
@@ -88,6 +89,7 @@ def build_collection(
         DatasetError: two files would be the same source.
         TokenizerError: the tokenizer cannot be used.
         OutputExists: the output is a file or a dataset, or has the manifest of something else.
+        OutputLocked: another process builds into the folder.
     """
     options = RunOptions(output, workers, overwrite=overwrite, refresh=not overwrite, storage_options=storage_options)
     return run_collection(open_collection(source, overrides), options, progress)
@@ -99,11 +101,29 @@ def run_collection(
     """Build what `open_collection` returned. Raises as `build_collection` does."""
     started = time.monotonic()
     progress = progress or SilentCollection()
-    folder, before = output_folder(collection, options), manifest_before(collection, options)
+    folder, _ = output_folder(collection, options), manifest_before(collection, options)
     spec = load_shared_spec(collection)
     progress.planned(collection)
     check_space(collection, options, progress)
-    folder.mkdir(parents=True, exist_ok=True)
+    with output_lock(str(folder)):
+        before = manifest_before(collection, options)
+        results = _build_all(collection, folder, options, progress, spec)
+        unlisted = _unlisted(folder, results, before)
+        manifest = None
+        if not any(result.error for result in results):
+            manifest = _manifest(collection, output_as_given(collection, options), results)
+            manifest.write(folder)
+    return CollectionReport(str(folder), tuple(results), manifest, unlisted, time.monotonic() - started)
+
+
+def _build_all(
+    collection: CollectionPlan,
+    folder: Path,
+    options: RunOptions,
+    progress: CollectionProgress,
+    spec: TokenizerSpec,
+) -> list[SourceReport]:
+    """Build the datasets, several at a time."""
 
     def build(source: SourceJob) -> SourceReport:
         uri = str(folder / f"{source.name}.lance")
@@ -119,13 +139,7 @@ def run_collection(
         return result
 
     with SharedEngine(options.workers) as engine:
-        results = in_parallel(build, collection.sources, engine.workers * _AT_ONCE)
-    unlisted = _unlisted(folder, results, before)
-    manifest = None
-    if not any(result.error for result in results):
-        manifest = _manifest(collection, output_as_given(collection, options), results)
-        manifest.write(folder)
-    return CollectionReport(str(folder), tuple(results), manifest, unlisted, time.monotonic() - started)
+        return in_parallel(build, collection.sources, engine.workers * _AT_ONCE)
 
 
 def _split(source: SourceJob, made: BuildReport | None) -> Split | None:

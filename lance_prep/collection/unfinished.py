@@ -165,7 +165,11 @@ class Parts:
         text.parent.mkdir(exist_ok=True)
         self._text = _open(text, state.bytes)
         self._rejected_path = rejected
-        self._rejected = _open(rejected, state.rejected_bytes) if state.rejected_bytes else None
+        try:
+            self._rejected = _open(rejected, state.rejected_bytes) if state.rejected_bytes else None
+        except BaseException:
+            os.close(self._text)
+            raise
         if self._rejected is None:
             rejected.unlink(missing_ok=True)
         self.bytes = state.bytes

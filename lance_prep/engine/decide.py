@@ -23,6 +23,8 @@ from lance_prep.source import check_unchanged
 from lance_prep.store import (
     FOLDER,
     KEY,
+    LOADER_FILE,
+    TEMPORARY,
     DatasetVersion,
     FileRecord,
     Metadata,
@@ -197,7 +199,9 @@ def check_folder(uri: str, *, overwrite: bool) -> None:
     path = Path(uri)
     if path.is_file():
         raise OutputExists(f"{uri} is a file", "choose another output")
-    if path.is_dir() and any(path.iterdir()) and not any((path / known).is_dir() for known in (FOLDER, "_versions")):
+    # A build that never committed leaves only these. A collection, a download and an export have FOLDER too.
+    unfinished = {FOLDER, "data", "_transactions", LOADER_FILE, f".{LOADER_FILE}{TEMPORARY}"}
+    if path.is_dir() and not (path / "_versions").is_dir() and {entry.name for entry in path.iterdir()} - unfinished:
         raise OutputExists(f"{uri} is a folder with other things in it", "choose another output")
     if (path / "_versions").is_dir() and not (path / FOLDER).is_dir() and not overwrite:
         raise OutputExists(f"{uri} is a Lance dataset that lance-prep did not make", OVERWRITE)

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
         seal_path,
         transactions_in,
     )
-    from lance_prep.store.sidecar import Files, LocalFiles, make_durable, natural, refuse_links
+    from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, make_durable, natural, refuse_links
     from lance_prep.store.stores import Store, files_of, output_lock, register_store
     from lance_prep.store.version import (
         LOADER,
