@@ -1,21 +1,16 @@
-"""`lance-prep info` and `show`: print what a dataset is, and its rows."""
+"""`lance-prep info`: print what a dataset is and how it was built."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from lance_prep.cli.common import command, dataset_options, json_option, print_json, printable, printable_json, table
+from lance_prep.cli.common import command, dataset_options, json_option, print_json, printable, table
 from lance_prep.errors import counted
 
 if TYPE_CHECKING:
-    from lance_prep.dataset import DatasetVersion, ShownDocument, ShownRow
-
-#: Defaults of `show`: rows, and characters of a text.
-LIMIT, WIDTH = 5, 500
+    from lance_prep.dataset import DatasetVersion
 
 
 @command(
@@ -41,45 +36,6 @@ def info(uri: str, version: str | None, storage_options: dict[str, str] | None, 
         print_json({"uri": opened.uri, "version": opened.number, **opened.metadata.as_json()})
     else:
         click.echo(printable(_info_text(opened)))
-
-
-@command(
-    "show sample.lance --limit 3",
-    "show sample.lance --row 17 --row -1 --ids",
-    about="Text is printed as it is, indented by two spaces; control characters are escaped. Of a conversation, what "
-    "is learned is between ⟦ and ⟧.",
-)
-@dataset_options
-@click.option("--limit", type=click.IntRange(min=0), help=f"Number of rows to show.  [default: {LIMIT}]")
-@click.option(
-    "--row", "rows", type=int, multiple=True, metavar="N", help="Show row N (-1 is the last); may be repeated."
-)
-@click.option("--ids", is_flag=True, help="Show the token ids too.")
-@click.option("--width", type=click.IntRange(min=1), help=f"Characters of a text to show.  [default: {WIDTH}]")
-@json_option
-def show(
-    uri: str,
-    version: str | None,
-    storage_options: dict[str, str] | None,
-    limit: int | None,
-    rows: tuple[int, ...],
-    ids: bool,
-    width: int | None,
-    as_json: bool,
-) -> None:
-    if rows and limit is not None:
-        raise click.UsageError("--limit cannot be combined with --row, which names the rows to show")
-    if as_json and (ids or width is not None):
-        raise click.UsageError("--json always prints the ids and the whole text: remove --ids and --width")
-    from lance_prep.dataset import open_version, show_rows
-
-    opened = open_version(uri, version, storage_options)
-    first = min(LIMIT if limit is None else limit, opened.dataset.count_rows())
-    for shown in show_rows(opened, rows or range(first)):
-        if as_json:
-            click.echo(printable_json(json.dumps(asdict(shown), default=str, ensure_ascii=False)))
-        else:
-            click.echo(_row_text(shown, ids, width or WIDTH))
 
 
 def _info_text(opened: DatasetVersion) -> str:
@@ -124,32 +80,3 @@ def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
         if tokenizer.chat is not None:
             rows.append(("chat template", f"{tokenizer.chat.origin}, sha256 {tokenizer.chat.template[:16]}"))
     return rows
-
-
-def _row_text(shown: ShownRow, ids: bool, width: int) -> str:
-    if shown.num_tokens is None:
-        if ids:
-            raise click.UsageError("--ids: the rows of this dataset hold no tokens; remove --ids")
-        columns = json.dumps(shown.columns, default=str, ensure_ascii=False)
-        return f"row {shown.row}: {printable(_cut(columns, width))}"
-    kept = "".join(f", {name}={value!r}" for name, value in shown.columns.items())
-    learned = ""
-    if shown.learned is not None:
-        learned = f", {sum(stop - start for start, stop in shown.learned)} learned"
-    lines = [f"row {shown.row}: {shown.num_tokens} tokens{learned}, {_documents(shown.documents)}{printable(kept)}"]
-    text = shown.text if shown.marked is None else shown.marked
-    if text is not None:
-        lines += [f"  {line}" for line in printable(_cut(text, width)).split("\n")]
-    if ids or text is None:
-        lines.append(f"  {shown.ids}")
-    return "\n".join(lines)
-
-
-def _documents(documents: tuple[ShownDocument, ...]) -> str:
-    first = documents[0]
-    said = f"shard {first.shard} row {first.source_row}"
-    return said if len(documents) == 1 else f"{len(documents)} documents, the first from {said}"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -21,7 +21,7 @@ COMMANDS = {
     "recipes": ("recipes", "List the built-in recipes, or print one to copy and edit."),
     "download": ("download", "Download the text of a collection's sources, by category."),
     "info": ("look", "Print what a dataset is and how it was built."),
-    "show": ("look", "Print rows, decoded to text."),
+    "show": ("show", "Print rows, decoded to text."),
     "sql": ("sql", "Run an SQL query on a dataset."),
     "versions": ("history", "List a dataset's versions: when, how large, and what made each."),
     "diff": ("history", "Compare two versions: files, rows, tokens, recipe."),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lance_prep.dataset.history import Restored, Tagged, delete_tag, restore, tag
     from lance_prep.dataset.jsonl_index import Indexed, index_jsonl
     from lance_prep.dataset.maintain import Compaction, Pruning, compact, prune
-    from lance_prep.dataset.show import ShownDocument, ShownRow, pinned_recipe, show_rows
+    from lance_prep.dataset.show import ShownDocument, ShownRow, find_rows, pinned_recipe, show_rows
     from lance_prep.dataset.sql import query
     from lance_prep.dataset.verify import Listener, verify
     from lance_prep.dataset.versions import Difference, Version, diff_versions, list_versions

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.loss_mask import MASK_COLUMN, runs_to_spans
 from lance_prep.recipe import Recipe
 from lance_prep.store import DatasetVersion, TokenizerRecord, tokenizer_path
-from lance_prep.tokenizer import load_reference
+from lance_prep.tokenizer import Piece, load_reference, text_pieces
 
 #: Around what is learned of a conversation.
 LEARNED = ("⟦", "⟧")
@@ -43,6 +44,7 @@ class ShownRow:
         columns: kept columns; for `raw`, all.
         learned: in a conversation, the tokens that are learned, as spans of `ids`; else None.
         marked: in a conversation, the text with what is learned between ⟦ and ⟧; else None.
+        pieces: the text in pieces of as few tokens as possible; empty without a text.
     """
 
     row: int
@@ -53,6 +55,39 @@ class ShownRow:
     columns: dict[str, Any]
     learned: list[tuple[int, int]] | None = None
     marked: str | None = None
+    pieces: tuple[Piece, ...] = field(default=(), repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields but the pieces, which the ids and the tokenizer imply."""
+        return {name: value for name, value in asdict(self).items() if name != "pieces"}
+
+
+def find_rows(
+    opened: DatasetVersion, text: str, limit: int, on_rows: Callable[[int], None] = lambda rows: None
+) -> list[int]:
+    """Return the numbers of the first rows whose decoded text contains a text; for `raw`, those with it in a column.
+
+    Args:
+        on_rows: told the number of rows that were searched in each batch.
+    """
+    tokens = LAYOUTS[opened.metadata.layout].tokens
+    tokenizer = load_reference(opened.tokenizer_file()) if tokens else None
+    columns = ["input_ids", "num_tokens"] if tokens else None
+    found: list[int] = []
+    first = 0
+    with reading_dataset(opened.uri):
+        for batch in opened.dataset.to_batches(columns=columns, batch_size=1024):
+            if tokenizer is None:
+                texts = [json.dumps(record, default=str, ensure_ascii=False) for record in batch.to_pylist()]
+            else:
+                lists = zip(*(batch.column(name).to_pylist() for name in ("input_ids", "num_tokens")), strict=True)
+                texts = tokenizer.decode_batch([ids[:n] for ids, n in lists], skip_special_tokens=False)
+            found += [first + i for i, each in enumerate(texts) if text in each]
+            first += len(batch)
+            on_rows(len(batch))
+            if len(found) >= limit:
+                break
+    return found[:limit]
 
 
 def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
@@ -87,7 +122,8 @@ def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
             starts, stops, _ = runs_to_spans(np.array(runs := record.pop(MASK_COLUMN)), np.array([0, len(runs)]))
             learned = [span for span in zip(starts.tolist(), stops.tolist(), strict=True) if span[0] < span[1]]
             marked = _with_learned(tokenizer, ids[:n], learned)
-        shown.append(ShownRow(i, n, documents, text, ids[:n], record, learned, marked))
+        pieces = () if tokenizer is None else tuple(text_pieces(tokenizer, ids[:n]))
+        shown.append(ShownRow(i, n, documents, text, ids[:n], record, learned, marked, pieces))
     return shown
 
 
