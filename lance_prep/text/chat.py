@@ -80,32 +80,34 @@ def _turns(value: Any) -> list[Message]:
     if isinstance(value, str):
         if not value.strip():
             return []
-        value = _from_json(value, "conversation")
-    else:
-        # In a column of structs, a field that one message has is null in all others.
-        value = _without_nulls(value)
+        return [_message(turn, nulls=True) for turn in _listed(_from_json(value, "conversation"))]
+    # In a column of structs, a field that one message has is null in all others.
+    return [_message(turn, nulls=False) for turn in _listed(value)]
+
+
+def _listed(value: Any) -> list[Any]:
     if isinstance(value, dict):  # one message
-        value = [value]
+        return [value]
     if not isinstance(value, list):
         raise NoText("the conversation is not a list of messages")
-    return [_message(turn) for turn in value]
+    return value
 
 
-def _message(turn: Any) -> Message:
-    message = _with_role(turn)
+def _message(turn: Any, *, nulls: bool) -> Message:
+    """Return a new message without fields that are null, and without nulls inside of them unless `nulls`."""
+    if not isinstance(turn, dict):
+        raise NoText("a message of the conversation is not an object")
+    message = {
+        name: each if nulls or isinstance(each, str) else _without_nulls(each)
+        for name, each in turn.items()
+        if each is not None
+    }
+    if "from" in message and "role" not in message:
+        message = _from_sharegpt(message)
     for name in _REASONING:  # templates know it by different names
         if (reasoning := message.get(name)) is not None:
             return {"thinking": reasoning, **message, "reasoning_content": reasoning}
     return message
-
-
-def _with_role(turn: Any) -> Message:
-    if not isinstance(turn, dict):
-        raise NoText("a message of the conversation is not an object")
-    message: Message = turn
-    if "from" in message and "role" not in message:
-        return _from_sharegpt(message)
-    return {name: value for name, value in message.items() if value is not None}
 
 
 def _from_sharegpt(turn: Message) -> Message:
@@ -118,7 +120,7 @@ def _from_sharegpt(turn: Message) -> Message:
     role = _SPEAKERS.get(speaker)
     if role is None:
         raise NoText(f"a message is from none of {', '.join(_SPEAKERS)}, function_call")
-    rest = {name: each for name, each in turn.items() if name not in ("from", "value") and each is not None}
+    rest = {name: each for name, each in turn.items() if name not in ("from", "value")}
     return {"role": role, "content": value, **rest}
 
 

@@ -44,10 +44,13 @@ class ChatRenderer:
         if not messages:
             return ""
         tools = tools_of(record)
-        marked = [self._marked(message) for message in messages]
+        for message in messages:
+            for name, value in message.items():
+                if (marked := self._marked(value)) is not value:
+                    message[name] = marked
         try:
             return self._render(
-                messages=marked,
+                messages=messages,
                 tools=self._marked(tools),
                 documents=None,
                 add_generation_prompt=False,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import suppress
 from functools import cache
+from types import BuiltinMethodType
 from typing import Any
 
 from jinja2 import nodes
@@ -95,7 +97,18 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         elif (kind is str and attribute in _OF_STRINGS) or (kind is LoopContext and attribute in _OF_LOOPS):
             return getattr(obj, attribute)
+        elif kind is _Namespace and attribute[0] != "_":
+            with suppress(AttributeError):
+                return getattr(obj, attribute)
         return super().getattr(obj, attribute)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        """Call what a template calls; methods of strings without the sandbox's checks."""
+        if type(__obj) is BuiltinMethodType and type(__obj.__self__) is str and __obj.__name__ in _OF_STRINGS:
+            kwargs.pop("_block_vars", None)  # jinja2 adds them to a call inside of a block or a loop
+            kwargs.pop("_loop_vars", None)
+            return __obj(*args, **kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
 
 
 @cache
