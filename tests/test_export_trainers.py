@@ -16,8 +16,9 @@ import pytest
 
 from lance_prep.cli.main import run
 from lance_prep.store import Manifest, Split
+from lance_prep.train import LanceDataset
 from tests import tokenizers_made as made_tokenizers
-from tests.processes import make_killer
+from tests.processes import PROGRAM, make_killer
 from tests.train.made import EOS, Made, make_tokens
 
 Export = Callable[..., dict[str, Any]]
@@ -186,3 +187,64 @@ def test_megatron_gets_whole_documents(tmp_path: Path, exporting: Export) -> Non
     one, two = indexed_dataset(tmp_path / "out/web/train"), indexed_dataset(tmp_path / "out-docs/docs/train")
     assert len(one) == len(two) == 60
     assert all(np.array_equal(one[i], two[i]) for i in range(60))
+
+
+# Streaming datasets.
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", ["blocks", "documents"])
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_litdata_reads_chunks(tmp_path: Path, exporting: Export, layout: str, dtype: str) -> None:
+    litdata = pytest.importorskip("litdata", reason="needs litdata")
+    size, flags = (128, []) if layout == "blocks" else (None, ["--max-seq-length", 128])
+    make_tokens(tmp_path / "web.lance", layout, [200, 1, 123], block_size=size, dtype=dtype, longest=200)
+    report = exporting(tmp_path / "web.lance", tmp_path / "out", "--format", "litdata", "--shard-size", "20kB", *flags)
+    dataset = LanceDataset(tmp_path / "web.lance", block_size=None if size else 128)
+    expected = dataset.take(np.arange(len(dataset)))["input_ids"].numpy()
+    folder = tmp_path / "out" / "web"
+    assert report["sources"][0]["shards"] == len(list(folder.glob("*.bin"))) > 1
+    assert max(path.stat().st_size for path in folder.glob("*.bin")) <= 20_000
+    read = litdata.StreamingDataset(str(folder), item_loader=litdata.TokensLoader(block_size=128), shuffle=False)
+    np.testing.assert_array_equal(np.stack([read[i].numpy() for i in range(len(read))]), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", ["blocks", "lines"])
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_streaming_reads_shards(tmp_path: Path, exporting: Export, layout: str, dtype: str) -> None:
+    try:
+        from streaming import StreamingDataset
+    except ImportError as error:
+        pytest.skip(f"mosaicml-streaming, whose pins contradict ours, is not installed: {error}")
+    size, flags = (128, []) if layout == "blocks" else (None, ["--max-seq-length", 128])
+    made = make_tokens(tmp_path / "web.lance", layout, [200, 1, 123], block_size=size, dtype=dtype, longest=200)
+    report = exporting(tmp_path / "web.lance", tmp_path / "out", "--format", "mds", "--shard-size", "20kB", *flags)
+    dataset = LanceDataset(tmp_path / "web.lance", block_size=None if size else 128)
+    expected = dataset.take(np.arange(len(dataset)))["input_ids"].numpy()
+    folder = tmp_path / "out" / "web"
+    assert report["sources"][0]["shards"] == len(list(folder.glob("*.mds"))) > 1
+    assert max(path.stat().st_size for path in folder.glob("*.mds")) <= 20_000
+    read = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
+    samples = [read[i] for i in range(len(read))]
+    np.testing.assert_array_equal(np.stack([sample["tokens"] for sample in samples]), expected)
+    if size:
+        assert [int(sample["num_tokens"]) for sample in samples] == [len(row) for row in made.rows]
+
+
+@pytest.mark.parametrize("format", ["mds", "litdata"])
+def test_a_killed_export_of_shards_continues(tmp_path: Path, exporting: Export, format: str) -> None:
+    killer = make_killer(tmp_path)
+    make_tokens(tmp_path / "web.lance", "blocks", [400], block_size=128)
+    command = [PROGRAM, "export", tmp_path / "web.lance", "-o", tmp_path / "killed-export", "--format", format]
+    arguments = [*map(str, command), "--shard-size", "20kB"]
+    for change in (9, 12, 7):
+        environment = {**os.environ, "LD_PRELOAD": str(killer), "KILL_AT": str(change), "KILL_BELOW": "killed-export"}
+        killed = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    exporting(tmp_path / "web.lance", tmp_path / "killed-export", "--format", format, "--shard-size", "20kB")
+    exporting(tmp_path / "web.lance", tmp_path / "whole", "--format", format, "--shard-size", "20kB")
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name / "web").iterdir()}
+                for name in ("killed-export", "whole"))  # fmt: skip
+    assert one == two
+    assert "index.json" in one

@@ -55,7 +55,7 @@ Run again on the same output, export continues an interrupted export, or says th
     show_default=True,
     metavar="NAME",
     help="Format of the files: parquet; jsonl (decoded text); bin (ids end to end, as nanoGPT reads them); megatron "
-    "(.bin and .idx).",
+    "(.bin and .idx); mds (MosaicML streaming); litdata.",
 )
 @click.option(
     "--version", metavar="N|TAG", shell_complete=tags, help="Version or tag of a dataset.  [default: the latest]"
@@ -65,8 +65,8 @@ Run again on the same output, export continues an interrupted export, or says th
     "--shard-size",
     metavar="GB",
     callback=_shard_size,
-    help="Maximum size of a file: GB, or with a unit, such as 500MB.  [default: 2; for bin and megatron, one file of "
-    "any size]",
+    help="Maximum size of a file: GB, or with a unit, such as 500MB.  [default: 2; 64MiB for mds and litdata; for "
+    "bin and megatron, one file of any size]",
 )
 @click.option(
     "--max-seq-length",

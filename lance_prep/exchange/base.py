@@ -289,3 +289,15 @@ register_target(
 for _name, _encoder in (("bin", "flat:BinEncoder"), ("megatron", "megatron:MegatronEncoder")):
     _encoder = f"lance_prep.exchange.{_encoder}"
     register_target(Target(_name, ".bin", _encoder, reads=("by",), shard_size=None, unmasked=True))
+for _name, _suffix, _encoder in (("mds", ".mds", "mds:MdsEncoder"), ("litdata", ".bin", "litdata:LitdataEncoder")):
+    register_target(
+        Target(
+            _name,
+            _suffix,
+            f"lance_prep.exchange.{_encoder}",
+            reads=("max_seq_length",),
+            fixed=True,
+            shard_size=1 << 26,
+            unmasked=True,
+        )
+    )

@@ -102,3 +102,18 @@ def real_tokens(batch: pa.RecordBatch, uri: str, eos: int | None) -> tuple[npt.N
     token[np.cumsum(lengths + 1) - 1] = False
     out[token] = ids
     return out, lengths + 1
+
+
+def full_rows(batch: pa.RecordBatch, uri: str) -> tuple[npt.NDArray[Any], Indices]:
+    """Return the ids of rows of one length, `[rows, length]` with padding, and int64 the number without it.
+
+    Raises:
+        DamagedDataset: `num_tokens` or an id is out of range.
+    """
+    column = batch["input_ids"]
+    size = column.type.list_size
+    ids = column.flatten().to_numpy().reshape(-1, size)
+    lengths = batch["num_tokens"].to_numpy().astype(np.int64)
+    if (lengths > size).any() or (ids.dtype.itemsize > 2 and ids.max(initial=0) > np.iinfo(np.int32).max):
+        raise DamagedDataset(f"{uri}: num_tokens or input_ids are out of range", "`lance-prep verify` names the damage")
+    return ids, lengths
