@@ -167,9 +167,14 @@ def test_leftovers_of_a_killed_builder_are_removed(
     finish(process)
     # Of a shard that was written and has no receipt. Which of them a kill leaves is chance.
     by_environment.files.pipe(f"bucket/folder/x.lance/data/{'01' * 12}{'ab' * 13}.lance", b"cut short")
+    store, parts = by_environment.files, {"Bucket": "bucket"}
+    for key in ("folder/x.lance/data/large.lance", "folder/x.lance.data/other"):
+        store.call_s3("create_multipart_upload", Key=key, **parts)
     again = lance_prep.build(source, output=URI, append=append, **fields)
     assert (again.status, again.content_hash) == ("resumed", whole.content_hash)
     check_whole(by_environment)
+    left = store.call_s3("list_multipart_uploads", **parts)["Uploads"]
+    assert [upload["Key"] for upload in left] == ["folder/x.lance.data/other"]
     assert json.loads(by_environment.files.cat(by_environment.names(LEASES)[0]))["state"] == "released"
 
 

@@ -22,7 +22,7 @@ from lance_prep.errors import DatasetError, reading_dataset
 from lance_prep.store.journal import Journal, Receipt, unfinished_builds
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
 from lance_prep.store.seal import SEALS, hash_files, is_sealed, known_hashes, manifest_versions, seal
-from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles
+from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, ObjectFiles
 from lance_prep.store.stores import files_of, open_dataset
 from lance_prep.store.version import (
     LOADER_FILE,
@@ -73,6 +73,7 @@ class Leftovers:
         journal: of the build; receipts of its shards that were not needed after all are forgotten.
         wanted: names of data files in `data/` that the build commits.
         others: journals of unfinished builds that the build replaces.
+        uploads: of data files, begun and not finished; only in an object store.
     """
 
     files: Files
@@ -80,14 +81,19 @@ class Leftovers:
     journal: Journal
     wanted: frozenset[str]
     others: tuple[Journal, ...] = ()
+    uploads: tuple[tuple[str, str], ...] = ()
 
     def remove(self) -> None:
         """Remove them."""
         self.journal.forget_others(self.wanted)
         for other in self.others:
             other.discard()
+        files = self.files
         for path in self.paths:
-            self.files.delete(path)
+            files.delete(path)
+        if isinstance(files, ObjectFiles):
+            for upload in self.uploads:
+                files.abort(upload)
 
 
 def find_leftovers(
@@ -111,7 +117,8 @@ def find_leftovers(
     dataset = open_dataset(uri, None, transport) if overwritten else None
     wanted = {f"{DATA}/{name}" for name in names} | (_tracked(dataset) if dataset is not None else set())
     paths = [*_named(files, DATA, _NAMED[DATA], wanted), *_named(files, DATA, _UNNAMED[DATA], set())]
-    return Leftovers(files, tuple(paths), journal, names, tuple(others))
+    uploads = files.uploads(DATA) if isinstance(files, ObjectFiles) else ()
+    return Leftovers(files, tuple(paths), journal, names, tuple(others), tuple(uploads))
 
 
 def tidy(uri: str, transport: Transport) -> None:

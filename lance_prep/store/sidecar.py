@@ -41,6 +41,7 @@ _FOLDERS = (
 #: What a store must be able to do that keeps a dataset.
 UNCONDITIONAL = "this object store does not refuse to replace an object (If-None-Match), so a commit could be lost"
 UNCONDITIONAL_ADVICE = "build into a local folder and copy it there, or use a store with conditional writes"
+_S3 = ("s3://", "s3a://")
 _CHUNK = 8 << 20
 _AT_ONCE = 4
 _INSTALL = "install it; for S3, that is pip install 'lance-prep[s3]'"
@@ -292,6 +293,27 @@ class ObjectFiles:
             with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="fetch") as pool:
                 for start in range(0, size, _CHUNK * _AT_ONCE):
                     yield from pool.map(fetch, range(start, min(start + _CHUNK * _AT_ONCE, size), _CHUNK))
+
+    def uploads(self, folder: str) -> list[tuple[str, str]]:
+        """Return key and id of each upload below a folder that was begun and not finished.
+
+        Lance sends a large file in parts. S3 keeps the parts of a process that was killed, and does not list them as
+        objects. Other stores forget them by themselves. Empty if the store does not say.
+        """
+        if not self._root.startswith(_S3):
+            return []
+        fs, key = self._transport.file_system(f"{self._root}/{folder}")
+        bucket, prefix, _ = fs.split_path(key)
+        with suppress(OSError):  # it needs a permission of its own
+            found = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/").get("Uploads") or []
+            return [(upload["Key"], upload["UploadId"]) for upload in found]
+        return []
+
+    def abort(self, upload: tuple[str, str]) -> None:
+        """Give up an unfinished upload; no error if it is gone already, or may not be given up."""
+        fs, key = self._transport.file_system(self._root)
+        with suppress(OSError):
+            fs.call_s3("abort_multipart_upload", Bucket=fs.split_path(key)[0], Key=upload[0], UploadId=upload[1])
 
     def list(self, folder: str) -> list[str]:
         prefix = folder.rstrip("/") + "/"
