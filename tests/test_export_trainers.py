@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
+import lance
 import numpy as np
 import pytest
 
@@ -248,3 +250,34 @@ def test_a_killed_export_of_shards_continues(tmp_path: Path, exporting: Export, 
                 for name in ("killed-export", "whole"))  # fmt: skip
     assert one == two
     assert "index.json" in one
+
+
+# TRL.
+
+
+def test_sft_trainer_takes_packed_rows(tmp_path: Path, exporting: Export) -> None:
+    sft = pytest.importorskip("trl.trainer.sft_trainer", reason="needs trl")
+    made = make_tokens(tmp_path / "web.lance", "blocks", [40, 1, 23], block_size=128)
+    exporting(tmp_path / "web.lance", tmp_path / "out", "--for", "trl")
+    rows = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    collate = sft.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    keys = ["input_ids", "labels", "seq_lengths"]  # the columns that SFTTrainer keeps
+    for at in (0, 38, 62):
+        batch = collate([{key: rows[i][key] for key in keys} for i in (at, at + 1)])
+        ids, labels, positions, ends = [], [], [], [0]
+        for row, pieces in zip(made.rows[at : at + 2], made.pieces[at : at + 2], strict=True):
+            lengths = [*pieces, *([128 - len(row)] if len(row) < 128 else [])]
+            real = row.tolist()
+            ids += real + [0] * (128 - len(real))
+            labels += real + [-100] * (128 - len(real))
+            positions += [i for length in lengths for i in range(length)]
+            ends += [ends[-1] + int(end) for end in np.cumsum(lengths)]
+        labels = [-100 if position == 0 else label for label, position in zip(labels, positions, strict=True)]
+        assert batch["input_ids"][0].tolist() == ids
+        assert batch["position_ids"][0].tolist() == positions
+        assert batch["labels"][0].tolist() == labels
+        assert batch["cu_seq_lens_q"].tolist() == ends
+    assert run(["import", str(tmp_path / "out" / "web"), "-o", str(tmp_path / "back.lance")]) == 0
+    back = lance.dataset(str(tmp_path / "back.lance")).to_table().to_pylist()
+    assert [row["input_ids"][: row["num_tokens"]] for row in back] == [row.tolist() for row in made.rows]
+    assert [row["seq_lengths"] for row in back] == made.pieces

@@ -58,6 +58,12 @@ Run again on the same output, export continues an interrupted export, or says th
     "(.bin and .idx); mds (MosaicML streaming); litdata.",
 )
 @click.option(
+    "--for",
+    "trainer",
+    type=click.Choice(["trl"]),
+    help="With Parquet: write rows as this trainer packs them. trl: labels that are not shifted, and seq_lengths.",
+)
+@click.option(
     "--version", metavar="N|TAG", shell_complete=tags, help="Version or tag of a dataset.  [default: the latest]"
 )
 @click.option("--splits", metavar="A,B,...", callback=_names, help="Sources to export.  [default: all]")
@@ -87,8 +93,13 @@ Run again on the same output, export continues an interrupted export, or says th
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @storage_option
 @json_option
-def export(source: str, as_json: bool, **arguments: Any) -> None:
+def export(source: str, trainer: str | None, as_json: bool, **arguments: Any) -> None:
     from lance_prep import exchange
+
+    if trainer is not None:
+        if arguments["format"] not in ("parquet", trainer):
+            raise click.UsageError(f"--for {trainer} has no effect with --format {arguments['format']}: remove it")
+        arguments["format"] = trainer
 
     options = exchange.ExportOptions(**{name: arguments.pop(name) for name in _OPTIONS})
     with screen() as shown:

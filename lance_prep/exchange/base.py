@@ -278,6 +278,16 @@ register_target(
 )
 register_target(
     Target(
+        "trl",
+        ".parquet",
+        "lance_prep.exchange.parquet:TrlEncoder",
+        reads=("max_seq_length",),
+        fixed=True,
+        loads=True,
+    )
+)
+register_target(
+    Target(
         "jsonl",
         ".jsonl",
         "lance_prep.exchange.jsonl:JsonlEncoder",

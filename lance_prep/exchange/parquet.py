@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset, UsageError
@@ -30,7 +31,13 @@ _TOKEN_BYTES, _FILE_END = 10, 4096
 
 
 class ParquetEncoder(Encoder):
-    """Encodes rows as row groups; see `Encoder`."""
+    """Encodes rows as row groups; see `Encoder`.
+
+    Attributes:
+        packed: labels are not shifted, and a column `seq_lengths` says where documents end.
+    """
+
+    packed = False
 
     def __init__(self, source: Source, options: ExportOptions) -> None:
         assert source.length is not None
@@ -44,7 +51,7 @@ class ParquetEncoder(Encoder):
             "tokenizer_sha256": tokenizer and tokenizer.sha256,
         }
         self._masked = MASK_COLUMN in source.opened.dataset.schema.names
-        others = {"seq_lengths": options.mask_boundaries, MASK_COLUMN: self._masked}
+        others = {"seq_lengths": options.mask_boundaries or self.packed, MASK_COLUMN: self._masked}
         self.columns = ["input_ids", "num_tokens", *(name for name, asked in others.items() if asked)]
         # Several row groups per shard, so that shards come close to their maximum size.
         largest = (options.shard_size - _FILE_END) // _TOKEN_BYTES
@@ -65,9 +72,10 @@ class ParquetEncoder(Encoder):
         following = batch["following"].to_numpy() if "following" in batch.schema.names else None
         ignored = _document_ends(batch["seq_lengths"], self._length) if self._mask_boundaries else None
         if self._masked:
-            unlearned = _not_learned(batch[MASK_COLUMN], self._length)
+            unlearned = _not_learned(batch[MASK_COLUMN], self._length, shifted=not self.packed)
             ignored = unlearned if ignored is None else np.union1d(ignored, unlearned)
-        group = encode_row_group(Rows(ids, valid, following, ignored))
+        documents = _documents(batch["seq_lengths"], self._length - valid) if self.packed else None
+        group = encode_row_group(Rows(ids, valid, following, ignored, not self.packed, documents))
         data = [page for chunk in group.chunks for page in chunk.pages]
         return Piece(data, group.size, group.rows, int(valid.sum()), _GROUP_END, group.without_pages())
 
@@ -75,11 +83,35 @@ class ParquetEncoder(Encoder):
         return MAGIC
 
     def end(self, notes: Sequence[RowGroup]) -> bytes:
-        return footer(notes, self._length, {EXPORT_KEY: json.dumps(self._metadata).encode()})
+        # `train.ParquetDataset` reads what has the key, and expects shifted labels.
+        key = EXPORT_KEY + b"_trl" if self.packed else EXPORT_KEY
+        return footer(notes, self._length, {key: json.dumps(self._metadata).encode()}, documents=self.packed)
 
 
-def _not_learned(runs: Any, size: int) -> Indices:
-    """Return the places whose label, the next token, is not learned, in rows of `size` tokens laid end to end."""
+class TrlEncoder(ParquetEncoder):
+    """Encodes rows that are packed as TRL packs them, so that SFTTrainer takes them as they are.
+
+    A column `seq_lengths` has the lengths of a row's documents. Padding is one more document, whose labels are -100.
+    Labels are not shifted, since the model does that.
+    """
+
+    packed = True
+
+
+def _documents(lengths: Any, padding: Indices) -> tuple[npt.NDArray[np.int32], Indices]:
+    """Return the lengths of the documents of all rows, with padding as a last one, and where those of a row begin."""
+    offsets = lengths.offsets.to_numpy().astype(np.int64)
+    starts, padded = offsets - offsets[0], padding > 0
+    values = np.insert(lengths.flatten().to_numpy().astype(np.int32), starts[1:][padded], padding[padded])
+    return values, starts + np.append(np.zeros(1, np.int64), np.cumsum(padded))
+
+
+def _not_learned(runs: Any, size: int, *, shifted: bool) -> Indices:
+    """Return the places whose label is not learned, in rows of `size` tokens laid end to end.
+
+    Args:
+        shifted: the label of a token is the next one.
+    """
     offsets = runs.offsets.to_numpy().astype(np.int64)
     starts, stops, bounds = runs_to_spans(runs.flatten().to_numpy(), offsets - offsets[0])
     begin = np.repeat(np.arange(len(runs)) * size, np.diff(bounds))
@@ -87,6 +119,9 @@ def _not_learned(runs: Any, size: int) -> Indices:
     np.add.at(change, begin + starts, 1)
     np.add.at(change, begin + stops, -1)
     learned = np.cumsum(change)[:-1].reshape(-1, size) > 0
+    if not shifted:
+        places: Indices = np.flatnonzero(~learned)
+        return places
     # The label of a row's last token is not in the row, and is ignored by what follows it.
     after = np.concatenate([learned[:, 1:], np.ones((len(runs), 1), np.bool_)], axis=1)
     found: Indices = np.flatnonzero(~after)

@@ -31,6 +31,8 @@ from lance_prep.keyed import Indices
 from lance_prep.store import IGNORE
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
+#: A column with the lengths of the documents in a row, which only some targets write.
+DOCUMENTS = "seq_lengths"
 MAGIC = b"PAR1"
 
 # Numbers of Parquet's enums.
@@ -59,12 +61,17 @@ class Rows:
         following: `[rows]`, the token after each row, which is the label of its last token, or `IGNORE`; None if all
             are.
         ignored: places in the flat `ids`, ascending, whose label is ignored too; None for none.
+        shifted: the label of a token is the next one; else it is the token itself.
+        documents: lengths of the documents of all rows, int32, and where those of each row begin, `[rows + 1]`; they
+            become a fourth column. None without it.
     """
 
     ids: npt.NDArray[Any]
     valid: Indices
     following: Indices | None = None
     ignored: Indices | None = None
+    shifted: bool = True
+    documents: tuple[npt.NDArray[np.int32], Indices] | None = None
 
     def slice(self, start: int, stop: int) -> Rows:
         """Return the rows `start` to `stop`."""
@@ -73,15 +80,18 @@ class Rows:
             first, last = np.searchsorted(ignored, [start * length, stop * length])
             ignored = ignored[first:last] - start * length
         following = None if self.following is None else self.following[start:stop]
-        return Rows(self.ids[start:stop], self.valid[start:stop], following, ignored)
+        return Rows(self.ids[start:stop], self.valid[start:stop], following, ignored, self.shifted)
 
     def write_labels(self, out: npt.NDArray[Any], ignore: int) -> None:
-        """Write labels into an array `[rows, length]`: the token after each token, or `ignore`."""
-        out[:, :-1] = self.ids[:, 1:]
-        following = self.following
-        out[:, -1] = ignore if following is None else np.where(following == IGNORE, ignore, following)
+        """Write labels into an array `[rows, length]`: the token after each token, or itself, or `ignore`."""
+        if self.shifted:
+            out[:, :-1] = self.ids[:, 1:]
+            following = self.following
+            out[:, -1] = ignore if following is None else np.where(following == IGNORE, ignore, following)
+        else:
+            out[:] = self.ids
         for row in np.flatnonzero(self.valid < out.shape[1]).tolist():
-            out[row, max(int(self.valid[row]) - 1, 0) :] = ignore
+            out[row, max(int(self.valid[row]) - self.shifted, 0) :] = ignore
         if self.ignored is not None:
             out.reshape(-1)[self.ignored] = ignore
 
@@ -113,7 +123,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The chunks of a row group, in the order of `COLUMNS`."""
+    """The chunks of a row group, in the order of `COLUMNS`, and of `DOCUMENTS` if it has that."""
 
     rows: int
     chunks: tuple[Chunk, ...]
@@ -141,7 +151,21 @@ def encode_row_group(rows: Rows) -> RowGroup:
         mask.add(_snappy(levels + b"\1" + _mask_runs(part.valid, length)), size)
         for chunk, page in zip((ids, labels), values.pages(part, levels), strict=True):
             chunk.add(page, size)
-    return RowGroup(count, (ids.finish(), mask.finish(), labels.finish()))
+    chunks = (ids.finish(), mask.finish(), labels.finish())
+    return RowGroup(count, chunks if rows.documents is None else (*chunks, _document_chunk(*rows.documents)))
+
+
+def _document_chunk(lengths: npt.NDArray[np.int32], starts: Indices) -> Chunk:
+    """Encode one list of lengths for each row, none of them empty, as plain int32 in one page."""
+    count = len(lengths)
+    more = np.ones(count, np.bool_)  # repetition level 1: it continues the list before it
+    more[starts[:-1]] = False
+    repetition = varint(-(-count // 8) << 1 | 1) + np.packbits(more, bitorder="little").tobytes()
+    definition = varint(count << 1) + bytes([_DEFINED])
+    levels = b"".join(len(part).to_bytes(4, "little") + part for part in (repetition, definition))
+    chunk = _ChunkWriter(None)
+    chunk.add(_snappy(levels + lengths.astype("<i4").tobytes()), count)
+    return chunk.finish()
 
 
 @dataclass(frozen=True)
@@ -260,29 +284,32 @@ def _mask_runs(valid: Indices, length: int) -> bytes:
     return b"".join(varint(count << 1) + bytes([value]) for count, value in runs if count)
 
 
-def arrow_schema(length: int) -> pa.Schema:
-    """Return the schema that Arrow reads from the files: lists of `length`."""
-    return pa.schema([pa.field(name, pa.list_(pa.int32(), length), nullable=False) for name in COLUMNS])
+def arrow_schema(length: int, *, documents: bool = False) -> pa.Schema:
+    """Return the schema that Arrow reads from the files: lists of `length`, and the lengths of documents if asked."""
+    kinds = {name: pa.list_(pa.int32(), length) for name in COLUMNS}
+    kinds |= {DOCUMENTS: pa.list_(pa.int32())} if documents else {}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
 
 
-def footer(groups: Sequence[RowGroup], length: int, metadata: dict[bytes, bytes]) -> bytes:
+def footer(groups: Sequence[RowGroup], length: int, metadata: dict[bytes, bytes], *, documents: bool = False) -> bytes:
     """Return the end of a file that begins with `MAGIC` and holds these row groups.
 
     Args:
         groups: in order.
         length: of the lists.
         metadata: key-value metadata, which Arrow reads as the schema's metadata.
+        documents: the row groups have the column `DOCUMENTS`.
     """
     at, described = len(MAGIC), []
     for group in groups:
         described.append(_described(group, at))
         at += group.size
-    schema = arrow_schema(length).with_metadata(metadata)
+    schema = arrow_schema(length, documents=documents).with_metadata(metadata)
     pairs = {**metadata, b"ARROW:schema": base64.b64encode(schema.serialize())}
     said = (
         Thrift()
         .integer(1, 2)
-        .structs(2, _schema_elements())
+        .structs(2, _schema_elements(schema.names))
         .long(3, sum(group.rows for group in groups))
         .structs(4, described)
         .structs(5, [Thrift().text(1, key).text(2, value) for key, value in pairs.items()])
@@ -292,9 +319,9 @@ def footer(groups: Sequence[RowGroup], length: int, metadata: dict[bytes, bytes]
     return said + len(said).to_bytes(4, "little") + MAGIC
 
 
-def _schema_elements() -> list[Thrift]:
-    elements = [Thrift().text(4, b"schema").integer(5, len(COLUMNS))]
-    for name in COLUMNS:
+def _schema_elements(names: Sequence[str]) -> list[Thrift]:
+    elements = [Thrift().text(4, b"schema").integer(5, len(names))]
+    for name in names:
         is_list = Thrift().struct(3, Thrift())
         elements += [
             Thrift().integer(3, _REQUIRED).text(4, name.encode()).integer(5, 1).integer(6, _LIST).struct(10, is_list),
@@ -307,7 +334,7 @@ def _schema_elements() -> list[Thrift]:
 def _described(group: RowGroup, at: int) -> Thrift:
     """Return the metadata of a row group that begins at byte `at`."""
     columns, begin = [], at
-    for name, chunk in zip(COLUMNS, group.chunks, strict=True):
+    for name, chunk in zip((*COLUMNS, DOCUMENTS), group.chunks, strict=False):
         encodings = (_PLAIN, _RLE, _RLE_DICTIONARY) if chunk.dictionary else (_PLAIN, _RLE)
         data = (
             Thrift()

@@ -385,6 +385,13 @@ def _trimmed(ids: Ids, lengths: Indices, chunk: Chunk, job: PartJob) -> tuple[Id
         ends = np.append(np.zeros(1, np.int64), np.cumsum(documents.flatten().to_numpy().astype(np.int64)))
         offsets = documents.offsets.to_numpy() - documents.offsets[0].as_py()
         sums = np.diff(ends[offsets])
+        padded = (sums == lengths) & (real < lengths)
+        if padded.any():  # a row's last document is its padding, as in an export for TRL
+            values, last = documents.flatten().to_numpy(), offsets[1:][padded] - 1
+            _agree(~padded | (_last(values, offsets) == lengths - real), "seq_lengths contradict padding", chunk, job)
+            offsets = offsets - np.append(np.zeros(1, np.int64), np.cumsum(padded))
+            documents = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(np.delete(values, last)))
+            sums = np.where(padded, real, sums)
         if not {"num_tokens", "attention_mask"} & set(names):
             real = sums
         _agree(sums == real, "seq_lengths do not add up to its ids without padding", chunk, job)
@@ -398,6 +405,12 @@ def _trimmed(ids: Ids, lengths: Indices, chunk: Chunk, job: PartJob) -> tuple[Id
         offsets = np.append(np.zeros(1, np.int64), np.cumsum(some))
         documents = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(real[some].astype(np.uint32)))
     return ids, real, documents
+
+
+def _last(values: npt.NDArray[Any], offsets: Indices) -> Indices:
+    """Return the last value of each list, 0 for an empty one."""
+    found: Indices = np.append(np.zeros(1, np.int64), values)[np.where(np.diff(offsets) > 0, offsets[1:], 0)]
+    return found
 
 
 def _ones(mask: pa.Array, lengths: Indices, chunk: Chunk, job: PartJob) -> Indices:
