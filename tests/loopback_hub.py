@@ -392,8 +392,9 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "revision":
             name = key.split("/", 1)[1]
             siblings = [{"rfilename": path} for path in sorted(files)]
-            card = files.get("README.md", b"").decode(errors="replace")
-            access: dict[str, Any] = {"cardData": None if _card_problem(card) else _card(card)}
+            text = files.get("README.md", b"").decode(errors="replace")
+            card = {} if _card_problem(text) else _card(text)
+            access: dict[str, Any] = {"cardData": {name: card[name] for name in ("license",) if name in card}}
             access |= {"gated": "manual" if repo.gated else False, "private": repo.private}
             self.answer(200, {"_id": "0" * 24, "id": name, "sha": sha, "siblings": siblings, **access})
         elif verb == "refs":

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lance_prep.errors import UsageError, counted
+from lance_prep.errors import RecipeError, UsageError, counted
 from lance_prep.hub.contents import PushedDataset
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger
-from lance_prep.recipe import Recipe
+from lance_prep.recipe import Recipe, parse_yaml
 from lance_prep.store import DatasetVersion, FileRecord
 
 CARD = "README.md"
@@ -103,18 +103,12 @@ def _update_front(text: str, datasets: Sequence[PushedDataset]) -> str:
 
 
 def _load(text: str) -> dict[str, Any]:
-    import yaml
-
+    if not text.strip():
+        return {}
     try:
-        found = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UsageError(
-            f"the YAML at the top of {CARD} on the Hub is invalid: {' '.join(str(error).split())[:200]}",
-            "correct it on the Hub, or remove it",
-        ) from error
-    if not isinstance(found, dict):
-        raise UsageError(f"the YAML at the top of {CARD} on the Hub is not an object", "correct it, or remove it")
-    return found
+        return parse_yaml(text, f"the YAML at the top of {CARD} on the Hub")
+    except RecipeError as error:
+        raise UsageError(str(error), f"correct {CARD} on the Hub, or remove its YAML") from error
 
 
 def _with_key(text: str, name: str, block: str) -> str:
@@ -252,7 +246,12 @@ def _recipe(opened: DatasetVersion) -> str:
         fields["revision"] = data.source.commit
     if data.tokenizer is not None and data.tokenizer.commit is not None:
         fields["tokenizer_revision"] = data.tokenizer.commit
-    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).strip().replace("```", "`` `")
+    return (
+        yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+        .strip()
+        .replace("```", "`` `")
+        .replace("<!--", "<! --")
+    )
 
 
 def public_name(name: str) -> str:
