@@ -64,7 +64,8 @@ def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
     named = "".join(
         f", {name} {value}" for name, value in (("config", source.config), ("split", source.split)) if value
     )
-    rows = [("source", f"{source.asked}{named}, {counted(files, 'file')}")]
+    kind = "partition" if source.asked == "DataFrame" else "file"
+    rows = [("source", f"{source.asked}{named}, {counted(files, kind)}")]
     if source.commit:
         rows.append(("commit", f"{source.commit} (asked for: {source.revision})"))
     if tokenizer:
