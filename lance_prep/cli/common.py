@@ -33,6 +33,7 @@ _PARAMETERS = (
     "format",
     "mask_boundaries",
     "max_seq_length",
+    "memory",
     "output",
     "overwrite",
     "path_in_repo",

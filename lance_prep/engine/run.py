@@ -276,6 +276,8 @@ def run_job(job: BuildJob, engine: Engine, options: RunOptions, started: float) 
 def plan_build(recipe: Recipe, options: RunOptions, uri: str) -> Plan:
     """Plan a recipe, and refuse what contradicts the output."""
     check_storage_options(recipe, options, uri)
+    if options.memory is not None and recipe.dedup == "none":
+        raise UsageError("`memory` has no effect without `dedup`: it is for comparing texts", "remove it")
     plan = pin_texts(make_plan(recipe, options.origin), options.origin)
     refuse_own_source(uri, plan.files)
     return plan
