@@ -377,15 +377,15 @@ class RecipeFields(TypedDict, total=False):
     template: str | None
     messages: str | Sequence[str] | None
     chat_template: str | None
+    ids_column: str | None
+    ids_dtype: IdsDtype | None
+    document_end: int | None
     tokenizer: str | Callable[[str], Any] | None
     tokenizer_revision: str | None
     tokenizer_backend: Backend
     special_tokens: SpecialTokens
     add_special_tokens: bool
     eos_token: str | None
-    ids_column: str | None
-    ids_dtype: IdsDtype | None
-    document_end: int | None
     min_chars: int | None
     max_chars: int | None
     language: str | Sequence[str] | None
