@@ -237,6 +237,36 @@ def test_a_dataset_that_was_built_anew_replaces_the_old_one_only_if_asked(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "new.lance", "x.lance"]
 
 
+def test_a_kill_while_a_dataset_is_replaced_is_made_good(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:
+    """Stop between the two renames, when neither the old nor the new dataset has the name."""
+    target = tmp_path / "x.lance"
+    hub.add_dataset(REPO, files_of(built, "data/train.lance"))
+    pull(REPO, target)
+    lance_prep.build(write_texts(tmp_path / "a.jsonl", 50, seed=9), output=tmp_path / "new.lance", layout="raw")
+    files = files_of(tmp_path / "new.lance", "data/train.lance")
+    hub.repos[f"datasets/{REPO}"].commits[hub.add_dataset(REPO, files)] = files
+    code = f"""
+import os, pathlib
+from lance_prep.hub import pull
+rename = pathlib.Path.rename
+
+def rename_and_die(self, target):
+    rename(self, target)
+    os._exit(9)
+
+pathlib.Path.rename = rename_and_die
+pull("owner/name", {str(target)!r}, overwrite=True)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    assert sorted(path.name for path in tmp_path.iterdir() if "x" in path.name) == [".x.lance.old", ".x.lance.pull"]
+    hub.log.clear()
+    pull(REPO, target)
+    assert not hub.requests("/resolve/")
+    check_whole(target)
+    assert lance.dataset(str(target)).count_rows() == 50
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "new.lance", "x.lance"]
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/evil", "a//b", "a\\b", "a\nb", ".", "x" * 300])
 def test_a_name_that_leads_elsewhere_is_refused(hub: LoopbackHub, built: Path, tmp_path: Path, name: str) -> None:
     hub.add_dataset(REPO, {**files_of(built, "data/train.lance"), f"data/train.lance/{name}": b"evil"})

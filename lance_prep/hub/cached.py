@@ -18,7 +18,8 @@ from typing import Any
 from urllib.parse import quote
 
 from lance_prep.errors import HubUnreachable, SourceNotFound, UsageError
-from lance_prep.hub.pull import has_commit, pull_snapshot
+from lance_prep.hub.pull import pull_snapshot
+from lance_prep.hub.pulled import has_commit
 from lance_prep.hub.snapshot import Snapshot, find_snapshot
 from lance_prep.hub_path import COMMIT, HubPath, parse_hub_url, pinned_uri
 from lance_prep.transport import Transport

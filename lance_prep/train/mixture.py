@@ -91,7 +91,9 @@ class Mixture(Dataset[dict[str, Any]]):
             )
         self._block_size = block_size
         self.sources: list[Source] = [
-            given[name] if name in given else LanceDataset(name, block_size=block_size, **options)
+            given[name]
+            if name in given
+            else LanceDataset(name, block_size=block_size, **_of_one(name, options, self.names))
             for name in self.names
         ]
         self.by, self.seed, self.stopping = by, seed, stopping
@@ -372,6 +374,13 @@ class Mixture(Dataset[dict[str, Any]]):
             "stopping": self.stopping,
             **(asdict(self._simulated) if self._simulated is not None else {}),
         }
+
+
+def _of_one(name: str, options: DatasetOptions, names: Sequence[str]) -> DatasetOptions:
+    """Return the options of one dataset. `cache` is for those on the Hub, if the mixture has any."""
+    if name.startswith("hf://") or not any(other.startswith("hf://") for other in names):
+        return options
+    return {**options, "cache": False}
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -147,6 +147,16 @@ def test_a_mixture_of_datasets_on_the_hub(hub: LoopbackHub, built: list[Path], h
         assert same([mixed[i]["input_ids"] for i in range(0, 60, 5)], [local[i]["input_ids"] for i in range(0, 60, 5)])
 
 
+def test_a_mixture_caches_only_what_is_on_the_hub(hub: LoopbackHub, built: list[Path], home: Path) -> None:
+    replace(hub, built[0])
+    mixed = Mixture({URL: 0.3, str(built[1]): 0.7}, cache=True)
+    local = Mixture({str(built[0]): 0.3, str(built[1]): 0.7})
+    assert same([mixed[i]["input_ids"] for i in range(0, 60, 5)], [local[i]["input_ids"] for i in range(0, 60, 5)])
+    assert home.exists()
+    with pytest.raises(UsageError, match="not on the Hub"):
+        Mixture({str(built[0]): 0.3, str(built[1]): 0.7}, cache=True)
+
+
 def test_without_the_hub_the_copy_that_is_there_is_used(
     hub: LoopbackHub, built: list[Path], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,88 @@
+"""The folder of a pull: the record of what filled it, and the locked folder beside it for files not in place yet."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from lance_prep.hub.snapshot import RECORD, Snapshot
+from lance_prep.store import LocalFiles, make_durable
+
+
+@dataclass
+class Record:
+    """What a folder was filled with."""
+
+    repo: str
+    path: str
+    commit: str
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Record:
+        files = {file.path: (file.size, file.digest) for file in snapshot.files}
+        return cls(snapshot.at.repo, snapshot.at.path, snapshot.commit, files)
+
+    @classmethod
+    def read(cls, folder: Path) -> Record | None:
+        """Return the record in a folder, or None if the folder was not filled by a pull."""
+        try:
+            data = json.loads(LocalFiles(folder).read(RECORD) or b"")
+            files = {str(path): (int(size), str(digest)) for path, (size, digest) in data["files"].items()}
+            return cls(str(data["repo"]), str(data["path"]), str(data["commit"]), files)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def has(self, path: str, folder: Path) -> bool:
+        """Return whether a file of the record is in the folder, with its size."""
+        try:
+            return (folder / path).lstat().st_size == self.files[path][0]
+        except OSError:
+            return False
+
+    def write(self, folder: Path) -> None:
+        LocalFiles(folder).write(RECORD, json.dumps(asdict(self)).encode())
+
+
+def has_commit(folder: Path, commit: str) -> bool:
+    """Return whether a pull filled the folder with this commit, and its files are still there."""
+    record = Record.read(folder) if folder.is_dir() else None
+    return record is not None and record.commit == commit and all(record.has(path, folder) for path in record.files)
+
+
+@contextmanager
+def staging_of(target: Path, waiting: Callable[[str], None]) -> Iterator[Path]:
+    """Return the folder for files that are not in place yet, locked: other processes wait for this one.
+
+    The lock is the kernel's, on the folder itself, so it ends with its process and leaves no file behind.
+    """
+    staging = target.with_name(f".{target.name}.pull")
+    while True:
+        staging.mkdir(parents=True, exist_ok=True)
+        held = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting(str(target))
+                fcntl.flock(held, fcntl.LOCK_EX)
+            # The process before this one may have renamed or removed the folder.
+            if staging.exists() and os.path.samestat(staging.stat(), os.fstat(held)):
+                yield staging
+                return
+        finally:
+            os.close(held)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        make_durable(descriptor)
+    finally:
+        os.close(descriptor)
