@@ -140,6 +140,7 @@ class World:
     manifests: dict[bytes, Manifest] = field(default_factory=dict)
     trace: list[tuple[Any, ...]] = field(default_factory=list)
     on_version: Callable[[Manifest], None] = lambda manifest: None
+    most_steps: int = 20_000
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
@@ -175,7 +176,7 @@ class World:
         """Let processes take steps until all have ended."""
         while self._processes or self._late:
             self.step += 1
-            if self.step > 20_000:
+            if self.step > self.most_steps:
                 raise Broken("the processes do not end")
             self._land()
             ready = [process for process in self._processes if process.is_ready(self.step)]
