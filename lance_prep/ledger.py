@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    Counts = array[int]
+else:
+    Counts = array  # cannot be subscripted before Python 3.12
 
 
 def as_plain(record: Any) -> dict[str, Any]:
     """Return the fields of a dataclass, for JSON. Dataclasses in them become dicts, but not those inside a collection.
 
-    Nothing is copied: `dataclasses.asdict` copies every list and dict, and takes seven times as long.
+    Nothing is copied but arrays: `dataclasses.asdict` copies every list and dict, and takes seven times as long.
     """
-    return {
-        name: as_plain(value) if hasattr(value, "__dataclass_fields__") else value
-        for name, value in vars(record).items()
-    }
+    return {name: _plain(value) for name, value in vars(record).items()}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "__dataclass_fields__"):
+        return as_plain(value)
+    return value.tolist() if isinstance(value, array) else value
 
 
 _SUBBIN_BITS = 7
@@ -121,7 +130,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class LengthRecord:
-    """How many documents have which length, for a receipt.
+    """How many documents have which length, for a receipt. Arrays of uint64: a build may hold 100,000 of these.
 
     Attributes:
         bins, counts: bins of `DocumentLengths` that hold documents, ascending, and how many each holds.
@@ -129,13 +138,13 @@ class LengthRecord:
         longest_doc_id: the first document of that length.
     """
 
-    bins: tuple[int, ...]
-    counts: tuple[int, ...]
+    bins: Counts
+    counts: Counts
     longest: int
     longest_doc_id: int
 
     def __post_init__(self) -> None:
-        if len(self.bins) != len(self.counts) or any(not 0 <= each < _BINS for each in self.bins):
+        if len(self.bins) != len(self.counts) or max(self.bins, default=0) >= _BINS:
             raise ValueError("the bins of its lengths are invalid")
 
 
@@ -168,7 +177,7 @@ class DocumentLengths:
     def record(self) -> LengthRecord:
         bins = np.flatnonzero(self._counts)
         counts = self._counts[bins]
-        return LengthRecord(tuple(bins.tolist()), tuple(counts.tolist()), self.longest, self.longest_doc_id)
+        return LengthRecord(array("Q", bins.tolist()), array("Q", counts.tolist()), self.longest, self.longest_doc_id)
 
     def quantile(self, share: float) -> int:
         """Return the length that at least this share of the documents does not exceed; 0 if there is no document."""

@@ -451,17 +451,25 @@ class _File:
     path: str
 
 
-class _Table:
+class Table:
     """What `lance.dataset` returns, as far as it is used."""
 
     uri = URI
 
-    def __init__(self, world: World, manifest: Manifest) -> None:
-        self._world, self._manifest = world, manifest
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
         self.version, self.schema = manifest.version, manifest.schema
 
     def get_fragments(self) -> list[_Fragment]:
         return [_Fragment(_Metadata(fragment)) for fragment in self._manifest.fragments]
+
+
+class SimulatedTable(Table):
+    """A table that can also list what other versions name."""
+
+    def __init__(self, world: World, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self._world = world
 
     def tracked_files(self) -> Any:
         def find() -> list[str]:
@@ -496,11 +504,11 @@ class SimulatedStore:
     def open(self, uri: str, version: int | str | None, transport: Transport) -> Any | None:
         there = self.world.act("open", f"version {version or 'latest'}", self.world.versions)
         wanted = max(there, default=None) if version is None else int(version)
-        return _Table(self.world, there[wanted]) if wanted in there else None
+        return SimulatedTable(self.world, there[wanted]) if wanted in there else None
 
     def version(self, number: int) -> DatasetVersion:
         """Open a version, for a test."""
-        return opened(URI, _Table(self.world, self.world.versions()[number]), Transport())
+        return opened(URI, SimulatedTable(self.world, self.world.versions()[number]), Transport())
 
     def write(self, uri: str, rows: pa.RecordBatchReader, file_version: str, transport: Transport) -> list[Any]:
         world, name = self.world, self.world.name()
@@ -543,7 +551,7 @@ class SimulatedStore:
                     raise
                 done = False  # the client of the store repeats the put, and is told that the object is there
             if done:
-                return _Table(world, new)
+                return SimulatedTable(world, new)
 
 
 STORE = SimulatedStore()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +19,7 @@ from lance_prep.keyed import permutation
 from lance_prep.layout.base import RowMaker, row_maker
 from lance_prep.layout.packing import BestFitPacker, Blocks, ConcatPacker, best_fit_decreasing
 from lance_prep.layouts import LAYOUTS
-from lance_prep.ledger import DocumentLengths, LengthRecord
+from lance_prep.ledger import DocumentLengths, LengthRecord, as_plain
 from lance_prep.recipe import Recipe, load_recipe
 from lance_prep.store.metadata import decode
 from lance_prep.tokenizer import TokenLists
@@ -288,7 +287,7 @@ def test_quantiles_of_lengths_are_exact_below_256_and_close_above(values: list[i
     for start, stop in ((0, cut), (cut, len(values))):  # two shards
         part = DocumentLengths()
         part.add(np.array(values[start:stop], np.int64), np.arange(start, stop, dtype=np.uint64))
-        total.merge(decode(LengthRecord, json.loads(json.dumps(asdict(part.record())))))
+        total.merge(decode(LengthRecord, json.loads(json.dumps(as_plain(part.record())))))
     expected = int(np.quantile(values, share, method="inverted_cdf"))
     found = total.quantile(share)
     assert abs(found - expected) <= (0 if expected < 256 else expected / 128)

@@ -99,7 +99,9 @@ class BuildJournal:
 
     def shard(self, index: int) -> Shard | None:
         """Return a shard of the plan, or None if the plan is unknown."""
-        return next((s for s in self.plan.shards if s.index == index), None) if self.plan else None
+        shards = self.plan.shards if self.plan else ()
+        place = index - shards[0].index if shards else 0
+        return shards[place] if 0 <= place < len(shards) else None
 
 
 def read_journals(opened: DatasetVersion, found: Verification) -> list[BuildJournal]:

@@ -65,7 +65,9 @@ def commit_build(
     old = decision.before.fragments() if decision.before is not None else []
     new = [receipt.fragment for receipt in receipts if receipt.fragment is not None]
     journal = job.journal
-    leftovers = job.output.leftovers([*old, *new], journal, overwritten=existing.number > 0, others=others)
+    shards = [receipt.shard for receipt in receipts]
+    overwritten = existing.number > 0
+    leftovers = job.output.leftovers([*old, *new], journal, shards=shards, overwritten=overwritten, others=others)
     if job.output.is_local:
         leftovers.remove()
     why = {"lance_prep.build": job.key}

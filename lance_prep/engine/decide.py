@@ -19,7 +19,7 @@ from lance_prep.ledger import as_plain
 from lance_prep.model import Plan, SourceFile
 from lance_prep.plan import restrict
 from lance_prep.recipe import Recipe
-from lance_prep.source import check_unchanged
+from lance_prep.source import check_all_unchanged
 from lance_prep.store import (
     FOLDER,
     KEY,
@@ -309,8 +309,7 @@ def record_files(plan: Plan, digests: Digests, transport: Transport) -> list[Fil
         SourceChanged: a file was changed since it was planned.
     """
     hashes = digests.of_all(plan.files)
-    for file in plan.files:
-        check_unchanged(file, transport)  # what was hashed is what was read
+    check_all_unchanged(plan.files, transport)  # what was hashed is what was read
     return [FileRecord(**as_plain(file), hash=digest) for file, digest in zip(plan.files, hashes, strict=True)]
 
 

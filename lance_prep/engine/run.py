@@ -317,7 +317,7 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
     # Also before the build, not only before the commit: on a full disk, leftovers of a killed build take its space.
     if output.is_local:
         keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
-        output.leftovers(keep, job.journal, overwritten=decision.existing.number > 0).remove()
+        output.leftovers(keep, job.journal, shards=receipts, overwritten=decision.existing.number > 0).remove()
     limit = left_to_write(job, decision)
     schedule = Schedule(job.tasks(), receipts, limit)
     if not schedule.done:

@@ -32,7 +32,7 @@ from lance_prep.recipe import Limit
 from lance_prep.store.arrays import read_arrays, write_arrays
 from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, decode
 from lance_prep.store.seal import checked, hash_files, is_sealed, seal, with_checksum
-from lance_prep.store.sidecar import Files
+from lance_prep.store.sidecar import Files, read_many
 from lance_prep.store.version import portable_path, portable_url, resolved_path, resolved_recipe
 
 COMMITTED = "committed.json"
@@ -286,9 +286,9 @@ class Journal:
     def receipts(self) -> dict[int, Receipt]:
         """Return the receipts that are there, by shard. A damaged one counts as missing: its shard is built again."""
         found = {}
-        for path in self._files.list(self._folder):
+        paths = [path for path in self._files.list(self._folder) if path.rpartition("/")[2].startswith("shard-")]
+        for path, data in zip(paths, read_many(self._files, paths), strict=True):
             name = path.rpartition("/")[2]
-            data = self._files.read(path) if name.startswith("shard-") else None
             if data is not None:
                 with suppress(ValueError):
                     receipt = Receipt.from_bytes(data)
@@ -319,11 +319,13 @@ class Journal:
         """Make a shard's receipt durable. Its data files must be."""
         self._files.write(f"{self._folder}/{_receipt_name(receipt.shard)}", receipt.to_bytes())
 
-    def forget_others(self, data_files: Set[str]) -> None:
-        """Delete receipts of shards whose data files are not among these: built for nothing, under a row limit."""
-        for shard, receipt in self.receipts().items():
-            if not set(receipt.data_files()) <= data_files:
-                self._files.delete(f"{self._folder}/{_receipt_name(shard)}")
+    def forget_others(self, shards: Set[int]) -> None:
+        """Delete the receipts of all shards but these: built for nothing, under a row limit."""
+        keep = {_receipt_name(shard) for shard in shards}
+        for path in self._files.list(self._folder):
+            name = path.rpartition("/")[2]
+            if name.startswith("shard-") and name not in keep:
+                self._files.delete(path)
 
     def close(self, version: int) -> None:
         """Seal the version that the build became and note its number, if that is not noted.

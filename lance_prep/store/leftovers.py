@@ -71,7 +71,7 @@ class Leftovers:
         files: of the dataset.
         paths: of data files.
         journal: of the build; receipts of its shards that were not needed after all are forgotten.
-        wanted: names of data files in `data/` that the build commits.
+        shards: of the build whose receipts are needed.
         others: journals of unfinished builds that the build replaces.
         uploads: of data files, begun and not finished; only in an object store.
     """
@@ -79,13 +79,13 @@ class Leftovers:
     files: Files
     paths: tuple[str, ...]
     journal: Journal
-    wanted: frozenset[str]
+    shards: frozenset[int]
     others: tuple[Journal, ...] = ()
     uploads: tuple[tuple[str, str], ...] = ()
 
     def remove(self) -> None:
         """Remove them."""
-        self.journal.forget_others(self.wanted)
+        self.journal.forget_others(self.shards)
         for other in self.others:
             other.discard()
         files = self.files
@@ -103,6 +103,7 @@ def find_leftovers(
     keep: Iterable[dict[str, Any]],
     overwritten: bool,
     journal: Journal,
+    shards: Iterable[int],
     others: Iterable[Journal] = (),
 ) -> Leftovers:
     """Find data files that neither a version nor a fragment to keep names.
@@ -110,15 +111,15 @@ def find_leftovers(
     Args:
         keep: fragments that are about to be committed.
         overwritten: the output has a version already.
-        journal, others: see `Leftovers`.
+        journal, shards, others: see `Leftovers`.
     """
     files = files_of(uri, transport)
-    names = frozenset(file["path"] for fragment in keep for file in fragment["files"])
+    names = {file["path"] for fragment in keep for file in fragment["files"]}
     dataset = open_dataset(uri, None, transport) if overwritten else None
     wanted = {f"{DATA}/{name}" for name in names} | (_tracked(dataset) if dataset is not None else set())
     paths = [*_named(files, DATA, _NAMED[DATA], wanted), *_named(files, DATA, _UNNAMED[DATA], set())]
     uploads = files.uploads(DATA) if isinstance(files, ObjectFiles) else ()
-    return Leftovers(files, tuple(paths), journal, names, tuple(others), tuple(uploads))
+    return Leftovers(files, tuple(paths), journal, frozenset(shards), tuple(others), tuple(uploads))
 
 
 def tidy(uri: str, transport: Transport) -> None:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import platform
 import re
+from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from importlib.metadata import version as version_of
@@ -352,7 +354,7 @@ def decode(kind: type[T], value: Any, where: str = "") -> T:
     """Convert parsed JSON to a dataclass, checking every type on the way.
 
     Knows what the records here are made of: str, int, float, bool, None, literals, `tuple[X, ...]`, `dict[str, X]`,
-    other dataclasses and `Any`. Fields with a default may be missing.
+    arrays of int, at least 0, other dataclasses and `Any`. Fields with a default may be missing.
 
     Raises:
         ValueError: a field is missing, unknown or has the wrong type; its path is in the message.
@@ -390,6 +392,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return None if value is None else _decode(rest[0], value, where)
     if origin is Literal and isinstance(value, str) and value in arguments:
         return value
+    if kind is array and isinstance(value, list) and set(map(type, value)) <= {int}:
+        with suppress(OverflowError):  # a negative one
+            return array("Q", value)
     if origin is tuple and isinstance(value, list):
         return tuple(_decode(arguments[0], item, f"{where}[]") for item in value)
     if origin in (dict, Mapping) and isinstance(value, dict):

@@ -232,11 +232,17 @@ class Output:
         return version
 
     def leftovers(
-        self, keep: Iterable[dict[str, Any]], journal: Journal, *, overwritten: bool, others: Iterable[Journal] = ()
+        self,
+        keep: Iterable[dict[str, Any]],
+        journal: Journal,
+        *,
+        shards: Iterable[int],
+        overwritten: bool,
+        others: Iterable[Journal] = (),
     ) -> Leftovers:
         """Find data files that neither a version nor a fragment to keep names. See `store.leftovers`."""
         return find_leftovers(
-            self.uri, self.transport, keep=keep, overwritten=overwritten, journal=journal, others=others
+            self.uri, self.transport, keep=keep, overwritten=overwritten, journal=journal, shards=shards, others=others
         )
 
     def tidy(self) -> None:
