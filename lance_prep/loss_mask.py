@@ -13,6 +13,9 @@ import pyarrow as pa
 
 from lance_prep.keyed import Indices
 
+#: Around what is learned in a text. Noncharacters: Unicode keeps them for marks inside a program.
+LEARN, END_LEARN = "\U0010fffe", "\U0010ffff"
+
 MASK_COLUMN = "loss_mask"
 MASK_TYPE = pa.list_(pa.uint16())
 

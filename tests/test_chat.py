@@ -21,8 +21,9 @@ from transformers import AutoTokenizer
 
 import lance_prep
 from lance_prep.cli.main import cli
-from lance_prep.errors import LancePrepError, OutputExists, SourceError, UsageError
+from lance_prep.errors import LancePrepError, OutputExists, SourceError, TokenizerError, UsageError
 from lance_prep.exchange import export
+from lance_prep.hub.contents import needed_files
 from lance_prep.train import LanceDataset, Mixture, ParquetDataset, TakeSampler, TokenLoader
 from tests import tokenizers_made as made
 from tests.helpers import check_whole
@@ -453,3 +454,70 @@ def test_a_recipe_file_names_the_template_beside_it(folder: Path, monkeypatch: p
     assert LanceDataset(folder / "out.lance").text(0).endswith("!")
     run("info", folder / "out.lance", "--recipe")
     run("verify", folder / "out.lance", "--against-source")
+
+
+def test_a_pushed_dataset_has_its_chat_template(folder: Path) -> None:
+    write(folder, [{"messages": talk} for talk in CONVERSATIONS])
+    build(folder)
+    opened = lance_prep.info(folder / "out.lance")
+    paths = needed_files(opened)
+    assert f".lance_prep/tokenizers/{opened.metadata.tokenizer.chat.sha256}.json" in paths
+
+
+@pytest.mark.parametrize("form", ["text", "named", "file"])
+def test_where_a_template_is_found(folder: Path, form: str) -> None:
+    write(folder, [{"messages": CONVERSATIONS[0]}])
+    (folder / "model" / "chat_template.jinja").unlink()
+    path = folder / "model" / "tokenizer_config.json"
+    config = json.loads(path.read_bytes())
+    named = [{"name": "other", "template": "x"}, {"name": "default", "template": PLAIN}]
+    path.write_text(json.dumps({**config, "chat_template": {"text": PLAIN, "named": named}.get(form)}))
+    (folder / "mine.jinja").write_text(PLAIN)
+    options = {"chat_template": str(folder / "mine.jinja")} if form == "file" else {}
+    assert len(build(folder, **options)) == 1
+
+
+def test_a_tokenizer_without_a_template(folder: Path) -> None:
+    write(folder, [{"messages": CONVERSATIONS[0]}])
+    (folder / "model" / "chat_template.jinja").unlink()
+    with pytest.raises(TokenizerError, match="has no chat template"):
+        build(folder)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__ }}",
+        "{{ '{0.__class__}'.format(messages) }}",
+        "{{ messages.append(1) }}",
+        "{{ ('' | attr('for' ~ 'mat')).__self__ }}",
+        "{{ dict.__call__.__globals__ }}",
+        "{{ namespace(_x=1) }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{{ raise_exception.__globals__ }}",
+    ],
+)
+def test_a_template_cannot_leave_the_sandbox(folder: Path, code: str) -> None:
+    """Conversations are rejected, or the code prints nothing that is Python's."""
+    write(folder, [{"messages": CONVERSATIONS[0]}])
+    (folder / "own.jinja").write_text(PLAIN + code)
+    report = lance_prep.build(
+        folder / "chat.jsonl",
+        tokenizer=str(folder / "model"),
+        messages="messages",
+        layout="documents",
+        chat_template=str(folder / "own.jinja"),
+        output=folder / "out.lance",
+    )
+    if report.rows:
+        text = LanceDataset(folder / "out.lance").text(0)
+        assert text.endswith("<|im_end|>\n")
+
+
+def test_a_template_that_is_not_jinja(folder: Path) -> None:
+    write(folder, [{"messages": CONVERSATIONS[0]}])
+    for code in ("{% generation %}", "{{ messages | random }}{% generation %}{% endgeneration %}"):
+        (folder / "own.jinja").write_text(code)
+        with pytest.raises(TokenizerError, match=r"the chat template of file own\.jinja"):
+            build(folder, chat_template=str(folder / "own.jinja"))

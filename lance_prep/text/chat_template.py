@@ -10,10 +10,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lance_prep.loss_mask import END_LEARN, LEARN
 from lance_prep.recipe import Recipe
 from lance_prep.source import NoText
 from lance_prep.text.chat import conversations, tools_of
-from lance_prep.tokenizer import END_LEARN, LEARN, ChatTemplate, chat_environment
+from lance_prep.tokenizer import ChatTemplate
 
 #: Around control tokens in a message. transformers uses the same two, and removes them from messages.
 CONTROL, END_CONTROL = "\U000f0000", "\U000f0001"
@@ -28,6 +29,8 @@ class ChatRenderer:
     """
 
     def __init__(self, template: ChatTemplate, recipe: Recipe) -> None:
+        from lance_prep.tokenizer import chat_environment
+
         assert recipe.messages is not None
         self._messages = conversations(recipe.messages)
         self._render = chat_environment().from_string(template.source).render

@@ -19,8 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lance_prep.keyed import Indices
+from lance_prep.loss_mask import END_LEARN, LEARN
 from lance_prep.text.chat_template import CONTROL, END_CONTROL
-from lance_prep.tokenizer import END_LEARN, LEARN, Encoder, TokenizerSpec, TokenLists, encode_as_text, load_reference
+from lance_prep.tokenizer import Encoder, TokenizerSpec, TokenLists, encode_as_text, load_reference
 
 _KINDS = (CONTROL, END_CONTROL, LEARN, END_LEARN)
 _MARKS = np.array([list(mark.encode()) for mark in _KINDS], np.uint8)

@@ -6,7 +6,7 @@ from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
     from lance_prep.tokenizer.chat import ChatTemplate, encode_as_text
-    from lance_prep.tokenizer.chat_sandbox import END_LEARN, LEARN, chat_environment
+    from lance_prep.tokenizer.chat_sandbox import chat_environment
     from lance_prep.tokenizer.check import BackendDisagrees, CheckedEncoder
     from lance_prep.tokenizer.encoders import (
         Encoder,

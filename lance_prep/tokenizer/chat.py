@@ -95,7 +95,8 @@ def find_chat_template(
         given: a file with the template to use instead.
 
     Raises:
-        TokenizerError: the tokenizer has no template, or it does not say which text the assistant wrote.
+        TokenizerError: the tokenizer has no template, or one that is not jinja2, or that does not say which text the
+            assistant wrote.
     """
     if given is not None:
         source, origin = _read_file(given), f"file {Path(given).name}"
@@ -103,6 +104,7 @@ def find_chat_template(
         source, origin = stock or _from_config(name, side), f"tokenizer {name}"
     if not _GENERATION.search(source):
         source, origin = _for_training(source, origin)
+    _check_syntax(source, origin)
     variables = {role: token for role in _VARIABLES if (token := token_text(side.get(role))) is not None}
     control = _control_tokens(tokenizer, source, side.get("chat_control_tokens"))
     known = tokenizer.get_vocab(with_added_tokens=True)
@@ -136,6 +138,18 @@ def _from_config(name: str, side: Mapping[str, Any]) -> str:
             "name a tokenizer of a chat model, or give a template with chat_template",
         )
     return found
+
+
+def _check_syntax(source: str, origin: str) -> None:
+    from jinja2 import TemplateSyntaxError  # importing it takes 50 ms, which other builds need not wait for
+
+    from lance_prep.tokenizer.chat_sandbox import chat_environment
+
+    try:
+        chat_environment().from_string(source)
+    except TemplateSyntaxError as error:
+        said = f"the chat template of {origin} is not a template that can be used: line {error.lineno}, {error.message}"
+        raise TokenizerError(said, "fix it, or give another with chat_template") from error
 
 
 def _for_training(source: str, origin: str) -> tuple[str, str]:
@@ -178,7 +192,7 @@ def _control_tokens(tokenizer: Tokenizer, source: str, stated: Any) -> tuple[str
 
     from lance_prep.tokenizer.chat_sandbox import chat_environment
 
-    added = tokenizer.get_added_tokens_decoder().values()
+    added = [token for token in tokenizer.get_added_tokens_decoder().values() if token.content]
     if isinstance(stated, list):
         return tuple(token.content for token in added if token.special or token.content in stated)
     parsed = chat_environment().parse(source)

@@ -21,8 +21,7 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-#: Around what the assistant wrote. Noncharacters: Unicode keeps them for marks inside a program.
-LEARN, END_LEARN = "\U0010fffe", "\U0010ffff"
+from lance_prep.loss_mask import END_LEARN, LEARN
 
 #: What `strftime_now` tells: the date of Llama 3.1's own template. The clock would make every build differ.
 TODAY = datetime.datetime(2024, 7, 26)

@@ -37,15 +37,20 @@ class Learned:
         first = self._offsets[rows]
         counts = self._offsets[rows + 1] - first
         at = np.repeat(first, counts) + ragged_arange(counts)
-        places = np.cumsum(lengths) - lengths
-        shift, last = np.repeat(begins, counts), np.repeat(lengths, counts)
-        edges = np.stack([self._starts[at], self._stops[at]], axis=1).astype(np.int64) - shift[:, None]
-        edges = np.clip(edges, 0, last[:, None]) + np.repeat(places, counts)[:, None]
-        total = int(lengths.sum())
-        runs = np.diff(edges.reshape(-1), prepend=0, append=total)
-        is_learned = np.zeros(len(runs), np.bool_)
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        # Where learned and other tokens take turns, in the result.
+        edges = np.zeros(2 * len(at) + 2, np.int64)
+        edges[-1] = total
+        inner = edges[1:-1].reshape(-1, 2)
+        inner[:, 0], inner[:, 1] = self._starts[at], self._stops[at]
+        inner -= np.repeat(begins, counts)[:, None]
+        np.maximum(inner, 0, out=inner)
+        np.minimum(inner, np.repeat(lengths, counts)[:, None], out=inner)
+        inner += np.repeat(ends - lengths, counts)[:, None]
+        is_learned = np.zeros(len(edges) - 1, np.bool_)
         is_learned[1::2] = True
-        return np.repeat(is_learned, runs)
+        return np.repeat(is_learned, edges[1:] - edges[:-1])
 
 
 def load_learned(cache: Cache) -> Learned | None:
