@@ -291,8 +291,10 @@ def test_private_branch_tag_and_path(built: Path, hub: LoopbackHub, capsys: Any)
     assert [config["config_name"] for config in configs] == ["web"]
     assert [file["split"] for file in configs[0]["data_files"]] == ["train", "validation"]
     assert run(["push", str(built / "x.lance"), REPO, *options]) == 0
+    hub.log.clear()
     assert run(["push", str(built / "raw.lance"), REPO, "--revision", "dev", "--tag", "v1"]) == 2
     assert "the tag v1" in capsys.readouterr().err
+    assert not hub.requests(f"{PUT}|{COMMIT}")
 
 
 def test_a_pull_request_leaves_main_as_it_is(built: Path, hub: LoopbackHub, capsys: Any) -> None:
@@ -315,6 +317,7 @@ def test_a_pull_request_leaves_main_as_it_is(built: Path, hub: LoopbackHub, caps
         (["--path-in-repo", "../x.lance"], "--path-in-repo"),
         (["--path-in-repo", "data/x"], "does not end in .lance"),
         (["--version", "9"], "no version 9"),
+        (["--revision", "refs/pr/9"], "has no refs/pr/9"),
     ],
 )
 def test_wrong_options(built: Path, hub: LoopbackHub, capsys: Any, options: list[str], said: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -68,6 +68,7 @@ def commit_files(
     removes: Sequence[str] = (),
     create_pr: bool = False,
     progress: UploadProgress | None = None,
+    before: Callable[[], None] | None = None,
 ) -> HubCommit:
     """Upload files and make one commit that adds or changes exactly these. Make none if the branch has them.
 
@@ -81,6 +82,7 @@ def commit_files(
         removes: files that are removed, if they are there.
         create_pr: propose the commit as a pull request instead of adding it to the branch.
         progress: told what is sent.
+        before: called before anything is sent, unless the branch has the files. It may raise an error.
 
     Raises:
         BranchMoved: the branch is at another commit than `parent`.
@@ -99,6 +101,8 @@ def commit_files(
         removed = sorted(gone - {file.path for file in files})
         if not new and not removed:
             return HubCommit(head, False, head, _page(repo, head), unchanged=unchanged)
+        if before is not None:
+            before()
         uploaded = upload_files(repo, new, progress=progress, create_pr=create_pr)
         attempt = _Attempt(repo, head, message, description, create_pr, uploaded, removed)
         commit, url, made = attempt.commit()

@@ -144,8 +144,6 @@ def push(
     files += [file for one in contents.datasets if is_here(one) for file in hub_files(one)]
     created = ensure_repo(place, private=options.private)
     head = branch_head(place)
-    if options.tag is not None:
-        _check_new_tag(place, options.tag, head)
     card = _read_card(place, head)
     files += _descriptions(place, card, contents)
     for one in contents.datasets:
@@ -160,6 +158,7 @@ def push(
         replaces=contents.folders,
         create_pr=options.create_pr,
         progress=progress,
+        before=lambda: _check_tag(place, options.tag),
     )
     if options.tag is not None:
         set_tag(place, options.tag, commit.commit)
@@ -181,10 +180,14 @@ def _upload_from_store(
     return uploaded
 
 
-def _check_new_tag(repo: HubRepo, tag: str, head: str) -> None:
-    """Refuse a tag of another commit than the newest, before anything is sent."""
+def _check_tag(repo: HubRepo, tag: str | None) -> None:
+    """Refuse a tag that names a commit already, before another commit is made for it."""
     with writing(repo):
-        check_tag(repo, tag, head)
+        if tag is not None and (found := check_tag(repo, tag)) is not None:
+            raise UsageError(
+                f"the tag {tag} of {repo.name} names commit {found}, which has other files",
+                f"choose another tag, or remove it with `hf repos tag delete {repo.name} {tag} --type dataset`",
+            )
 
 
 def _descriptions(repo: HubRepo, card: str | None, contents: Contents) -> list[HubFile]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lance_prep.errors import AccessDenied, HubUnreachable, SourceNotFound, UsageError, translate
 from lance_prep.hub_path import hub_api, parse_hub_url
-from lance_prep.transport import Retries
+from lance_prep.transport import FIRST_ATTEMPTS, Retries
 
 TOKEN_ADVICE = "log in with `hf auth login`, or set HF_TOKEN to a token with write access (see https://huggingface.co/settings/tokens)"
 _NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
@@ -50,7 +50,7 @@ class HubRepo:
         except SourceNotFound as error:
             raise UsageError(str(error), "name the repository owner/name") from error
         if at.path:
-            raise UsageError(f"{text} names a path in a repository", "name the repository only, and the path apart")
+            raise UsageError(f"{text} names a path in a repository", "name only the repository; give path_in_repo")
         if branch and at.revision and branch != at.revision:
             raise UsageError(f"two branches: {at.revision} in {text}, and {branch}", "name one of them")
         return cls(at.repo, branch or at.revision or "main")
@@ -93,8 +93,11 @@ def ensure_repo(repo: HubRepo, *, private: bool = False) -> bool:
     made = False
     with writing(repo):
         try:
-            is_private = asking(lambda: api.repo_info(repo.name, repo_type=_KIND), repo).private
+            first = Retries(attempts=FIRST_ATTEMPTS)  # a missing network is reported at once
+            is_private = asking(lambda: api.repo_info(repo.name, repo_type=_KIND), repo, first).private
         except RepositoryNotFoundError:
+            if repo.branch.startswith("refs/"):
+                raise _no_ref(repo) from None
             asking(lambda: api.create_repo(repo.name, repo_type=_KIND, private=private or None, exist_ok=True), repo)
             made = True
         else:
@@ -113,8 +116,12 @@ def _make_branch(api: Any, repo: HubRepo, refs: dict[str, str]) -> None:
     if f"refs/tags/{repo.branch}" in refs:
         raise UsageError(f"{repo.branch} is a tag of {repo.name}, and commits go to branches", "name a branch")
     if repo.branch.startswith("refs/"):
-        raise UsageError(f"{repo.name} has no {repo.branch}", "name a branch, or the ref of an open pull request")
+        raise _no_ref(repo)
     asking(lambda: api.create_branch(repo.name, branch=repo.branch, repo_type=_KIND, exist_ok=True), repo)
+
+
+def _no_ref(repo: HubRepo) -> UsageError:
+    return UsageError(f"{repo.name} has no {repo.branch}", "name a branch, or the ref of an open pull request")
 
 
 def branch_head(repo: HubRepo) -> str:
@@ -182,9 +189,9 @@ def _refs(repo: HubRepo) -> dict[str, str]:
     return {ref.ref: ref.target_commit for ref in (*found.branches, *found.tags, *(found.pull_requests or ()))}
 
 
-def asking(function: Any, repo: HubRepo) -> Any:
+def asking(function: Any, repo: HubRepo, retries: Retries | None = None) -> Any:
     """Return the function's answer, asking the Hub again after transient errors. It must be safe to ask twice."""
-    return Retries().call(function, doing=f"pushing to {repo}")
+    return (retries or Retries()).call(function, doing=f"pushing to {repo}")
 
 
 @contextmanager
