@@ -69,8 +69,11 @@ def hub_url_of(url: str) -> str | None:
     return HubPath(match[1], unquote(match[2] or ""), unquote(match[3] or "")).url if match else None
 
 
-def hub_info(repo: str, revision: str, retries: Retries) -> Any:
+def hub_info(repo: str, revision: str, retries: Retries, token: str | None = None) -> Any:
     """Return the Hub's answer about a dataset at a revision; None in offline mode.
+
+    Args:
+        token: by default that of the environment or of `hf auth login`.
 
     Raises:
         SourceNotFound: no such repository, or no such revision; lists those that there are.
@@ -81,11 +84,13 @@ def hub_info(repo: str, revision: str, retries: Retries) -> Any:
     api = hub_api()
     with translating(f"dataset {repo}"):
         try:
-            return retries.call(lambda: api.dataset_info(repo, revision=revision), doing=f"dataset {repo}")
+            return retries.call(lambda: api.dataset_info(repo, revision=revision, token=token), doing=f"dataset {repo}")
         except OfflineModeIsEnabled:
             return None
         except RevisionNotFoundError as error:
-            refs = retries.call(lambda: api.list_repo_refs(repo, repo_type="dataset"), doing=f"dataset {repo}")
+            refs = retries.call(
+                lambda: api.list_repo_refs(repo, repo_type="dataset", token=token), doing=f"dataset {repo}"
+            )
             names = [ref.name for ref in [*refs.branches, *refs.tags]]
             raise SourceNotFound(
                 f"dataset {repo} has no revision {revision!r}", f"use a commit hash, or one of: {', '.join(names)}"
@@ -99,7 +104,7 @@ def pinned_uri(uri: str, transport: Transport) -> str:
     versions.
 
     Args:
-        transport: its option `hf_revision` names the revision if the URL does not.
+        transport: its option `hf_revision` names the revision if the URL does not, and `hf_token` is the token.
 
     Raises:
         SourceNotFound: no such repository or revision.
@@ -114,7 +119,8 @@ def pinned_uri(uri: str, transport: Transport) -> str:
     revision = at.revision or asked or "main"
     if COMMIT.fullmatch(revision):
         return replace(at, revision=revision).url
-    info = hub_info(at.repo, revision, Retries(attempts=FIRST_ATTEMPTS))
+    token = transport.storage_options.get("hf_token")
+    info = hub_info(at.repo, revision, Retries(attempts=FIRST_ATTEMPTS), token)
     if info is None:
         raise HubUnreachable(f"{uri}: HF_HUB_OFFLINE is set, so the Hub is not asked", "unset it")
     return replace(at, revision=str(info.sha)).url

@@ -14,7 +14,7 @@ import pytest
 import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.errors import SourceNotFound
-from tests.loopback_hub import LoopbackHub
+from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.sources import plan_of
 from tests.sources import rows_of as rows_read
 
@@ -122,6 +122,19 @@ def test_info_show_versions_and_verify(
     assert run(["info", URL]) == 1
     assert "there is no dataset at hf://datasets/owner/name" in (err := capsys.readouterr().err)
     assert "hf://datasets/owner/name/data/train.lance" in err.partition("try: ")[2]
+
+
+def test_a_private_dataset_is_read_with_a_token(
+    hub: LoopbackHub, raw: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_dataset("owner/name", files_of(raw, "data/train.lance"), private=True)
+    counting = ["sql", URL, "select count(*) as n from dataset", "--json"]
+    assert run(counting) == 1
+    assert "hf auth login" in capsys.readouterr().err
+    assert run([*counting, "--storage-option", f"hf_token={TOKEN}"]) == 0
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert run(counting) == 0
+    assert capsys.readouterr().out.count('{"n": 4000}') == 2
 
 
 def test_no_command_writes_to_a_dataset_on_the_hub(hub: LoopbackHub, raw: Path, capsys: Any) -> None:
