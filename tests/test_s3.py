@@ -104,6 +104,21 @@ def test_an_object_is_read_as_a_source(by_environment: S3, tmp_path: Path, token
         assert remote.content_hash == local.content_hash
 
 
+def test_what_was_compared_is_found_again_by_an_append(by_environment: S3, tmp_path: Path, tokenizer: str) -> None:
+    fields: dict[str, Any] = {"tokenizer": tokenizer, "layout": "documents", "dedup": "exact"}
+    hashes: dict[str, list[str]] = {}
+    for piece in range(2):
+        rows = [f"row {i % 40} of some text" for i in range(30 * piece, 30 * piece + 60)]
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{piece}.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+        for output in ("s3://bucket/compared.lance", str(tmp_path / "compared.lance")):
+            report = lance_prep.build(tmp_path / "in", output=output, append=piece > 0, **fields)
+            hashes.setdefault(output, []).append(report.content_hash)
+            assert report.rows == 40
+    assert len(set(map(tuple, hashes.values()))) == 1
+    assert lance_prep.verify("s3://bucket/compared.lance").problems == []
+
+
 def test_a_dataset_as_a_source(by_environment: S3, tmp_path: Path, texts: str, tokenizer: str) -> None:
     lance_prep.build(texts, output=URI, layout="raw", shuffle=False)
     fields: dict[str, Any] = {"tokenizer": tokenizer, "layout": "documents", "shard_size": 10**9}
