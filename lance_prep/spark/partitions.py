@@ -67,13 +67,16 @@ class _Job(Generic[Result]):
 
     @contextmanager
     def tagged(self) -> Iterator[None]:
-        """Tag the jobs of the block, so that they can be cancelled."""
+        """Tag the jobs of the block, so that they can be cancelled, and cancel them if it is left by an exception."""
         if self._context is None:
             yield
             return
         self._context.addJobTag(self._tag)
         try:
             yield
+        except BaseException:  # Ctrl-C too
+            self._context.cancelJobsWithTag(self._tag)
+            raise
         finally:
             self._context.removeJobTag(self._tag)
 
