@@ -298,6 +298,10 @@ def _run(run: Run, scenario: Scenario, draw: random.Random) -> None:
             process.stalled = draw.choice((0, 0, 0, 30, 100))
     world.run()
     run.check_all()
+    if not world.faults.conditional:
+        if run.reports:
+            raise Broken("a command succeeded in a store that loses commits")
+        return
     world.faults = CALM
     if not _succeeds(run, draw.choice(scenario.commands)) and not scenario.refusals:
         raise Broken("the same command does not succeed afterwards")

@@ -102,6 +102,12 @@ def test_a_commit_that_arrives_after_its_process_died() -> None:
     assert list(world.versions()) == [1]
 
 
+def test_a_store_that_ignores_conditions_is_refused() -> None:
+    """Lance #6595: in such a store, two commits of the same version replace each other without an error."""
+    stories = [run_seed(seed, faults=Faults(0.01, 3, KINDS, 0.5, conditional=False)).story() for seed in range(300)]
+    assert sum("does not refuse to replace an object" in story for story in stories) > 250
+
+
 # The guards: without any one of them, a schedule fails.
 
 
