@@ -74,7 +74,7 @@ def test_the_section_past_one_machine(
 ) -> None:
     pytest.importorskip("pyspark_huggingface")
     blocks = section()
-    assert [language for language, _ in blocks] == ["sh", "python", "sh", "python"]
+    assert [language for language, _ in blocks] == ["sh", "python"] * 3
     data = wide_parquet()
     hub.add_dataset("owner/pages", {"data/train-00000-of-00001.parquet": data})
     hub.add_model("openai-community/gpt2", {"tokenizer.json": byte_level()})
@@ -87,7 +87,8 @@ def test_the_section_past_one_machine(
     assert len(hashes) >= 2
     assert len(set(hashes)) == 1
     check_whole(tmp_path / "spark.lance")
-    check_whole(tmp_path / "pages.lance")
+    for name in ("pages", "pages-tokens"):
+        check_whole(tmp_path / f"{name}.lance")
     assert len(hub.history("owner/pages-en")) == 2  # that of the new repository, and one
     check_what_was_read(hub, data)
 
