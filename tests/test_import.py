@@ -188,6 +188,8 @@ def test_packed_parquet_rows_keep_their_documents(tmp_path: Path, importing: Imp
     importing(tmp_path / "a.parquet", tmp_path / "a.lance")
     assert rows_of(tmp_path / "a.lance") == rows
     assert lance.dataset(str(tmp_path / "a.lance")).to_table()["seq_lengths"].to_pylist() == lengths
+    whole = ["export", str(tmp_path / "a.lance"), "-o", str(tmp_path / "x"), "--format", "bin", "--by", "document"]
+    assert run(whole) == 2  # one doc_id for all documents of a row
     sample = LanceDataset(tmp_path / "a.lance", document_ids=True)[0]
     assert np.bincount(sample["document_ids"].numpy()).tolist() == [10, 22]
 

@@ -326,6 +326,11 @@ def open_source(opened: DatasetVersion, target: Target, options: ExportOptions) 
             f"{opened.uri} holds conversations, and these files could not say which of their tokens are learned",
             "build it with layout 'blocks', and export that with format='parquet'",
         )
+    if options.by == "document" and opened.recipe.get("packing") == "rows":
+        raise UsageError(
+            f"by='document': the blocks of {opened.uri} were imported as they are, and their documents have no ids",
+            "use by='row'",
+        )
     if not target.fixed:
         return DocumentRows(opened) if options.by == "document" and layout.packed else stored
     if stored.length is None:
