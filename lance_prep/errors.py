@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -171,6 +172,7 @@ _PATH_ADVICE = (
     "check the spelling; a source is a local file, folder or glob, a Hub id owner/name, or an hf:// or s3:// URL"
 )
 _PERMISSION = "change the permissions, or name another path"
+_SHORTER = "use a shorter one: most systems allow 255 bytes in a name and 4,095 in a path"
 _NO_HUB = "the Hub cannot be reached"
 
 
@@ -365,13 +367,24 @@ def _named(error: OSError, doing: str) -> str:
 
 def _system(error: BaseException, doing: str) -> LancePrepError | None:
     """Errors of the operating system and of Arrow that have one meaning wherever they come from."""
+    text = str(error)
+    if isinstance(error, ImportError) and ("failed to map segment" in text or "allocate memory" in text):
+        return LancePrepError(f"{doing}: out of memory while a library was loaded", "raise the memory limit to 4 GB")
     if not isinstance(error, OSError):
         return None
-    text = str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
         return DiskFull(f"{doing}: no space left on the disk", _SPACE)
     if error.errno == errno.EROFS:
         return OutputError(f"{doing}: read-only file system", _PERMISSION)
+    if error.errno == errno.ENAMETOOLONG:
+        name = str(error.filename or "")
+        return LancePrepError(f"name too long: {len(os.fsencode(name)):,} bytes, {name[:60]!r}...", _SHORTER)
+    if error.errno == errno.ELOOP:
+        return SourceError(_named(error, doing) + " is a link that leads back to itself", "remove the link")
+    if error.errno == errno.ENOMEM:
+        return LancePrepError(f"{doing}: out of memory", _MEMORY)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return LancePrepError(f"{doing}: too many open files", "raise the limit with `ulimit -n`, or use workers=1")
     damaged = ("Couldn't deserialize thrift", "Unexpected end of stream", "Corrupt", "could not verify page integrity")
     if any(said in text for said in damaged):
         return BadFile(f"{doing}: cut short or damaged ({one_line(error)})", _DAMAGED)

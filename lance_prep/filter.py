@@ -160,6 +160,8 @@ def compile_where(sql: str, schema: pa.Schema) -> Where:
         UsageError: not SQL, not a condition of the kinds listed, or a literal that does not fit its column.
         ColumnNotFound: lists the columns.
     """
+    if not sql.strip():
+        raise UsageError(f"filter {sql!r} is empty", "write a condition such as \"lang = 'en'\", or remove the filter")
     try:
         return _compile(sql, schema)
     except RecursionError as error:

@@ -46,9 +46,14 @@ def is_http(url: str) -> bool:
 
 
 def absolute_uri(path: str | Path) -> str:
-    """Return an absolute path, or a URI without a slash at the end. Symbolic links stay."""
+    """Return an absolute path, or a URI without a slash at the end. Symbolic links stay, and `~` is the home folder."""
     text = str(path).removeprefix("file://")
-    return str(Path(text).absolute()) if is_local(text) else text.rstrip("/")
+    return str(in_home(text).absolute()) if is_local(text) else text.rstrip("/")
+
+
+def in_home(path: str | Path) -> Path:
+    """Return a path with `~` at its start replaced by the home folder; a `~name` that is no user's stays."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # `Path.expanduser` fails for such a name
 
 
 _urls: dict[str, str] = {}  # without credentials -> as given

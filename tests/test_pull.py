@@ -363,6 +363,31 @@ def test_what_push_sends_comes_back(
         assert pulled.to_table() == lance.dataset(str(built), version=int(version)).to_table()
 
 
+@pytest.mark.parametrize("output", ["x.lance", "x"])
+def test_a_dataset_comes_back_with_its_validation_set(
+    hub: LoopbackHub, tmp_path: Path, tokenizer: str, output: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    texts, built, pulled = write_texts(tmp_path / "texts.jsonl", 300), tmp_path / "built", tmp_path / "pulled"
+    options = ["--tokenizer", tokenizer, "--block-size", "64", "--val-fraction", "0.2"]
+    assert run(["build", texts, "-o", str(built / "x.lance"), *options]) == 0
+    assert run(["push", str(built / "x.lance"), REPO]) == 0
+    for status in ("pulled", "unchanged"):
+        capsys.readouterr()
+        assert run(["pull", REPO, "-o", str(pulled / output), "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["status"], report["validation"]["status"]) == (status, status)
+    assert sorted(path.name for path in pulled.iterdir()) == sorted([output, "x.val.lance"])
+    for name, copy in (("x.lance", output), ("x.val.lance", "x.val.lance")):
+        check_whole(pulled / copy)
+        assert lance.dataset(str(pulled / copy)).to_table() == lance.dataset(str(built / name)).to_table()
+    assert run(["pull", REPO, "-o", str(pulled / "other.lance")]) == 0
+    assert "other.val.lance (pulled)" in capsys.readouterr().out
+    one = pull(REPO, tmp_path / "one.lance", path_in_repo="data/train.lance")
+    assert one.validation is None
+    assert not (tmp_path / "one.val.lance").exists()
+
+
 def test_a_pushed_collection_comes_back(
     hub: LoopbackHub, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,6 +91,8 @@ def _option(name: str, field: FieldInfo) -> Any:
     if name == "template":
         description += r" In this option \n, \t and \\ are newline, tab and backslash."
         return click.option(flag, callback=_unescape, default=None, help=description)
+    if name == "shard_size":
+        return click.option(flag, callback=_large_enough, default=None, help=description + shown)
     if name == "block_size":
         return click.option(flag, "--max-seq-length", name, type=int, default=None, help=description + shown)
     if name == "keep_columns":
@@ -120,6 +122,13 @@ def _option(name: str, field: FieldInfo) -> Any:
 def _known_layout(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is not None and value not in LAYOUTS:
         raise click.BadParameter(f"{value!r} is not one of {', '.join(map(repr, LAYOUTS))}.")
+    return value
+
+
+def _large_enough(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a size that was meant in MiB or GiB: 300 rows in shards of 1 byte took 54 seconds."""
+    if value is not None and re.fullmatch(r"[1-9]\d{0,2}B?", value.strip(), re.IGNORECASE):
+        raise click.BadParameter(f"{value} bytes are too few: use at least 1kB, such as 128MiB.")
     return value
 
 

@@ -143,6 +143,18 @@ def run(arguments: list[str], stop: StopOnSignals | None = None) -> int:
         if state.get("debug"):
             raise
         return _fail(error)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException" or state.get("debug"):  # of a Rust library; no `Exception`
+            raise
+        return _panicked(error)
+
+
+def _panicked(error: BaseException) -> int:
+    _say(
+        f"a library failed: {_one_line(str(error))}",
+        "leave out the file or tokenizer that it cannot read; --debug shows where it failed",
+    )
+    return 1
 
 
 def _wrong_usage(error: click.ClickException) -> int:

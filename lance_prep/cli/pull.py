@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "pull owner/name",
     "pull owner/name -o wiki.lance --revision v1.0",
     about="""REPO is owner/name, or hf://datasets/owner/name@revision/path. It holds a Lance dataset, or several with
-a manifest.json, which are pulled together.
+a manifest.json, which are pulled together. A validation set that push sent beside a dataset becomes NAME.val.lance.
 
 The folder appears when all files are there and their hashes are right. Run again after an interruption, pull continues
 where it stopped. Run again later, it adds what is new on the Hub; the versions that are in the folder stay until
@@ -73,7 +73,7 @@ class _Shown:
         self._screen.say(f"another process pulls into {folder}: waiting for it")
 
     def begun(self, snapshot: Snapshot, files: int, bytes: int) -> None:
-        self._total = bytes
+        self._done, self._total, self._started = 0, bytes, time.monotonic()
         there = f" of {len(snapshot.files):,}" if files < len(snapshot.files) else ""
         self._screen.begin("pull", f"{snapshot.at.url}: fetching {counted(files, 'file')}{there}, {size(bytes)}")
 
@@ -104,6 +104,8 @@ def _summary(report: PullReport) -> str:
     ]
     if report.datasets != ("",):
         rows.append(("datasets", ", ".join(report.datasets)))
+    if report.validation is not None:
+        rows.append(("validation", f"{report.validation.folder} ({report.validation.status})"))
     if report.status == "updated":
         rows.append(("versions", "those that were there are kept; `lance-prep prune` removes them"))
     return table(rows)

@@ -17,6 +17,7 @@ import click
 
 from lance_prep.cli.common import columns, command, dataset_options, json_option, pairs, printable, printable_json
 from lance_prep.errors import OutputExists, UsageError, counted
+from lance_prep.transport import in_home
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,7 +108,7 @@ def sql(
 
 def _new_file(output: str, uri: str) -> Path:
     """Check the name of the output before the query runs."""
-    path = Path(output)
+    path = in_home(output)
     if path.suffix not in (".parquet", ".csv", ".json"):
         raise UsageError(f"{output}: the extension is not .parquet, .csv or .json", "use one of these extensions")
     if path.exists() or path.is_symlink():

@@ -189,16 +189,27 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, refresh: bool = Fals
 
 
 def check_folder(uri: str, *, overwrite: bool) -> None:
-    """Refuse a path that holds something else, before anything is made there.
+    """Refuse a path that holds something else or cannot be made, before anything is made there.
 
     Raises:
+        UsageError: Lance cannot write to a path with this name.
         OutputExists: it is a file, or a folder with other things in it.
     """
     if not is_local(uri):
         return
     path = Path(uri)
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        said = f"the output's path, {uri!r}, is not valid UTF-8, as Lance needs"
+        raise UsageError(said, "choose another name; if this one is UTF-8, set LC_ALL=C.UTF-8") from None
+    if found := re.search(r"[\x00-\x1f\x7f]", uri):
+        said = f"the output's path, {uri!r}, has the control character {found[0]!r}"
+        raise UsageError(said, "choose a name without line breaks, tabs and other control characters")
     if path.is_file():
         raise OutputExists(f"{uri} is a file", "choose another output")
+    if (above := next((one for one in path.parents if os.path.lexists(one)), path)).is_file():
+        raise UsageError(f"{uri} cannot be made: {above} is a file, not a folder", "choose another output")
     # A build that never committed leaves only these. A collection, a download and an export have FOLDER too.
     unfinished = {FOLDER, "data", "_transactions", LOADER_FILE, f".{LOADER_FILE}{TEMPORARY}"}
     if path.is_dir() and not (path / "_versions").is_dir() and {entry.name for entry in path.iterdir()} - unfinished:

@@ -20,7 +20,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from lance_prep.hub.pulled import Record, staging_of, sync_folder
 from lance_prep.hub.snapshot import RemoteFile, Snapshot, find_snapshot
 from lance_prep.hub_path import HubPath, parse_hub_url
 from lance_prep.store import LocalFiles, make_durable, open_any, refuse_links
-from lance_prep.transport import Transport
+from lance_prep.transport import Transport, absolute_uri
 
 #: Files fetched at once.
 WORKERS = 8
@@ -71,6 +71,7 @@ class PullReport:
         datasets: folders of the datasets, relative to `folder`; "" for `folder` itself.
         files, bytes: of the commit.
         fetched_files, fetched_bytes: those that were fetched by this run.
+        validation: of the validation set that belongs to the dataset, `X.val.lance` beside `X.lance`.
     """
 
     folder: str
@@ -85,6 +86,7 @@ class PullReport:
     bytes: int
     fetched_files: int = 0
     fetched_bytes: int = 0
+    validation: PullReport | None = None
 
     def as_json(self) -> dict[str, Any]:
         """All fields as plain JSON."""
@@ -102,6 +104,8 @@ def pull(
     progress: PullProgress | None = None,
 ) -> PullReport:
     """Copy a Lance dataset, or a collection with its manifest, from the Hub to a local folder.
+
+    If `push` sent a validation set with the dataset, as `data/validation.lance`, it is pulled into `X.val.lance`.
 
     Run again after it was killed, it fetches only what is missing. Run again later, it does nothing if the revision
     still names the same commit, and otherwise adds what is new; versions in the folder stay until `prune`.
@@ -122,12 +126,17 @@ def pull(
         HubUnreachable, AccessDenied, DiskFull, OutputError: see there.
     """
     at = _place(repo, revision, path_in_repo)
-    snapshot = find_snapshot(at, Transport())
+    snapshot = find_snapshot(at, Transport(), pairs=True)
     name = at.repo.partition("/")[2]
     target = Path(
         output if output is not None else name if snapshot.manifest else f"{name.removesuffix('.lance')}.lance"
     )
-    return pull_snapshot(snapshot, target.absolute(), overwrite=overwrite, workers=workers, progress=progress)
+    folder, validation = absolute_uri(target), None
+    if snapshot.validation is not None:  # first, so that the dataset appears when its validation set is there
+        beside = Path(f"{folder.removesuffix('.lance')}.val.lance")
+        validation = pull_snapshot(snapshot.validation, beside, overwrite=overwrite, workers=workers, progress=progress)
+    report = pull_snapshot(snapshot, Path(folder), overwrite=overwrite, workers=workers, progress=progress)
+    return replace(report, validation=validation)
 
 
 def _place(repo: str, revision: str | None, path: str | None) -> HubPath:

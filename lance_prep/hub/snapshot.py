@@ -25,6 +25,8 @@ from lance_prep.transport import Transport
 
 #: The record of a pull, in the folder that it filled.
 RECORD = ".lance_prep/pulled.json"
+#: Where `push` puts a dataset, and the validation set beside it.
+PAIR = ("data/train.lance", "data/validation.lance")
 _OURS = re.compile(r"\.lance_prep/(pulled\.json|lock|cache/.*|downloads/.*)|.*\.part")
 _BAD_NAME = re.compile(r"[\x00-\x1f\x7f\\]")
 _LONGEST_MANIFEST = 64 << 20
@@ -87,6 +89,7 @@ class Snapshot:
         files: sorted by path.
         datasets: folders of its Lance datasets, relative to `at`; "" for `at` itself.
         manifest: of a collection.
+        validation: the dataset that `push` sent beside this one, as `data/validation.lance`, if it was asked for.
     """
 
     at: HubPath
@@ -94,6 +97,7 @@ class Snapshot:
     files: tuple[RemoteFile, ...]
     datasets: tuple[str, ...]
     manifest: Manifest | None
+    validation: Snapshot | None = None
 
     @property
     def commit(self) -> str:
@@ -113,11 +117,12 @@ class Snapshot:
         yield from sorted(self.files, key=lambda file: (file.path == MANIFEST, file.is_manifest, file.path))
 
 
-def find_snapshot(at: HubPath, transport: Transport) -> Snapshot:
+def find_snapshot(at: HubPath, transport: Transport, *, pairs: bool = False) -> Snapshot:
     """Return the dataset or collection in a folder of a repository; the only one below it if it is neither itself.
 
     Args:
         at: the repository, revision (`main` by default) and folder (the root by default).
+        pairs: take `data/train.lance`, with `data/validation.lance` as its validation set, for one dataset.
 
     Raises:
         SourceNotFound: no such repository or revision, no dataset there, or several without a manifest.
@@ -143,9 +148,14 @@ def find_snapshot(at: HubPath, transport: Transport) -> Snapshot:
             raise SourceNotFound(said, "push the collection again, or pull its datasets one by one with `path_in_repo`")
         files = [file for file in files if file.path == MANIFEST or _root_of(file.path, kept) is not None]
         return Snapshot(at, revision, tuple(files), kept, manifest)
+    validation = None
+    if pairs and not at.path and roots == [*PAIR]:
+        there, inside = _below(at, files, PAIR[1])
+        validation = Snapshot(there, revision, tuple(inside), ("",), None)
+        roots = [PAIR[0]]
     if "" not in roots:
         at, files = _below(at, files, _only(at, roots))
-    return Snapshot(at, revision, tuple(files), ("",), None)
+    return Snapshot(at, revision, tuple(files), ("",), None, validation)
 
 
 def _list(at: HubPath, transport: Transport) -> list[RemoteFile]:

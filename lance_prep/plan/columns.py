@@ -62,7 +62,7 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
     """
     for name in (*recipe.keep_columns, *([recipe.text_column] if recipe.text_column else [])):
         _require(name, schema)
-    filtered = compile_where(recipe.filter, schema).columns if recipe.filter else ()
+    filtered = compile_where(recipe.filter, schema).columns if recipe.filter is not None else ()
     label = _label(recipe, schema)
     if not LAYOUTS[recipe.layout].tokens:
         out = _subset(schema, recipe.keep_columns) if recipe.keep_columns else schema

@@ -19,7 +19,7 @@ from lance_prep.fetch import http_state, identity_of
 from lance_prep.formats import check_one_family, format_of, is_data, pin_lance, require_format
 from lance_prep.model import PinnedSource, Skipped, SourceFile
 from lance_prep.recipe import Recipe
-from lance_prep.transport import FIRST_ATTEMPTS, Transport
+from lance_prep.transport import FIRST_ATTEMPTS, Transport, in_home
 
 _ADVICE = "name a local file, folder or glob, a Hub id owner/name, an hf:// or s3:// URL, a recipe, or `sample`"
 _FOLDERS_LOOKED_AT = 1000
@@ -60,7 +60,7 @@ def find_local(source: str) -> Found | None:
         AccessDenied: a folder cannot be listed.
         SourceError, UsageError: unknown extension, or several kinds of files in one folder.
     """
-    path = Path(source).expanduser()
+    path = in_home(source)
     walk = _Walk(path)
     if path.is_dir() and not is_lance(path):
         walk.read_folder(path)

@@ -26,6 +26,7 @@ from lance_prep.report import charts
 from lance_prep.report.charts import short
 from lance_prep.report.gather import Gathered, ReportOptions, gather
 from lance_prep.store import versions_in_use
+from lance_prep.transport import in_home
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def write_report(
         DatasetError: there is no dataset, or it is damaged.
         OutputError: the page cannot be written.
     """
-    page = Path(output).expanduser()
+    page = in_home(output)
     if page.is_dir():
         raise OutputError(f"{page} is a folder", "name the file, such as `report.html`, with `output`")
     text = render(gather(where, version, storage_options, options=options, on_rows=on_rows))

@@ -34,6 +34,7 @@ from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, dec
 from lance_prep.store.seal import checked, hash_files, is_sealed, seal, with_checksum
 from lance_prep.store.sidecar import Files, read_many
 from lance_prep.store.version import portable_path, portable_url, resolved_path, resolved_recipe
+from lance_prep.transport import in_home
 
 COMMITTED = "committed.json"
 
@@ -138,7 +139,7 @@ def recipe_as_json(plan: Plan, uri: str) -> dict[str, Any]:
 
 
 def _portable_name(name: str, uri: str) -> str:
-    return name if "://" in name else portable_path(str(Path(name).expanduser()), uri)
+    return name if "://" in name else portable_path(str(in_home(name)), uri)
 
 
 def plan_as_json(plan: Plan, uri: str) -> dict[str, Any]:
