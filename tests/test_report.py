@@ -164,11 +164,16 @@ def test_a_collection_shows_shares_beside_their_targets(tmp_path: Path, tokenize
         lines = (json.dumps({"text": f"{name} {i} <b>"}) for i in range(rows))
         (tmp_path / "raw" / name / f"{name}.jsonl").write_text("\n".join(lines))
     arguments = ["build", tmp_path / "raw", "-o", tmp_path / "out", "--recursive", "--tokenizer", tokenizer]
+    arguments += ["--val-fraction", "0.2"]
     assert run([*map(str, arguments), "--block-size", "64"]) == 0
     page = write(tmp_path / "out", "-o", tmp_path / "page.html")
     assert "Tokens by source" in page
     assert "Collection of 2 sources" in page
+    assert "validation sets are not counted" in page
     data = gather(tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert data.statistics.counted == sum(split["tokens"] for split in manifest["splits"].values())
+    assert data.ledger.rows_in == 120
     assert {source.name: source.split.tokens for source in data.sources}.keys() == {"maths-maths", "code-code"}
     assert {row.dataset for row in data.sample} == {"maths-maths", "code-code"}
 

@@ -20,7 +20,7 @@ from lance_prep.dataset import Version, list_versions, open_version
 from lance_prep.errors import DatasetError, LancePrepError, reading_dataset
 from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
-from lance_prep.loss_mask import MASK_COLUMN
+from lance_prep.loss_mask import MASK_COLUMN, runs_to_spans
 from lance_prep.store import MANIFEST, DatasetVersion, Manifest, Split, read_manifest
 from lance_prep.tokenizer import load_reference, text_pieces
 
@@ -162,7 +162,6 @@ class Gathered:
     """
 
     title: str
-    where: str
     opened: dict[str, DatasetVersion]
     manifest: Manifest | None
     left_out: dict[str, str]
@@ -211,7 +210,6 @@ def gather(
     single = next(iter(opened.values())) if manifest is None else None
     return Gathered(
         title=Path(str(where).rstrip("/")).name,
-        where=str(where),
         opened=opened,
         manifest=manifest,
         left_out=left_out,
@@ -237,9 +235,10 @@ def _open(
         raise DatasetError(said, f"report on the collection that it was made from: {manifest.input_path}")
     opened: dict[str, DatasetVersion] = {}
     left_out: dict[str, str] = {}
-    for name, split in {**manifest.splits, **manifest.validation}.items():
-        if name in opened:
-            continue
+    for name in manifest.validation:
+        # Its source rows are those of the training set once more.
+        left_out[f"{name}.val"] = "validation sets are not counted; report on each by itself"
+    for name, split in manifest.splits.items():
         if len(opened) == MOST_DATASETS:
             left_out[name] = f"the statistics are of the first {MOST_DATASETS} datasets"
             continue
@@ -364,18 +363,16 @@ def _shown(name: str, row: int, record: dict[str, Any], tokenizer: Any, most: in
         spans = [(f"{token} ", i, i + 1) for i, token in enumerate(ids)]
     else:
         spans = [(piece.text, piece.start, piece.stop) for piece in text_pieces(tokenizer, ids)]
-    learned = _unpacked(runs, len(ids)) if runs is not None else None
+    learned = None
+    if runs is not None:
+        learned = np.zeros(len(ids), np.bool_)
+        for start, stop in zip(*runs_to_spans(np.array(runs, np.uint16), np.array([0, len(runs)]))[:2], strict=True):
+            learned[start:stop] = True
     pieces = tuple(
         (text, tuple(ids[start:stop]), None if learned is None else bool(learned[start:stop].any()))
         for text, start, stop in spans
     )
     return SampledRow(name, row, n, pieces, _documents(spans, doc_ids, lengths), columns)
-
-
-def _unpacked(runs: Sequence[int], tokens: int) -> npt.NDArray[np.bool_]:
-    """Return which of the first tokens are learned, from the lengths of the runs."""
-    mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs)[:tokens]
-    return np.concatenate([mask, np.zeros(tokens - len(mask), np.bool_)])
 
 
 def _documents(

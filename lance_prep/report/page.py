@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -66,9 +67,14 @@ def write_report(
     text = render(gather(where, version, storage_options, options=options, on_rows=on_rows))
     with translating(f"writing {page}"):
         page.parent.mkdir(parents=True, exist_ok=True)
-        temporary = page.with_name(f".{page.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(page)
+        with NamedTemporaryFile("w", encoding="utf-8", dir=page.parent, prefix=f".{page.name}.", delete=False) as file:
+            file.write(text)
+        try:
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(page)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
     return page
 
 

@@ -36,6 +36,8 @@ def text_pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[Piece]:
     stream, start = DecodeStream(skip_special_tokens=False), 0
     for position, token in enumerate(ids):
         if tokenizer.id_to_token(token) is None:
+            if start < position:
+                pieces.append(Piece("\ufffd", start, position))
             pieces.append(Piece(f"<id {token}>", position, position + 1))
             stream, start = DecodeStream(skip_special_tokens=False), position + 1
             continue
