@@ -52,6 +52,7 @@ _OF_TEXT = (
     "dedup",
     "min_chars",
     "max_chars",
+    "max_text_bytes",
     "language",
     "language_column",
     "decontaminate",

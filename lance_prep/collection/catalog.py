@@ -85,6 +85,10 @@ def _default_fields() -> dict[str, Any]:
     for name, field in fields.items():
         # Such a field takes text as well, for example "128MiB". pydantic describes what the text becomes.
         takes_text = any(isinstance(each, BeforeValidator) for each in Recipe.model_fields[name].metadata)
+        if takes_text and "anyOf" not in field:  # a number that is never null
+            kept = ("title", "description", "default")
+            number = {key: field.pop(key) for key in list(field) if key not in kept}
+            field["anyOf"] = [number]
         if takes_text and {"type": "string"} not in field["anyOf"]:
             field["anyOf"].insert(0, {"type": "string"})
     return fields

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.formats.base import Chunk, CutJob, Format, PartJob, Piece, plain_type, row_chunk, row_chunks
+    from lance_prep.formats.base import (
+        DATA_BYTES,
+        Chunk,
+        CutJob,
+        Format,
+        PartJob,
+        Piece,
+        plain_type,
+        row_chunk,
+        row_chunks,
+    )
     from lance_prep.formats.generated import TOPICS, hand_over, is_read_once, partition_file, stream_file, topics_file
     from lance_prep.formats.ids import IDS, LENGTH_COLUMNS, Index, delivered_type, read_index, with_ids
     from lance_prep.formats.parquet import KEPT_FOOTERS

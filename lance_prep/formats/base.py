@@ -25,8 +25,10 @@ from lance_prep.transport import Transport
 CHUNK_ROWS = 8192
 #: Advice for a file that is not what its name says.
 ADVICE = "get the file again, or leave it out; its extension must say what it is"
-# The quarantine file holds only the beginning of a row, so no more of it is kept in memory.
-_DATA_BYTES = 4096
+#: The quarantine file holds only the beginning of a row, so no more of it is kept in memory.
+DATA_BYTES = 4096
+#: A line of JSON may hold more than its text, so a lower `max_text_bytes` does not shorten the longest line.
+LONGEST_LINE = 256 << 20
 
 
 class Format(ABC):
@@ -156,9 +158,20 @@ class PartJob:
         """The column of `schema` that is tokenized; None for layout `raw`."""
         return str(self.schema.names[0]) if LAYOUTS[self.recipe.layout].tokens else None
 
-    def rejected(self, position: int, unit: str, reason: str, data: bytes) -> Rejected:
-        """Return the record of a rejected row. Arguments: see `Rejected`."""
-        return Rejected(self.file.url, position, unit, reason, data[:_DATA_BYTES], len(data))
+    @property
+    def longest_line(self) -> int:
+        """Most bytes of a record or line that is held whole."""
+        return max(self.recipe.max_text_bytes, LONGEST_LINE)
+
+    def rejected(self, position: int, unit: str, reason: str, data: bytes, size: int | None = None) -> Rejected:
+        """Return the record of a rejected row. Arguments: see `Rejected`. `size` is needed if `data` is cut already."""
+        return Rejected(self.file.url, position, unit, reason, data[:DATA_BYTES], len(data) if size is None else size)
+
+    def too_long(self, what: str, position: int, row: int, data: bytes, size: int) -> Chunk:
+        """Return a chunk that rejects row `row` of the shard because it is too long. `data` is its beginning."""
+        reason = f"{what} over {self.recipe.max_text_bytes if what == 'text' else self.longest_line:,} bytes"
+        rejected = self.rejected(position, "byte", reason, data, size)
+        return empty_chunk(self.read_schema, row + 1, [(row, rejected)])
 
 
 @dataclass(frozen=True)

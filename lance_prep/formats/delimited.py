@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from lance_prep.errors import BadFile, UsageError, translating
 from lance_prep.fetch import open_stream
-from lance_prep.formats.base import Chunk, Format, PartJob, empty_chunk, require_utf8
+from lance_prep.formats.base import LONGEST_LINE, Chunk, Format, PartJob, empty_chunk, require_utf8
 from lance_prep.ledger import Rejected
 from lance_prep.model import SourceFile
 from lance_prep.recipe import Recipe
@@ -28,7 +28,8 @@ _SAMPLE_BYTES = 1 << 20
 _HEADER_BYTES = 64 << 10
 _THREADS = 16
 # A row must fit into a block. The larger sizes are for files where one does not.
-_BLOCKS = (8 << 20, 128 << 20, 1 << 30)
+_BLOCKS = (8 << 20, 128 << 20)
+_LARGEST_BLOCK = 1 << 30
 # Fields of the row that marks the end of a file. No file has exactly as many columns.
 _END_FIELDS = 99_991
 
@@ -63,7 +64,7 @@ class Delimited(Format):
         with open_stream(files[0], transport, ahead=False) as stream:
             sample = stream.read(_SAMPLE_BYTES)
             if len(sample) == _SAMPLE_BYTES:  # end at a line, so that the sample's last row is whole
-                sample = sample[: sample.rfind(b"\n") + 1] or sample + stream.readline()
+                sample = sample[: sample.rfind(b"\n") + 1] or sample + stream.readline(LONGEST_LINE)
         if not sample.strip():
             return pa.schema([])
         parse = pc.ParseOptions(
@@ -77,7 +78,8 @@ class Delimited(Format):
     def read(self, job: PartJob) -> Iterator[Chunk]:
         """Yield the rows of a file."""
         done = 0
-        for block in _BLOCKS:
+        largest = min(job.longest_line, _LARGEST_BLOCK)
+        for block in (*_BLOCKS, largest):
             try:
                 for chunk in _read(job, block, done):
                     done = chunk.end - job.first
@@ -86,8 +88,8 @@ class Delimited(Format):
             except pa.ArrowInvalid as error:
                 if "straddling" not in str(error):
                     raise
-                if block == _BLOCKS[-1]:
-                    raise _not_closed(job, done + 1, "within 1 GiB") from error
+                if block == largest:
+                    raise _not_closed(job, done + 1, f"within {block >> 20:,} MiB") from error
 
 
 def _find_delimiter(file: SourceFile, transport: Transport) -> tuple[str, int]:

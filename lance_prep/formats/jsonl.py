@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from lance_prep.errors import BadFile, translating
 from lance_prep.fetch import open_stream
-from lance_prep.formats.base import ADVICE, Chunk, CutJob, Format, PartJob, Piece, require_utf8
+from lance_prep.formats.base import ADVICE, LONGEST_LINE, Chunk, CutJob, Format, PartJob, Piece, require_utf8
 from lance_prep.formats.json_blocks import RecordReader, Records
 from lance_prep.formats.text import BOM, line_blocks, line_pieces, sample_lines
 from lance_prep.model import Part, SourceFile
@@ -67,8 +67,11 @@ class JsonLines(Format):
         if job.file.compression is not None:
             blocks = read_ahead(blocks, 2)  # decompression leaves the interpreter's lock, and so does Arrow
         with closing(blocks):
-            for offset, block in blocks:
-                chunk = reader.read(Records.of_lines(offset, block), first)
+            for offset, block, size in blocks:
+                if size > len(block):
+                    chunk = job.too_long("line", offset, first, block, size)
+                else:
+                    chunk = reader.read(Records.of_lines(offset, block), first)
                 first = chunk.end
                 yield chunk
 
@@ -98,7 +101,7 @@ class Json(Format):
         waiting: list[bytes] = []
         held = first = 0
         with open_stream(job.file, job.transport) as stream:
-            for number, value in _iter_values(stream, job.file.url):
+            for number, value in _iter_values(stream, job.file.url, job.longest_line):
                 waiting.append(value)
                 held += len(value)
                 if held >= _CHUNK_BYTES:
@@ -153,7 +156,7 @@ def _sample(file: SourceFile, transport: Transport, size: int) -> list[dict[str,
 def _lines(stream: BinaryIO, size: int) -> Iterator[Any]:
     """Yield the values among the first lines."""
     seen = 0
-    while seen < size and (line := stream.readline()):
+    while seen < size and (line := stream.readline(LONGEST_LINE)):
         seen += len(line)
         try:
             yield json.loads(line.removeprefix(BOM).decode())
@@ -232,13 +235,13 @@ def _holds_lines(stream: BinaryIO) -> bool:
         line, ended = line + more, not more or more.endswith(b"\n")
 
 
-def _iter_values(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
+def _iter_values(stream: BinaryIO, name: str, most: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]]:
     """Yield number and text of each record: each element of a top-level array, and each other top-level value.
 
     Holds one element at a time. The text is as in the file, also where it is not valid UTF-8.
 
     Raises:
-        BadFile: invalid JSON; says where, with `name`.
+        BadFile: invalid JSON, or a value of more than `most` characters; says where, with `name`.
     """
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     text, at, number, done = "", 0, 0, 0
@@ -278,8 +281,11 @@ def _iter_values(stream: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
                     f"{name}: the array is not closed at character {done + at}: cut short", "get the file again"
                 )
             return
+        if len(text) - at > most:  # where it ends is not known before it is read
+            said = f"{name}: the value at character {done + at} is longer than {most:,} characters"
+            raise BadFile(said, f"remove it, or increase max_text_bytes to {2 * most}")
         # Read as much again as is waiting, so that one long record is parsed a few times only.
-        data = stream.read(max(_READ_BYTES, len(text) - at))
+        data = stream.read(max(_READ_BYTES, min(len(text) - at, most + 1 - len(text) + at)))
         final = not data
         done, text, at = done + at, text[at:] + decode(data, final), 0
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from lance_prep.errors import UsageError
 from lance_prep.fetch import open_stream
-from lance_prep.formats.base import Chunk, CutJob, Format, PartJob, Piece, even_ranges, require_utf8
+from lance_prep.formats.base import DATA_BYTES, Chunk, CutJob, Format, PartJob, Piece, even_ranges, require_utf8
 from lance_prep.layouts import LAYOUTS
 from lance_prep.model import Part, SourceFile
 from lance_prep.recipe import Recipe
@@ -91,18 +91,24 @@ def sample_lines(job: CutJob, part: Part, place: float) -> Piece | None:
     return Piece(stop - start, stop - start, start, stop)
 
 
-def line_blocks(job: PartJob) -> Generator[tuple[int, bytes], None, None]:
-    """Yield the part's lines, some MiB at a time: offset of the first byte in the decompressed file, and the bytes.
+def line_blocks(job: PartJob) -> Generator[tuple[int, bytes, int], None, None]:
+    """Yield the part's lines, some MiB at a time.
 
-    A line belongs to the part that contains its first byte. A line longer than a block is in a block of its own.
+    A line belongs to the part that contains its first byte. A line longer than a block is in a block of its own. Of a
+    line longer than `job.longest_line`, only the beginning is held.
+
+    Yields:
+        Offset of the first byte in the decompressed file, the bytes, and their number: the whole length of a line of
+        which only the beginning is yielded, in a block of its own.
     """
-    file, part = job.file, job.part
+    file, part, most = job.file, job.part, job.longest_line
     start, stop = part.start, part.stop or None
     # From the byte before: if it ends a line, the part begins with a line of its own.
     opened = open_stream(file, job.transport, start=max(0, start - 1), stop=stop)
     with opened as stream:
         at, skip = max(0, start - 1), start > 0
-        waiting: list[bytes] = []
+        waiting: list[bytes] = []  # the beginning of a line
+        held = 0  # its length
         while data := stream.read(BLOCK_BYTES):
             if skip:
                 first = data.find(b"\n") + 1
@@ -116,20 +122,32 @@ def line_blocks(job: PartJob) -> Generator[tuple[int, bytes], None, None]:
                     data, at = data[len(BOM) :], len(BOM)
             if stop is not None and at >= stop:
                 return
+            first = data.find(b"\n") + 1
+            if held + (first or len(data)) > most:
+                waiting = [b"".join([*waiting[:2], data[:DATA_BYTES]])[:DATA_BYTES]]
+                held += first or len(data)
+                if not first:
+                    continue
+                yield at, waiting[0], held
+                at, data, waiting, held = at + held, data[first:], [], 0
+                if stop is not None and at >= stop:
+                    return
             last = data.rfind(b"\n") + 1
             if not last:
                 waiting.append(data)
+                held += len(data)
                 continue
             block = b"".join([*waiting, data[:last]])
             if stop is not None and at + len(block) > stop:
-                yield at, block[: block.find(b"\n", stop - 1 - at) + 1]
+                block = block[: block.find(b"\n", stop - 1 - at) + 1]
+                yield at, block, len(block)
                 return
-            yield at, block
+            yield at, block, len(block)
             at += len(block)
             waiting = [data[last:]]
-        rest = b"".join(waiting)
-        if rest and not (stop is not None and at >= stop):
-            yield at, rest
+            held = len(waiting[0])
+        if held and not (stop is not None and at >= stop):
+            yield at, b"".join(waiting), held
 
 
 def split_lines(block: bytes) -> tuple[pa.Array, Offsets]:
@@ -151,7 +169,11 @@ def split_lines(block: bytes) -> tuple[pa.Array, Offsets]:
 def _lines(job: PartJob) -> Iterator[Chunk]:
     r"""Read lines, without their ends (`\n` or `\r\n`)."""
     first = job.first
-    for offset, block in line_blocks(job):
+    for offset, block, size in line_blocks(job):
+        if size > len(block):
+            yield job.too_long("line", offset, first, block, size)
+            first += 1
+            continue
         lines, starts = split_lines(block)
         yield _chunk(lines, starts + offset, first)
         first += len(lines)
@@ -159,10 +181,14 @@ def _lines(job: PartJob) -> Iterator[Chunk]:
 
 def _file(job: PartJob) -> Iterator[Chunk]:
     """Read the whole file as one row, as it is."""
+    most = job.recipe.max_text_bytes
     with open_stream(job.file, job.transport) as stream:
-        text = stream.read()
+        text = stream.read(most + len(BOM) + 1)
     require_utf8(text, job.file)
     text = text.removeprefix(BOM)
+    if len(text) > most:
+        yield job.too_long("text", 0, job.first, text, max(len(text), job.file.size))
+        return
     yield _chunk(_strings([len(text)], text), np.zeros(1, np.int64), job.first)
 
 
@@ -173,45 +199,73 @@ def _paragraphs(job: PartJob) -> Iterator[Chunk]:
     So each part finds its own paragraphs without a look at the bytes before it.
     """
     first = job.first
-    open_lines: list[bytes] = []  # of a paragraph that may go on
-    open_at = 0
+    paragraph: _Paragraph | None = None  # it may go on
     ours = job.part.start == 0  # False until the first blank line
-    for offset, block in line_blocks(job):
+    for offset, block, size in line_blocks(job):
         starts, blank = _blank_lines(block)
+        beyond = size - len(block)
+        if beyond:  # the beginning of a line that is too long
+            starts, blank = starts[:1], np.zeros(1, bool)
         begins, ends = _runs(starts, blank, len(block))
-        if not blank[0] and (open_lines or not ours):  # it goes on with the paragraph before
-            if ours:
-                open_lines.append(block[: ends[0]])
+        if not blank[0] and (paragraph or not ours):  # it goes on with the paragraph before
+            if paragraph:
+                paragraph.add(block[: ends[0]], beyond)
             begins, ends = begins[1:], ends[1:]
         ours = ours or bool(blank.any())
-        if open_lines and blank.any():
-            yield _joined(open_lines, open_at, first)
-            open_lines, first = [], first + 1
+        if paragraph and blank.any():
+            yield paragraph.chunk(first)
+            paragraph, first = None, first + 1
         if len(begins) and not blank[-1]:  # the last one may go on in the next block
-            open_lines, open_at = [block[begins[-1] :]], offset + int(begins[-1])
+            paragraph = _Paragraph(job, offset + int(begins[-1]))
+            paragraph.add(block[begins[-1] :], beyond)
             begins, ends = begins[:-1], ends[:-1]
         if len(begins):
             yield _chunk(_cut_out(block, begins, ends), begins + offset, first)
             first += len(begins)
     if ours and job.part.stop:
-        for offset, block in _rest(job):
-            open_at = open_at if open_lines else offset
-            open_lines.append(block)
-    if open_lines:
-        yield _joined(open_lines, open_at, first)
+        for offset, block, beyond in _rest(job):
+            paragraph = paragraph or _Paragraph(job, offset)
+            paragraph.add(block, beyond)
+    if paragraph:
+        yield paragraph.chunk(first)
 
 
-def _rest(job: PartJob) -> Iterator[tuple[int, bytes]]:
-    """Read the lines after the part, up to the first blank one."""
+class _Paragraph:
+    """A paragraph that may go on. Of one that is too long, only the beginning is held."""
+
+    def __init__(self, job: PartJob, at: int) -> None:
+        self._job, self._at = job, at
+        self._lines: list[bytes] = []
+        self._size = 0
+
+    def add(self, lines: bytes, beyond: int) -> None:
+        """Add lines, of which `beyond` more bytes were not held."""
+        self._size += len(lines) + beyond
+        if self._size > self._job.recipe.max_text_bytes + len(b"\r\n"):
+            head = b"".join(self._lines[:1]) or lines
+            self._lines, lines = [head[:DATA_BYTES]], b""
+        self._lines.append(lines)
+
+    def chunk(self, first: int) -> Chunk:
+        """Return it as row `first` of the shard."""
+        text = b"".join(self._lines)
+        if len(text) < self._size:
+            return self._job.too_long("text", self._at, first, text, self._size)
+        text = text.removesuffix(b"\n").removesuffix(b"\r")
+        return _chunk(_strings([len(text)], text), np.array([self._at]), first)
+
+
+def _rest(job: PartJob) -> Iterator[tuple[int, bytes, int]]:
+    """Read the lines after the part, up to the first blank one: offset, bytes, and number of bytes not held."""
     for at in range(job.part.stop, job.file.size, _BEYOND):
         part = replace(job.part, start=at, stop=min(at + _BEYOND, job.file.size))
-        for offset, block in line_blocks(replace(job, part=part)):
+        for offset, block, size in line_blocks(replace(job, part=part)):
             starts, blank = _blank_lines(block)
-            if blank.any():
+            if size == len(block) and blank.any():
                 if end := int(starts[np.argmax(blank)]):
-                    yield offset, block[:end]
+                    yield offset, block[:end], 0
                 return
-            yield offset, block
+            yield offset, block, size - len(block)
 
 
 def _blank_lines(block: bytes) -> tuple[Offsets, npt.NDArray[np.bool_]]:
@@ -240,11 +294,6 @@ def _cut_out(block: bytes, begins: Offsets, ends: Offsets) -> pa.Array:
     change[begins] += 1
     change[ends] -= 1
     return _strings(ends - begins, pa.py_buffer(data[np.cumsum(change[:-1], dtype=np.int8).astype(bool)]))
-
-
-def _joined(lines: list[bytes], at: int, first: int) -> Chunk:
-    text = b"".join(lines).removesuffix(b"\n").removesuffix(b"\r")
-    return _chunk(_strings([len(text)], text), np.array([at]), first)
 
 
 def _strings(lengths: npt.ArrayLike, data: bytes | pa.Buffer) -> pa.Array:

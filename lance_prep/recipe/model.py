@@ -36,6 +36,7 @@ _ADDED = (
     *("decontaminate", "decontaminate_ngram", "decontaminate_drop"),
     *("messages", "chat_template"),
     *("ids_column", "ids_dtype", "document_end"),
+    "max_text_bytes",
 )
 
 #: Column with the tools that the conversation beside it may call.
@@ -228,6 +229,14 @@ class Recipe(BaseModel):
             "of it, at least 16MiB]",
         ),
     ] = None
+    max_text_bytes: Annotated[
+        Annotated[int, Field(ge=1)],
+        BeforeValidator(parse_size),
+        Field(
+            description="reject longer texts, such as 64MiB. A line of JSON that is longer than this and than 256MiB "
+            "is rejected whatever its text [default: 256MiB]",
+        ),
+    ] = 256 << 20
     max_rows: Annotated[
         Maximum, Field(description="keep only the first N output rows; all keeps every row [default: all]")
     ] = None
@@ -405,6 +414,7 @@ class RecipeFields(TypedDict, total=False):
     shuffle: bool
     seed: int
     shard_size: int | str | None
+    max_text_bytes: int | str
     max_rows: int | Literal["all"] | None
     max_source_rows: int | Literal["all"] | None
     max_tokens: int | Literal["all"] | None

@@ -24,6 +24,9 @@ from lance_prep.transport import FIRST_ATTEMPTS, Retries
 KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "<|im_end|>", "[SEP]", "<end_of_text>")
 SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
+#: gigatoken takes 16 bytes for every id up to the largest. For one of 4,000,000,000 it asked for 64 GB, and aborted.
+MOST_IDS = 1 << 24
+
 
 @dataclass(frozen=True)
 class TokenizerSpec:
@@ -214,6 +217,10 @@ def describe(
     """
     tokenizer = load_reference(file, name)
     ids = tokenizer.get_vocab(with_added_tokens=True)
+    last = max(ids, key=ids.__getitem__, default="")
+    if ids and ids[last] >= MOST_IDS:
+        said = f"{name} gives token {last[:60]!r} the id {ids[last]:,}, and ids may be at most {MOST_IDS - 1:,}"
+        raise TokenizerError(said, "number the tokens of its tokenizer.json from 0 on")
     if eos_token is not None and eos_token not in ids:
         raise TokenizerError(f"{name} has no token {eos_token!r}", "choose an eos_token that is in its vocabulary")
     named = {
