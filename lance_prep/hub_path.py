@@ -7,10 +7,12 @@ would use as paths in its cache although they are not paths.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lance_prep.errors import BadFile, HubUnreachable, SourceNotFound, UsageError, translating
+from lance_prep.errors import BadFile, HubUnreachable, SourceNotFound, UsageError, one_line, translating
 from lance_prep.transport import FIRST_ATTEMPTS, Retries, Transport
 
 LIBRARY = "lance-prep"
@@ -69,6 +71,23 @@ def hub_url_of(url: str) -> str | None:
     return HubPath(match[1], unquote(match[2] or ""), unquote(match[3] or "")).url if match else None
 
 
+@contextmanager
+def reading_answer(doing: str) -> Iterator[None]:
+    """Raise what an invalid answer of the Hub makes its client raise, such as a page instead of JSON, as one of ours.
+
+    Raises:
+        HubUnreachable: the answer is invalid.
+    """
+    try:
+        with translating(doing):
+            yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HubUnreachable(
+            f"{doing}: the Hub sends an invalid answer ({one_line(error)})",
+            "check HF_ENDPOINT and the network: a proxy or a login page may have answered instead",
+        ) from error
+
+
 def hub_info(repo: str, revision: str, retries: Retries, token: str | None = None) -> Any:
     """Return the Hub's answer about a dataset at a revision; None in offline mode.
 
@@ -82,7 +101,7 @@ def hub_info(repo: str, revision: str, retries: Retries, token: str | None = Non
     from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
 
     api = hub_api()
-    with translating(f"dataset {repo}"):
+    with reading_answer(f"dataset {repo}"):
         try:
             return retries.call(lambda: api.dataset_info(repo, revision=revision, token=token), doing=f"dataset {repo}")
         except OfflineModeIsEnabled:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import resource
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +133,66 @@ def test_a_library_that_panics(home: Path, capfd: Any) -> None:
     assert "Traceback" not in said
     assert "defect" not in said
     assert said.rstrip().splitlines()[-2].startswith("error: ")
+
+
+class OddHub(http.server.BaseHTTPRequestHandler):
+    """A Hub with one file, whose answers to requests that contain `at` are replaced by `answer`."""
+
+    at, answer = "", b""
+
+    def do_GET(self) -> None:
+        file = {"type": "file", "oid": "b" * 40, "size": 10, "path": "a.jsonl"}
+        data: Any = [file] if "/tree/" in self.path else {"id": "o/n", "sha": "a" * 40, "siblings": []}
+        body = json.dumps(data).encode()
+        more = "/tree/" in self.path and "cursor" not in self.path
+        if self.at in self.path:
+            body = self.answer
+        self.send_response(200)
+        if more and self.at == "cursor":
+            self.send_header("Link", f'<http://{self.headers["Host"]}{self.path}&cursor=1>; rel="next"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def odd_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[OddHub]]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), OddHub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # Not the environment, which huggingface_hub has read already.
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        yield OddHub
+        server.shutdown()
+
+
+PAGE = b"<html>log in</html>"
+FILE = b'[{"type": "file", "oid": "b", "path": "a.jsonl"%s}]'
+
+
+@pytest.mark.parametrize("command", ["build", "pull"])
+@pytest.mark.parametrize(
+    ("at", "answer"),
+    [
+        ("/api/", PAGE),
+        ("/api/", b"[1]"),
+        ("/tree/", PAGE),
+        ("/tree/", b'{"x": 1}'),
+        ("/tree/", FILE % b', "size": "abc"'),
+        ("/tree/", FILE % b', "size": null'),
+        ("/tree/", FILE % b""),
+        ("cursor", PAGE),
+    ],
+)
+def test_an_odd_answer_of_the_hub(
+    home: Path, odd_hub: type[OddHub], at: str, answer: bytes, command: str, capsys: Any
+) -> None:
+    odd_hub.at, odd_hub.answer = at, answer
+    line = build("x.lance", source="hf://datasets/o/n") if command == "build" else ["pull", "o/n", "-o", "x.lance"]
+    said = error_of(line, 1, capsys)
+    assert "the Hub sends an invalid answer" in said
+    assert not (home / "x.lance").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS does not enforce RLIMIT_AS")

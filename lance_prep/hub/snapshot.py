@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lance_prep.errors import BadFile, DamagedDataset, HubUnreachable, SourceNotFound, translating
+from lance_prep.errors import BadFile, DamagedDataset, HubUnreachable, SourceNotFound
 from lance_prep.fetch import HubRanges
-from lance_prep.hub_path import HubPath, hub_api, hub_info
+from lance_prep.hub_path import HubPath, hub_api, hub_info, reading_answer
 from lance_prep.model import SourceFile
 from lance_prep.store import MANIFEST, Manifest, parse_manifest
 from lance_prep.transport import Transport
@@ -134,7 +134,7 @@ def find_snapshot(at: HubPath, transport: Transport, *, pairs: bool = False) -> 
     if info is None:
         raise HubUnreachable(f"{at.url}: HF_HUB_OFFLINE is set, so the Hub is not asked", "unset it")
     at = HubPath(at.repo, str(info.sha), at.path.strip("/"))
-    with translating(f"dataset {at.repo}"):
+    with reading_answer(f"dataset {at.repo}"):
         files = _list(at, transport)
     if (folder := _folder_of_collection(files)) is not None:
         at, files = _below(at, files, folder)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
 from lance_prep.formats import check_one_family, format_of, is_data, pin_lance, require_format, stream_file
-from lance_prep.hub_path import HubPath, hub_api, hub_info, parse_hub_url
+from lance_prep.hub_path import HubPath, hub_api, hub_info, parse_hub_url, reading_answer
 from lance_prep.model import PinnedSource, SourceFile
 from lance_prep.plan.discover import Found, find_local, is_glob, left_out
 from lance_prep.recipe import Recipe
@@ -88,8 +88,9 @@ def _tree(repo: str, sha: str, retries: Retries) -> dict[str, _Pin]:
     def listing() -> list[Any]:
         return list(hub_api().list_repo_tree(repo, recursive=True, revision=sha, repo_type="dataset"))
 
-    entries = retries.call(listing, doing=f"dataset {repo}")
-    return {e.path: _pin(e) for e in sorted(entries, key=lambda e: str(e.path)) if isinstance(e, RepoFile)}
+    with reading_answer(f"dataset {repo}"):
+        entries = retries.call(listing, doing=f"dataset {repo}")
+        return {e.path: _pin(e) for e in sorted(entries, key=lambda e: str(e.path)) if isinstance(e, RepoFile)}
 
 
 def _pin(entry: Any) -> tuple[int, str]:
@@ -179,7 +180,8 @@ def _paths_info(repo: str, sha: str, paths: Sequence[str], retries: Retries) -> 
         def ask(chunk: list[str] = chunk) -> list[Any]:
             return list(api.get_paths_info(repo, chunk, revision=sha, repo_type="dataset"))
 
-        pins.update((entry.path, _pin(entry)) for entry in retries.call(ask, doing=f"dataset {repo}"))
+        with reading_answer(f"dataset {repo}"):
+            pins.update((entry.path, _pin(entry)) for entry in retries.call(ask, doing=f"dataset {repo}"))
     return pins
 
 
