@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.dataset import verify
 from lance_prep.errors import OutputExists, UsageError
+from lance_prep.text import decontaminate
 from lance_prep.text.decontaminate import Benchmark, Item
 from lance_prep.text.words import WORD, hash_words, spell_words
 
@@ -97,6 +99,27 @@ def test_a_changed_benchmark_is_another_recipe(tmp_path: Path, tokenizer: str, b
 def test_a_benchmark_of_which_nothing_can_be_found_is_refused(tmp_path: Path, tokenizer: str, benchmark: Path) -> None:
     with pytest.raises(UsageError, match=r"no text of .* has 99 words"):
         build(documents(tmp_path, ["One."]), tokenizer, decontaminate=str(benchmark), decontaminate_ngram=99)
+
+
+def test_the_words_of_an_item_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that 300 items share is in 100 documents: the items are not split into words again for each of these."""
+    shared = "one two three four five"
+    items = [f"{shared} item{n}" for n in range(300)]
+    searched: list[str] = []
+
+    class Counting:
+        findall = staticmethod(WORD.findall)
+
+        @staticmethod
+        def finditer(text: str) -> Any:
+            searched.append(text)
+            return WORD.finditer(text)
+
+    monkeypatch.setattr(decontaminate, "WORD", Counting)
+    benchmark = Benchmark([Item(n, "text", item) for n, item in enumerate(items)], 5)
+    hits = list(benchmark.hits(pa.array([shared] * 100, pa.large_string()), np.arange(100, dtype=np.uint64)))
+    assert len(hits) == 300 * 100
+    assert sorted(text for text in searched if text != shared) == sorted(items)
 
 
 PIECES = ["a", "B", "c,", "é", "İ", "水", "水水", "—", "“x”", "\n", "it's", "K", ""]

@@ -353,6 +353,24 @@ def test_some_splits_and_then_all(tmp_path: Path, exporting: Export, refused: Ca
     assert "no split 'books'" in refused(tmp_path / "in", out, "--splits", "books,web")
 
 
+def test_exports_of_other_splits_at_the_same_time(
+    tmp_path: Path, exporting: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One export ends between the other's look at the folder and its lock: the manifest names both."""
+    (tmp_path / "in").mkdir()
+    _write_manifest(tmp_path / "in")
+    lock, out = lance_prep.exchange.run.output_lock, tmp_path / "out"
+
+    def late(uri: str) -> Any:
+        monkeypatch.undo()
+        exporting(tmp_path / "in", out, "--splits", "web")
+        return lock(uri)
+
+    monkeypatch.setattr(lance_prep.exchange.run, "output_lock", late)
+    exporting(tmp_path / "in", out, "--splits", "code")
+    assert list(read_manifest(out).splits) == ["code", "web"]
+
+
 def test_a_source_that_is_gone_is_reported(tmp_path: Path, exporting: Export, capsys: Any) -> None:
     (tmp_path / "in").mkdir()
     stated = _write_manifest(tmp_path / "in")

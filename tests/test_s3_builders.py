@@ -19,6 +19,8 @@ from lance_prep.cli.main import run
 from lance_prep.dataset import compact, list_versions, prune, tag, verify
 from lance_prep.errors import OutputError, OutputLocked
 from lance_prep.store import lease
+from lance_prep.store.sidecar import ObjectFiles
+from lance_prep.transport import Transport
 from tests.processes import finish, report_of, start, wait_for, write_texts
 from tests.s3_server import S3, Flaky
 
@@ -239,3 +241,81 @@ def test_verify_deep_hashes_the_objects(by_environment: S3, texts: str, tokenize
     assert re.search(r"data/\w+\.lance \(rows 0 to \d+\) is not what was written: its xxh3 is", problems[0])
     files.rm(path)
     assert any("is gone" in problem for problem in verify(URI, deep=True).problems)
+
+
+@pytest.mark.parametrize("when", ["at its end", "at its beginning"])
+def test_a_lease_that_this_process_could_not_end_is_taken_over(
+    s3: S3, flaky: Flaky, texts: str, tokenizer: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store fails at the lease's last write, or after it was created: the process lives, the lease does not."""
+    options, fields = s3.through(flaky), {**FIELDS, "tokenizer": tokenizer}
+    files = ObjectFiles(URI, Transport.of(options))
+    write, listed = files.write, files.list
+
+    def refuse(path: str, data: bytes) -> None:
+        if b'"held"' not in data:
+            raise OSError("the store is away")
+        write(path, data)
+
+    def refuse_the_last(folder: str) -> list[str]:
+        found = listed(folder)
+        if found:
+            raise OSError("the store is away")
+        return found
+
+    if when == "at its end":
+        monkeypatch.setattr(files, "write", refuse)
+        with lease.lease(files, URI, "built"):
+            pass
+    else:
+        monkeypatch.setattr(files, "list", refuse_the_last)
+        with pytest.raises(OSError, match="away"), lease.lease(files, URI, "built"):
+            pass
+    assert json.loads(s3.files.cat(s3.names(LEASES)[0]))["state"] == "held"
+    assert lance_prep.build(f"{texts}/0.jsonl", output=URI, storage_options=options, **fields).version == 1
+    check_whole(s3)
+
+
+def test_a_lease_that_is_held_is_not_taken_over_by_its_own_process(s3: S3) -> None:
+    files = ObjectFiles(URI, Transport.of(s3.options))
+    with (
+        lease.lease(files, URI, "built"),
+        pytest.raises(OutputLocked, match="is being built by process"),
+        lease.lease(files, URI, "built"),
+    ):
+        pass
+
+
+def test_an_object_that_is_deleted_while_it_is_read_is_gone(s3: S3, flaky: Flaky) -> None:
+    files = ObjectFiles(URI, Transport.of(s3.through(flaky)))
+    files.write("a.json", b"{}")
+    assert files.read("a.json") == b"{}"
+    flaky.before = [(r"GET .*/a\.json", lambda: s3.files.rm("bucket/folder/x.lance/a.json"))]
+    assert files.read("a.json") is None
+    assert not flaky.before
+
+
+def test_a_conditional_write_in_conflict_is_tried_again(s3: S3, flaky: Flaky) -> None:
+    files = ObjectFiles(URI, Transport.of(s3.through(flaky)))
+    flaky.faults = [(r"PUT .*/a\.json", 409, "ConditionalRequestConflict")]
+    assert files.create("a.json", b"1")
+    assert not flaky.faults
+    assert not files.create("a.json", b"2")
+    assert files.read("a.json") == b"1"
+
+
+def test_leases_that_are_removed_while_one_is_taken(s3: S3, flaky: Flaky) -> None:
+    files = ObjectFiles(URI, Transport.of(s3.through(flaky)))
+    create, removed = files.create, list[str]()
+
+    def create_and_remove(path: str, data: bytes) -> bool:
+        made = create(path, data)
+        if not made and not removed:  # the second attempt, which the store must refuse
+            removed.append(path)
+            s3.files.rm(f"bucket/folder/x.lance/{path}")
+        return made
+
+    files.create = create_and_remove  # type: ignore[method-assign]
+    with lease.lease(files, URI, "built") as held:
+        held.check()
+    assert removed

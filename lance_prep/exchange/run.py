@@ -136,11 +136,12 @@ def export(
     items = find_items(source, target, options, version, splits, Transport.of(storage_options))
     statuses = [item.status(folder.state(item.name), force=force) for item in items.chosen]
     folder.check_free([item.name for item in items.chosen])
-    kept, left_out = _others(folder, items)
+    _, left_out = _others(folder, items)
     if dry_run:
         planned = (_planned(item, status, folder) for item, status in zip(items.chosen, statuses, strict=True))
         return ExportReport(str(folder.root), target.name, tuple(planned), left_out)
     with output_lock(str(folder.root)):
+        kept, left_out = _others(folder, items)  # again: another export may have ended since
         run = _Run(folder, options.shard_size, workers or os.cpu_count() or 1, progress or _Silent(), force)
         exported = run.all(items.chosen)
         _write_lists(folder, items, kept, without_credentials(str(source)), str(output), target, options)

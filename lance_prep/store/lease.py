@@ -5,7 +5,8 @@
 A command takes the lock by creating the object with the next number, which the store refuses if it exists. So one of
 several commands gets it. The holder writes its object again every 5 seconds. A command that finds another's object
 watches it. If it changes, the holder is alive, and the command is refused. If it stays the same for 30 seconds, or its
-process ran on this machine and is gone, the command takes the next number. No clocks are compared.
+process ran on this machine and is gone, the command takes the next number. So it does if its process is this one and
+has ended the lease, but could not write so. No clocks are compared.
 
 A lease cannot stop a holder that was suspended for 30 seconds and goes on. The commit does: a command that has taken
 the lease over removes files only after a commit of its own, and then the other's commit is refused (see
@@ -39,6 +40,8 @@ LEASES = f"{FOLDER}/leases"
 RENEW_SECONDS = 5.0
 EXPIRE_SECONDS = 30.0
 _POLL_SECONDS = 0.5
+#: Tokens of the leases that this process takes or holds. One that is not here lost its last write: nothing renews it.
+_OURS: set[str] = set()
 
 
 class ConditionalFiles(Files, Protocol):
@@ -92,7 +95,10 @@ class Machine(Protocol):
         ...
 
     def is_alive(self, holder: Holder) -> bool | None:
-        """Return whether a process lives; None if it ran on another machine, or that cannot be told."""
+        """Return whether a process lives; None if it ran on another machine, or that cannot be told.
+
+        This process knows its leases, so of one that it has ended it says False.
+        """
         ...
 
     def now(self) -> float:
@@ -137,6 +143,8 @@ class ThisMachine:
         try:
             process = psutil.Process(holder.pid)
             same = abs(process.create_time() - holder.started) < 0.01
+            if same and holder.pid == os.getpid():
+                return holder.token in _OURS
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
@@ -212,17 +220,21 @@ def lease(files: ConditionalFiles, uri: str, doing: str, machine: Machine | None
 
     Other arguments and errors: see `output_lock`.
     """
-    held = _take(files, uri, doing, machine or ThisMachine())
-    state = "failed"
+    machine = machine or ThisMachine()
+    ours, state = machine.holder(), "failed"
+    _OURS.add(ours.token)
     try:
-        yield held
-        state = "released"
+        held = _take(files, uri, doing, machine, ours)
+        try:
+            yield held
+            state = "released"
+        finally:
+            held.release(state)
     finally:
-        held.release(state)
+        _OURS.discard(ours.token)
 
 
-def _take(files: ConditionalFiles, uri: str, doing: str, machine: Machine) -> Lease:
-    ours = machine.holder()
+def _take(files: ConditionalFiles, uri: str, doing: str, machine: Machine, ours: Holder) -> Lease:
     while True:
         numbers = _numbers(files)
         latest = numbers[-1] if numbers else 0
@@ -236,7 +248,7 @@ def _take(files: ConditionalFiles, uri: str, doing: str, machine: Machine) -> Le
         elif files.create(_path(number), ours.to_bytes()):
             files.delete(_path(number))
             raise OutputError(f"{uri}: {UNCONDITIONAL}", UNCONDITIONAL_ADVICE)
-        if _numbers(files)[-1] != number:  # others took and removed this number since it was looked for
+        if _numbers(files)[-1:] != [number]:  # others took and removed this number, or the folder was removed
             files.delete(_path(number))
             continue
         for old in numbers:

@@ -241,7 +241,12 @@ class ObjectFiles:
             return None
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / "object"
-            self._session.download_file(path, local)
+            try:
+                self._session.download_file(path, local)
+            except (OSError, RuntimeError):
+                if self._session.contains(path):
+                    raise
+                return None  # deleted meanwhile
             return local.read_bytes()
 
     def write(self, path: str, data: bytes) -> None:
@@ -267,8 +272,11 @@ class ObjectFiles:
             except ImportError as error:
                 raise OutputError(f"writing {self._root}: {one_line(error)}", _INSTALL) from error
             except (OSError, NotImplementedError, TypeError) as error:
-                if isinstance(error, FileExistsError) or http_status(error.__cause__ or error) == 412:
+                status = http_status(error.__cause__ or error)
+                if isinstance(error, FileExistsError) or status == 412:
                     return False
+                if status == 409:  # S3: another request for this object was under way; it says to try again
+                    raise OSError(errno.EBUSY, one_line(error)) from error
                 if isinstance(error, NotImplementedError | TypeError) or error.errno == errno.ENOSYS:
                     raise OutputError(f"{self._root}: {UNCONDITIONAL}", UNCONDITIONAL_ADVICE) from error
                 raise

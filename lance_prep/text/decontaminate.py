@@ -83,6 +83,7 @@ class Benchmark:
     def __init__(self, items: Iterable[Item], ngram: int) -> None:
         self._items, self._ngram = list(items), ngram
         self.items = len(self._items)
+        self._spans: dict[int, list[tuple[int, int]]] = {}
         texts = pa.array([item.text for item in self._items], pa.large_string())
         words = hash_words(texts)
         runs, offsets = hash_runs(words, ngram)
@@ -118,7 +119,7 @@ class Benchmark:
                 diagonals.setdefault((int(self._item[place]), shift), []).append(word)
         for (number, shift), starts in sorted(diagonals.items()):
             item = self._items[number]
-            own = list(WORD.finditer(item.text))
+            own = self._words_of(number)
             begin = previous = starts[0]
             for start in [*starts[1:], -1]:
                 if start == previous + 1:
@@ -126,10 +127,16 @@ class Benchmark:
                     continue
                 stop = previous + self._ngram
                 one, other = document[begin].start(), document[stop - 1].end()
-                left, right = own[begin - shift].start(), own[stop - 1 - shift].end()
+                left, right = own[begin - shift][0], own[stop - 1 - shift][1]
                 if spell_words(text[one:other]) == spell_words(item.text[left:right]):
                     yield Hit(row, one, other, text[one:other], item, left, right, stop - begin)
                 begin = previous = start
+
+    def _words_of(self, number: int) -> list[tuple[int, int]]:
+        """Return the characters of each word of an item. Kept: many documents may have a run of it."""
+        if number not in self._spans:
+            self._spans[number] = [word.span() for word in WORD.finditer(self._items[number].text)]
+        return self._spans[number]
 
 
 def items_of(batches: Iterable[pa.RecordBatch]) -> Iterator[Item]:
