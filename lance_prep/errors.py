@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import json
 import os
 import re
 import sys
@@ -173,6 +174,7 @@ _PATH_ADVICE = (
 )
 _PERMISSION = "change the permissions, or name another path"
 _SHORTER = "use a shorter one: most systems allow 255 bytes in a name and 4,095 in a path"
+_NO_JSON = "check the network and HF_ENDPOINT: a proxy or a login page may answer in place of the Hub"
 _NO_HUB = "the Hub cannot be reached"
 
 
@@ -212,6 +214,8 @@ def translate(error: BaseException, doing: str) -> LancePrepError | None:
     if isinstance(error, LancePrepError):
         return error
     doing = without_credentials(doing)
+    if isinstance(error, json.JSONDecodeError) and doing.startswith("pushing to "):
+        return HubUnreachable(f"{doing}: the Hub's answer is not JSON", _NO_JSON)
     ours = (
         _system(error, doing) or (_of_store(error, doing) if _names_store(doing) else None) or _from_table(error, doing)
     )

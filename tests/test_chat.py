@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,14 @@ def test_a_template_that_refuses_a_conversation_rejects_it(folder: Path) -> None
     assert len(build(folder, chat_template=str(folder / "own.jinja"))) == 1
     (rejected,) = (folder / "out.rejected.jsonl").read_text().splitlines()
     assert "The user begins." in rejected
+
+
+def test_a_template_that_refuses_all_conversations_is_an_error(folder: Path) -> None:
+    (folder / "own.jinja").write_text("{{ raise_exception('Never\n\nmind.') }}" + PLAIN)
+    write(folder, [{"messages": conversation} for conversation in CONVERSATIONS[:3]])
+    with pytest.raises(SourceError, match=r"none of 3 conversations can be used, .*the chat template refuses it"):
+        build(folder, chat_template=str(folder / "own.jinja"))
+    assert not (folder / "out.lance" / "_versions").exists()
 
 
 def test_nothing_to_learn_is_an_error(folder: Path) -> None:
@@ -499,20 +508,12 @@ def test_a_tokenizer_without_a_template(folder: Path) -> None:
     ],
 )
 def test_a_template_cannot_leave_the_sandbox(folder: Path, code: str) -> None:
-    """Conversations are rejected, or the code prints nothing that is Python's."""
+    """The conversation is rejected, or the code prints nothing that is Python's."""
     write(folder, [{"messages": CONVERSATIONS[0]}])
     (folder / "own.jinja").write_text(PLAIN + code)
-    report = lance_prep.build(
-        folder / "chat.jsonl",
-        tokenizer=str(folder / "model"),
-        messages="messages",
-        layout="documents",
-        chat_template=str(folder / "own.jinja"),
-        output=folder / "out.lance",
-    )
-    if report.rows:
-        text = LanceDataset(folder / "out.lance").text(0)
-        assert text.endswith("<|im_end|>\n")
+    with suppress(SourceError):  # the only conversation is rejected
+        build(folder, chat_template=str(folder / "own.jinja"))
+        assert LanceDataset(folder / "out.lance").text(0).endswith("<|im_end|>\n")
 
 
 def test_a_template_that_is_not_jinja(folder: Path) -> None:

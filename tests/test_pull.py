@@ -405,3 +405,24 @@ def test_a_pushed_collection_comes_back(
         check_whole(tmp_path / "pulled" / name)
     assert json.loads((tmp_path / "pulled" / "manifest.json").read_text())["splits"]
     assert pull(REPO, tmp_path / "pulled").status == "unchanged"
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/x", "hf://datasets/owner/x", "/", "."])
+def test_a_place_that_is_no_local_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["pull", REPO, "-o", output]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_while_files_are_fetched_is_the_hubs(
+    built: Path, tmp_path: Path, hub: LoopbackHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.add_dataset(REPO, files_of(built, "data/train.lance"))
+    hub.fault(r"GET /datasets/.*/resolve/", status=403, times=1000)
+    assert run(["pull", REPO, "-o", str(tmp_path / "x.lance")]) == 1
+    said = capsys.readouterr().err
+    assert "reading hf://" in said
+    assert "AWS" not in said
+    assert not (tmp_path / "x.lance").exists()

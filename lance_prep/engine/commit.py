@@ -11,7 +11,7 @@ from typing import Literal
 from lance_prep.engine.decide import Decision, Existing, record_files
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
-from lance_prep.errors import SourceError
+from lance_prep.errors import SourceError, counted
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import DocumentLengths, Ledger
 from lance_prep.store import (
@@ -97,9 +97,18 @@ def _check_learned(job: BuildJob, ledger: Ledger) -> None:
     """Refuse conversations from which nothing would be learned: training on them would change nothing.
 
     Raises:
-        SourceError: the assistant wrote no token of any conversation.
+        SourceError: the assistant wrote no token of any conversation, or all of them are rejected.
     """
-    if job.spec is None or job.spec.chat is None or not ledger.rows_used or ledger.tokens_learned:
+    if job.spec is None or job.spec.chat is None or ledger.tokens_learned:
+        return
+    if not ledger.rows_used:
+        if ledger.rejected:
+            reason = max(ledger.reasons, key=lambda each: ledger.reasons[each], default="")
+            said = f"none of {counted(ledger.rejected, 'conversation')} can be used, mostly because: {reason}"
+            raise SourceError(
+                f"{job.plan.recipe.asked}: {said}",
+                "check messages, which names the columns, and the chat template",
+            )
         return
     raise SourceError(
         f"{job.plan.recipe.asked}: the assistant wrote no token of {ledger.rows_used:,} conversations",

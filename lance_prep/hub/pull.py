@@ -19,6 +19,7 @@ import contextlib
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from lance_prep.fetch import HubRanges
 from lance_prep.hub.pulled import Record, staging_of, sync_folder
 from lance_prep.hub.snapshot import RemoteFile, Snapshot, find_snapshot
 from lance_prep.hub_path import HubPath, parse_hub_url
+from lance_prep.model import SourceFile
 from lance_prep.store import LocalFiles, make_durable, open_any, refuse_links
 from lance_prep.transport import Transport, absolute_uri
 
@@ -125,6 +127,8 @@ def pull(
         OutputExists: the folder holds something else, or another history of the dataset.
         HubUnreachable, AccessDenied, DiskFull, OutputError: see there.
     """
+    if output is not None and ("://" in str(output) or not Path(output).name):
+        raise UsageError(f"{output} is not the path of a local folder", "pull into a local folder")
     at = _place(repo, revision, path_in_repo)
     snapshot = find_snapshot(at, Transport(), pairs=True)
     name = at.repo.partition("/")[2]
@@ -137,6 +141,17 @@ def pull(
         validation = pull_snapshot(snapshot.validation, beside, overwrite=overwrite, workers=workers, progress=progress)
     report = pull_snapshot(snapshot, Path(folder), overwrite=overwrite, workers=workers, progress=progress)
     return replace(report, validation=validation)
+
+
+def _read(file: SourceFile, transport: Transport, start: int) -> Iterator[bytes]:
+    """Yield the rest of a file; what fails is the Hub's error, not that of writing the copy."""
+    pieces = HubRanges(file, transport).stream(start, file.size)
+    while True:
+        with translating(f"reading {file.url}"):
+            data = next(pieces, None)
+        if data is None:
+            return
+        yield data
 
 
 def _place(repo: str, revision: str | None, path: str | None) -> HubPath:
@@ -333,7 +348,8 @@ class _Pull:
             while data := out.read(1 << 20):
                 digest.update(data)
             self.told.advanced(done)
-            for data in HubRanges(self.snapshot.source(file), transport).stream(done, file.size):
+            source = self.snapshot.source(file)
+            for data in _read(source, transport, done):
                 out.write(data)
                 digest.update(data)
                 self.told.advanced(len(data))

@@ -242,7 +242,9 @@ class Recipe(BaseModel):
     ] = None
     max_source_rows: Annotated[
         Maximum,
-        Field(description="use only the first N source rows that are neither empty nor filtered [default: all]"),
+        Field(
+            description="use only the first N source rows that are neither empty, filtered nor dropped [default: all]"
+        ),
     ] = None
     max_tokens: Annotated[
         Maximum, Field(description="stop after the source row whose tokens reach this number [default: all]")

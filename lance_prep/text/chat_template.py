@@ -65,7 +65,7 @@ class ChatRenderer:
     def _said(self, error: Exception) -> str:
         """Return what the template says, if all conversations of this kind get the same words."""
         said = str(error)
-        return said[:120] if said and said in self._literals else type(error).__name__
+        return " ".join(said.split())[:120] if said and said in self._literals else type(error).__name__
 
     def _marked(self, value: Any) -> Any:
         """Return messages or tools with marks around the control tokens in their strings. Keys are not marked."""
