@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub.utils import _pagination
 
 from lance_prep.errors import AccessDenied, BranchMoved, HubUnreachable, LancePrepError, OutputError, UsageError
 from lance_prep.hub import HubFile, HubRepo, branch_head, commit_files, ensure_repo, set_tag, upload_files
@@ -88,6 +90,21 @@ def test_a_lost_reply_is_not_a_second_commit(
     assert there.history(REPO.name, made.commit)[0][1].title == "title"
     again = commit_files(REPO, [large], "title", create_pr=create_pr)
     assert (again.made, again.commit) == (False, made.commit)
+
+
+@pytest.mark.parametrize("create_pr", [False, True])
+def test_a_lost_reply_is_looked_for_again_after_a_fault(
+    there: LoopbackHub, large: HubFile, create_pr: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # huggingface_hub itself tries five times more, over 23 s: only a longer fault reaches us.
+    monkeypatch.setattr(_pagination, "http_backoff", partial(_pagination.http_backoff, max_retries=0))
+    start = len(there.repos[f"datasets/{REPO.name}"].commits)
+    there.fault(COMMIT, lose_reply=True)
+    there.fault("GET .*/commits/", status=503, headers={"Retry-After": "0"})
+    made = commit_files(REPO, [large], "title", create_pr=create_pr)
+    assert [entry["status"] for entry in there.requests("GET .*/commits/")][:2] == [503, 200]
+    assert there.history(REPO.name, made.commit)[0][1].title == "title"
+    assert len(there.repos[f"datasets/{REPO.name}"].commits) == start + 1
 
 
 def test_a_lost_commit_is_found_below_a_later_one(there: LoopbackHub, large: HubFile) -> None:

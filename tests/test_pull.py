@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
-from lance_prep.errors import BadFile, OutputExists
+from lance_prep.errors import BadFile, OutputExists, OutputLocked
 from lance_prep.hub import pull
+from lance_prep.store import output_lock
 from tests.helpers import check_whole
 from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.processes import finish, report_of, start, wait_for
@@ -235,6 +237,69 @@ def test_a_dataset_that_was_built_anew_replaces_the_old_one_only_if_asked(
     assert lance.dataset(str(tmp_path / "x.lance")).count_rows() == 50
     check_whole(tmp_path / "x.lance")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "new.lance", "x.lance"]
+
+
+def test_folders_beside_the_target_that_pull_did_not_make_stay(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:
+    target, staging, aside = (tmp_path / name for name in ("x.lance", ".x.lance.pull", ".x.lance.old"))
+    hub.add_dataset(REPO, files_of(built, "data/train.lance"))
+    (staging / "sub").mkdir(parents=True)
+    (staging / "sub" / "notes").write_text("mine")
+    with pytest.raises(OutputExists, match=r"\.x\.lance\.pull exists and was not made by pull: it holds sub/notes"):
+        pull(REPO, target)
+    assert (staging / "sub" / "notes").read_text() == "mine"
+    shutil.rmtree(staging)
+    pull(REPO, target)
+    lance_prep.build(write_texts(tmp_path / "a.jsonl", 50, seed=9), output=tmp_path / "new.lance", layout="raw")
+    files = files_of(tmp_path / "new.lance", "data/train.lance")
+    hub.repos[f"datasets/{REPO}"].commits[hub.add_dataset(REPO, files)] = files
+    aside.mkdir()
+    (aside / "notes").write_text("mine")
+    with pytest.raises(OutputExists, match="was not set aside by pull"):
+        pull(REPO, target, overwrite=True)
+    assert (aside / "notes").read_text() == "mine"
+    check_whole(target)
+
+
+def test_no_build_runs_in_a_dataset_that_is_changed(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.lance"
+    hub.add_dataset(REPO, first_version(built))
+    pull(REPO, target)
+    hub.add_dataset(REPO, files_of(built, "data/train.lance"))
+    before = files_of(target, "")
+    with output_lock(str(target)), pytest.raises(OutputLocked, match="is being updated by"):
+        pull(REPO, target)
+    assert {path: data for path, data in files_of(target, "").items() if "lock" not in path} == before
+    assert pull(REPO, target).status == "updated"
+    check_whole(target)
+    lance_prep.build(write_texts(tmp_path / "a.jsonl", 50, seed=9), output=tmp_path / "new.lance", layout="raw")
+    files = files_of(tmp_path / "new.lance", "data/train.lance")
+    hub.repos[f"datasets/{REPO}"].commits[hub.add_dataset(REPO, files)] = files
+    with output_lock(str(target)), pytest.raises(OutputLocked):
+        pull(REPO, target, overwrite=True)
+    check_whole(target)
+    assert pull(REPO, target, overwrite=True).status == "replaced"
+
+
+def test_a_build_while_files_are_fetched_is_not_lost(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:
+    target = tmp_path / "x.lance"
+    hub.add_dataset(REPO, first_version(built))
+    pull(REPO, target)
+    hub.add_dataset(REPO, files_of(built, "data/train.lance"))
+    fault = hub.fault("GET .*/resolve/", stall=True)
+
+    def build() -> None:
+        assert fault.reached.wait(30)
+        write_texts(tmp_path / "a.jsonl", 50, seed=9)
+        lance_prep.build(tmp_path / "a.jsonl", output=target, layout="raw", overwrite=True)
+        hub.release()
+
+    thread = threading.Thread(target=build)
+    thread.start()
+    with pytest.raises(OutputExists, match="its version 2 differs"):
+        pull(REPO, target)
+    thread.join()
+    assert lance.dataset(str(target)).count_rows() == 50
+    assert run(["verify", str(target)]) == 0
 
 
 def test_a_kill_while_a_dataset_is_replaced_is_made_good(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:

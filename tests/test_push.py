@@ -24,7 +24,7 @@ import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.dataset import tag as tag_version
 from lance_prep.errors import BranchMoved, DatasetError, LancePrepError, UsageError
-from lance_prep.hub import PushOptions, push
+from lance_prep.hub import PushOptions, pull, push
 from lance_prep.hub.card import code, size_category
 from lance_prep.train import LanceDataset, Mixture
 from tests import tokenizers_made as made
@@ -439,6 +439,41 @@ def test_no_secret_and_no_path_of_this_machine_is_shown(
         assert str(built) not in said
     assert not [name for name, data in files.items() if TOKEN.encode() in data]
     assert str(built) not in str(hub.history(REPO))
+
+
+def test_what_was_found_in_texts_comes_back_for_appends(
+    built: Path, hub: LoopbackHub, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "private").mkdir()
+    bench, source = tmp_path / "private" / "bench.jsonl", tmp_path / "a.jsonl"
+    question = " ".join(f"word{i}" for i in range(20))
+    bench.write_text(json.dumps({"question": question}) + "\n")
+    rows = [json.dumps({"text": text}) for text in ("one two", "one two", f"Here: {question}", "three")]
+    source.write_text("\n".join([*rows, "no json"]) + "\n")
+    options: dict[str, Any] = {"tokenizer": str(built / "tokenizer"), "layout": "documents", "dedup": "exact"}
+    options |= {"decontaminate": str(bench)}
+    lance_prep.build(source, output=tmp_path / "x.lance", **options)
+    assert run(["push", str(tmp_path / "x.lance"), REPO]) == 0
+    said = capsys.readouterr().out
+    assert "the text of 1 rejected source row and 1 contaminated source row is pushed too" in said
+    assert "private/" not in hub.files(REPO)["README.md"].decode()
+    assert "bench.jsonl" in hub.files(REPO)["README.md"].decode()
+    pull(REPO, tmp_path / "pulled.lance")
+    assert run(["verify", str(tmp_path / "pulled.lance")]) == 0
+    again = lance_prep.build(source, output=tmp_path / "pulled.lance", **options)
+    assert again.status == "unchanged"
+    assert again.contaminated_file == str(tmp_path / "pulled.contaminated.jsonl")
+    assert Path(again.contaminated_file).read_bytes() == (tmp_path / "x.contaminated.jsonl").read_bytes()
+    more = tmp_path / "b.jsonl"
+    more.write_text(json.dumps({"text": "one two"}) + "\n" + json.dumps({"text": "four"}) + "\n")
+    report = lance_prep.build([str(source), str(more)], output=tmp_path / "pulled.lance", append=True, **options)
+    assert report.ledger.dropped_for == {"duplicate": 2}
+    hits = next((tmp_path / "pulled.lance").rglob("hits-*.jsonl"))
+    hits.unlink()
+    (tmp_path / "pulled.contaminated.jsonl").unlink()
+    (tmp_path / "pulled.lance" / ".lance_prep" / "contaminated.json").unlink()
+    with pytest.raises(DatasetError, match="1 source rows share text with the benchmark, and the file"):
+        lance_prep.build([str(source), str(more)], output=tmp_path / "pulled.lance", append=True, **options)
 
 
 def test_a_collection_is_pushed_whole(built: Path, hub: LoopbackHub, tmp_path: Path, capsys: Any) -> None:

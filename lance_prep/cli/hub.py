@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 NAME.val.lance beside it is pushed with it, as the split `validation`.
 
 REPO is owner/name, which is made if it is missing. One commit has all files, a card and a Croissant file. Run again,
-push continues an interrupted push, or says that it is up to date.""",
+push continues an interrupted push, or says that it is up to date.
+
+Rejected source rows (their text, up to 4 KiB each), and the text that was found in a benchmark, are pushed too, in
+.lance_prep/builds: `verify` needs them. The summary says how many. If nobody may read them, push with --private, or
+build from a source without them.""",
 )
 @click.argument("source", metavar="DATASET", shell_complete=paths)
 @click.argument("repo")

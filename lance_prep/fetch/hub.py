@@ -26,6 +26,7 @@ class HubRanges(HttpRanges):
         from huggingface_hub import hf_hub_url
 
         guard_session()
+        self._token = transport.storage_options.get("hf_token")
         at = parse_hub_url(file.url)
         address = hf_hub_url(at.repo, at.path, repo_type="dataset", revision=at.revision)
         super().__init__(file, transport, address)
@@ -33,7 +34,7 @@ class HubRanges(HttpRanges):
     def _headers(self) -> dict[str, str]:
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        return {**build_hf_headers(library_name=LIBRARY), **super()._headers()}
+        return {**build_hf_headers(library_name=LIBRARY, token=self._token), **super()._headers()}
 
     def _check(self, response: Any) -> None:
         """Refuse another blob than the planned one.

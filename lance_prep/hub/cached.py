@@ -57,6 +57,7 @@ def cached_dataset(uri: str, transport: Transport) -> str:
 
     Args:
         uri: `hf://datasets/owner/name@revision/path`; the revision is `main` by default.
+        transport: its options `hf_revision` and `hf_token` are used.
 
     Raises:
         SourceNotFound: no such repository, revision or dataset, or it is a collection.
@@ -77,13 +78,13 @@ def cached_dataset(uri: str, transport: Transport) -> str:
         return str(place)
     place = home / at.revision / at.path
     if not has_commit(place, at.revision):
-        snapshot = find_snapshot(at, Transport())
+        snapshot = find_snapshot(at, transport)
         if snapshot.at != at:
             advice = f"name one, such as {replace(at, path=f'{at.path}/{snapshot.datasets[0]}'.rstrip('/')).url}"
             raise SourceNotFound(f"{uri} is not a dataset: it holds others", advice)
         others = tuple(sorted(path / at.path for path in home.iterdir() if COMMIT.fullmatch(path.name)))
         with closing(_Bar()) as bar:
-            pull_snapshot(snapshot, place, progress=bar, reuse=others)
+            pull_snapshot(snapshot, place, progress=bar, reuse=others, transport=transport)
     if not COMMIT.fullmatch(ref.name):
         ref.parent.mkdir(exist_ok=True)
         ref.write_text(at.revision)

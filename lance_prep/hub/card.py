@@ -14,7 +14,7 @@ from typing import Any
 
 from lance_prep.errors import RecipeError, UsageError, counted
 from lance_prep.hub.contents import PushedDataset
-from lance_prep.layouts import LAYOUTS
+from lance_prep.layouts import LAYOUTS, PATH_FIELDS
 from lance_prep.ledger import Ledger
 from lance_prep.recipe import Recipe, parse_yaml
 from lance_prep.store import DatasetVersion, FileRecord
@@ -28,8 +28,6 @@ _SIZES += ["10B<n<100B", "100B<n<1T", "n>1T"]
 _FRONT = re.compile(r"\A---\r?\n(.*?)^---[ \t]*\r?\n?", re.DOTALL | re.MULTILINE)
 #: Source files that the card names.
 _MOST_FILES = 10
-#: Fields of a recipe that may hold paths of this machine.
-_PATHS = ("source", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ def _recipe(opened: DatasetVersion) -> str:
     data = opened.metadata
     defaults = Recipe.model_validate({"source": "any"}).as_json()
     fields = {name: value for name, value in data.recipe.items() if name == "layout" or value != defaults.get(name)}
-    for name in _PATHS:
+    for name in PATH_FIELDS:
         value = fields.get(name)
         if isinstance(value, list):
             fields[name] = [public_name(str(item)) for item in value]

@@ -231,9 +231,13 @@ class _Attempt:
 
         api = hub_api()
         url = f"{api.endpoint}/api/datasets/{self.repo.name}/commits/{quote(revision, safe='')}"
-        # `list_repo_commits` would fetch the whole history.
-        pages = paginate(url, {}, build_hf_headers(library_name=api.library_name))
-        for commit in asking(lambda: list(islice(pages, _RECENT_COMMITS)), self.repo):
+
+        def recent() -> list[Any]:
+            # `list_repo_commits` would fetch the whole history. A new generator for each try: one that raised is empty.
+            pages = paginate(url, {}, build_hf_headers(library_name=api.library_name))
+            return list(islice(pages, _RECENT_COMMITS))
+
+        for commit in asking(recent, self.repo):
             if commit["id"] == self.parent:
                 break
             if self.mark in commit.get("message", ""):

@@ -2,7 +2,8 @@
 
     _versions/<version>.manifest, and what it names      data files, the transaction, deletions, indexes
     .lance_prep/tokenizers/, .lance_prep/lists/          the tokenizer, the builds and their source files
-    .lance_prep/builds/<key>/, .lance_prep/seals/        plan and receipts of those builds, which `verify` reads
+    .lance_prep/builds/<key>/, .lance_prep/seals/        plan and receipts of those builds, with their rejected rows and
+                                                         the keys of their texts: `verify` and appends read them
 
 Other versions, tags, caches, locks, unfinished builds and files that nobody knows stay here. A dataset may come from a
 stranger, so files outside its folder are refused, and no link is followed.
@@ -40,7 +41,7 @@ from lance_prep.transport import Transport, absolute_uri, is_local
 SUFFIX, VALIDATION = ".lance", ".val.lance"
 #: Where a dataset goes if nothing else is asked for. `datasets` shows its rows as the split of this name.
 DEFAULT_PATH = "data/train.lance"
-_JOURNAL_FILE = re.compile(r"(?:shard|rejected|dropped)-(\d+)\.\w+")
+_JOURNAL_FILE = re.compile(r"(?:shard|rejected|scan|hits|dropped)-(\d+)\.\w+")
 
 
 @dataclass(frozen=True)

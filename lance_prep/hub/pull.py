@@ -27,11 +27,11 @@ from typing import Any, Protocol
 
 from lance_prep.errors import BadFile, DiskFull, OutputExists, UsageError, size, translate_output, translating
 from lance_prep.fetch import HubRanges
-from lance_prep.hub.pulled import Record, staging_of, sync_folder
-from lance_prep.hub.snapshot import RemoteFile, Snapshot, find_snapshot
+from lance_prep.hub.pulled import Record, check_ours, staging_of, sync_folder
+from lance_prep.hub.snapshot import RECORD, RemoteFile, Snapshot, find_snapshot
 from lance_prep.hub_path import HubPath, parse_hub_url
 from lance_prep.model import SourceFile
-from lance_prep.store import LocalFiles, make_durable, open_any, refuse_links
+from lance_prep.store import LocalFiles, make_durable, open_any, output_lock, refuse_links
 from lance_prep.transport import Transport, absolute_uri
 
 #: Files fetched at once.
@@ -172,15 +172,18 @@ def pull_snapshot(
     workers: int = WORKERS,
     progress: PullProgress | None = None,
     reuse: tuple[Path, ...] = (),
+    transport: Transport | None = None,
 ) -> PullReport:
     """Fill a local folder with a snapshot. Otherwise as `pull`.
 
     Args:
         reuse: folders that may hold files with the same content under the same paths.
+        transport: its option `hf_token` is the token; by default that of the environment.
     """
     told = progress or _Quiet()
     with translating(str(target), translate_output), staging_of(target, told.waiting) as staging:
-        return _Pull(snapshot, target, staging, overwrite, workers, told, reuse).run()
+        check_ours(staging)
+        return _Pull(snapshot, target, staging, overwrite, workers, told, reuse, transport or Transport()).run()
 
 
 @dataclass
@@ -194,6 +197,7 @@ class _Pull:
     workers: int
     told: PullProgress
     reuse: tuple[Path, ...]
+    transport: Transport
     fetched_files: int = 0
     fetched_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -209,29 +213,64 @@ class _Pull:
         other = self._other_history() if before is not None else None
         if other is not None and not self.overwrite:
             self._remove_if_empty()
-            raise OutputExists(
-                f"{self.target} holds another history of {self.snapshot.at.repo}: {other}",
-                "use overwrite=True, which replaces it, or pull into another folder",
-            )
+            raise self._refused(other)
+        aside = self.target.with_name(f".{self.target.name}.old")
+        if other is not None and os.path.lexists(aside) and not self._was_ours(aside):
+            self._remove_if_empty()
+            raise OutputExists(f"{aside} exists, and was not set aside by pull", "move it away, or remove it")
         # In an update, only the files that are new are staged.
         self._fill(before if other is None else None)
         status = "pulled"
-        aside = self.target.with_name(f".{self.target.name}.old")
         if before is None:
             self._appear()
-            if Record.read(aside) is not None:  # of a run that was killed while it replaced the folder
+            if self._was_ours(aside):  # of a run that was killed while it replaced the folder
                 self._remove(aside)
         elif other is not None:
             status = "replaced"
             self._check_opens()
-            self._remove(aside)
-            self.target.rename(aside)
-            self._appear()
+            with self._locked():
+                self._remove(aside)
+                self.target.rename(aside)
+                self._appear()
             self._remove(aside)
         else:
             status = "updated"
-            self._move_in()
+            with self._locked():
+                self._check_unchanged(before)
+                self._move_in()
+            self._remove(self.staging)
         return self._report(status, before)
+
+    def _was_ours(self, folder: Path) -> bool:
+        """Return whether a pull of the same dataset filled a folder."""
+        record = Record.read(folder) if folder.is_dir() and not folder.is_symlink() else None
+        return record is not None and (record.repo, record.path) == (self.snapshot.at.repo, self.snapshot.at.path)
+
+    def _refused(self, other: str) -> OutputExists:
+        return OutputExists(
+            f"{self.target} holds another history of {self.snapshot.at.repo}: {other}",
+            "use overwrite=True, which replaces it, or pull into another folder",
+        )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep builds out of the target's datasets: one could remove files whose manifest is not in place yet."""
+        with contextlib.ExitStack() as locks:
+            for root in self.snapshot.datasets:
+                if (self.target / root).is_dir():
+                    locks.enter_context(output_lock(str(self.target / root), doing="updated"))
+            yield
+
+    def _check_unchanged(self, before: Record) -> None:
+        """Check, under the lock, that the target is as it was before the files were fetched.
+
+        Raises:
+            OutputExists: a build has added a version, or removed files, meanwhile.
+        """
+        if (other := self._other_history()) is not None:
+            raise self._refused(other)
+        if not all((self.staging / file.path).exists() or self._has(file, before) for file in self.snapshot.files):
+            raise OutputExists(f"{self.target} was changed while it was pulled", "run the same command again")
 
     def _look(self) -> Record | None:
         """Return the record of an earlier pull into the target; None if the target is new.
@@ -282,8 +321,9 @@ class _Pull:
             BadFile: a file's hash differs from what the Hub said.
             DiskFull: there is not enough space.
         """
+        Record.of(self.snapshot).write(self.staging)  # which tells the next run that the folder is of a pull
         missing = [file for file in self.snapshot.files if before is None or not self._has(file, before)]
-        wanted = {file.path for file in missing}
+        wanted = {RECORD, *(file.path for file in missing)}
         for path in sorted(self.staging.rglob("*")):  # of an earlier pull of another commit
             name = path.relative_to(self.staging).as_posix()
             if path.is_symlink() or (not path.is_dir() and name.removesuffix(".part") not in wanted):
@@ -297,7 +337,7 @@ class _Pull:
                 "free some space, or pull into a folder on another disk",
             )
         self.told.begun(self.snapshot, len(missing), bytes)
-        transport = Transport().retrying()
+        transport = self.transport.retrying()
         with ThreadPoolExecutor(self.workers, thread_name_prefix="pull") as pool:
             try:
                 for future in [pool.submit(self._fetch, file, transport) for file in missing]:
@@ -362,7 +402,6 @@ class _Pull:
     def _appear(self) -> None:
         """Give the staging folder its name, once Lance has opened each dataset in it."""
         self._check_opens()
-        Record.of(self.snapshot).write(self.staging)
         for folder in {(self.staging / file.path).parent for file in self.snapshot.files}:
             sync_folder(folder)
         with contextlib.suppress(OSError):
@@ -390,7 +429,6 @@ class _Pull:
                 staged.replace(place)
                 sync_folder(place.parent)
         Record.of(self.snapshot).write(self.target)
-        self._remove(self.staging)
 
     def _report(self, status: str, before: Record | None) -> PullReport:
         found = self.snapshot

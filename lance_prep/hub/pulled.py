@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lance_prep.errors import OutputExists
 from lance_prep.hub.snapshot import RECORD, Snapshot
-from lance_prep.store import LocalFiles, make_durable
+from lance_prep.store import TEMPORARY, LocalFiles, make_durable
 
 
 @dataclass
@@ -77,6 +78,22 @@ def staging_of(target: Path, waiting: Callable[[str], None]) -> Iterator[Path]:
                 return
         finally:
             os.close(held)
+
+
+def check_ours(staging: Path) -> None:
+    """Check that a folder for files that are not in place yet is empty, or of a pull.
+
+    Raises:
+        OutputExists: it holds something else.
+    """
+    # A pull that was killed before its record had its name left no other file.
+    half = (staging / RECORD).with_name(f".{Path(RECORD).name}{TEMPORARY}")
+    other = sorted(path for path in staging.rglob("*") if path != half and (path.is_symlink() or not path.is_dir()))
+    if other and Record.read(staging) is None:
+        raise OutputExists(
+            f"{staging} exists and was not made by pull: it holds {other[0].relative_to(staging).as_posix()}",
+            "move it away, or remove it",
+        )
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lance_prep.errors import LancePrepError, UsageError
+from lance_prep.errors import LancePrepError, UsageError, counted
 from lance_prep.hub.card import CARD, Licensed, dropped_splits, update_card
 from lance_prep.hub.commit import HubCommit, commit_files
 from lance_prep.hub.contents import Contents, PushedDataset, fetched_files, find_contents, hub_files, is_here
@@ -88,7 +88,8 @@ class PushReport:
         commit: what became of the files.
         tag: the tag that names the commit, if one was asked for.
         datasets: what is on the Hub.
-        notes: what was left out, and what of an earlier push was removed.
+        notes: what was left out, what of an earlier push was removed, and how many rejected rows of the source are on
+            the Hub.
     """
 
     repo: str
@@ -121,6 +122,8 @@ def push(
     Only the files that the version needs go up. The folder in the repository has that version and nothing else
     afterwards: the files of an earlier push that it does not need are removed in the same commit. A push that was
     killed continues, and if the Hub has the same files, no commit is made.
+
+    The text of rejected rows, and what texts share with a benchmark, go up with the builds; see `PushReport.notes`.
 
     Args:
         source: a dataset; one with `.val.lance` beside it is pushed with it, as the split `validation`. Or a folder
@@ -163,10 +166,20 @@ def push(
     if options.tag is not None:
         set_tag(place, options.tag, commit.commit)
     datasets = tuple(_info(place, one) for one in contents.datasets)
-    notes = contents.notes
+    notes = contents.notes + tuple(note for one in contents.datasets if (note := _source_rows(one)))
     if dropped := dropped_splits(card, contents.datasets):
         notes += (f"without the split {', '.join(dropped)} of an earlier push: this dataset has none beside it",)
     return PushReport(place.name, place.branch, created, commit, options.tag, datasets, notes)
+
+
+def _source_rows(one: PushedDataset) -> str | None:
+    """Return a note about source rows that go up although the dataset does not have them: nobody expects them there."""
+    ledger = one.opened.metadata.ledger
+    counts = ((ledger.rejected, "rejected"), (ledger.contaminated, "contaminated"))
+    said = [f"{counted(count, f'{what} source row')}" for count, what in counts if count]
+    if not said:
+        return None
+    return f"{one.path}: the text of {' and '.join(said)} is pushed too, in .lance_prep/builds, for `verify`"
 
 
 def _upload_from_store(

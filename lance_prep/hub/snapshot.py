@@ -122,6 +122,7 @@ def find_snapshot(at: HubPath, transport: Transport, *, pairs: bool = False) -> 
 
     Args:
         at: the repository, revision (`main` by default) and folder (the root by default).
+        transport: its option `hf_token` is the token; by default that of the environment.
         pairs: take `data/train.lance`, with `data/validation.lance` as its validation set, for one dataset.
 
     Raises:
@@ -130,7 +131,7 @@ def find_snapshot(at: HubPath, transport: Transport, *, pairs: bool = False) -> 
         AccessDenied, HubUnreachable: the Hub refuses, or does not answer.
     """
     revision = at.revision or "main"
-    info = hub_info(at.repo, revision, transport.retries)
+    info = hub_info(at.repo, revision, transport.retries, transport.storage_options.get("hf_token"))
     if info is None:
         raise HubUnreachable(f"{at.url}: HF_HUB_OFFLINE is set, so the Hub is not asked", "unset it")
     at = HubPath(at.repo, str(info.sha), at.path.strip("/"))
@@ -164,8 +165,9 @@ def _list(at: HubPath, transport: Transport) -> list[RemoteFile]:
     from huggingface_hub.hf_api import RepoFile
 
     def ask() -> list[Any]:
-        api, path = hub_api(), at.path or None
-        return list(api.list_repo_tree(at.repo, path, recursive=True, revision=at.revision, repo_type="dataset"))
+        token = transport.storage_options.get("hf_token")
+        options = {"recursive": True, "revision": at.revision, "repo_type": "dataset", "token": token}
+        return list(hub_api().list_repo_tree(at.repo, at.path or None, **options))
 
     try:
         entries = transport.retries.call(ask, doing=f"dataset {at.repo}")

@@ -20,8 +20,8 @@ from typing import Literal
 
 from lance_prep.errors import DatasetError, RowRejected
 from lance_prep.ledger import Rejected
-from lance_prep.store.journal import Journal, receipts_of
-from lance_prep.store.metadata import FOLDER, BuildRecord, decode
+from lance_prep.store.journal import Journal, Receipt, receipts_of
+from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, BuildRecord, decode
 from lance_prep.store.seal import checked, hash_bytes, with_checksum
 from lance_prep.store.sidecar import Files
 from lance_prep.store.stores import files_of
@@ -120,11 +120,12 @@ def publish(
     Args:
         builds: of the version, in order.
         digest: their hash, from the version's metadata.
+
+    Raises:
+        DatasetError: what texts share with a benchmark is missing.
     """
     lines = b"".join(
-        Journal(files, build.key).rejected(receipt.shard)
-        if kind == "rejected"
-        else Journal(files, build.key).hits(receipt.shard)
+        Journal(files, build.key).rejected(receipt.shard) if kind == "rejected" else _hits(files, build, receipt)
         for build in builds
         for receipt in receipts_of(files, build)
         if getattr(receipt.ledger, kind)
@@ -136,6 +137,18 @@ def publish(
     # After the file: one of the same content is known as ours without a note.
     files.write(_NOTES[kind], with_checksum(asdict(QuarantineNote(name, hash_bytes(lines), digest))))
     return _beside(uri, name)
+
+
+def _hits(files: Files, build: BuildRecord, receipt: Receipt) -> bytes:
+    """Return what a shard shares with a benchmark. A file without it would read as if nothing had been found."""
+    lines = Journal(files, build.key).hits(receipt.shard)
+    if not lines:
+        raise DatasetError(
+            f"build {build.key}, shard {receipt.shard}: {receipt.ledger.contaminated:,} source rows share text with "
+            "the benchmark, and the file that says which is missing",
+            f"copy hits-*.jsonl of {BUILDS_FOLDER}/{build.key} from a backup, or build again with overwrite=True",
+        )
+    return lines
 
 
 def _free_name(uri: str, beside: Files, lines: bytes, note: QuarantineNote | None, kind: Beside) -> str:

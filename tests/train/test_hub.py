@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 import lance_prep
 from lance_prep.errors import HubUnreachable, SourceNotFound, StateMismatch, UsageError
 from lance_prep.train import LanceDataset, Mixture, TokenLoader
-from tests.loopback_hub import LoopbackHub
+from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.processes import write_texts
 
 URL = "hf://datasets/owner/name/data/train.lance"
@@ -203,3 +203,12 @@ def test_what_cannot_be_cached_is_said(hub: LoopbackHub, built: list[Path], home
         len(LanceDataset("hf://datasets/owner/name/data", cache=True))
     with pytest.raises(UsageError, match="names a repository"):
         len(LanceDataset("hf://datasets/owner/name", cache=True))
+
+
+def test_the_token_of_the_storage_options_fetches_the_local_copy(
+    hub: LoopbackHub, built: list[Path], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    hub.add_dataset("owner/name", files_of(built[0]), private=True)
+    dataset = LanceDataset(URL, cache=True, storage_options={"hf_token": TOKEN})
+    assert same(batches(dataset), batches(LanceDataset(built[0])))
