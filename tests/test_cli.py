@@ -647,7 +647,7 @@ def test_keyword_arguments_of_build_are_the_fields_of_the_recipe() -> None:
     assert list(hints) == [name for name in Recipe.model_fields if name != "source"]
     # These take text, any sequence or a function, and convert it.
     converted = {"keep_columns", "shard_size", "max_rows", "max_source_rows", "max_tokens", "tokenizer"}
-    for name in hints.keys() - converted - {"messages", "language"}:
+    for name in hints.keys() - converted - {"messages", "language", "max_text_bytes"}:
         assert hints[name] == Recipe.model_fields[name].annotation, name
 
 

@@ -64,7 +64,8 @@ options for a source or recipe that has changed."""
 
 #: The headings of the help, and the parameters below each.
 _HEADINGS = {
-    "Source": "config split revision text_column keep_columns filter delimiter recursive source_storage_options",
+    "Source": "config split revision text_column keep_columns ids_column ids_dtype document_end filter delimiter "
+    "recursive source_storage_options",
     "Text": "text_unit template messages chat_template min_chars max_chars max_text_bytes language language_column "
     "decontaminate decontaminate_ngram decontaminate_drop dedup dedup_unit minhash_ngram minhash_bands minhash_rows",
     "Tokenizer": "tokenizer tokenizer_revision tokenizer_backend special_tokens add_special_tokens eos_token",

@@ -63,7 +63,18 @@ subprocess.run([sys.executable, "-c", code], input=pickle.dumps(ds), check=True)
     ours = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("lance_prep.")}
     assert ours == {
         f"lance_prep.{name}"
-        for name in ("errors", "keyed", "layouts", "ledger", "process", "store", "train", "transport")
+        for name in (
+            "errors",
+            "hub_path",
+            "keyed",
+            "layouts",
+            "ledger",
+            "loss_mask",
+            "process",
+            "store",
+            "train",
+            "transport",
+        )
     }
     assert "lance_prep.store.journal" not in loaded
 
