@@ -51,6 +51,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lance_prep.build(folder / "b.jsonl", output=folder / "y.lance", overwrite=True, **options)
     tag_version(folder / "y.lance", "first", 1)
     lance_prep.build(folder / "a.jsonl", output=folder / "raw.lance", layout="raw")
+    (folder / "more").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / "more" / name).write_bytes((folder / name).read_bytes())
+        lance_prep.build(folder / "more", output=folder / "more.lance", append=name == "b.jsonl", **options)
     return folder
 
 
@@ -300,7 +304,11 @@ def test_private_branch_tag_and_path(built: Path, hub: LoopbackHub, capsys: Any)
 def test_a_pull_request_leaves_main_as_it_is(built: Path, hub: LoopbackHub, capsys: Any) -> None:
     before = push(built / "raw.lance", REPO).commit.commit
     assert run(["push", str(built / "x.lance"), REPO, "--create-pr"]) == 0
-    assert f"/datasets/{REPO}/discussions/1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"/datasets/{REPO}/discussions/1" in out
+    named = re.findall(r'LanceDataset\("(.*)"\)', out)
+    assert named == [f"{HF}@refs/pr/1/data/train.lance"]
+    assert len(LanceDataset(named[0])) == len(LanceDataset(built / "x.lance"))
     assert hub.history(REPO)[0][0] == before
     uri = f"{HF}@refs%2Fpr%2F1/data/train.lance"
     assert len(LanceDataset(uri)) == len(LanceDataset(built / "x.lance"))
@@ -375,10 +383,98 @@ def test_of_an_existing_card_only_the_generated_part_changes(built: Path, hub: L
         push(built / "x.lance", REPO)
 
 
+FRONTS = {
+    "a pattern": "data_files: mine/*.parquet",
+    "splits": "data_files:\n  - {split: train, path: mine/*.parquet}",
+    "a split that this push would drop": "data_files:\n  - {split: extra, path: mine/*.parquet}",
+    "a folder": "data_dir: mine",
+}
+
+
+@pytest.mark.parametrize("front", FRONTS.values(), ids=FRONTS)
+def test_a_config_with_files_of_the_user_is_not_taken_over(
+    built: Path, hub: LoopbackHub, capsys: Any, front: str
+) -> None:
+    card = f"---\nconfigs:\n- config_name: default\n  {front}\n---\nwords\n".encode()
+    hub.add_dataset(REPO, {"README.md": card, "mine/a.parquet": b"rows"})
+    assert run(["push", str(built / "x.lance"), REPO]) == 2
+    err = capsys.readouterr().err
+    assert "'default'" in err
+    assert "mine" in err
+    assert "rename that config" in err
+    assert "--path-in-repo" in err
+    assert not hub.requests(f"{PUT}|{COMMIT}")
+    assert run(["push", str(built / "x.lance"), REPO, "--path-in-repo", "data/web.lance"]) == 0
+    front_now = yaml.safe_load(hub.files(REPO)["README.md"].decode().split("---")[1])
+    assert [config["config_name"] for config in front_now["configs"]] == ["default", "web"]
+    assert front_now["configs"][0] == yaml.safe_load(card.decode().split("---")[1])["configs"][0]
+
+
+def test_a_validation_set_joins_a_training_split_of_the_user(built: Path, hub: LoopbackHub) -> None:
+    mine = {"split": "train", "path": "mine/*.parquet"}
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: [{json.dumps(mine)}]\n---\n"
+    hub.add_dataset(REPO, {"README.md": card.encode()})
+    push(built / "x.val.lance", REPO)
+    entries = yaml.safe_load(hub.files(REPO)["README.md"].decode().split("---")[1])["configs"][0]["data_files"]
+    assert entries[0] == mine
+    assert entries[1]["split"] == "validation"
+
+
+@pytest.mark.parametrize("name", ["data/train.lance/notes.txt", "data/validation.lance/a.parquet"])
+def test_files_of_no_dataset_are_not_removed(built: Path, hub: LoopbackHub, capsys: Any, name: str) -> None:
+    push(built / "y.lance", REPO)
+    hub.add_dataset(REPO, {name: b"mine"})
+    hub.log.clear()
+    assert run(["push", str(built / "x.lance"), REPO]) == 2
+    err = capsys.readouterr().err
+    folder, _, file = name.rpartition("/")
+    assert folder in err
+    assert file in err
+    assert "another folder" in err
+    assert not hub.requests(f"{PUT}|{COMMIT}")
+    assert hub.files(REPO)[name] == b"mine"
+
+
+def test_the_summary_says_which_dataset_was_replaced(
+    built: Path, hub: LoopbackHub, tmp_path: Path, capsys: Any
+) -> None:
+    first = push(built / "y.lance", REPO, PushOptions(version="first")).commit.commit
+    assert run(["push", str(built / "raw.lance"), REPO]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"\d+ files of the version pushed before removed", out)
+    assert "data/train.lance replaces another build" in out
+    assert first in out
+    home = built / "more.lance"
+    for said in (True, False):  # unrelated, then a version that adds to the one before
+        report = push(home, REPO, PushOptions(version=1 if said else None))
+        assert report.commit.removed
+        assert any("replaces" in note for note in report.notes) == said
+    lance.write_dataset([{"a": 1}], str(tmp_path / "data" / "other.lance"))
+    other = tmp_path / "data" / "other.lance"
+    files = {path.relative_to(tmp_path).as_posix(): path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    hub.add_dataset(REPO, files)
+    report = push(home, REPO, PushOptions(path_in_repo="data/other.lance"))
+    assert [note for note in report.notes if "a dataset that lance-prep did not build" in note]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["CRLF", "CRLF and a byte order mark"])
+def test_a_card_written_on_windows_keeps_its_metadata(built: Path, hub: LoopbackHub, mark: bytes) -> None:
+    hub.add_dataset(REPO, {"README.md": mark + CARD.replace(b"\n", b"\r\n")})
+    push(built / "x.lance", REPO)
+    card = hub.files(REPO)["README.md"]
+    front = yaml.safe_load(card.decode().split("---")[1])
+    assert front["license"] == "mit"
+    assert front["tags"] == ["mine", "lance", "lance-prep"]
+    for kept in (b"---\r\n# my comment\r\nlicense: mit\r\n", b"---\r\n# My dataset\r\n\r\nWords of mine."):
+        assert kept in card
+    assert card.startswith(b"---")
+    assert not push(built / "x.lance", REPO).commit.made
+
+
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghij"))
 
 
-BAD_FRONTS = (BOMB, "[1, 2]", "a: [", "{tags: [a]}", "a: 1\n...\nb: 2")
+BAD_FRONTS = (BOMB, "[1, 2]", "a: [", "{tags: [a]}", "a: 1\n...\nb: 2", "configs: {default: x}", "configs: [a]")
 
 
 @pytest.mark.parametrize("front", [*BAD_FRONTS, '"configs" : []\n"tags": [b]'])

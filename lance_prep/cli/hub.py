@@ -94,7 +94,7 @@ def _summary(report: PushReport) -> str:
         tokens = f", {one.tokens:,} tokens" if one.tokens else ""
         rows.append((one.path, f"version {one.version}, {one.rows:,} rows{tokens}, content hash {one.content_hash}"))
     if commit.made:
-        removed = f", {commit.removed:,} removed" if commit.removed else ""
+        removed = f", {counted(commit.removed, 'file')} of the version pushed before removed" if commit.removed else ""
         rows.append(("files", f"{commit.files:,} new ({size(commit.bytes)}), {commit.unchanged:,} unchanged{removed}"))
     else:
         rows.append(("up to date", "the Hub has the same files"))

@@ -26,6 +26,7 @@ _TAGS = ("lance", "lance-prep")
 _SIZES = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B"]
 _SIZES += ["10B<n<100B", "100B<n<1T", "n>1T"]
 _FRONT = re.compile(r"\A---\r?\n(.*?)^---[ \t]*\r?\n?", re.DOTALL | re.MULTILINE)
+_MANIFESTS = "/_versions/*.manifest"
 #: Source files that the card names.
 _MOST_FILES = 10
 
@@ -55,13 +56,16 @@ def update_card(
         licenses: of their sources.
 
     Raises:
-        UsageError: the YAML of the card is invalid, or a marker is missing.
+        UsageError: the YAML of the card is invalid, a marker is missing, or a config of the card has other files.
     """
     old = card or f"# {name.rpartition('/')[2]}\n"
     front = _FRONT.match(old)
     text, body = (front[1], old[front.end() :]) if front else ("", old)
+    # The two lines of dashes keep the line ends that they have.
+    opens, closes = (old[: front.start(1)], old[front.end(1) : front.end()]) if front else ("---\n", "---\n")
+    closes = closes if closes.endswith("\n") else f"{closes}\n"
     part = _render(name, datasets, licenses)
-    return f"---\n{_update_front(text, datasets)}---\n{_update_body(body, _key(datasets), part)}"
+    return f"{opens}{_update_front(text, datasets)}{closes}{_update_body(body, _key(datasets), part)}"
 
 
 def _key(datasets: Sequence[PushedDataset]) -> str:
@@ -103,10 +107,15 @@ def _update_front(text: str, datasets: Sequence[PushedDataset]) -> str:
 def _load(text: str) -> dict[str, Any]:
     if not text.strip():
         return {}
+    where, advice = f"the YAML at the top of {CARD} on the Hub", f"correct {CARD} on the Hub, or remove its YAML"
     try:
-        return parse_yaml(text, f"the YAML at the top of {CARD} on the Hub")
+        found = parse_yaml(text, where)
     except RecipeError as error:
-        raise UsageError(str(error), f"correct {CARD} on the Hub, or remove its YAML") from error
+        raise UsageError(str(error), advice) from error
+    configs = found.get("configs") or []
+    if not isinstance(configs, list) or len(_configs(found)) != len(configs):
+        raise UsageError(f"{where}: `configs` must be a list of configs with a `config_name` each", advice)
+    return found
 
 
 def _with_key(text: str, name: str, block: str) -> str:
@@ -128,12 +137,46 @@ def _front(found: dict[str, Any], datasets: Sequence[PushedDataset]) -> dict[str
         files = {one.split: _data_files(one) for one in datasets if one.config == name}
         # A training set comes with its validation set, or has none: another one may hold the same documents.
         before = [] if "train" in files else _splits(configs.get(name, {}))
+        _check_config(configs.get(name, {}), [entry for entry in before if entry["split"] not in files])
         kept = [files.pop(entry["split"], entry) for entry in before]
         configs[name] = {**configs.get(name, {"config_name": name}), "data_files": [*kept, *files.values()]}
-    others = [one for one in _list(found, "configs") if one not in _configs(found)]
     tags = [*_list(found, "tags"), *(tag for tag in _TAGS if tag not in _list(found, "tags"))]
     rows = sum(one.opened.metadata.rows for one in datasets)
-    return {"configs": [*others, *configs.values()], "tags": tags, "size_categories": [size_category(rows)]}
+    return {"configs": [*configs.values()], "tags": tags, "size_categories": [size_category(rows)]}
+
+
+def _check_config(config: dict[str, Any], kept: Sequence[dict[str, Any]]) -> None:
+    """Check that no files of the user would vanish from a config of the card.
+
+    Args:
+        kept: entries of its data files that stay.
+
+    Raises:
+        UsageError: its other data files are not those that a push named.
+    """
+    lost = [entry for entry in _list(config, "data_files") if entry not in kept and not _is_pushed(entry)]
+    lost += [config["data_dir"]] if "data_dir" in config else []
+    if lost:
+        shown = ", ".join(str(entry.get("path", entry) if isinstance(entry, dict) else entry) for entry in lost)
+        raise UsageError(
+            f"the config {config['config_name']!r} in {CARD} on the Hub has other files, which `load_dataset` would no "
+            f"longer read: {shown}",
+            f"rename that config in {CARD} on the Hub, or push a single dataset with another path_in_repo, which names "
+            "its config: data/NAME.lance",
+        )
+
+
+def _is_pushed(entry: Any) -> bool:
+    """Return whether an entry of data files is as `_data_files` makes it, for any path."""
+    if not isinstance(entry, dict) or entry.keys() != {"split", "path"} or not isinstance(entry["path"], list):
+        return False
+    path = str(entry["path"][0]).removesuffix(_MANIFESTS) if entry["path"] else ""
+    return entry["path"] == _patterns(path)
+
+
+def _patterns(path: str) -> list[str]:
+    # `datasets` finds the root of a Lance dataset by its manifest, and chooses the builder by `.lance`.
+    return [f"{path}{_MANIFESTS}", f"{path}/data/*.lance"]
 
 
 def _configs(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -161,8 +204,7 @@ def _list(found: dict[str, Any], name: str) -> list[Any]:
 
 
 def _data_files(one: PushedDataset) -> dict[str, Any]:
-    # `datasets` finds the root of a Lance dataset by its manifest, and chooses the builder by `.lance`.
-    return {"split": one.split, "path": [f"{one.path}/_versions/*.manifest", f"{one.path}/data/*.lance"]}
+    return {"split": one.split, "path": _patterns(one.path)}
 
 
 def size_category(rows: int) -> str:

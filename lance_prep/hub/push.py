@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,11 +14,29 @@ from lance_prep.hub.card import CARD, Licensed, dropped_splits, update_card
 from lance_prep.hub.commit import HubCommit, commit_files
 from lance_prep.hub.contents import Contents, PushedDataset, fetched_files, find_contents, hub_files, is_here
 from lance_prep.hub.croissant import CROISSANT, croissant
-from lance_prep.hub.repo import HubRepo, asking, branch_head, check_tag, check_token, ensure_repo, set_tag, writing
+from lance_prep.hub.repo import (
+    HubRepo,
+    asking,
+    branch_head,
+    check_tag,
+    check_token,
+    ensure_repo,
+    list_files,
+    set_tag,
+    writing,
+)
 from lance_prep.hub.upload import CHUNK_BYTES, HubFile, UploadedFile, UploadProgress, upload_files
 from lance_prep.hub_path import hub_api
-from lance_prep.store import MANIFEST
+from lance_prep.store import BUILDS_FOLDER, FOLDER, LOADER_FILE, MANIFEST
 from lance_prep.transport import Transport
+
+#: Files that Lance and lance-prep write in the folder of a dataset.
+_OF_DATASET = re.compile(
+    r"_versions/[^/]+|_latest\.manifest|_transactions/[^/]+\.txn|_deletions/[^/]+\.(?:arrow|bin)|_indices/.+"
+    rf"|_refs/.+\.json|data/[^/]+\.lance|{re.escape(FOLDER)}/.+|{re.escape(LOADER_FILE)}"
+)
+#: Files that a message names.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class PushedInfo:
 
     Attributes:
         path: its folder in the repository.
-        uri: of the dataset on the Hub, for `LanceDataset` and `lance.dataset`.
+        uri: of the dataset on the Hub, for `LanceDataset`; on `main`, also for `lance.dataset`.
         config, split: how `datasets.load_dataset` names it.
         version, rows, tokens, content_hash: of the version that was pushed.
     """
@@ -88,8 +107,8 @@ class PushReport:
         commit: what became of the files.
         tag: the tag that names the commit, if one was asked for.
         datasets: what is on the Hub.
-        notes: what was left out, what of an earlier push was removed, and how many rejected rows of the source are on
-            the Hub.
+        notes: what was left out, what of an earlier push was removed, which unrelated datasets were replaced, and how
+            many rejected rows of the source are on the Hub.
     """
 
     repo: str
@@ -120,8 +139,8 @@ def push(
     """Upload a dataset, or a collection, to the Hub in one commit, with a card and a Croissant file.
 
     Only the files that the version needs go up. The folder in the repository has that version and nothing else
-    afterwards: the files of an earlier push that it does not need are removed in the same commit. A push that was
-    killed continues, and if the Hub has the same files, no commit is made.
+    afterwards: the files of an earlier push that it does not need are removed in the same commit, and a folder with
+    other files is refused. A push that was killed continues, and if the Hub has the same files, no commit is made.
 
     The text of rejected rows, and what texts share with a benchmark, go up with the builds; see `PushReport.notes`.
 
@@ -133,7 +152,7 @@ def push(
         progress: told what is sent.
 
     Raises:
-        UsageError: an option contradicts the source or the repository.
+        UsageError: an option contradicts the source or the repository, or files there would be lost.
         DatasetError: a dataset cannot be read.
         AccessDenied: there is no token for the Hub, or it may not write there.
         BranchMoved: another commit was made meanwhile.
@@ -149,6 +168,7 @@ def push(
     head = branch_head(place)
     card = _read_card(place, head)
     files += _descriptions(place, card, contents)
+    replaced = _replaced(place, head, contents)
     for one in contents.datasets:
         if not is_here(one):
             files += _upload_from_store(place, one, options.create_pr, progress)
@@ -165,8 +185,9 @@ def push(
     )
     if options.tag is not None:
         set_tag(place, options.tag, commit.commit)
-    datasets = tuple(_info(place, one) for one in contents.datasets)
-    notes = contents.notes + tuple(note for one in contents.datasets if (note := _source_rows(one)))
+    datasets = tuple(_info(_place_of(place, commit), one) for one in contents.datasets)
+    notes = contents.notes + (replaced if commit.made else ())
+    notes += tuple(note for one in contents.datasets if (note := _source_rows(one)))
     if dropped := dropped_splits(card, contents.datasets):
         notes += (f"without the split {', '.join(dropped)} of an earlier push: this dataset has none beside it",)
     return PushReport(place.name, place.branch, created, commit, options.tag, datasets, notes)
@@ -180,6 +201,41 @@ def _source_rows(one: PushedDataset) -> str | None:
     if not said:
         return None
     return f"{one.path}: the text of {' and '.join(said)} is pushed too, in .lance_prep/builds, for `verify`"
+
+
+def _replaced(repo: HubRepo, head: str, contents: Contents) -> tuple[str, ...]:
+    """Return notes on datasets on the Hub that are not versions of those that replace them.
+
+    Raises:
+        UsageError: one of the folders has files that do not belong to a dataset, and that would be removed.
+    """
+    pushed = {one.path: one.opened for one in contents.datasets}
+    notes: list[str] = []
+    for folder in contents.folders:
+        there = [path.removeprefix(f"{folder}/") for path in list_files(repo, head, folder)]
+        if foreign := sorted(path for path in there if not _OF_DATASET.fullmatch(path)):
+            more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
+            raise UsageError(
+                f"{folder} in {repo} has files that do not belong to a dataset, and that this push would remove: "
+                + ", ".join(foreign[:_NAMED])
+                + more,
+                "move them to another folder on the Hub, or push with another path_in_repo",
+            )
+        before = {path.split("/")[2] for path in there if path.startswith(f"{BUILDS_FOLDER}/")}
+        if there and folder in pushed and before.isdisjoint(build.key for build in pushed[folder].builds):
+            what = (
+                "another build: it shares no build with this one"
+                if before
+                else "a dataset that lance-prep did not build"
+            )
+            notes.append(f"{folder} replaces {what}; the commit before, {head}, still has it")
+    return tuple(notes)
+
+
+def _place_of(repo: HubRepo, commit: HubCommit) -> HubRepo:
+    """Return where the files of a commit are: on the branch, or in the pull request whose page it names."""
+    found = re.search(r"/discussions/(\d+)$", commit.url)
+    return HubRepo(repo.name, f"refs/pr/{found[1]}") if found else repo
 
 
 def _upload_from_store(
@@ -226,7 +282,8 @@ def _read_card(repo: HubRepo, commit: str) -> str | None:
         except EntryNotFoundError:
             return None
     try:
-        return Path(path).read_text(encoding="utf-8")
+        # Decode bytes, because text mode would replace CRLF. A byte order mark would hide the YAML.
+        return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{CARD} of {repo.name} is not text in UTF-8", "replace or remove it on the Hub") from error
 
@@ -260,7 +317,9 @@ def _description(contents: Contents) -> str:
 
 def _info(repo: HubRepo, one: PushedDataset) -> PushedInfo:
     data = one.opened.metadata
-    at = "" if repo.branch == "main" else f"@{repo.branch.replace('/', '%2F')}"
+    # The ref of a pull request may be written as it is; the slash of a branch must be quoted.
+    branch = repo.branch if repo.branch.startswith("refs/pr/") else repo.branch.replace("/", "%2F")
+    at = "" if branch == "main" else f"@{branch}"
     uri = f"hf://datasets/{repo.name}{at}/{one.path}"
     return PushedInfo(
         one.path, uri, one.config, one.split, one.opened.number, data.rows, data.tokens, data.content_hash
