@@ -26,6 +26,13 @@ class _LazyPackage(ModuleType):
 Exports = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
 
 
+def install_advice(extra: str) -> str:
+    """Return how to install an extra of lance-prep, or lance-prep itself if it is empty."""
+    if not extra:
+        return "install it with: pip install lance-prep"
+    return f"install it with: pip install 'lance-prep[{extra}]' (from a checkout: pip install '.[{extra}]')"
+
+
 def lazy_exports(package: str, *, extra: str = "") -> Exports:
     """Return `__getattr__`, `__dir__` and `__all__` for a package that imports its exports on first use.
 
@@ -52,9 +59,8 @@ def lazy_exports(package: str, *, extra: str = "") -> Exports:
         except ModuleNotFoundError as error:
             if not extra or (error.name or "").startswith("lance_prep"):
                 raise
-            said = f"{name} needs {error.name}, which is not installed; install it with: pip install "
-            more = f"'lance-prep[{extra}]' (from a checkout: pip install '.[{extra}]')"
-            raise ModuleNotFoundError(said + more, name=error.name) from error
+            said = f"{name} needs {error.name}, which is not installed; {install_advice(extra)}"
+            raise ModuleNotFoundError(said, name=error.name) from error
         module.__dict__[name] = value
         return value
 

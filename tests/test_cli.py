@@ -642,6 +642,17 @@ def test_the_recipe_that_info_prints_names_the_commits(tmp_path: Path, hub: Loop
     assert json.loads(capsys.readouterr().out)["content_hash"] == report["content_hash"]
 
 
+@pytest.mark.parametrize("arguments", [["export", "-o", "e"], ["report", "-o", "r.html"], ["push", "owner/name"]])
+def test_a_storage_option_without_a_store_is_refused(
+    tmp_path: Path, arguments: list[str], capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *rest = arguments
+    assert run([name, "x.lance", *rest, "--storage-option", "k=v"]) == 2
+    assert "--storage-option has no effect: x.lance" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_keyword_arguments_of_build_are_the_fields_of_the_recipe() -> None:
     hints = get_type_hints(RecipeFields)
     assert list(hints) == [name for name in Recipe.model_fields if name != "source"]

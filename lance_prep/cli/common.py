@@ -126,14 +126,19 @@ def source_storage_option(function: Any) -> Any:
     return storage_option(function, "source", "Option for the object store of SOURCE, if it is not the output's.")
 
 
+def check_storage_options(storage_options: dict[str, str] | None, *places: str) -> None:
+    """Refuse `--storage-option` if none of the places would use it."""
+    if storage_options and not any("://" in place for place in places):
+        raise click.UsageError(f"--storage-option has no effect: {places[0]} is not in an object store; remove it")
+
+
 def dataset_argument(function: Any) -> Any:
     """DATASET and `--storage-option`, which is refused if nothing would use it."""
 
     @wraps(function)
     def checked(*args: Any, uri: str, storage_options: dict[str, str] | None, **options: Any) -> Any:
-        places = [uri, *(options.get("tables") or {}).values()]
-        if storage_options and not any("://" in place for place in places) and not options.get("against_source"):
-            raise click.UsageError(f"--storage-option has no effect: {uri} is not in an object store; remove it")
+        if not options.get("against_source"):
+            check_storage_options(storage_options, uri, *(options.get("tables") or {}).values())
         return function(*args, uri=uri, storage_options=storage_options, **options)
 
     return click.argument("uri", metavar="DATASET", shell_complete=paths)(storage_option(checked))

@@ -21,6 +21,7 @@ import click
 
 from lance_prep.cli.common import as_options, command, json_option, print_json, printable
 from lance_prep.errors import LancePrepError, counted, size
+from lance_prep.process import install_advice
 
 #: Seconds to wait for the Hub, and for Java.
 WAIT = 10
@@ -119,8 +120,7 @@ def _libraries() -> Iterator[Finding]:
             yield Finding("libraries", label, "ok", have)
             continue
         what = f"{', '.join(names)} not installed" + (f"; {have}" if have else "")
-        install = f"pip install 'lance-prep[{group}]'" if group else "pip install lance-prep"
-        yield Finding("libraries", label, "absent" if group else "problem", what, f"{install}, if you need it")
+        yield Finding("libraries", label, "absent" if group else "problem", what, install_advice(group))
 
 
 def _tokenizer(name: str) -> Iterator[Finding]:
@@ -162,7 +162,7 @@ def _hub() -> Iterator[Finding]:
         return
     try:
         yield Finding("Hub", "login", "ok", str(huggingface_hub.whoami(token)["name"]))
-    except Exception as error:  # a token that is refused, or an answer that is none
+    except Exception as error:  # the token is refused, or the answer is invalid
         yield Finding("Hub", "login", "problem", f"the token is not accepted ({type(error).__name__})", login)
 
 
@@ -210,7 +210,7 @@ print(json.dumps([torch.__version__, torch.version.cuda, [[each.name, each.total
 
 def _torch() -> Iterator[Finding]:
     if importlib.util.find_spec("torch") is None:
-        yield Finding("training", "torch", "absent", "not installed", "pip install 'lance-prep[train]'")
+        yield Finding("training", "torch", "absent", "not installed", install_advice("train"))
         return
     done = subprocess.run([sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True)
     if done.returncode:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import command, count, json_option, print_json, printable, storage_option, table
+from lance_prep.cli.common import (
+    check_storage_options,
+    command,
+    count,
+    json_option,
+    print_json,
+    printable,
+    storage_option,
+    table,
+)
 from lance_prep.cli.completion import paths, tags
 from lance_prep.cli.progress import Screen, screen
 from lance_prep.errors import counted, size
@@ -101,6 +110,7 @@ def export(source: str, trainer: str | None, as_json: bool, **arguments: Any) ->
             raise click.UsageError(f"--for {trainer} has no effect with --format {arguments['format']}: remove it")
         arguments["format"] = trainer
 
+    check_storage_options(arguments["storage_options"], source)
     options = exchange.ExportOptions(**{name: arguments.pop(name) for name in _OPTIONS})
     with screen() as shown:
         report = exchange.export(source, options=options, progress=_Shown(shown), **arguments)

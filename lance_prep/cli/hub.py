@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lance_prep.cli.common import command, json_option, print_json, printable, storage_option, table
+from lance_prep.cli.common import (
+    check_storage_options,
+    command,
+    json_option,
+    print_json,
+    printable,
+    storage_option,
+    table,
+)
 from lance_prep.cli.completion import paths, tags
 from lance_prep.cli.progress import Screen, left, screen
 from lance_prep.errors import counted, size
@@ -52,6 +60,7 @@ build from a source without them.""",
 def push(source: str, repo: str, as_json: bool, **arguments: Any) -> None:
     from lance_prep import hub
 
+    check_storage_options(arguments["storage_options"], source)
     options = hub.PushOptions(**arguments)
     with screen() as shown:
         report = hub.push(source, repo, options, progress=_Shown(shown))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lance_prep.cli.common import command, json_option, print_json, printable, storage_option
+from lance_prep.cli.common import check_storage_options, command, json_option, print_json, printable, storage_option
 from lance_prep.cli.completion import paths, tags
 from lance_prep.cli.progress import screen
 
@@ -38,6 +38,7 @@ def report(
 ) -> None:
     from lance_prep.report import ReportOptions, write_report
 
+    check_storage_options(storage_options, uri)
     options = ReportOptions(rows=sample, seed=seed)
     with screen() as shown:
         shown.begin("report")

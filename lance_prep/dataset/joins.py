@@ -21,6 +21,7 @@ import pyarrow.dataset as pads
 
 from lance_prep.errors import LancePrepError, UsageError, one_line, reading_dataset
 from lance_prep.filter import FEW, describe, matching_places
+from lance_prep.process import install_advice
 
 #: Prefix of what duckdb knows a dataset as; the name in the query is a view of it.
 _RAW = "__lance_"
@@ -49,7 +50,7 @@ def run_join(sql: str, datasets: Mapping[str, tuple[str, Any]]) -> pa.RecordBatc
     except ModuleNotFoundError as error:
         raise UsageError(
             "a query on several datasets needs duckdb, which is not installed",
-            "install it with: pip install 'lance-prep[sql]' (from a checkout: pip install '.[sql]')",
+            install_advice("sql"),
         ) from error
     tables = [_Table(uri, dataset) for uri, dataset in datasets.values()]
     columns = "; ".join(f"{name}: {describe(table.stored)}" for name, table in zip(datasets, tables, strict=True))

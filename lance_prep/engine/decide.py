@@ -182,7 +182,7 @@ def decide(job: BuildJob, *, append: bool, overwrite: bool, refresh: bool = Fals
     then = job.output.journal(there.metadata.build.key).plan(job.uri, there.metadata.tokenizer_key)
     plan = replace(job.plan, schema=then.schema, read_schema=then.read_schema)
     plan = restrict(plan, changes.new, job.origin, first_shard=first)
-    if needs_scan(plan.recipe):  # what is dropped depends on what is there
+    if needs_scan(plan.recipe):  # which texts are duplicates depends on the builds before
         plan = replace(plan, pinned={**plan.pinned, "added to": " ".join(build.key for build in there.builds)})
     key = build_key(plan, job.uri, job.spec.key if job.spec else None)
     return Decision(replace(job, plan=plan, key=key), existing, appends=True, first_shard=first, digests=digests)

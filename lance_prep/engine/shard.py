@@ -67,7 +67,7 @@ class BuildJob:
 
     @property
     def render(self) -> Render | None:
-        """What writes conversations; None if there are none."""
+        """The renderer of conversations, or None if the recipe names no column with conversations."""
         return chat_renderer(self.spec.chat, self.plan.recipe) if self.spec is not None else None
 
     @property

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import EngineError, UsageError, one_line
+from lance_prep.process import install_advice
 
 JAVA_ADVICE = "install Java 17 or later (such as openjdk-17-jre-headless), and set JAVA_HOME if it is not on the PATH"
 #: Attempts of a task on a local master, which Spark does not try again by default: a killed Python worker is replaced.
@@ -37,7 +38,7 @@ def check_installed() -> None:
         import pyspark  # noqa: F401
     except ModuleNotFoundError as error:
         said = f"the spark engine needs {error.name}, which is not installed"
-        raise EngineError(said, "pip install 'lance-prep[spark]' (from a checkout: pip install '.[spark]')") from error
+        raise EngineError(said, install_advice("spark")) from error
     home = os.environ.get("JAVA_HOME")
     if home and not (Path(home) / "bin" / "java").exists():
         raise EngineError(f"Spark needs Java, and JAVA_HOME={home} has no bin/java", JAVA_ADVICE)

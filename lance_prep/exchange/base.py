@@ -83,7 +83,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows as they stand in a file.
+    """Rows as they are stored in a file.
 
     Attributes:
         data: bytes-like objects, in order.

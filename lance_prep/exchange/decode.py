@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from lance_prep.keyed import Indices
-from lance_prep.tokenizer import load_reference
+from lance_prep.tokenizer import byte_names, load_reference
 
 
 class TextDecoder:
@@ -65,7 +65,7 @@ def decoder_of(file: bytes, *, skip_special_tokens: bool) -> TextDecoder:
 
 def _bytes_of_tokens(tokenizer: Any, skip_special_tokens: bool) -> pa.Array:
     """Return the bytes of each id, and no bytes for the id after the last."""
-    byte_of = _byte_of_character()
+    byte_of = {name: byte for byte, name in enumerate(byte_names())}
     added = tokenizer.get_added_tokens_decoder()
     special = {token.content for token in added.values() if token.special} if skip_special_tokens else set()
     table = [b""] * (max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 2)
@@ -74,10 +74,3 @@ def _bytes_of_tokens(tokenizer: Any, skip_special_tokens: bool) -> pa.Array:
         if token not in special:
             table[i] = token.encode() if None in known else bytes(known)  # type: ignore[arg-type]
     return pa.array(table, pa.large_binary())
-
-
-def _byte_of_character() -> dict[str, int]:
-    """Return the byte that each character of a byte-level vocabulary stands for, as GPT-2 chose them."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}

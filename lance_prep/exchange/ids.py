@@ -93,7 +93,7 @@ def find_files(source: Sequence[str | Path]) -> tuple[str, ...]:
     """Return the files that a source names, both files of each pair, in natural order within a folder.
 
     Raises:
-        SourceNotFound: there are none.
+        SourceNotFound: no file of token ids is found.
     """
     found: dict[str, None] = {}
     for name in map(str, source):

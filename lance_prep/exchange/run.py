@@ -18,7 +18,7 @@ from lance_prep.exchange.items import Item, Items, find_items
 from lance_prep.store import Split, combine, output_lock
 from lance_prep.transport import Transport
 
-#: A file that is nothing but its pieces is made durable, and can be continued, every so many bytes.
+#: A file that consists of its pieces only is synced after at least this many bytes, and can be continued from there.
 CHECKPOINT_BYTES = 256 << 20
 
 
@@ -76,10 +76,10 @@ class ExportProgress(Protocol):
     """Listens to an export, in the thread that called it."""
 
     def planned(self, rows: int, done: int) -> None:
-        """Hear the number of rows of all sources, and how many of them an earlier run has written."""
+        """Report the number of rows of all sources, and how many of them an earlier run has written."""
 
     def advanced(self, name: str, rows: int, tokens: int) -> None:
-        """Hear of rows of a source that were written."""
+        """Report rows of a source that were written."""
 
 
 class _Silent:

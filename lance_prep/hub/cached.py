@@ -26,7 +26,7 @@ from lance_prep.transport import Transport
 
 
 class _Bar:
-    """Shows the progress of a pull as huggingface_hub shows its downloads, and is silent where it is."""
+    """Shows the progress of a pull like huggingface_hub's downloads; shows nothing if its progress bars are off."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

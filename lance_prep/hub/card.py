@@ -50,7 +50,7 @@ def update_card(
     """Return the card of a repository with what is said of these datasets brought up to date.
 
     Args:
-        card: as it is; None if there is none.
+        card: the current text of the card; None for a repository without a card.
         name: of the repository.
         datasets: of this push.
         licenses: of their sources.

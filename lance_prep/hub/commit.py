@@ -86,7 +86,7 @@ def commit_files(
 
     Raises:
         BranchMoved: the branch is at another commit than `parent`.
-        AccessDenied: there is no token, or it may not write there.
+        AccessDenied: no token is set, or it has no write access to the repository.
         HubUnreachable: the same call continues later.
         OutputError: the repository's `.gitignore` excludes one of the files.
     """

@@ -68,7 +68,7 @@ def check_token() -> None:
     """Check that there is a token for the Hub.
 
     Raises:
-        AccessDenied: there is none.
+        AccessDenied: no token is set.
     """
     from huggingface_hub import get_token
 
@@ -80,7 +80,7 @@ def ensure_repo(repo: HubRepo, *, private: bool = False) -> bool:
     """Make the repository and the branch if they are missing. Return whether the repository was made.
 
     Args:
-        private: of a new repository.
+        private: make a new repository private.
 
     Raises:
         UsageError: `private` is asked of a repository that is public, or the branch is a tag.

@@ -72,12 +72,6 @@ class RemoteFile:
         """Whether it makes others visible: the manifest of a version, or of a collection."""
         return self.path == MANIFEST or _VERSIONS in f"/{self.path}"
 
-    @property
-    def is_fixed(self) -> bool:
-        """Whether Lance never changes a file of this name."""
-        folder = self.path.rpartition("/")[0].rpartition("/")[2]
-        return folder in ("data", "_deletions", "_transactions") or self.path.endswith(".manifest")
-
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -253,7 +247,7 @@ def _only(at: HubPath, roots: list[str]) -> str:
     """Return the only dataset below a folder.
 
     Raises:
-        SourceNotFound: there is none, or several.
+        SourceNotFound: there is no dataset, or more than one.
     """
     where = f"dataset {at.repo}" + (f", folder {at.path}" if at.path else "") + f", at commit {at.revision[:12]}"
     if not roots:

@@ -81,10 +81,10 @@ class UploadProgress(Protocol):
     """Listens to an upload. `advanced` is called from several threads, one at a time."""
 
     def planned(self, files: int, bytes: int) -> None:
-        """Hear what differs from the Hub's files."""
+        """Report the files and bytes that differ from the Hub's."""
 
     def advanced(self, bytes: int) -> None:
-        """Hear of bytes that were sent, or that the Hub turned out to have."""
+        """Report bytes that were sent, or that the Hub already has."""
 
 
 def upload_files(

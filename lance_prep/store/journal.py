@@ -62,7 +62,7 @@ class Receipt:
         backend: name of the encoder whose ids were written; None for `raw`.
         retries: number of requests retried.
         quarantine_hash: xxh3-128 of its rejected rows, as JSON lines.
-        file_hashes: xxh3-128 of the data files, by path in `data/`; empty in an object store.
+        file_hashes: xxh3-128 of the data files, by path in `data/`; empty for a registered store.
         lengths: of its documents in tokens; None for `raw`.
     """
 

@@ -88,7 +88,7 @@ class Holder:
 
 
 class Machine(Protocol):
-    """What a lease asks of the machine and process that it is held by: time, a thread, who lives."""
+    """What a lease asks of the machine and process of its holder: time, a thread, and which processes are alive."""
 
     def holder(self) -> Holder:
         """Return what names this process, with a new token."""
@@ -263,6 +263,8 @@ def _wait_for_end(files: Files, number: int, uri: str, doing: str, machine: Mach
         OutputLocked: its holder is alive.
     """
     first, since = files.read(_path(number)), machine.now()
+    if first is None:  # removed since it was listed: whoever took over may not have ended well
+        return True
     while True:
         data = files.read(_path(number))
         holder = Holder.read(data)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from lance_prep.errors import DatasetError, OutputError, one_line, translating
 from lance_prep.hub_path import lance_place
+from lance_prep.process import install_advice
 from lance_prep.transport import Transport, http_status, is_local
 
 #: Ending of the temporary file that `LocalFiles.write` renames; the name begins with a dot.
@@ -46,7 +47,7 @@ UNCONDITIONAL_ADVICE = "build into a local folder and copy it there, or use a st
 _S3 = ("s3://", "s3a://")
 _CHUNK = 8 << 20
 _AT_ONCE = 4
-_INSTALL = "install it; for S3, that is pip install 'lance-prep[s3]'"
+_INSTALL = f"install it; for S3, {install_advice('s3')}"
 
 
 def natural(name: str) -> tuple[list[str | int], str]:

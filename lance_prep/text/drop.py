@@ -62,7 +62,7 @@ def reasons_in(arrays: Mapping[str, U64]) -> dict[str, U64]:
 def keep_texts(
     batches: Iterable[SourceBatch], recipe: Recipe, tally: Tally, dropped: Dropped | None
 ) -> Iterator[SourceBatch]:
-    """Yield the batches of a shard without what is dropped, and count that. A batch of which nothing is left is not.
+    """Yield the batches of a shard without what is dropped, and count that. Leave out batches that are empty then.
 
     Args:
         dropped: what a pass over the whole source found; None if nothing needs one.

@@ -21,7 +21,7 @@ import pyarrow as pa
 from lance_prep.keyed import Indices
 from lance_prep.loss_mask import END_LEARN, LEARN
 from lance_prep.text.chat_template import CONTROL, END_CONTROL
-from lance_prep.tokenizer import Encoder, TokenizerSpec, TokenLists, encode_as_text, load_reference
+from lance_prep.tokenizer import Encoder, TokenizerSpec, TokenLists, byte_names, encode_as_text, load_reference
 
 _KINDS = (CONTROL, END_CONTROL, LEARN, END_LEARN)
 _MARKS = np.array([list(mark.encode()) for mark in _KINDS], np.uint8)
@@ -108,7 +108,7 @@ class ChatTables:
 
 def _token_bytes(reference: Any, spec: TokenizerSpec) -> tuple[Indices, Indices, Bytes]:
     """Return the length of each token, where its bytes begin, and the bytes of all."""
-    values = {name: byte for byte, name in enumerate(_byte_names())}
+    values = {name: byte for byte, name in enumerate(byte_names())}
     added = {number: token.content for number, token in reference.get_added_tokens_decoder().items()}
     spelled: list[bytes] = [b""] * spec.vocab_size
     for token, number in reference.get_vocab(with_added_tokens=True).items():
@@ -118,13 +118,6 @@ def _token_bytes(reference: Any, spec: TokenizerSpec) -> tuple[Indices, Indices,
             spelled[number] = bytes(values[char] for char in token)
     sizes = np.array([len(each) for each in spelled], np.int64)
     return sizes, np.cumsum(sizes) - sizes, np.frombuffer(b"".join(spelled), np.uint8)
-
-
-def _byte_names() -> list[str]:
-    """Return the characters that stand for the 256 bytes in a byte-level vocabulary."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = iter(range(256, 512))
-    return [chr(byte) if byte in shown else chr(next(hidden)) for byte in range(256)]
 
 
 class ChatEncoder:

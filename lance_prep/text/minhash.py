@@ -21,6 +21,7 @@ import pyarrow as pa
 from lance_prep.arrow_text import hash_texts
 from lance_prep.errors import UsageError
 from lance_prep.keyed import U64, hashes, key
+from lance_prep.process import install_advice
 from lance_prep.recipe import Recipe
 from lance_prep.text.words import Words, hash_runs, hash_words
 
@@ -40,7 +41,7 @@ def minhash_version() -> str:
         from rensa import RMinHash
     except ModuleNotFoundError as error:
         said = "`dedup` 'minhash' needs rensa, which is not installed"
-        raise UsageError(said, "install it with: pip install 'lance-prep[dedup]'") from error
+        raise UsageError(said, install_advice("dedup")) from error
     return f"{VERSION}, rensa {RMinHash.ALGORITHM_VERSION}, unicode of pyarrow {version('pyarrow').partition('.')[0]}"
 
 

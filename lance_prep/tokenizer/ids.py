@@ -1,7 +1,7 @@
 """Ids that a source holds already: checked against the vocabulary, and passed on.
 
-A document's last id is left out if it is EOS: layout `blocks` writes it after each document, and whoever trains on
-layout `documents` adds it. Rows that become blocks as they are keep all ids.
+A document's last id is left out if it is EOS: layout `blocks` writes it after each document, and
+`LanceDataset` adds it to rows of layout `documents`. Rows that become blocks as they are keep all ids.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def patterns_of(pre_tokenizer: Any) -> list[str]:
     return found
 
 
-def _byte_names() -> list[str]:
+def byte_names() -> list[str]:
     """Return the characters that stand for the 256 bytes in a byte-level vocabulary."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = iter(range(256, 512))
@@ -95,7 +95,7 @@ def _byte_names() -> list[str]:
 
 def _probe(data: dict[str, Any], *, normalize: bool) -> bytes:
     """Return the tokenizer with a vocabulary whose ids show where a text was cut."""
-    names = _byte_names()
+    names = byte_names()
     vocab = {name: byte for byte, name in enumerate(names)}
     merges = []
     ascii_bytes, leads, trails = b"aA12. \n'sl", range(0xC2, 0xF5), range(0x80, 0xC0)
