@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format notebooks torture bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push bench-dedup clean
+.PHONY: demo test lint format notebooks docs torture bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push bench-dedup clean
 
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
@@ -28,6 +28,11 @@ format: $(VENV)/.dev
 
 notebooks: $(VENV)/.dev
 	$(BIN)/python -m tests.test_notebooks
+
+# The site, in site/. Links are checked; building it needs no network.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Long runs, which `make test` leaves out.
 torture: $(VENV)/.dev
@@ -74,4 +79,4 @@ $(VENV)/.bench: $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) sample.lance build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) sample.lance build dist site .pytest_cache .mypy_cache .ruff_cache
