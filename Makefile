@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format notebooks docs torture bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push bench-dedup clean
+.PHONY: demo test lint format notebooks docs torture dist check-dist clean
+.PHONY: bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push bench-dedup
 
 demo: $(VENV)/.base
 	$(BIN)/lance-prep build sample
@@ -37,6 +38,16 @@ docs: $(VENV)/.dev
 # Long runs, which `make test` leaves out.
 torture: $(VENV)/.dev
 	$(BIN)/python -m pytest -m torture --timeout 3600
+
+# Write the packages of a release to dist/.
+dist: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+# Install them in empty environments, for each supported Python that is found.
+check-dist: $(VENV)/.dev
+	$(BIN)/python -m pytest -m torture --timeout 3600 tests/test_dist.py
 
 bench-build: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/bench_build.py --runs $(RUNS)

@@ -19,6 +19,7 @@ from typing import Literal
 
 import click
 
+from lance_prep import __version__
 from lance_prep.cli.common import as_options, command, json_option, print_json, printable
 from lance_prep.errors import LancePrepError, counted, size
 from lance_prep.process import install_advice
@@ -112,7 +113,7 @@ def _libraries() -> Iterator[Finding]:
             missing.setdefault(group, [])
         except metadata.PackageNotFoundError:
             missing.setdefault(group, []).append(name[0])
-    yield Finding("libraries", "lance-prep", "ok", metadata.version("lance-prep"))
+    yield Finding("libraries", "lance-prep", "ok", __version__)
     for group, names in missing.items():
         have = ", ".join(present.get(group, []))
         label = f"extra {group}" if group else "required"
