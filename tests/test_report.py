@@ -22,8 +22,9 @@ from tokenizers import Tokenizer
 
 import lance_prep
 from lance_prep.cli.main import run
+from lance_prep.dataset import Histogram
 from lance_prep.report import gather
-from lance_prep.report.gather import Histogram, _ranges
+from lance_prep.report.gather import _ranges
 from lance_prep.tokenizer import text_pieces
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -153,9 +154,14 @@ def test_the_numbers_are_those_of_the_dataset(tmp_path: Path, tokenizer: str, la
     rows = lance.dataset(str(tmp_path / "x.lance")).to_table().to_pylist()
     ids = np.concatenate([np.array(row["input_ids"][: row["num_tokens"]]) for row in rows])
     assert np.array_equal(data.statistics.frequencies, np.bincount(ids, minlength=len(data.statistics.frequencies)))
-    assert data.statistics.counted == len(ids) == data.statistics.lengths.total == data.statistics.documents.total
-    assert int(data.statistics.lengths.counts.sum()) == len(rows)
-    assert data.statistics.lengths.longest == max(row["num_tokens"] for row in rows)
+    assert (
+        data.statistics.counted
+        == len(ids)
+        == data.statistics.measured.rows.total
+        == data.statistics.measured.documents.total
+    )
+    assert int(data.statistics.measured.rows.counts.sum()) == len(rows)
+    assert data.statistics.measured.rows.longest == max(row["num_tokens"] for row in rows)
 
 
 def test_a_collection_shows_shares_beside_their_targets(tmp_path: Path, tokenizer: str) -> None:

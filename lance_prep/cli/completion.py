@@ -42,3 +42,8 @@ def tags(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
     folders = [Path(word) / "_refs" / "tags" for word in words(os.environ.get("COMP_WORDS", ""))]
     names = sorted(file.stem for folder in folders for file in folder.glob("*.json"))
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def datasets_or_tags(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete a tag of the dataset that is already in the command line, or a path."""
+    return tags(ctx, param, incomplete) or paths(ctx, param, incomplete)

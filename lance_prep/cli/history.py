@@ -1,4 +1,4 @@
-"""`lance-prep versions`, `diff`, `tag` and `restore`."""
+"""`lance-prep versions`, `tag` and `restore`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lance_prep.cli.completion import tags
 from lance_prep.errors import counted
 
 if TYPE_CHECKING:
-    from lance_prep.dataset import Difference, Version
+    from lance_prep.dataset import Version
 
 FILES_SHOWN = 3
 
@@ -30,21 +30,6 @@ def versions(uri: str, all_files: bool, storage_options: dict[str, str] | None, 
         return
     for version in found:
         click.echo(printable(_version_text(version, all_files)))
-
-
-@command("diff sample.lance 1 2", "diff sample.lance gold 2 --json")
-@dataset_argument
-@click.argument("old", metavar="V1", shell_complete=tags)
-@click.argument("new", metavar="V2", shell_complete=tags)
-@json_option
-def diff(uri: str, old: str, new: str, storage_options: dict[str, str] | None, as_json: bool) -> None:
-    from lance_prep.dataset import diff_versions
-
-    found = diff_versions(uri, old, new, storage_options)
-    if as_json:
-        print_json(asdict(found))
-    else:
-        click.echo(printable(_diff_text(found)))
 
 
 @command(
@@ -119,16 +104,4 @@ def _version_text(version: Version, all_files: bool) -> str:
         lines += [f"     {sign} {url}" for url in shown]
         if len(files) > len(shown):
             lines.append(f"     {sign} and {len(files) - len(shown):,} more files (--files lists them)")
-    return "\n".join(lines)
-
-
-def _diff_text(found: Difference) -> str:
-    lines = [f"version {found.old} -> version {found.new}"]
-    for name, (was, now) in (("rows", found.rows), ("tokens", found.tokens)):
-        lines.append(f"{name}: {was:,} -> {now:,} ({now - was:+,})")
-    lines.append("content: the same rows in the same order" if found.same_content else "content: not the same")
-    signs = (("+", found.files_added), ("-", found.files_gone), ("~", found.files_changed))
-    lines += [f"{sign} {url}" for sign, urls in signs for url in urls]
-    lines += [f"recipe {name}: {was!r} -> {now!r}" for name, (was, now) in found.recipe.items()]
-    lines += [f"{name}: {was} -> {now}" for name, (was, now) in found.other.items()]
     return "\n".join(lines)

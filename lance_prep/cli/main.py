@@ -24,7 +24,7 @@ COMMANDS = {
     "show": ("show", "Print rows, decoded to text."),
     "sql": ("sql", "Run an SQL query on a dataset."),
     "versions": ("history", "List a dataset's versions: when, how large, and what made each."),
-    "diff": ("history", "Compare two versions: files, rows, tokens, recipe."),
+    "diff": ("diff", "Compare two versions, datasets or collections."),
     "tag": ("history", "Name a version, or remove a name."),
     "restore": ("history", "Make an old version the latest again, as a new version."),
     "compact": ("maintain", "Merge small fragments into large ones, as a new version."),

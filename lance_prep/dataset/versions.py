@@ -1,4 +1,4 @@
-"""The versions of a dataset: what made each of them, and what differs between two. No row is read."""
+"""Lists the versions of a dataset and what made each of them. No row is read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from lance_prep.errors import DatasetError, one_line
 from lance_prep.hub_path import pinned_uri
-from lance_prep.store import KEY, DatasetVersion, Metadata, open_any, open_version, opened, version_numbers
+from lance_prep.store import KEY, DatasetVersion, open_any, opened, version_numbers
 from lance_prep.transport import Transport, absolute_uri
 
 
@@ -136,73 +136,3 @@ def _made(transaction: Any, version: DatasetVersion) -> tuple[str, str]:
     if (merged := properties.get("lance_prep.compact")) is not None:
         return "compact", str(merged)
     return type(transaction.operation).__name__.lower(), "another program"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What differs between version `old` and version `new`.
-
-    Attributes:
-        old, new: their numbers.
-        rows, tokens: `(old, new)`.
-        same_content: the content hashes are equal, so the rows and their order are the same.
-        files_added, files_gone, files_changed: URLs of source files; a changed one kept its name and not its content.
-        recipe: fields of the recipe that differ, with `(old, new)`.
-        other: commit, tokenizer and library versions that differ, with `(old, new)`.
-    """
-
-    old: int
-    new: int
-    rows: tuple[int, int]
-    tokens: tuple[int, int]
-    same_content: bool
-    files_added: tuple[str, ...]
-    files_gone: tuple[str, ...]
-    files_changed: tuple[str, ...]
-    recipe: dict[str, tuple[Any, Any]]
-    other: dict[str, tuple[Any, Any]]
-
-
-def diff_versions(
-    uri: str | Path, old: int | str, new: int | str, storage_options: Mapping[str, str] | None = None
-) -> Difference:
-    """Compare two versions, named by number or tag.
-
-    Raises:
-        DatasetError: no such dataset or version, or another program made it.
-    """
-    a, b = open_version(uri, old, storage_options), open_version(uri, new, storage_options)
-    was, now = a.metadata, b.metadata
-    files_was, files_now = _files(a), _files(b)
-    return Difference(
-        old=a.number,
-        new=b.number,
-        rows=(was.rows, now.rows),
-        tokens=(was.tokens, now.tokens),
-        same_content=was.content_hash == now.content_hash,
-        files_added=tuple(sorted(files_now.keys() - files_was.keys())),
-        files_gone=tuple(sorted(files_was.keys() - files_now.keys())),
-        files_changed=tuple(sorted(u for u in files_was.keys() & files_now.keys() if files_was[u] != files_now[u])),
-        recipe=_differences(was.recipe, now.recipe),
-        other=_differences(_other(was), _other(now)),
-    )
-
-
-def _files(version: DatasetVersion) -> dict[str, tuple[int, str]]:
-    # Prefer the hash of the content: the time of the last change may differ for the same content.
-    return {file.url: (file.size, file.hash or file.identity) for file in version.source_files}
-
-
-def _other(data: Metadata) -> dict[str, Any]:
-    return {
-        "commit": data.source.commit,
-        "tokenizer sha256": data.tokenizer.sha256 if data.tokenizer else None,
-        "dtype": data.dtype,
-        "shards": data.shards,
-        **data.versions,
-    }
-
-
-def _differences(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    names = [*now, *(name for name in was if name not in now)]
-    return {name: (was.get(name), now.get(name)) for name in names if was.get(name) != now.get(name)}

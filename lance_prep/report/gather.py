@@ -16,19 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lance_prep.dataset import Version, list_versions, open_version
-from lance_prep.errors import DatasetError, LancePrepError, reading_dataset
+from lance_prep.dataset import Measured, Version, list_versions, open_parts
+from lance_prep.errors import reading_dataset
 from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.loss_mask import MASK_COLUMN, runs_to_spans
-from lance_prep.store import MANIFEST, DatasetVersion, Manifest, Split, read_manifest
+from lance_prep.store import DatasetVersion, Manifest, Split
 from lance_prep.tokenizer import load_reference, text_pieces
 
 #: Token frequencies are counted over about this number of tokens, in this number of ranges of rows.
 MOST_TOKENS = 100_000_000
 RANGES = 64
-#: Bars of a histogram of lengths for each doubling.
-PER_DOUBLING = 4
 #: Columns of a source that a report may count rows by: at most this number of values are shown.
 MOST_VALUES = 12
 #: Datasets of a collection whose rows are in the sample and in the statistics.
@@ -55,55 +53,16 @@ class ReportOptions:
 
 
 @dataclass
-class Histogram:
-    """Lengths counted in bars that each are a fixed factor wider than the one before.
-
-    Attributes:
-        counts: int64; bar `i` holds the lengths from `edge(i)` to `edge(i + 1)`, which is not included.
-        total: sum of the lengths.
-        longest: the longest.
-    """
-
-    counts: Counts = field(default_factory=lambda: np.zeros(64 * PER_DOUBLING, np.int64))
-    total: int = 0
-    longest: int = 0
-
-    def add(self, lengths: npt.NDArray[Any]) -> None:
-        """Count lengths."""
-        if not len(lengths):
-            return
-        bars = np.floor(np.log2(np.maximum(lengths, 1)) * PER_DOUBLING + 1e-9).astype(np.int64)
-        self.counts += np.bincount(bars, minlength=len(self.counts))
-        self.total += int(lengths.sum(dtype=np.int64))
-        self.longest = max(self.longest, int(lengths.max()))
-
-    @staticmethod
-    def edge(bar: int) -> float:
-        """Return the shortest length of a bar."""
-        return float(2 ** (bar / PER_DOUBLING))
-
-    def bars(self) -> list[tuple[float, float, int]]:
-        """Return the bars from the first to the last that holds something: from, to, number of lengths."""
-        used = np.flatnonzero(self.counts)
-        if not len(used):
-            return []
-        span = range(int(used[0]), int(used[-1]) + 1)
-        return [(self.edge(bar), self.edge(bar + 1), int(self.counts[bar])) for bar in span]
-
-
-@dataclass
 class Statistics:
     """What is counted over the rows of one dataset, or of several with the same tokenizer.
 
     Attributes:
-        lengths: of the rows in tokens, without padding.
-        documents: of the documents; those of `lines` and `documents` are their rows.
+        measured: lengths of rows and documents.
         frequencies: int64 `[vocab_size]`, how often each id was seen.
         counted: tokens that were looked at for `frequencies`.
     """
 
-    lengths: Histogram = field(default_factory=Histogram)
-    documents: Histogram = field(default_factory=Histogram)
+    measured: Measured = field(default_factory=Measured)
     frequencies: Counts = field(default_factory=lambda: np.zeros(0, np.int64))
     counted: int = 0
 
@@ -191,7 +150,8 @@ def gather(
         DatasetError: it is neither, or is damaged.
     """
     options = options or ReportOptions()
-    manifest, opened, left_out = _open(where, version, storage_options)
+    parts = open_parts(where, version, storage_options, most=MOST_DATASETS)
+    manifest, opened, left_out = parts.manifest, parts.opened, parts.left_out
     total = sum(each.metadata.rows for each in opened.values())
     done = 0
 
@@ -223,47 +183,11 @@ def gather(
     )
 
 
-def _open(
-    where: str | Path, version: int | str | None, storage_options: dict[str, str] | None
-) -> tuple[Manifest | None, dict[str, DatasetVersion], dict[str, str]]:
-    """Return the manifest, if it is a collection, the datasets, and those that are left out with the reason."""
-    if "://" in str(where) or not (Path(where) / MANIFEST).is_file():
-        return None, {"": open_version(str(where), version, storage_options)}, {}
-    manifest = read_manifest(where)
-    if manifest.data_format != "lance":
-        said = f"{where} is an export to {manifest.data_format}"
-        raise DatasetError(said, f"report on the collection that it was made from: {manifest.input_path}")
-    opened: dict[str, DatasetVersion] = {}
-    left_out: dict[str, str] = {}
-    for name in manifest.validation:
-        # Its source rows are those of the training set once more.
-        left_out[f"{name}.val"] = "validation sets are not counted; report on each by itself"
-    for name, split in manifest.splits.items():
-        if len(opened) == MOST_DATASETS:
-            left_out[name] = f"the statistics are of the first {MOST_DATASETS} datasets"
-            continue
-        try:
-            folder = split.folder(Path(where), f"{where}: {name}", manifest.command(Path(where)))
-            opened[name] = open_version(str(folder), split.version)
-        except LancePrepError as error:
-            left_out[name] = str(error)
-    if not opened:
-        raise DatasetError(f"{where}: no dataset of its manifest can be opened", next(iter(left_out.values()), ""))
-    return manifest, opened, left_out
-
-
 def _scan(opened: DatasetVersion, into: Statistics, *, share: float, advance: Callable[[int], None]) -> None:
     """Count lengths over all rows, and token ids over a share of them."""
-    layout = LAYOUTS[opened.metadata.layout]
-    if not layout.tokens:
-        advance(opened.metadata.rows)
+    into.measured.scan(opened, advance)
+    if not LAYOUTS[opened.metadata.layout].tokens:
         return
-    columns = ["num_tokens", *(["seq_lengths"] if layout.packed else [])]
-    for batch in opened.dataset.to_batches(columns=columns):
-        lengths = batch.column("num_tokens").to_numpy()
-        into.lengths.add(lengths)
-        into.documents.add(batch.column("seq_lengths").flatten().to_numpy() if layout.packed else lengths)
-        advance(len(batch))
     if opened.metadata.tokenizer is not None:
         least = opened.metadata.tokenizer.vocab_size
         if len(into.frequencies) < least:

@@ -228,13 +228,13 @@ def _source_charts(data: Gathered) -> list[_Chart]:
 
 
 def _lengths(data: Gathered) -> _Chart:
-    documents = data.statistics.documents
+    documents = data.statistics.measured.documents
     lines = all(opened.metadata.layout == "lines" for opened in data.opened.values())
     noun = "lines" if lines else "documents"
     packed = any(LAYOUTS[opened.metadata.layout].packed for opened in data.opened.values())
     bars = documents.bars()
     rows = tuple((f"{low:,.0f} to {high:,.0f}", f"{number:,}") for low, high, number in bars if number)
-    number = int(documents.counts.sum())
+    number = documents.number
     mean = f"{documents.total / number:,.1f} on average, " if number else ""
     note = f"{number:,} {noun}: {mean}{documents.longest:,} in the longest. The scale across is logarithmic."
     note += " A document that is cut counts once for each block." if packed else ""
@@ -254,7 +254,7 @@ def _packing(data: Gathered) -> list[_Chart]:
         return []
     slots = tokens + padding
     cut = sum(each.ledger.documents_cut for each in packed)
-    documents = int(data.statistics.documents.counts.sum())
+    documents = data.statistics.measured.documents.number
     rows = [
         ("tokens", tokens / slots, f"{tokens / slots:.2%}, {short(tokens)}"),
         ("padding", padding / slots, f"{padding / slots:.2%}, {short(padding)}"),
