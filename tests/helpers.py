@@ -19,7 +19,9 @@ def leftovers(uri: str | Path) -> list[str]:
     needed = set()
     for entry in dataset.versions():
         version = open_version(uri, entry["version"])
-        needed |= {build.key for build in version.builds} | {f"{build.sources}.zst" for build in version.builds}
+        needed |= {build.key for build in version.builds} | {
+            f"{digest}.zst" for build in version.builds for digest in build.lists.values()
+        }
         needed.add(f"{version.metadata.builds}.zst")
         if version.metadata.tokenizer is not None:
             needed |= {f"{digest}.json" for digest in version.metadata.tokenizer.hashes}

@@ -179,12 +179,13 @@ class Run:
             if manifest is None or report.rows != len(self.world.rows(manifest)) or report.rows != len(command.rows):
                 raise Broken(f"a command reported {report.rows} rows in version {report.version}")
 
-    def _check_journal(self, manifest: Manifest) -> None:
-        """Check that the receipts of a version are those of its fragments, as `verify` does."""
-        version = STORE.version(manifest.version)
-        names = [name for b in version.builds for r in receipts_of(version.files, b) for name in r.data_files()]
-        if names != [file["path"] for fragment in manifest.fragments for file in fragment["files"]]:
-            raise Broken(f"version {manifest.version}: its receipts name other data files")
+    def check_journals(self) -> None:
+        """Check that the receipts of each version are those of its fragments, as `verify` does."""
+        for manifest in self.world.versions().values():
+            version = STORE.version(manifest.version)
+            names = [name for b in version.builds for r in receipts_of(version.files, b) for name in r.data_files()]
+            if names != [file["path"] for fragment in manifest.fragments for file in fragment["files"]]:
+                raise Broken(f"version {manifest.version}: its receipts name other data files")
 
     def engine(self) -> Cluster:
         real = self.draw.random() < 0.01
@@ -284,6 +285,8 @@ def run_seed(seed: int, *, scenario: str | None = None, faults: Faults | None = 
     world.note("scenario", name)
     try:
         _run(run, chosen, draw)
+        if world.faults.conditional:
+            run.check_journals()
     except Exception as error:
         world.kill_all()
         raise Broken(f"seed {seed}: {type(error).__name__}: {error}\n{world.story()}") from error

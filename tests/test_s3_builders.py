@@ -17,7 +17,7 @@ import pytest
 import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.dataset import compact, list_versions, prune, tag, verify
-from lance_prep.errors import OutputError, OutputLocked
+from lance_prep.errors import Interrupted, OutputError, OutputLocked
 from lance_prep.store import lease
 from lance_prep.store.sidecar import ObjectFiles
 from lance_prep.transport import Transport
@@ -319,3 +319,40 @@ def test_leases_that_are_removed_while_one_is_taken(s3: S3, flaky: Flaky) -> Non
     with lease.lease(files, URI, "built") as held:
         held.check()
     assert removed
+
+
+def test_receipts_that_are_named_by_their_shard_are_read(
+    by_environment: S3, texts: str, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As earlier versions named them in an object store too: a dataset, and an unfinished append to it."""
+
+    def stopped(*_: object, **__: object) -> None:
+        raise Interrupted("stopped", "")
+
+    fields = {**FIELDS, "tokenizer": tokenizer}
+    for piece in range(2):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        bad = b"\xff\n" if piece else b""  # a rejected row
+        (tmp_path / "in" / f"{piece}.jsonl").write_bytes(Path(f"{texts}/{piece}.jsonl").read_bytes() + bad)
+        whole = lance_prep.build(tmp_path / "in", output=tmp_path / "x.lance", append=piece > 0, **fields)
+        if not piece:
+            monkeypatch.setattr(ObjectFiles, "shared", False)
+            lance_prep.build(tmp_path / "in", output=URI, **fields)
+            assert verify(URI).problems == []
+            old = receipts(by_environment)
+            assert old[0].endswith("/shard-000000.json")
+    with monkeypatch.context() as patch:
+        patch.setattr("lance_prep.engine.run.commit_build", stopped)
+        with pytest.raises(Interrupted):
+            lance_prep.build(tmp_path / "in", output=URI, append=True, **fields)
+    monkeypatch.setattr(ObjectFiles, "shared", True)
+    report = lance_prep.build(tmp_path / "in", output=URI, append=True, **fields)
+    assert (report.status, report.content_hash) == ("resumed", whole.content_hash)
+    assert report.ledger.rejected == 1
+    assert verify(URI).problems == []
+    new = [name for name in receipts(by_environment) if name not in old]
+    assert new
+    assert all(re.search(r"/shard-\d{6}-[0-9a-f]{16}\.json$", name) for name in new)
+    # What was built in an object store is whole on a disk too.
+    by_environment.files.get("bucket/folder/x.lance", str(tmp_path / "copy.lance"), recursive=True)
+    assert verify(tmp_path / "copy.lance").problems == []

@@ -19,7 +19,7 @@ from lance_prep.engine.decide import Existing
 from lance_prep.engine.schedule import Running
 from lance_prep.store import Output
 from tests.simulated_builds import SCENARIOS, run_seed
-from tests.simulated_store import KINDS, STORE, Broken, Faults, World
+from tests.simulated_store import KINDS, STORE, Broken, Faults, SimulatedFiles, World
 
 SCHEDULES, TORTURE, BLOCK = 10_000, 100_000, 500
 
@@ -68,8 +68,8 @@ def test_the_schedules_reach_what_can_go_wrong() -> None:
 # What has gone wrong in this program or in others, each as a schedule of its own.
 
 
-def scripted(scenario: str, *script: tuple[str, int, str]) -> World:
-    return run_seed(1, scenario=scenario, faults=Faults(0, 0, KINDS, 1, script=script))
+def scripted(scenario: str, *script: tuple[str, int, str], seed: int = 1, sticky: float = 1) -> World:
+    return run_seed(seed, scenario=scenario, faults=Faults(0, 0, KINDS, sticky, script=script))
 
 
 def test_rows_of_a_half_read_batch_are_not_dropped() -> None:
@@ -100,6 +100,29 @@ def test_a_lost_reply_to_the_commit_is_not_a_second_commit() -> None:
 def test_a_commit_that_arrives_after_its_process_died() -> None:
     world = scripted("once", ("commit", 1, "late"))
     assert list(world.versions()) == [1]
+
+
+#: Schedules in which a builder that had been suspended replaced receipts of the version that another had committed.
+WAKES_UP = (313, 361, 867, 1477)
+
+
+@pytest.mark.parametrize("seed", WAKES_UP)
+def test_a_builder_that_wakes_up_replaces_no_receipt(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_seed(seed)
+    monkeypatch.setattr(SimulatedFiles, "shared", False)  # names receipts by their shard alone
+    with pytest.raises(Broken, match="its receipts name other data files"):
+        run_seed(seed)
+
+
+def test_a_builder_that_is_suspended_before_it_writes_a_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (r"write \.lance_prep/builds/\w+/shard-", 1, "stalled")
+    world = scripted("twice", script, seed=37, sticky=0.9)
+    receipts = [name for name in world.objects if "/shard-000000-" in name]
+    assert list(world.versions()) == [1]
+    assert len(receipts) == 2
+    monkeypatch.setattr(SimulatedFiles, "shared", False)
+    with pytest.raises(Broken, match="its receipts name other data files"):
+        scripted("twice", script, seed=37, sticky=0.9)
 
 
 def test_a_store_that_ignores_conditions_is_refused() -> None:

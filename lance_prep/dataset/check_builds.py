@@ -29,6 +29,7 @@ from lance_prep.store import (
     combine,
     hash_bytes,
     read_committed,
+    receipt_paths,
 )
 from lance_prep.text import Dropped, ShardScan, find_later, needs_scan
 
@@ -108,8 +109,7 @@ def read_journals(opened: DatasetVersion, found: Verification) -> list[BuildJour
     """Return the journals of all builds in the version, in order, and record what is wrong with them."""
     journals = []
     for build in opened.builds:
-        shards = range(build.first_shard, build.first_shard + build.shards)
-        journals.append(_read_journal(opened, build.key, shards, found))
+        journals.append(_read_journal(opened, build, found))
         _check_committed(opened, build, found)
     found.count("shards", sum(len(journal.receipts) for journal in journals))
     return journals
@@ -124,14 +124,15 @@ def _check_committed(opened: DatasetVersion, build: BuildRecord, found: Verifica
         _check_form(data)
 
 
-def _read_journal(opened: DatasetVersion, key: str, shards: range, found: Verification) -> BuildJournal:
-    journal = BuildJournal(key)
-    folder = f"{BUILDS_FOLDER}/{key}"
+def _read_journal(opened: DatasetVersion, build: BuildRecord, found: Verification) -> BuildJournal:
+    journal, folder = BuildJournal(build.key), f"{BUILDS_FOLDER}/{build.key}"
     with found.reading(f"{folder}/plan.json"):
-        journal.plan = Journal(opened.files, key).plan(opened.uri, opened.metadata.tokenizer_key)
+        journal.plan = Journal(opened.files, build.key).plan(opened.uri, opened.metadata.tokenizer_key)
         _check_form(opened.files.read(f"{folder}/plan.json"))
-    for index in shards:
-        path = f"{folder}/shard-{index:06d}.json"
+    paths: dict[int, str] = {}
+    with found.reading(f"the list of receipts of build {build.key}"):
+        paths = receipt_paths(opened.files, build)
+    for index, path in paths.items():
         with found.reading(f"{path}, the receipt of shard {index}"):
             data = opened.files.read(path)
             if data is None:
@@ -141,6 +142,7 @@ def _read_journal(opened: DatasetVersion, key: str, shards: range, found: Verifi
                 raise ValueError(f"it says shard {receipt.shard}")
             journal.receipts[index] = receipt
             _check_form(data)
+    shards = range(build.first_shard, build.first_shard + build.shards)
     journal.missing = [index for index in shards if index not in journal.receipts]
     return journal
 
@@ -214,7 +216,7 @@ def _against_plan(opened: DatasetVersion, journal: BuildJournal, receipt: Receip
         wrong.append(f"the receipt has {receipt.rows:,} rows, but its ledger's {counted} make {rows:,}")
     if receipt.tokens != ledger.tokens_written:
         wrong.append(f"the receipt has {receipt.tokens:,} tokens, but its ledger {ledger.tokens_written:,}")
-    rejected = Journal(opened.files, journal.key).rejected(receipt.shard)
+    rejected = Journal(opened.files, journal.key).rejected(receipt)
     if (lines := rejected.count(b"\n")) != ledger.rejected:
         wrong.append(f"the ledger has {ledger.rejected:,} rejected rows, the journal {lines:,}")
     elif hash_bytes(rejected) != receipt.quarantine_hash:

@@ -99,7 +99,7 @@ def _check_files(opened: DatasetVersion, fragments: list[dict[str, Any]]) -> Non
         actual = hash_files(opened.files, fragments)
     stated = data_hashes(opened.files)
     for build in opened.builds:
-        for receipt in Journal(opened.files, build.key).receipts().values():
+        for receipt in Journal(opened.files, build.key).receipts():
             stated.update(receipt.file_hashes)
     for name, digest in actual.items():
         if stated.get(name, digest) != digest:

@@ -65,9 +65,7 @@ def commit_build(
     old = decision.before.fragments() if decision.before is not None else []
     new = [receipt.fragment for receipt in receipts if receipt.fragment is not None]
     journal = job.journal
-    shards = [receipt.shard for receipt in receipts]
-    overwritten = existing.number > 0
-    leftovers = job.output.leftovers([*old, *new], journal, shards=shards, overwritten=overwritten, others=others)
+    leftovers = job.output.leftovers(journal, receipts, overwritten=existing.number > 0, others=others)
     if job.output.is_local:
         leftovers.remove()
     why = {"lance_prep.build": job.key}
@@ -176,6 +174,7 @@ def _gather(
         commit=job.plan.source.commit,
         files=len(sources),
         sources=write_list(files, sources),
+        receipts=job.journal.record(receipts),
     )
     earlier = before.builds if before else ()
     old = [receipt for one in earlier for receipt in receipts_of(files, one)]

@@ -21,7 +21,7 @@ from lance_prep.engine.run import (
 from lance_prep.engine.shard import BuildJob
 from lance_prep.errors import LancePrepError, OutputExists, SourceChanged, counted
 from lance_prep.recipe import Recipe
-from lance_prep.store import Output
+from lance_prep.store import Output, with_data
 from lance_prep.tokenizer import TokenizerSpec
 
 
@@ -65,7 +65,7 @@ def _with_cost(
         return preview
     plan, limit = preview.plan, preview.plan.recipe.limit
     if decision is not None and job is not None:
-        plan, limit = unbuilt(job, left_to_write(job, decision), job.journal.receipts())
+        plan, limit = unbuilt(job, left_to_write(job, decision), with_data(output.files, job.journal.receipts()))
     try:
         spec = spec or load_spec(plan.recipe)
         workers = options.workers or default_workers()

@@ -313,11 +313,10 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
     assert job is not None
     output, files = job.output, job.output.files
     others = discard_others(job, progress)
-    receipts = with_data(files, job.journal.receipts().values())
+    receipts = with_data(files, job.journal.receipts())
     # Also before the build, not only before the commit: on a full disk, leftovers of a killed build take its space.
     if output.is_local:
-        keep = [receipt.fragment for receipt in receipts.values() if receipt.fragment is not None]
-        output.leftovers(keep, job.journal, shards=receipts, overwritten=decision.existing.number > 0).remove()
+        output.leftovers(job.journal, receipts.values(), overwritten=decision.existing.number > 0).remove()
     limit = left_to_write(job, decision)
     schedule = Schedule(job.tasks(), receipts, limit)
     if not schedule.done:
@@ -371,10 +370,11 @@ def discard_others(job: BuildJob, progress: Progress) -> list[Journal]:
     """
     others = [job.output.journal(key) for key in job.output.unfinished() if key != job.key]
     for other in others:
-        finished = counted(len(other.receipts()), "finished shard")
+        finished = counted(len({receipt.shard for receipt in other.receipts()}), "finished shard")
         progress.warned(f"another unfinished build is discarded, with {finished}")
         if job.output.is_local:
-            other.discard()
+            for path in other.paths():
+                job.output.files.delete(path)
     return [] if job.output.is_local else others
 
 

@@ -248,7 +248,7 @@ def build_shard(task: ShardTask, limit: Limit, hooks: Hooks | None = None) -> Re
 def keep_shard(task: ShardTask, built: Built) -> Receipt:
     """Write a shard's receipt into the journal: from now on it counts as done. One process at a time may do so."""
     journal = task.output.journal(task.key)
-    journal.write_rejected(task.shard.index, built.rejected)
+    journal.write_rejected(built.receipt, built.rejected)
     journal.add(built.receipt)
     return built.receipt
 

@@ -33,6 +33,7 @@ from lance_prep.store import (
     list_path,
     open_version,
     read_manifest,
+    receipt_paths,
     seal_path,
     tokenizer_path,
 )
@@ -41,7 +42,7 @@ from lance_prep.transport import Transport, absolute_uri, is_local
 SUFFIX, VALIDATION = ".lance", ".val.lance"
 #: Where a dataset goes if nothing else is asked for. `datasets` shows its rows as the split of this name.
 DEFAULT_PATH = "data/train.lance"
-_JOURNAL_FILE = re.compile(r"(?:shard|rejected|scan|hits|dropped)-(\d+)\.\w+")
+_JOURNAL_FILE = re.compile(r"(?:rejected|scan|hits|dropped)-(\d+)(?:-[0-9a-f]+)?\.\w+")
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,13 @@ def _of_sidecar(opened: DatasetVersion) -> Iterator[str]:
     if files.read(LOADER_FILE) == LOADER:
         yield LOADER_FILE
     for build in opened.builds:
-        yield list_path(build.sources)
-        shards = range(build.first_shard, build.first_shard + build.shards)
+        yield from map(list_path, build.lists.values())
+        receipts = receipt_paths(files, build)
+        mine = set(receipts.values())
         for path in _listed(files, f"{BUILDS_FOLDER}/{build.key}"):
             name = path.rpartition("/")[2]
             found = _JOURNAL_FILE.fullmatch(name)
-            if name in ("plan.json", COMMITTED) or (found and int(found[1]) in shards):
+            if path in mine or name in ("plan.json", COMMITTED) or (found and int(found[1]) in receipts):
                 yield path
 
 

@@ -248,7 +248,7 @@ def _named(job: BuildJob, made: Mapping[int, Built]) -> BuildJob:
 def _keep(job: BuildJob, made: Mapping[int, Built]) -> list[Receipt]:
     """Write the receipts into the journal. Shards that an earlier version was made of keep theirs, with its files."""
     job.journal.begin(job.plan, job.uri)
-    there = with_data(job.output.files, job.journal.receipts().values())
+    there = with_data(job.output.files, job.journal.receipts())
     for index, task in zip(sorted(made), job.tasks(), strict=True):
         if index not in there:
             there[index] = keep_shard(task, made[index])

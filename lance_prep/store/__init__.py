@@ -12,10 +12,10 @@ if TYPE_CHECKING:
         COMMITTED,
         MOST_NAMES,
         Journal,
-        Receipt,
         asked,
         build_key,
         read_committed,
+        receipt_paths,
         receipts_of,
         recipe_as_json,
         unfinished_builds,
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         published,
         read_quarantine_note,
     )
+    from lance_prep.store.receipt import Receipt
     from lance_prep.store.seal import (
         data_hashes,
         hash_bytes,

@@ -1,4 +1,4 @@
-"""The receipt of a finished shard, and the journal that keeps a build's plan and receipts.
+"""The journal of a build: its plan, the receipts of its shards, and what else they leave.
 
     NAME.lance/.lance_prep/builds/<key>/plan.json
     NAME.lance/.lance_prep/builds/<key>/shard-000000.json       the receipt of a finished shard
@@ -9,31 +9,36 @@
     NAME.lance/.lance_prep/builds/<key>/committed.json          the versions that it became
 
 `<key>` is the hash of what decides the rows: recipe, pinned files, tokenizer. So a build that is run again finds its
-own journal, and nobody else's.
+own journal, and nobody else's. In an object store, receipts and rejected rows have other names: see `store.receipt`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lance_prep.errors import DatasetError, OutputError, SourceNotFound
+from lance_prep.errors import DamagedDataset, DatasetError, OutputError, SourceNotFound
 from lance_prep.keyed import U64
 from lance_prep.layouts import PATH_FIELDS
-from lance_prep.ledger import Ledger, LengthRecord, as_plain
 from lance_prep.model import Plan
-from lance_prep.recipe import Limit
 from lance_prep.store.arrays import read_arrays, write_arrays
-from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key, decode
+from lance_prep.store.metadata import BUILDS_FOLDER, BuildRecord, check_key
+from lance_prep.store.receipt import Receipt, ReceiptRecord, is_receipt_name, receipt_name, rejected_name
 from lance_prep.store.seal import checked, hash_files, is_sealed, seal, with_checksum
-from lance_prep.store.sidecar import Files, read_many
-from lance_prep.store.version import portable_path, portable_url, resolved_path, resolved_recipe
+from lance_prep.store.sidecar import Files
+from lance_prep.store.version import (
+    portable_path,
+    portable_url,
+    read_list,
+    resolved_path,
+    resolved_recipe,
+    write_list,
+)
 from lance_prep.transport import in_home
 
 COMMITTED = "committed.json"
@@ -42,86 +47,6 @@ COMMITTED = "committed.json"
 MOST_NAMES = 20
 
 T = TypeVar("T")
-
-#: What Lance calls its data files. A receipt of a stranger must not name a file outside `data/`.
-_DATA_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.lance")
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What a finished shard leaves.
-
-    Attributes:
-        shard: its index.
-        limit: that it was built under.
-        rows, tokens: written.
-        ledger: of this shard.
-        content_hash: of its rows.
-        text_bytes: bytes of text that were read for it.
-        fragment: Lance fragment metadata as JSON; None for a shard without rows.
-        backend: name of the encoder whose ids were written; None for `raw`.
-        retries: number of requests retried.
-        quarantine_hash: xxh3-128 of its rejected rows, as JSON lines.
-        file_hashes: xxh3-128 of the data files, by path in `data/`; empty for a registered store.
-        lengths: of its documents in tokens; None for `raw`.
-    """
-
-    shard: int
-    limit: Limit
-    rows: int
-    tokens: int
-    ledger: Ledger
-    content_hash: str
-    text_bytes: int
-    fragment: dict[str, Any] | None
-    backend: str | None
-    retries: int = 0
-    quarantine_hash: str = ""
-    file_hashes: dict[str, str] = field(default_factory=dict)
-    lengths: LengthRecord | None = None
-
-    def to_bytes(self) -> bytes:
-        """Return JSON with a checksum of the other fields."""
-        return with_checksum(as_plain(self))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Receipt:
-        """Return the receipt that `to_bytes` wrote.
-
-        Raises:
-            ValueError: it is damaged.
-        """
-        try:
-            fields = checked(data)
-            if not isinstance(fields.get("limit"), dict):  # once, only rows were limited
-                fields["limit"] = {"rows": fields.get("limit")}
-            receipt = decode(cls, fields)
-            receipt._check_names()
-            return receipt
-        except RecursionError as error:
-            raise ValueError("it is nested too deeply") from error
-
-    def data_files(self) -> list[str]:
-        """Return the names of its data files in `data/`."""
-        return [file["path"] for file in self.fragment["files"]] if self.fragment is not None else []
-
-    def _check_names(self) -> None:
-        try:
-            names = [*self.data_files(), *self.file_hashes]
-            fragment = self.fragment or {"files": []}
-            # Lance can also read files of other places: a build never writes that.
-            other = [fragment.get("deletion_file"), *(file.get("base_id") for file in fragment["files"])]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"its fragment is invalid ({type(error).__name__}: {error})") from error
-        for name in names:
-            if not isinstance(name, str) or not _DATA_FILE.fullmatch(name):
-                raise ValueError(f"{ascii(name)[:80]} is not a valid name of a data file")
-        if any(value is not None for value in other) or fragment.get("overlays"):
-            raise ValueError("its fragment names files that no build writes")
-
-
-def _receipt_name(shard: int) -> str:
-    return f"shard-{shard:06d}.json"
 
 
 def recipe_as_json(plan: Plan, uri: str) -> dict[str, Any]:
@@ -197,21 +122,52 @@ def _committed_versions(noted: bytes | None) -> list[int]:
     return []
 
 
+def receipt_paths(files: Files, build: BuildRecord) -> dict[int, str]:
+    """Return the path of the receipt of each shard of a committed build, in order.
+
+    Raises:
+        DamagedDataset: the list that names them is missing or damaged.
+    """
+    shards = range(build.first_shard, build.first_shard + build.shards)
+    if build.receipts:
+        names = {record.shard: record.name for record in read_list(files, build.receipts, ReceiptRecord)}
+        if sorted(names) != list(shards):
+            said = f"build {build.key}: the list of its receipts does not name those of its {build.shards:,} shards"
+            raise DamagedDataset(said, "build the dataset again")
+    else:
+        names = {shard: receipt_name(shard) for shard in shards}
+    return {shard: f"{BUILDS_FOLDER}/{build.key}/{names[shard]}" for shard in shards}
+
+
 def receipts_of(files: Files, build: BuildRecord) -> list[Receipt]:
     """Return the receipts of a committed build, in order.
 
     Raises:
         DatasetError: some are missing.
     """
-    there = Journal(files, build.key).receipts()
-    wanted = range(build.first_shard, build.first_shard + build.shards)
-    missing = [i for i in wanted if i not in there]
+    paths = receipt_paths(files, build)
+    there: dict[int, Receipt] = {}
+    for (shard, path), data in zip(paths.items(), files.read_many(list(paths.values())), strict=True):
+        if (receipt := _parsed(path, data)) is not None:
+            there[shard] = receipt
+    missing = [shard for shard in paths if shard not in there]
     if missing:
         raise DatasetError(
             f"build {build.key}: receipts of {len(missing)} shards are missing, the first is {missing[0]}",
             f"copy {BUILDS_FOLDER}/{build.key} from a backup, or build again with overwrite=True",
         )
-    return [there[i] for i in wanted]
+    return list(there.values())
+
+
+def _parsed(path: str, data: bytes | None) -> Receipt | None:
+    """Return the receipt in a file; None if it is missing, damaged or of another shard."""
+    name = path.rpartition("/")[2]
+    if data is None or not is_receipt_name(name):
+        return None
+    with suppress(ValueError):
+        receipt = Receipt.from_bytes(data)
+        return receipt if name.startswith(receipt_name(receipt.shard).removesuffix(".json")) else None
+    return None
 
 
 def unfinished_builds(files: Files) -> dict[str, dict[str, Any]]:
@@ -284,18 +240,14 @@ class Journal:
                 f"copy it from a backup, or remove the folder {self._folder} and build again with overwrite=True",
             ) from error
 
-    def receipts(self) -> dict[int, Receipt]:
-        """Return the receipts that are there, by shard. A damaged one counts as missing: its shard is built again."""
-        found = {}
-        paths = [path for path in self._files.list(self._folder) if path.rpartition("/")[2].startswith("shard-")]
-        for path, data in zip(paths, read_many(self._files, paths), strict=True):
-            name = path.rpartition("/")[2]
-            if data is not None:
-                with suppress(ValueError):
-                    receipt = Receipt.from_bytes(data)
-                    if name == _receipt_name(receipt.shard):
-                        found[receipt.shard] = receipt
-        return found
+    def receipts(self) -> list[Receipt]:
+        """Return all receipts that exist. A damaged one counts as missing: its shard is built again.
+
+        In an object store, a shard that several builders have made has several.
+        """
+        paths = [path for path in self._files.list(self._folder) if is_receipt_name(path.rpartition("/")[2])]
+        found = map(_parsed, paths, self._files.read_many(paths))
+        return [receipt for receipt in found if receipt is not None]
 
     def sync(self, receipt: Receipt) -> Receipt:
         """Make the data files of a shard durable. Return its receipt with their hashes, for `add`.
@@ -318,15 +270,33 @@ class Journal:
 
     def add(self, receipt: Receipt) -> None:
         """Make a shard's receipt durable. Its data files must be."""
-        self._files.write(f"{self._folder}/{_receipt_name(receipt.shard)}", receipt.to_bytes())
+        data = receipt.to_bytes()
+        self._files.write(f"{self._folder}/{self._name(receipt, data)}", data)
 
-    def forget_others(self, shards: Set[int]) -> None:
-        """Delete the receipts of all shards but these: built for nothing, under a row limit."""
-        keep = {_receipt_name(shard) for shard in shards}
-        for path in self._files.list(self._folder):
-            name = path.rpartition("/")[2]
-            if name.startswith("shard-") and name not in keep:
-                self._files.delete(path)
+    def _name(self, receipt: Receipt, data: bytes) -> str:
+        return receipt_name(receipt.shard, data if self._files.shared else None)
+
+    def record(self, receipts: Iterable[Receipt]) -> str:
+        """Write down which receipts belong to the version that is about to be committed.
+
+        Returns:
+            `BuildRecord.receipts`: the hash of the list, or nothing if the shards' numbers name the receipts.
+        """
+        if not self._files.shared:
+            return ""
+        there, records = set(self._files.list(self._folder)), []
+        for receipt in receipts:
+            name = self._name(receipt, receipt.to_bytes())
+            if f"{self._folder}/{name}" not in there:  # an earlier lance-prep has named it by the shard's number
+                self.add(receipt)
+            records.append(ReceiptRecord(receipt.shard, name))
+        return write_list(self._files, records)
+
+    def others(self, receipts: Iterable[Receipt]) -> list[str]:
+        """Return the paths of all receipts but these: of shards that a limit made unneeded, or of another builder."""
+        keep = {f"{self._folder}/{self._name(receipt, receipt.to_bytes())}" for receipt in receipts}
+        paths = self._files.list(self._folder)
+        return [path for path in paths if is_receipt_name(path.rpartition("/")[2]) and path not in keep]
 
     def close(self, version: int) -> None:
         """Seal the version that the build became and note its number, if that is not noted.
@@ -339,10 +309,9 @@ class Journal:
                 seal(self._files, version)
             self._files.write(f"{self._folder}/{COMMITTED}", with_checksum({"versions": [*versions, version]}))
 
-    def discard(self) -> None:
-        """Delete the journal. Nothing names its shards' files any more."""
-        for path in sorted(self._files.list(self._folder), key=self.order_of_deletion):
-            self._files.delete(path)
+    def paths(self) -> list[str]:
+        """Return the paths of all its files, in the order in which they must be deleted."""
+        return sorted(self._files.list(self._folder), key=self.order_of_deletion)
 
     @staticmethod
     def order_of_deletion(path: str) -> tuple[bool, bool]:
@@ -395,14 +364,18 @@ class Journal:
             said = f"{path} is damaged: {error}"
         raise DatasetError(said, "copy it from a backup, or build again with overwrite=True")
 
-    def write_rejected(self, shard: int, lines: bytes) -> None:
-        """Keep a shard's rejected rows (JSON lines), or remove what an earlier try left."""
-        path = f"{self._folder}/rejected-{shard:06d}.jsonl"
+    def write_rejected(self, receipt: Receipt, lines: bytes) -> None:
+        """Keep a shard's rejected rows (JSON lines). On a local disk, remove what an earlier try left."""
+        shared = self._files.shared
+        path = f"{self._folder}/{rejected_name(receipt.shard, receipt.quarantine_hash if shared else None)}"
         if lines:
             self._files.write(path, lines)
-        else:
+        elif not shared:
             self._files.delete(path)
 
-    def rejected(self, shard: int) -> bytes:
+    def rejected(self, receipt: Receipt) -> bytes:
         """Return a shard's rejected rows as JSON lines."""
-        return self._files.read(f"{self._folder}/rejected-{shard:06d}.jsonl") or b""
+        names = [rejected_name(receipt.shard)]
+        if receipt.ledger.rejected:
+            names.insert(0, rejected_name(receipt.shard, receipt.quarantine_hash))
+        return next(filter(None, (self._files.read(f"{self._folder}/{name}") for name in names)), b"")

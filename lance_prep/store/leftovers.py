@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import DatasetError, reading_dataset
-from lance_prep.store.journal import Journal, Receipt, unfinished_builds
+from lance_prep.store.journal import Journal, unfinished_builds
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
+from lance_prep.store.receipt import Receipt
 from lance_prep.store.seal import SEALS, hash_files, is_sealed, known_hashes, manifest_versions, seal
-from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, ObjectFiles
+from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles
 from lance_prep.store.stores import files_of, open_dataset
 from lance_prep.store.version import (
     LOADER_FILE,
@@ -54,7 +55,7 @@ _CACHE = re.compile(rf"{re.escape(FOLDER)}/cache/v(\d+)-")
 
 
 def with_data(files: Files, receipts: Iterable[Receipt]) -> dict[int, Receipt]:
-    """Return those receipts, by shard, whose data files still exist."""
+    """Return receipts whose data files still exist, by shard: the last one of each."""
     there = set(files.list(DATA))
     return {
         receipt.shard: receipt
@@ -69,57 +70,46 @@ class Leftovers:
 
     Attributes:
         files: of the dataset.
-        paths: of data files.
-        journal: of the build; receipts of its shards that were not needed after all are forgotten.
-        shards: of the build whose receipts are needed.
-        others: journals of unfinished builds that the build replaces.
+        paths: of files, in the order in which they must be deleted.
         uploads: of data files, begun and not finished; only in an object store.
     """
 
     files: Files
     paths: tuple[str, ...]
-    journal: Journal
-    shards: frozenset[int]
-    others: tuple[Journal, ...] = ()
     uploads: tuple[tuple[str, str], ...] = ()
 
     def remove(self) -> None:
         """Remove them."""
-        self.journal.forget_others(self.shards)
-        for other in self.others:
-            other.discard()
-        files = self.files
         for path in self.paths:
-            files.delete(path)
-        if isinstance(files, ObjectFiles):
-            for upload in self.uploads:
-                files.abort(upload)
+            self.files.delete(path)
+        for upload in self.uploads:
+            self.files.abort(upload)
 
 
 def find_leftovers(
     uri: str,
     transport: Transport,
     *,
-    keep: Iterable[dict[str, Any]],
     overwritten: bool,
     journal: Journal,
-    shards: Iterable[int],
+    receipts: Iterable[Receipt],
     others: Iterable[Journal] = (),
 ) -> Leftovers:
-    """Find data files that neither a version nor a fragment to keep names.
+    """Find data files that no version needs, nor the build that is about to be committed, and receipts.
 
     Args:
-        keep: fragments that are about to be committed.
         overwritten: the output has a version already.
-        journal, shards, others: see `Leftovers`.
+        journal: of the build.
+        receipts: of its shards. Other receipts in its journal are leftovers.
+        others: journals of unfinished builds that the build replaces.
     """
-    files = files_of(uri, transport)
-    names = {file["path"] for fragment in keep for file in fragment["files"]}
+    files, receipts = files_of(uri, transport), list(receipts)
+    names = {name for receipt in receipts for name in receipt.data_files()}
     dataset = open_dataset(uri, None, transport) if overwritten else None
     wanted = {f"{DATA}/{name}" for name in names} | (_tracked(dataset) if dataset is not None else set())
     paths = [*_named(files, DATA, _NAMED[DATA], wanted), *_named(files, DATA, _UNNAMED[DATA], set())]
-    uploads = files.uploads(DATA) if isinstance(files, ObjectFiles) else ()
-    return Leftovers(files, tuple(paths), journal, frozenset(shards), tuple(others), tuple(uploads))
+    small = [*journal.others(receipts), *(path for other in others for path in other.paths())]
+    return Leftovers(files, (*small, *paths), tuple(files.uploads(DATA)))
 
 
 def tidy(uri: str, transport: Transport) -> None:
@@ -162,7 +152,7 @@ def _unfinished(files: Files) -> set[str]:
     return {
         f"{DATA}/{name}"
         for key in unfinished_builds(files)
-        for receipt in Journal(files, key).receipts().values()
+        for receipt in Journal(files, key).receipts()
         for name in receipt.data_files()
     }
 
@@ -243,5 +233,5 @@ def _needed_by(version: DatasetVersion) -> set[str]:
     if version.metadata.tokenizer is not None:
         needed |= set(map(tokenizer_path, version.metadata.tokenizer.hashes))
     for build in version.builds:
-        needed |= {f"{BUILDS_FOLDER}/{build.key}", list_path(build.sources)}
+        needed |= {f"{BUILDS_FOLDER}/{build.key}", *map(list_path, build.lists.values())}
     return needed

@@ -166,6 +166,8 @@ class BuildRecord:
         commit: of the source, Hub only.
         files: number of source files.
         sources: hash of the list of its source files (`FileRecord`s).
+        receipts: hash of the list of its receipts (`ReceiptRecord`s); empty if the shards' numbers name them, as on a
+            local disk.
     """
 
     key: str
@@ -179,10 +181,17 @@ class BuildRecord:
     commit: str | None
     files: int
     sources: str
+    receipts: str = ""
 
     def __post_init__(self) -> None:
         check_key(self.key)
-        check_sha256(self.sources, "sources")
+        for name, digest in self.lists.items():
+            check_sha256(digest, name)
+
+    @property
+    def lists(self) -> dict[str, str]:
+        """The hashes of its lists, by field."""
+        return {"sources": self.sources, **({"receipts": self.receipts} if self.receipts else {})}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from lance_prep.store.content_hash import ShardHash
 from lance_prep.store.journal import Journal, unfinished_builds
 from lance_prep.store.leftovers import Leftovers, complete, find_leftovers, tidy
 from lance_prep.store.lock import OutputLock
+from lance_prep.store.receipt import Receipt
 from lance_prep.store.seal import manifest_path, seal
 from lance_prep.store.sidecar import Files, LocalFiles
 from lance_prep.store.stores import files_of, open_dataset, output_lock, store_of
@@ -232,17 +233,11 @@ class Output:
         return version
 
     def leftovers(
-        self,
-        keep: Iterable[dict[str, Any]],
-        journal: Journal,
-        *,
-        shards: Iterable[int],
-        overwritten: bool,
-        others: Iterable[Journal] = (),
+        self, journal: Journal, receipts: Iterable[Receipt], *, overwritten: bool, others: Iterable[Journal] = ()
     ) -> Leftovers:
-        """Find data files that neither a version nor a fragment to keep names. See `store.leftovers`."""
+        """Find files that no version needs, nor the build of this journal and receipts. See `store.leftovers`."""
         return find_leftovers(
-            self.uri, self.transport, keep=keep, overwritten=overwritten, journal=journal, shards=shards, others=others
+            self.uri, self.transport, overwritten=overwritten, journal=journal, receipts=receipts, others=others
         )
 
     def tidy(self) -> None:

@@ -20,8 +20,9 @@ from typing import Literal
 
 from lance_prep.errors import DatasetError, RowRejected
 from lance_prep.ledger import Rejected
-from lance_prep.store.journal import Journal, Receipt, receipts_of
+from lance_prep.store.journal import Journal, receipts_of
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, BuildRecord, decode
+from lance_prep.store.receipt import Receipt
 from lance_prep.store.seal import checked, hash_bytes, with_checksum
 from lance_prep.store.sidecar import Files
 from lance_prep.store.stores import files_of
@@ -125,7 +126,7 @@ def publish(
         DatasetError: what texts share with a benchmark is missing.
     """
     lines = b"".join(
-        Journal(files, build.key).rejected(receipt.shard) if kind == "rejected" else _hits(files, build, receipt)
+        Journal(files, build.key).rejected(receipt) if kind == "rejected" else _hits(files, build, receipt)
         for build in builds
         for receipt in receipts_of(files, build)
         if getattr(receipt.ledger, kind)

@@ -57,7 +57,13 @@ def natural(name: str) -> tuple[list[str | int], str]:
 
 
 class Files(Protocol):
-    """Files under one root. Paths are relative, with `/`."""
+    """Files under one root. Paths are relative, with `/`.
+
+    Attributes:
+        shared: a process that has lost the output's lock may go on writing, as nothing stops it in an object store.
+    """
+
+    shared: bool = True
 
     def read(self, path: str) -> bytes | None:
         """Return the contents, or None if there is no such file."""
@@ -79,14 +85,28 @@ class Files(Protocol):
         """Make a file that another library wrote durable."""
         ...
 
+    def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
+        """Yield the contents of many files, in order."""
+        return map(self.read, paths)
 
-class LocalFiles:
+    def uploads(self, folder: str) -> Sequence[tuple[str, str]]:
+        """Return key and id of each upload below a folder that was begun and not finished."""
+        return ()
+
+    def abort(self, upload: tuple[str, str]) -> None:
+        """Give up an unfinished upload; no error if it is gone already, or may not be given up."""
+        return
+
+
+class LocalFiles(Files):
     """Files in a folder, written to a temporary file, fsynced and renamed.
 
     A dataset folder may come from a stranger, so no symbolic link below the root is followed, and no path leaves it.
     The temporary file has a fixed name, so the next run replaces one left by a killed process. The output's lock keeps
     other processes away.
     """
+
+    shared = False
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -226,7 +246,7 @@ def make_durable(fd: int) -> None:
     os.fsync(fd)
 
 
-class ObjectFiles:
+class ObjectFiles(Files):
     """Objects under a prefix, through the same object store that Lance itself uses. A put is atomic and durable."""
 
     def __init__(self, root: str, transport: Transport) -> None:
@@ -337,12 +357,8 @@ class ObjectFiles:
     def sync(self, path: str) -> None:
         """Do nothing: an object is durable once it exists."""
 
-
-def read_many(files: Files, paths: Sequence[str]) -> Iterator[bytes | None]:
-    """Yield the contents of many files. Objects are read at the same time: 100,000 would take an hour."""
-    if not isinstance(files, ObjectFiles):
-        yield from map(files.read, paths)
-        return
-    with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(paths), _READ_AT_ONCE):
-            yield from pool.map(files.read, paths[start : start + _READ_AT_ONCE])
+    def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
+        """Yield the contents of many objects, in order. One after the other, 100,000 would take an hour."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            for start in range(0, len(paths), _READ_AT_ONCE):
+                yield from pool.map(self.read, paths[start : start + _READ_AT_ONCE])
