@@ -44,14 +44,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": {"fetch", "source", "tokenizer"},
     "layout": {"source", "text", "tokenizer"},
     "store": set(),
-    "engine": BUILD,
+    "engine": BUILD | {"viz"},
     "dataset": {"store"},
     "collection": BUILD - {"fetch", "formats"} | {"dataset"},
     "exchange": {"formats", "plan", "engine", "store", "tokenizer"},
     "spark": {"formats", "plan", "text", "tokenizer", "store", "engine", "hub"},
     "hub": {"fetch", "store"},
     "report": {"store", "dataset", "tokenizer"},
-    "train": {"store", "hub"},
+    "viz": {"store", "dataset", "tokenizer", "report"},
+    "train": {"store", "hub", "viz"},
     "cli": {"formats", "plan", "tokenizer", "store", "engine", "dataset", "collection", "exchange", "hub", "report"},
 }
 #: modules that may import more than their package

@@ -14,16 +14,13 @@ import click
 
 from lance_prep.cli.common import command, dataset_options, json_option, printable, printable_json
 from lance_prep.cli.progress import rows_shown, screen
+from lance_prep.cli.terminal import coloured
 
 if TYPE_CHECKING:
     from lance_prep.dataset import DatasetVersion, ShownDocument, ShownRow
 
 #: Defaults: rows, and characters of a text.
 LIMIT, WIDTH = 5, 500
-#: Pale colours of the 256 that terminals know, for black text: neighbours differ for colour-blind people too.
-_TINTS = (153, 223, 157, 225, 189)
-_BLACK = 16
-_MATCH = 214
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ def show(
         for row in shown:
             click.echo(printable_json(json.dumps(row.as_json(), default=str, ensure_ascii=False)))
         return
-    look = _Look(ids, width or WIDTH, _tinted(), search)
+    look = _Look(ids, width or WIDTH, coloured(), search)
     _print([line for row in shown for line in _row_lines(row, look)])
 
 
@@ -107,14 +104,6 @@ def _choose(opened: DatasetVersion, limit: int, number: int | None, seed: int, s
     if not found:
         click.echo(printable(f"no row has the text {search!r}"), err=True)
     return found
-
-
-def _tinted() -> bool:
-    """Return whether colours are wanted: see no-color.org and bixense.com/clicolors."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    forced = os.environ.get("CLICOLOR_FORCE", "0")
-    return forced not in ("", "0") or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
 
 
 def _print(lines: Sequence[str]) -> None:
@@ -150,6 +139,8 @@ def _row_lines(shown: ShownRow, look: _Look) -> Iterator[str]:
 
 def _tint(shown: ShownRow, look: _Look) -> Iterator[str]:
     """Yield the lines of a row with each token tinted; with ids, each token is followed by its own."""
+    from lance_prep.report import TERMINAL_MATCH, TERMINAL_TEXT, TERMINAL_TINTS
+
     assert shown.text is not None
     begin, stop = _window(shown.text, look)
     found = shown.text.find(look.search) if look.search else -1
@@ -159,9 +150,9 @@ def _tint(shown: ShownRow, look: _Look) -> Iterator[str]:
         first, at = at, at + len(piece.text)
         if at <= begin or first >= stop:
             continue
-        tint = _TINTS[i % len(_TINTS)]
+        tint = TERMINAL_TINTS[i % len(TERMINAL_TINTS)]
         if look.search and found >= 0 and first < found + len(look.search) and at > found:
-            tint = _MATCH
+            tint = TERMINAL_MATCH
         learned = any(piece.start < last and piece.stop > start for start, last in spans)
         parts = printable(piece.text).split("\n")
         for part_number, part in enumerate(parts):
@@ -169,7 +160,7 @@ def _tint(shown: ShownRow, look: _Look) -> Iterator[str]:
                 yield line
                 line = "  "
             shape = part or ("" if part_number or len(parts) == 1 else "↵")
-            line += click.style(shape, fg=_BLACK, bg=tint, underline=learned or None) if shape else ""
+            line += click.style(shape, fg=TERMINAL_TEXT, bg=tint, underline=learned or None) if shape else ""
         if look.ids:
             line += click.style(",".join(map(str, shown.ids[piece.start : piece.stop])), dim=True) + " "
     yield line + "…" * (stop < len(shown.text))

@@ -92,11 +92,14 @@ class Measured:
     rows: Histogram = field(default_factory=Histogram)
     documents: Histogram = field(default_factory=Histogram)
 
-    def scan(self, opened: DatasetVersion, on_rows: Callable[[int], None] = lambda rows: None) -> None:
+    def scan(
+        self, opened: DatasetVersion, on_rows: Callable[[int], None] = lambda rows: None, *, filter: str | None = None
+    ) -> None:
         """Add the lengths of a dataset, which is read in bounded memory. Layout `raw` has none.
 
         Args:
             on_rows: told the number of rows in each batch.
+            filter: only count rows that pass it, in SQL.
         """
         layout = LAYOUTS[opened.metadata.layout]
         if not layout.tokens:
@@ -104,7 +107,7 @@ class Measured:
             return
         columns = ["num_tokens", *(["seq_lengths"] if layout.packed else [])]
         with reading_dataset(opened.uri):
-            for batch in opened.dataset.to_batches(columns=columns):
+            for batch in opened.dataset.to_batches(columns=columns, filter=filter):
                 lengths = batch.column("num_tokens").to_numpy()
                 self.rows.add(lengths)
                 self.documents.add(batch.column("seq_lengths").flatten().to_numpy() if layout.packed else lengths)

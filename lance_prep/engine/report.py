@@ -117,4 +117,14 @@ class BuildReport:
     validation: BuildReport | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """All fields as plain JSON."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        from lance_prep import viz
+
+        shown: list[tuple[str, object]] = [("status", self.status), ("version", self.version), ("rows", self.rows)]
+        shown += [("tokens", self.tokens)] if self.tokens else []
+        shown += [("shards", self.shards), ("time", f"{self.seconds:.1f} s"), ("content hash", self.content_hash)]
+        files = (("rejected rows", self.rejected_file), ("benchmark hits", self.contaminated_file))
+        return viz.build_html(self.uri, [*shown, *((name, file) for name, file in files if file)], self.ledger)

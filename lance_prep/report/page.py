@@ -25,7 +25,9 @@ from lance_prep.errors import OutputError, counted, size, translating
 from lance_prep.layouts import LAYOUTS
 from lance_prep.report import charts
 from lance_prep.report.charts import short
+from lance_prep.report.fragments import css_file, flow_chart, flow_parts
 from lance_prep.report.gather import Gathered, ReportOptions, gather
+from lance_prep.report.palette import page_colours
 from lance_prep.store import versions_in_use
 from lance_prep.transport import in_home
 
@@ -81,7 +83,8 @@ def write_report(
 def render(data: Gathered) -> str:
     """Return the page as HTML."""
     folder = resources.files("lance_prep.report")
-    css, script = ((folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    script = (folder / "page.js").read_text(encoding="utf-8")
+    css = page_colours() + css_file("tokens.css") + css_file("page.css")
     policy = "; ".join(
         ("default-src 'none'", f"script-src {_hash(script)}", f"style-src {_hash(css)}", "base-uri 'none'")
     )
@@ -270,21 +273,13 @@ def _packing(data: Gathered) -> list[_Chart]:
 def _flow(data: Gathered) -> list[_Chart]:
     """Where each source row went."""
     ledger = data.ledger
-    parts: list[tuple[str, int, str]] = [("written", ledger.rows_used, "used")]
-    parts += [("empty", ledger.empty, "idle"), ("filtered", ledger.filtered, "idle")]
-    parts += [(f"dropped: {reason}", number, "lost") for reason, number in sorted(ledger.dropped_for.items())]
-    parts += [(f"rejected: {reason[:40]}", number, "lost") for reason, number in sorted(ledger.reasons.items())]
-    parts += [("held out for validation", ledger.held_out, "idle"), ("beyond a limit", ledger.over_limit, "idle")]
-    rest = ledger.rows_in - sum(number for _, number, _ in parts)
-    if rest:  # reasons of lines rather than rows, or a ledger of another version
-        parts.append(("other", rest, "idle"))
-    table = tuple((name, f"{number:,}") for name, number, _ in parts if number)
+    parts = flow_parts(ledger)
+    table = tuple((name, f"{number:,}") for name, number, _ in parts)
     unused = ledger.rows_in - ledger.rows_used
     note = f"{ledger.rows_in:,} source rows were read, and {unused:,} of them did not become part of the dataset."
     if ledger.lines_dropped:
         note += f" {ledger.lines_dropped:,} lines were dropped from documents."
-    drawn = charts.flow(ledger.rows_in, parts, "From rows read to rows written")
-    return [_Chart("From rows read to rows written", drawn, note, ("rows", "number"), table)]
+    return [_Chart("From rows read to rows written", flow_chart(ledger), note, ("rows", "number"), table)]
 
 
 def _tokens(data: Gathered) -> list[_Chart]:

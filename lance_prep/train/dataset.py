@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, TypedDict
@@ -16,6 +17,7 @@ import torch
 from lance_prep.errors import UsageError
 from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
+from lance_prep.loss_mask import MASK_COLUMN
 from lance_prep.train.access import Access, Reader, Verdict, open_reader
 from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
 from lance_prep.train.order import PAD_ROW
@@ -26,6 +28,8 @@ from lance_prep.transport import Transport, absolute_uri
 
 #: Columns of the on-disk format that are returned as tensors, unlike kept columns.
 _NUMBERS = ("num_tokens", "doc_id")
+#: What `html` shows of a sample.
+_MARKED = ("input_ids", "labels", "document_ids")
 
 
 class DatasetOptions(TypedDict, total=False):
@@ -234,6 +238,15 @@ class LanceDataset(MapStyle):
     def __repr__(self) -> str:
         return f"LanceDataset({self.uri!r}, version={self.version}, block_size={self.block_size}, samples={len(self)})"
 
+    def _repr_html_(self) -> str:
+        from lance_prep import viz
+
+        facts = self._facts
+        shown = [("version", self.version), ("layout", facts.layout), ("samples", len(self))]
+        shown += [("tokens in a sample", self.block_size)] if self.block_size else []
+        shown += [("filter", self._options.filter)] if self._options.filter else []
+        return viz.facts(self.uri, [*shown, ("read by", self.access), ("content hash", facts.content_hash)])
+
     # Samples.
 
     def __len__(self) -> int:
@@ -291,6 +304,47 @@ class LanceDataset(MapStyle):
         """
         text: str = self._tokenizer().decode(torch.as_tensor(ids).tolist(), skip_special_tokens=False)
         return text
+
+    def html(self, index: int) -> str:
+        """Return a sample as HTML for a notebook: each token tinted, with its id on hover.
+
+        A line is drawn where a document begins. Of a conversation, the tokens that are learned are underlined. Show it
+        with `IPython.display.HTML(ds.html(0))`.
+
+        Raises:
+            IndexError: out of range.
+            UsageError: the dataset is raw and has no tokens.
+            DatasetError: the tokenizer is missing or damaged.
+        """
+        from lance_prep import viz
+
+        if not LAYOUTS[self._facts.layout].tokens:
+            raise UsageError("a raw dataset has no tokens", "its records are text already: use ds[i]")
+        chat = MASK_COLUMN in self._facts.columns
+        sample = self._with_marks("assistant" if chat else "same")[index]
+        ids, labels, documents = (sample[name][: sample.valid].numpy() for name in _MARKED)
+        return viz.sample_html(self._tokenizer(), ids.tolist(), labels >= 0 if chat else None, documents)
+
+    def _with_marks(self, labels: Labels) -> LanceDataset:
+        """Return the same samples with labels and document ids."""
+        marked = LanceDataset.__new__(LanceDataset)
+        options = replace(self._view_options, sample=SampleOptions(labels, document_ids=True), columns=None)
+        marked.__setstate__({**self.__getstate__(), "_view_options": options})
+        return marked
+
+    def plot_lengths(self, ax: Any = None) -> Any:
+        """Draw how long the documents are, on a logarithmic scale, and return matplotlib's axes.
+
+        Args:
+            ax: axes to draw on; new ones by default.
+
+        Raises:
+            UsageError: matplotlib is not installed, or the dataset has no tokens.
+        """
+        from lance_prep import viz
+
+        options = self._options
+        return viz.plot_lengths(self.uri, self.version, options.transport, filter=options.filter, ax=ax)
 
     def _tokenizer(self) -> Any:
         if self._text is None:

@@ -264,6 +264,18 @@ class Mixture(Dataset[dict[str, Any]]):
         """Return the number of samples of each source among the first `length` positions."""
         return dict(zip(self.names, self._positions.counts(length), strict=True))
 
+    def _repr_html_(self) -> str:
+        from lance_prep import viz
+
+        counts = self.counts(len(self))
+        rows = [
+            (name, len(source), f"{float(share):.2%}", counts[name])
+            for (name, source), share in zip(self._named(), self.shares().values(), strict=True)
+        ]
+        title = f"Mixture of {len(rows)} sources, {len(self):,} samples in an epoch"
+        phase = " in the first phase" if len(self.phases) > 1 else ""
+        return viz.table(title, ("source", "samples", f"share{phase}", "samples in an epoch"), rows)
+
     # Samples.
 
     def __len__(self) -> int:
