@@ -1,24 +1,23 @@
-"""Places on the Hub: names to URLs, URLs pinned at a commit, and the session that asks for them.
-
-A Hub need not be trusted. `guard_session` keeps the token from other hosts, and refuses names that huggingface_hub
-would use as paths in its cache although they are not paths.
-"""
+"""Places on the Hub: names to URLs, URLs pinned at a commit, and what the Hub says of a dataset."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lance_prep.errors import BadFile, HubUnreachable, SourceNotFound, UsageError, one_line, translating
+from lance_prep.errors import BadFile, HubUnreachable, SourceNotFound, UsageError, one_line, translate, translating
+from lance_prep.hub_session import LIBRARY, guard_session, limited
 from lance_prep.transport import FIRST_ATTEMPTS, Retries, Transport
 
-LIBRARY = "lance-prep"
 #: The name of a commit.
 COMMIT = re.compile("[0-9a-f]{40}")
-_CACHE_NAME = re.compile(r"[0-9A-Za-z._:+=-]{1,200}")
+#: Paths in one question to the Hub, whose limit is 1,000.
+_ASK_PATHS = 500
+_LONGEST_PATH = 4096
+_DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -71,17 +70,117 @@ def hub_url_of(url: str) -> str | None:
     return HubPath(match[1], unquote(match[2] or ""), unquote(match[3] or "")).url if match else None
 
 
-@contextmanager
-def reading_answer(doing: str) -> Iterator[None]:
-    """Raise what an invalid answer of the Hub makes its client raise, such as a page instead of JSON, as one of ours.
+@dataclass(frozen=True)
+class HubEntry:
+    """A file of a repository at a commit, as the Hub describes it.
+
+    Attributes:
+        path: in the repository.
+        size: in bytes.
+        digest: its sha256 if it is stored by LFS, else its git blob id (a sha1). 64 or 40 hex digits.
+    """
+
+    path: str
+    size: int
+    digest: str
+
+    @property
+    def is_lfs(self) -> bool:
+        return len(self.digest) == 64
+
+
+def list_tree(
+    repo: str, commit: str, folder: str, retries: Retries, *, token: str | None = None, doing: str = ""
+) -> list[HubEntry] | None:
+    """Return all files in a folder of a dataset and below it, sorted by path; None if there is no such folder.
+
+    Args:
+        folder: empty for the whole repository.
+        token: by default that of the environment or of `hf auth login`.
+        doing: see `translate`.
 
     Raises:
-        HubUnreachable: the answer is invalid.
+        BadFile: the Hub sends an invalid path, size or hash.
+        HubUnreachable: it sends an invalid answer, or one that exceeds a limit.
+    """
+    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    def ask() -> list[HubEntry]:
+        entries = hub_api().list_repo_tree(
+            repo, folder or None, recursive=True, revision=commit, repo_type="dataset", token=token
+        )
+        return [_described(entry) for entry in entries if isinstance(entry, RepoFile)]
+
+    doing = doing or f"dataset {repo}"
+    with reading_answer(doing):
+        try:
+            return sorted(retries.call(ask, doing=doing), key=lambda entry: entry.path)
+        except EntryNotFoundError:
+            return None
+
+
+def list_paths(repo: str, commit: str, paths: Sequence[str], retries: Retries, *, doing: str = "") -> list[HubEntry]:
+    """Return those of the paths that are files of a dataset.
+
+    Raises:
+        BadFile, HubUnreachable: as `list_tree`.
+    """
+    from huggingface_hub.hf_api import RepoFile
+
+    api, found = hub_api(), []
+    for at in range(0, len(paths), _ASK_PATHS):
+        some = list(paths[at : at + _ASK_PATHS])
+
+        def ask(some: list[str] = some) -> list[Any]:
+            return list(api.get_paths_info(repo, some, revision=commit, repo_type="dataset"))
+
+        with reading_answer(doing or f"dataset {repo}"):
+            entries = retries.call(ask, doing=doing or f"dataset {repo}")
+            found += [_described(entry) for entry in entries if isinstance(entry, RepoFile)]
+    return found
+
+
+def _described(entry: Any) -> HubEntry:
+    """Return a file as huggingface_hub describes it.
+
+    Raises:
+        BadFile: the Hub sends an invalid path, size or hash.
+    """
+    path, number = str(entry.path), entry.size
+    if len(path) > _LONGEST_PATH:
+        raise BadFile(
+            f"the Hub lists a file whose path has {len(path):,} characters, {path[:80]!r}...", "use another Hub"
+        )
+    digest = str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+    if type(number) is not int or not 0 <= number < 1 << 63 or not _DIGEST.fullmatch(digest):
+        raise BadFile(
+            f"the Hub sends an invalid size or hash of {path[:200]!r}: {str(number)[:40]}, {digest[:80]!r}",
+            "use another Hub",
+        )
+    return HubEntry(path, number, digest)
+
+
+@contextmanager
+def reading_answer(doing: str) -> Iterator[None]:
+    """As `checking_answer`, and raise all other errors of its client as ours, too."""
+    with checking_answer(doing), translating(doing):
+        yield
+
+
+@contextmanager
+def checking_answer(doing: str) -> Iterator[None]:
+    """Bound what the block asks of the Hub, and raise what an invalid answer makes its client raise as one of ours.
+
+    Raises:
+        HubUnreachable: the answer is invalid, such as a page instead of JSON, or it exceeds a limit of `limited`.
     """
     try:
-        with translating(doing):
+        with limited(doing):
             yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if translate(error, doing) is not None:
+            raise
         raise HubUnreachable(
             f"{doing}: the Hub sends an invalid answer ({one_line(error)})",
             "check HF_ENDPOINT and the network: a proxy or a login page may have answered instead",
@@ -103,7 +202,10 @@ def hub_info(repo: str, revision: str, retries: Retries, token: str | None = Non
     api = hub_api()
     with reading_answer(f"dataset {repo}"):
         try:
-            return retries.call(lambda: api.dataset_info(repo, revision=revision, token=token), doing=f"dataset {repo}")
+            info = retries.call(lambda: api.dataset_info(repo, revision=revision, token=token), doing=f"dataset {repo}")
+            if not COMMIT.fullmatch(info.sha):  # folders are named after it
+                raise ValueError(f"the commit {info.sha[:80]!r}")
+            return info
         except OfflineModeIsEnabled:
             return None
         except RevisionNotFoundError as error:
@@ -158,47 +260,3 @@ def hub_api() -> Any:
 
     guard_session()
     return HfApi(library_name=LIBRARY)
-
-
-def guard_session() -> None:
-    """Check what huggingface_hub asks and is answered, from now on.
-
-    Call it before each use of the Hub: huggingface_hub replaces its session after some errors.
-    """
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
-
-    hooks = get_session().event_hooks
-    if _keep_token not in hooks["request"]:
-        get_session().event_hooks = {
-            "request": [*hooks["request"], _keep_token],
-            "response": [*hooks["response"], _check_names],
-        }
-
-
-def _keep_token(request: Any) -> None:
-    """Take the token out of a request to another host than the Hub's, such as the next page of a listing."""
-    from huggingface_hub import constants
-
-    # The session is shared with the rest of the process, whose requests to other Hubs are not ours to change.
-    ours = any(name in request.headers.get("user-agent", "") for name in (f"{LIBRARY}/", "datasets/"))
-    if ours and _origin(str(request.url)) != _origin(constants.ENDPOINT):
-        request.headers.pop("authorization", None)
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _check_names(response: Any) -> None:
-    """Refuse an ETag or commit that would lead out of the cache: huggingface_hub names files after them."""
-    if "/resolve/" not in response.request.url.path:
-        return
-    for header in ("ETag", "X-Linked-ETag", "X-Repo-Commit"):
-        value = response.headers.get(header, "").removeprefix("W/").strip('"')
-        if value and (not _CACHE_NAME.fullmatch(value) or value.strip(".") == ""):
-            raise BadFile(
-                f"{response.request.url}: the Hub sends an invalid {header}, {value[:80]!r}", "use another Hub"
-            )

@@ -1,21 +1,25 @@
 """How a store is reached: its URLs, their passwords, its options, and which failed requests are retried.
 
 429 and 5xx in long streams are what users of streaming readers report most. A rate limit of the Hub resets within
-five minutes, so a `Retry-After` is waited for in full up to that; everything else backs off exponentially.
+five minutes, so a `Retry-After` of up to that is waited for in full, and a longer one is an error at once. Everything
+else backs off exponentially.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lance_prep.errors import HubUnreachable, StoreUnreachable, translate, without_credentials
+from lance_prep.errors import HubUnreachable, StoreUnreachable, counted, translate, without_credentials
 
 T = TypeVar("T")
 
@@ -24,9 +28,16 @@ ATTEMPTS = 7
 FIRST_ATTEMPTS = 3
 BASE_SECONDS = 0.25
 CAP_SECONDS = 20.0
-CAP_RETRY_AFTER = 300.0
+#: Longest wait that a server may ask for, and the longest in a row if it asks again and again.
+LONGEST_WAIT = 300.0
+LONGEST_WAITS = 600.0
+#: A wait of at least this many seconds is reported.
+NOTICED_WAIT = 5.0
+#: Bytes per second of an answer below which a server counts as stalled.
+SLOWEST = 1000
 
-_STATUS = (408, 429, 500, 502, 503, 504)
+#: HTTP statuses that may go away by themselves.
+RETRIED = (408, 429, 500, 502, 503, 504)
 # By name: huggingface_hub ships httpx under two names (`httpx`, `httpx2`), depending on its version.
 _TRANSPORT = {"TimeoutException", "NetworkError", "RemoteProtocolError", "ProxyError"}
 _TRANSPORT |= {"ClientConnectionError", "ClientPayloadError"}  # of aiohttp, which s3fs uses
@@ -97,7 +108,7 @@ def is_transient(error: BaseException) -> bool:
     if "OfflineModeIsEnabled" in names:
         return False
     if http_status(error) is not None:
-        return http_status(error) in _STATUS
+        return http_status(error) in RETRIED
     if names & _TRANSPORT or isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, OSError) and (error.errno in _STORE_ERRNO or "SlowDown" in str(error)):
@@ -116,12 +127,55 @@ def http_status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _retry_after(error: BaseException) -> float | None:
-    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}  # of httpx; botocore has a dict
+def asked_wait(headers: Any) -> float | None:
+    """Return the seconds that a server asks to wait, from `Retry-After` or the Hub's `RateLimit`; None if it does not.
+
+    Args:
+        headers: of the answer, by names of which case does not matter; botocore has a dict in lower case.
+    """
+    limit = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit") or "")
+    if limit is not None:
+        return float(limit[1]) + 1
+    said = (headers.get("retry-after") or headers.get("Retry-After") or "").strip()
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", said):
+        return float(said)
     try:
-        return min(CAP_RETRY_AFTER, float(headers.get("Retry-After", "")))
-    except ValueError:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time()) if said else None
+    except (ValueError, OverflowError):
         return None
+
+
+def too_long(doing: str, seconds: float) -> tuple[str, str]:
+    """Return the message and the advice for a server that asks to wait for longer than `LONGEST_WAIT`."""
+    said = f"{seconds:,.0f} s" if seconds < 1e9 else "years"
+    return (
+        f"{doing}: the server asks to wait {said} before the next request",
+        "run the same command again after that time; if the server is the Hub, log in for a higher limit",
+    )
+
+
+_notices = threading.Lock()
+_last_notice = 0.0
+
+
+def notice(text: str) -> None:
+    """Report that something takes long, as a warning of the logger `lance_prep`; at most once per second.
+
+    The threads of a reader meet the same rate limit at the same time.
+    """
+    global _last_notice
+    with _notices:
+        now = time.monotonic()
+        if now - _last_notice < 1 and _last_notice:
+            return
+        _last_notice = now
+    logging.getLogger("lance_prep").warning("%s", text)
+
+
+def _why(error: BaseException) -> str:
+    status = http_status(error)
+    said = "the server refuses requests for now" if status == 429 else "the server does not answer as it should"
+    return said + (f" (HTTP {status})" if status is not None else f" ({type(error).__name__})")
 
 
 class Retries:
@@ -160,20 +214,26 @@ class Retries:
             doing: for the message.
 
         Raises:
-            HubUnreachable, StoreUnreachable: the last attempt failed.
+            HubUnreachable, StoreUnreachable: the last attempt failed, or the server asks to wait for too long.
             Exception: `error` itself, if it is not transient.
         """
         if self.stopped or not is_transient(error):
             raise error
-        if self.is_last(failed):
+        after = asked_wait(getattr(getattr(error, "response", None), "headers", None) or {})
+        refused = after is not None and (after > LONGEST_WAIT or after * failed > LONGEST_WAITS)
+        if refused or self.is_last(failed):
             ours = translate(error, doing)
             if not isinstance(ours, HubUnreachable | StoreUnreachable):
                 raise error
-            raise type(ours)(f"{ours}, tried {self._attempts} times", ours.advice) from error
+            if after is not None and refused:
+                raise type(ours)(*too_long(doing, after)) from error
+            raise type(ours)(f"{ours}, tried {counted(failed, 'time')}", ours.advice) from error
         with self._lock:
             self.count += 1
-        after = _retry_after(error)
-        self._wait(min(CAP_SECONDS, BASE_SECONDS * 2 ** (failed - 1)) if after is None else after)
+        seconds = min(CAP_SECONDS, BASE_SECONDS * 2 ** (failed - 1)) if after is None else after
+        if seconds >= NOTICED_WAIT:
+            notice(f"{without_credentials(doing)}: {_why(error)}; waiting {seconds:.0f} s")
+        self._wait(seconds)
         if self.stopped:
             raise error
 

@@ -55,8 +55,9 @@ class Fault:
     """What goes wrong with the next `times` requests whose `METHOD /path` matches.
 
     Attributes:
-        status: answer this, with `headers`.
+        status: answer this, with `headers` and `body`.
         cut_after: send so many bytes of the body, then cut the connection.
+        drip: send one byte at a time, with so many seconds before each.
         stall: send nothing until the hub is reset.
         garble: change the first byte of the body.
         shorten: leave out so many bytes at the end of the body, and give the length of what is left.
@@ -71,6 +72,8 @@ class Fault:
     times: int = 1
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    body: Any = b"injected"
+    drip: float | None = None
     cut_after: int | None = None
     stall: bool = False
     garble: bool = False
@@ -268,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif self.failing and self.failing.stall:
                 self.wait()
             elif self.failing and self.failing.status:
-                self.answer(self.failing.status, b"injected", self.failing.headers)
+                self.answer(self.failing.status, self.failing.body, self.failing.headers)
             else:
                 self.route()
         except (BrokenPipeError, ConnectionResetError):
@@ -325,6 +328,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         cut = self.failing.cut_after if self.failing else None
+        if self.failing and self.failing.drip is not None:
+            for at in range(len(data)):
+                if self.hub.released.wait(self.failing.drip):
+                    self.close_connection = True
+                    return
+                self.wfile.write(data[at : at + 1])
+            return
         self.wfile.write(data[:cut])
         self.entry["sent"] = len(data[:cut])
         if cut is not None:

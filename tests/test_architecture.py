@@ -27,6 +27,7 @@ GROUND = (
     "process",
     "arrow_text",
     "transport",
+    "hub_session",
     "hub_path",
     "layouts",
     "filter",
@@ -232,7 +233,19 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-TRAIN = ("layouts", "loss_mask", "errors", "keyed", "ledger", "arrow_text", "transport", "hub_path", "store", "train")
+TRAIN = (
+    "layouts",
+    "loss_mask",
+    "errors",
+    "keyed",
+    "ledger",
+    "arrow_text",
+    "transport",
+    "hub_session",
+    "hub_path",
+    "store",
+    "train",
+)
 HEAVY = {
     "click",
     "numpy",

@@ -13,6 +13,7 @@ import click
 
 from lance_prep import __version__
 from lance_prep.cli.common import DEBUG, as_options, examples_text, printable
+from lance_prep.cli.progress import show_notices
 from lance_prep.cli.stop import StopOnSignals
 
 #: name -> (module, first line of help). A command is a function of its name in that module, and a line here.
@@ -106,9 +107,9 @@ def main() -> None:
     except Exception:  # with --debug, `run` raises every error
         import traceback
 
-        from lance_prep.errors import without_answers
+        from lance_prep.errors import without_answers, without_credentials
 
-        sys.stderr.write(without_answers(traceback.format_exc()))
+        sys.stderr.write(without_credentials(without_answers(traceback.format_exc())))
         code = 1
     sys.exit(code)
 
@@ -129,6 +130,7 @@ def _replace_closed_streams() -> None:
 def run(arguments: list[str], stop: StopOnSignals | None = None) -> int:
     """Run a command line and return its exit code. Print an error as two lines: what is wrong and what to do."""
     _set_defaults()
+    show_notices()
     state: dict[str, bool] = {}
     try:
         code = cli.main(arguments, prog_name="lance-prep", standalone_mode=False, obj=state)

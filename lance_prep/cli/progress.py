@@ -5,6 +5,7 @@ A command counts what it has done, and a `Screen` shows it. Screens may be used 
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -43,9 +44,36 @@ class Screen(Protocol):
         ...
 
 
+class _Notices(logging.Handler):
+    """Prints the warnings of the library, such as that of a wait for a rate limit, among what a screen shows."""
+
+    screen: Screen | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        (self.screen or _Lines()).say(record.getMessage())
+
+
+_notices = _Notices()
+
+
+def show_notices() -> None:
+    """Print the warnings of the library from now on."""
+    logging.getLogger("lance_prep").addHandler(_notices)  # once: another time has no effect
+
+
 @contextmanager
 def screen() -> Iterator[Screen]:
     """Return bars if stderr is a terminal that can draw them, otherwise lines."""
+    with _drawn() as shown:
+        _notices.screen = shown
+        try:
+            yield shown
+        finally:
+            _notices.screen = None
+
+
+@contextmanager
+def _drawn() -> Iterator[Screen]:
     if not sys.stderr.isatty():
         yield _Lines()
         return

@@ -12,7 +12,8 @@ from typing import Any
 
 from lance_prep.errors import SourceChanged
 from lance_prep.fetch.web import HttpRanges
-from lance_prep.hub_path import LIBRARY, guard_session, parse_hub_url
+from lance_prep.hub_path import parse_hub_url
+from lance_prep.hub_session import LIBRARY, guard_session
 from lance_prep.model import SourceFile
 from lance_prep.transport import Transport
 

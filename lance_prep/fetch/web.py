@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from lance_prep.errors import AccessDenied, BadFile, SourceChanged, SourceError, SourceNotFound
 from lance_prep.model import SourceFile
-from lance_prep.transport import Transport, with_credentials
+from lance_prep.transport import SLOWEST, Transport, with_credentials
 
+#: Seconds of waiting after which an answer must have brought `SLOWEST` bytes for each of them.
+SLOW_SECONDS = 20.0
 # A server without byte ranges sends the whole file for each request, which is bearable for a small file only.
 WHOLE_BYTES = 8 << 20
 
@@ -41,7 +44,7 @@ class HttpRanges:
             BadFile: the file ends before `stop`.
             SourceChanged: the file has changed since it was planned.
         """
-        at, failed = start, 0
+        at, failed, enough = start, 0, SLOWEST * SLOW_SECONDS
         while at < stop:
             before = at
             try:
@@ -49,7 +52,8 @@ class HttpRanges:
                     at += len(piece)
                     yield piece
             except Exception as error:  # `wait` raises it, unless it is transient
-                failed = failed + 1 if at == before else 1
+                # A server that sends a few bytes each time would be asked without end.
+                failed = failed + 1 if at - before < enough else 1
                 self._retries.wait(error, failed, doing=f"reading {self._name}")
             else:
                 if at == before:
@@ -66,7 +70,7 @@ class HttpRanges:
             # A server without byte ranges answers 200 with the whole file.
             skip = 0 if response.status_code == 206 else start
             want = stop - start
-            for chunk in response.iter_raw():
+            for chunk in _not_too_slow(response.iter_raw()):
                 if self._retries.stopped:
                     raise InterruptedError("reader closed")
                 drop = min(skip, len(chunk))
@@ -91,6 +95,26 @@ class HttpRanges:
 
     def _too_short(self, stop: int) -> BadFile:
         return BadFile(f"{self._name}: ends before byte {stop}", "run the same command again: the file has changed")
+
+
+def _not_too_slow(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the chunks of an answer. Only the time in which they are waited for counts, not that of their reader.
+
+    Raises:
+        TimeoutError: they come too slowly. The timeouts of httpx allow one byte every ten seconds.
+    """
+    waited, got = 0.0, 0
+    while True:
+        before = time.monotonic()
+        chunk = next(chunks, None)
+        if chunk is None:
+            return
+        waited, got = waited + time.monotonic() - before, got + len(chunk)
+        if waited > SLOW_SECONDS:
+            if got < waited * SLOWEST:
+                raise TimeoutError(f"{got:,} bytes in {waited:.0f} s")
+            waited, got = 0.0, 0
+        yield chunk
 
 
 def http_state(url: str, transport: Transport) -> tuple[int, str]:

@@ -22,11 +22,9 @@ from typing import Any
 from lance_prep.errors import BranchMoved
 from lance_prep.hub.repo import HubRepo, asking, branch_head, check_token, list_files, status_of, writing
 from lance_prep.hub.upload import HubFile, UploadedFile, UploadProgress, operation_of, upload_files
-from lance_prep.hub_path import hub_api
+from lance_prep.hub_path import HubEntry, hub_api, list_paths
 from lance_prep.transport import Retries, is_transient
 
-#: Paths in one question to the Hub, whose limit is 1,000.
-_ASK_PATHS = 500
 #: Open pull requests that are searched for one that an earlier run made.
 _RECENT_PRS = 20
 #: Commits of a branch that are searched for one whose reply was lost.
@@ -111,27 +109,22 @@ def commit_files(
     )
 
 
-def _files_at(repo: HubRepo, commit: str, paths: Sequence[str], folders: Sequence[str]) -> dict[str, Any]:
-    """Return path -> what the Hub says of it, of these files and of all in these folders."""
-    from huggingface_hub.hf_api import RepoFile
-
-    api, at = hub_api(), {"repo_type": "dataset", "revision": commit}
-    found: list[Any] = []
+def _files_at(repo: HubRepo, commit: str, paths: Sequence[str], folders: Sequence[str]) -> dict[str, HubEntry]:
+    """Return path -> file of these files, and of all in these folders."""
+    found: dict[str, HubEntry] = {}
     for folder in folders:
-        found += list_files(repo, commit, folder).values()
+        found |= list_files(repo, commit, folder)
     others = [path for path in paths if not any(path.startswith(f"{folder}/") for folder in folders)]
-    for start in range(0, len(others), _ASK_PATHS):
-        some = others[start : start + _ASK_PATHS]
-        found += asking(lambda s=some: api.get_paths_info(repo.name, s, **at), repo)
-    return {file.path: file for file in found if isinstance(file, RepoFile)}
+    entries = list_paths(repo.name, commit, others, Retries(), doing=f"pushing to {repo}")
+    return found | {entry.path: entry for entry in entries}
 
 
-def _inside(there: dict[str, Any], folders: Sequence[str]) -> set[str]:
+def _inside(there: dict[str, HubEntry], folders: Sequence[str]) -> set[str]:
     return {path for path in there if any(path.startswith(f"{folder}/") for folder in folders)}
 
 
 def _changes(
-    files: Sequence[HubFile | UploadedFile], there: dict[str, Any]
+    files: Sequence[HubFile | UploadedFile], there: dict[str, HubEntry]
 ) -> tuple[list[HubFile | UploadedFile], int]:
     """Return the files that the Hub has not, or has with another content, and the number of the others."""
     with ThreadPoolExecutor(os.cpu_count(), "lance-prep-hash") as pool:
@@ -139,14 +132,14 @@ def _changes(
     return [file for file, known in zip(files, same, strict=True) if not known], sum(same)
 
 
-def _is_same(file: HubFile | UploadedFile, there: Any) -> bool:
+def _is_same(file: HubFile | UploadedFile, there: HubEntry | None) -> bool:
     if there is None or there.size != file.size:
         return False
     if isinstance(file, UploadedFile):
-        if there.lfs is not None or file.content is None:
-            return there.lfs is not None and bool(there.lfs.sha256 == file.sha256)
+        if there.is_lfs or file.content is None:
+            return there.digest == file.sha256
         file = HubFile(file.path, file.content)
-    return bool(there.lfs.sha256 == file.sha256() if there.lfs else there.blob_id == file.git_hash())
+    return there.digest == (file.sha256() if there.is_lfs else file.git_hash())
 
 
 @dataclass(frozen=True)

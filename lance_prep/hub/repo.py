@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lance_prep.errors import AccessDenied, HubUnreachable, SourceNotFound, UsageError, translate
-from lance_prep.hub_path import hub_api, parse_hub_url
+from lance_prep.hub_path import HubEntry, checking_answer, hub_api, list_tree, parse_hub_url
 from lance_prep.transport import FIRST_ATTEMPTS, Retries
 
 TOKEN_ADVICE = "log in with `hf auth login`, or set HF_TOKEN to a token with write access (see https://huggingface.co/settings/tokens)"
@@ -137,19 +137,11 @@ def branch_head(repo: HubRepo) -> str:
     return refs[repo.ref]
 
 
-def list_files(repo: HubRepo, commit: str, folder: str) -> dict[str, Any]:
-    """Return path -> what the Hub says of it, of all files in a folder and those below it."""
-    from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
-
-    def ask() -> list[Any]:
-        return list(hub_api().list_repo_tree(repo.name, folder, recursive=True, revision=commit, repo_type=_KIND))
-
+def list_files(repo: HubRepo, commit: str, folder: str) -> dict[str, HubEntry]:
+    """Return path -> file of all files in a folder and below it."""
     with writing(repo):
-        try:
-            return {file.path: file for file in asking(ask, repo) if isinstance(file, RepoFile)}
-        except EntryNotFoundError:
-            return {}
+        entries = list_tree(repo.name, commit, folder, Retries(), doing=_doing(repo))
+    return {entry.path: entry for entry in entries or ()}
 
 
 def set_tag(repo: HubRepo, tag: str, commit: str) -> bool:
@@ -191,7 +183,12 @@ def _refs(repo: HubRepo) -> dict[str, str]:
 
 def asking(function: Any, repo: HubRepo, retries: Retries | None = None) -> Any:
     """Return the function's answer, asking the Hub again after transient errors. It must be safe to ask twice."""
-    return (retries or Retries()).call(function, doing=f"pushing to {repo}")
+    with checking_answer(_doing(repo)):
+        return (retries or Retries()).call(function, doing=_doing(repo))
+
+
+def _doing(repo: HubRepo) -> str:
+    return f"pushing to {repo}"
 
 
 @contextmanager
@@ -203,7 +200,7 @@ def writing(repo: HubRepo) -> Iterator[None]:
         # huggingface_hub wraps what a thread of an upload raised.
         cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
         status = status_of(cause)
-        doing = f"pushing to {repo}"
+        doing = _doing(repo)
         if status == 401 and type(cause).__name__ != "RepositoryNotFoundError":
             raise AccessDenied(f"{doing}: the Hub does not accept the token (HTTP 401)", TOKEN_ADVICE) from error
         if status == 403:

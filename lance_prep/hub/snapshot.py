@@ -11,14 +11,16 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import BadFile, DamagedDataset, HubUnreachable, SourceNotFound
 from lance_prep.fetch import HubRanges
-from lance_prep.hub_path import HubPath, hub_api, hub_info, reading_answer
+from lance_prep.hub_path import HubPath, hub_info, list_tree
 from lance_prep.model import SourceFile
 from lance_prep.store import MANIFEST, Manifest, parse_manifest
 from lance_prep.transport import Transport
@@ -28,7 +30,7 @@ RECORD = ".lance_prep/pulled.json"
 #: Where `push` puts a dataset, and the validation set beside it.
 PAIR = ("data/train.lance", "data/validation.lance")
 _OURS = re.compile(r"\.lance_prep/(pulled\.json|lock|cache/.*|downloads/.*)|.*\.part")
-_BAD_NAME = re.compile(r"[\x00-\x1f\x7f\\]")
+_NOT_THIS = "do not use this repository"
 _LONGEST_MANIFEST = 64 << 20
 _CHUNK = 1 << 20
 _VERSIONS = "/_versions/"
@@ -93,6 +95,9 @@ class Snapshot:
     manifest: Manifest | None
     validation: Snapshot | None = None
 
+    def __post_init__(self) -> None:
+        _check_names(self.files)
+
     @property
     def commit(self) -> str:
         return self.at.revision
@@ -129,8 +134,7 @@ def find_snapshot(at: HubPath, transport: Transport, *, pairs: bool = False) -> 
     if info is None:
         raise HubUnreachable(f"{at.url}: HF_HUB_OFFLINE is set, so the Hub is not asked", "unset it")
     at = HubPath(at.repo, str(info.sha), at.path.strip("/"))
-    with reading_answer(f"dataset {at.repo}"):
-        files = _list(at, transport)
+    files = _list(at, transport)
     if (folder := _folder_of_collection(files)) is not None:
         at, files = _below(at, files, folder)
     roots = _roots(files)
@@ -141,7 +145,7 @@ def find_snapshot(at: HubPath, transport: Transport, *, pairs: bool = False) -> 
         if missing := sorted(set(kept) - set(roots)):
             said = f"{at.url}: {MANIFEST} names {missing[0]}, and there is no Lance dataset"
             raise SourceNotFound(said, "push the collection again, or pull its datasets one by one with `path_in_repo`")
-        files = [file for file in files if file.path == MANIFEST or _root_of(file.path, kept) is not None]
+        files = [file for file in files if file.path == MANIFEST or _is_below(file.path, {*kept})]
         return Snapshot(at, revision, tuple(files), kept, manifest)
     validation = None
     if pairs and not at.path and roots == [*PAIR]:
@@ -155,36 +159,52 @@ def find_snapshot(at: HubPath, transport: Transport, *, pairs: bool = False) -> 
 
 def _list(at: HubPath, transport: Transport) -> list[RemoteFile]:
     """Return the files below a folder, sorted by path, without those that this machine writes itself."""
-    from huggingface_hub.errors import EntryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
-
-    def ask() -> list[Any]:
-        token = transport.storage_options.get("hf_token")
-        options = {"recursive": True, "revision": at.revision, "repo_type": "dataset", "token": token}
-        return list(hub_api().list_repo_tree(at.repo, at.path or None, **options))
-
-    try:
-        entries = transport.retries.call(ask, doing=f"dataset {at.repo}")
-    except EntryNotFoundError as error:
+    token, prefix = transport.storage_options.get("hf_token"), f"{at.path}/" if at.path else ""
+    entries = list_tree(at.repo, at.revision, at.path, transport.retries, token=token)
+    if entries is None:
         said = f"dataset {at.repo} has no {at.path} at commit {at.revision[:12]}"
-        raise SourceNotFound(said, "check `path_in_repo`") from error
-    found, prefix = [], f"{at.path}/" if at.path else ""
-    for entry in entries:
-        if isinstance(entry, RepoFile):
-            digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
-            found.append(_checked(str(entry.path), prefix, int(entry.size), str(digest)))
-    kept = [file for file in found if not any(_OURS.fullmatch(part) for part in _tails(file.path))]
-    return sorted(kept, key=lambda file: file.path)
+        raise SourceNotFound(said, "check `path_in_repo`")
+    if foreign := [entry.path for entry in entries if not entry.path.startswith(prefix)]:
+        raise BadFile(f"the Hub lists {foreign[0][:80]!r} as a file of {at.path}", "use another Hub")
+    found = [RemoteFile(entry.path.removeprefix(prefix), entry.size, entry.digest) for entry in entries]
+    return [file for file in found if not any(_OURS.fullmatch(part) for part in _tails(file.path))]
 
 
-def _checked(path: str, prefix: str, size: int, digest: str) -> RemoteFile:
-    parts = path.removeprefix(prefix).split("/")
-    bad = any(part in ("", ".", "..") or len(part.encode()) > 255 or _BAD_NAME.search(part) for part in parts)
-    if bad or not path.startswith(prefix):
-        raise BadFile(f"the repository holds a file with an invalid name, {path[:80]!r}", "do not use this repository")
-    if size < 0 or not re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest):
-        raise BadFile(f"the Hub sends an invalid size or hash of {path}: {size}, {digest[:80]!r}", "use another Hub")
-    return RemoteFile("/".join(parts), size, digest)
+def _check_names(files: Sequence[RemoteFile]) -> None:
+    """Check that the files can be written below one folder, and that none is in the place of another one.
+
+    Raises:
+        BadFile: a name is invalid, or two are the same where case makes no difference.
+    """
+    places: dict[str, tuple[str, bool]] = {}  # name where case makes no difference -> name, and whether it is a file
+    twice = [path for path, count in Counter(file.path for file in files).items() if count > 1]
+    if twice:
+        raise BadFile(f"the Hub lists {twice[0][:80]!r} twice", "use another Hub")
+    for file in files:
+        if not all(map(_is_name, file.path.split("/"))):
+            raise BadFile(f"the repository has a file with an invalid name, {file.path[:80]!r}", _NOT_THIS)
+        for path in (file.path, *_parents(file.path)):
+            here = (path, path == file.path)
+            known = places.setdefault(unicodedata.normalize("NFC", path).casefold(), here)
+            if known != here:
+                said = f"the repository has two files in one place: {known[0][:80]!r} and {file.path[:80]!r}"
+                raise BadFile(said, _NOT_THIS)
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def _is_name(part: str) -> bool:
+    """Return whether a part of a path is a name that may be written here.
+
+    Characters that are not printable, such as those that change the direction of text, hide what a name is. Git runs
+    commands that the files of a `.git` name.
+    """
+    named = part not in ("", ".", "..") and part.lower() != ".git"
+    return named and part.isprintable() and "\\" not in part and len(part.encode()) <= 255
 
 
 def _tails(path: str) -> Iterator[str]:
@@ -203,15 +223,15 @@ def _roots(files: list[RemoteFile]) -> list[str]:
 
 def _folder_of_collection(files: list[RemoteFile]) -> str | None:
     """Return the folder of the only `manifest.json` outside of datasets, such as `data`, where push puts it."""
-    roots = _roots(files)
+    roots = set(_roots(files))
     found = [file.path for file in files if f"/{file.path}".endswith(f"/{MANIFEST}")]
-    outside = [path for path in found if "" not in roots and _root_of(path, tuple(roots)) is None]
+    outside = [path for path in found if "" not in roots and not _is_below(path, roots)]
     folder = outside[0].rpartition("/")[0] if len(outside) == 1 else ""
     return folder or None
 
 
-def _root_of(path: str, roots: tuple[str, ...]) -> str | None:
-    return next((root for root in roots if path.startswith(f"{root}/")), None)
+def _is_below(path: str, roots: Set[str]) -> bool:
+    return any(parent in roots for parent in _parents(path))
 
 
 def _manifest(

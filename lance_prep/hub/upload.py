@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from lance_prep.errors import OutputError
 from lance_prep.hub.repo import HubRepo, writing
 from lance_prep.hub_path import hub_api
+from lance_prep.hub_session import uploading
 
 #: Files and bytes that are handed to huggingface_hub at a time. It hashes all of them before it sends the first.
 _CHUNK_FILES = 256
@@ -140,15 +141,16 @@ def _upload(
         operation.as_file = partial(_counted, operation.as_file, meter, path)  # type: ignore[method-assign]
         if path in digests:
             operation.upload_info.sha256 = bytes.fromhex(digests[path])
-    hub_api().preupload_lfs_files(
-        repo.name,
-        additions=operations,
-        repo_type="dataset",
-        revision=repo.branch,
-        create_pr=create_pr,
-        num_threads=WORKERS,
-        free_memory=False,
-    )
+    with uploading():
+        hub_api().preupload_lfs_files(
+            repo.name,
+            additions=operations,
+            repo_type="dataset",
+            revision=repo.branch,
+            create_pr=create_pr,
+            num_threads=WORKERS,
+            free_memory=False,
+        )
     for file, operation in zip(files, operations, strict=True):
         if operation._should_ignore:
             raise OutputError(

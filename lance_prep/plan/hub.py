@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lance_prep.errors import AccessDenied, SourceNotFound, UsageError, translating
+from lance_prep.errors import AccessDenied, HubUnreachable, SourceNotFound, UsageError, translating
 from lance_prep.formats import check_one_family, format_of, is_data, pin_lance, require_format, stream_file
-from lance_prep.hub_path import HubPath, hub_api, hub_info, parse_hub_url, reading_answer
+from lance_prep.hub_path import HubPath, hub_api, hub_info, list_paths, list_tree, parse_hub_url
+from lance_prep.hub_session import limited
 from lance_prep.model import PinnedSource, SourceFile
 from lance_prep.plan.discover import Found, find_local, is_glob, left_out
 from lance_prep.recipe import Recipe
 from lance_prep.transport import FIRST_ATTEMPTS, Retries, Transport
 
 CONVERTED = "refs/convert/parquet"
-_CHUNK = 500  # paths in one `paths-info` request
 
 
 def find_hub(recipe: Recipe, at: HubPath, transport: Transport) -> Found:
@@ -35,7 +35,7 @@ def find_hub(recipe: Recipe, at: HubPath, transport: Transport) -> Found:
         raise UsageError(f"{recipe.asked} and revision={recipe.revision!r} name two revisions", "give one of them")
     revision = at.revision or recipe.revision or "main"
     retries = Retries(attempts=FIRST_ATTEMPTS)
-    with translating(f"dataset {at.repo}"):
+    with limited(f"dataset {at.repo}"), translating(f"dataset {at.repo}"):
         info = hub_info(at.repo, revision, retries)
         if info is None:
             return _find_cached(recipe, at, revision)
@@ -83,18 +83,7 @@ _Pin = tuple[int, str] | None
 
 def _tree(repo: str, sha: str, retries: Retries) -> dict[str, _Pin]:
     """Return all files of a commit, sorted by path."""
-    from huggingface_hub.hf_api import RepoFile
-
-    def listing() -> list[Any]:
-        return list(hub_api().list_repo_tree(repo, recursive=True, revision=sha, repo_type="dataset"))
-
-    with reading_answer(f"dataset {repo}"):
-        entries = retries.call(listing, doing=f"dataset {repo}")
-        return {e.path: _pin(e) for e in sorted(entries, key=lambda e: str(e.path)) if isinstance(e, RepoFile)}
-
-
-def _pin(entry: Any) -> tuple[int, str]:
-    return int(entry.size), str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
+    return {entry.path: (entry.size, entry.digest) for entry in list_tree(repo, sha, "", retries) or ()}
 
 
 def _file(at: HubPath, pin: _Pin, transport: Transport) -> SourceFile:
@@ -172,16 +161,11 @@ def _data_files(recipe: Recipe, repo: str, sha: str, where: str) -> tuple[str, d
 
 
 def _paths_info(repo: str, sha: str, paths: Sequence[str], retries: Retries) -> Mapping[str, _Pin]:
-    api = hub_api()
-    pins: dict[str, _Pin] = {}
-    for at in range(0, len(paths), _CHUNK):
-        chunk = list(paths[at : at + _CHUNK])
-
-        def ask(chunk: list[str] = chunk) -> list[Any]:
-            return list(api.get_paths_info(repo, chunk, revision=sha, repo_type="dataset"))
-
-        with reading_answer(f"dataset {repo}"):
-            pins.update((entry.path, _pin(entry)) for entry in retries.call(ask, doing=f"dataset {repo}"))
+    pins = {entry.path: (entry.size, entry.digest) for entry in list_paths(repo, sha, paths, retries)}
+    if missing := [path for path in paths if path not in pins]:
+        raise HubUnreachable(
+            f"dataset {repo}: the Hub lists {missing[0]!r}, and then does not know it", "use another Hub"
+        )
     return pins
 
 

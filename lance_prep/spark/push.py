@@ -136,7 +136,7 @@ def _files_of(repo: HubRepo, folder: str, split: str) -> dict[str, str]:
     """Return path -> hash of the split's files on the branch."""
     pattern = re.compile(rf"{re.escape(folder)}/{re.escape(split)}-[^/]*\.parquet")
     there = list_files(repo, branch_head(repo), folder)
-    return {path: file.blob_id for path, file in there.items() if pattern.fullmatch(path)}
+    return {path: file.digest for path, file in there.items() if pattern.fullmatch(path)}
 
 
 def _upload(

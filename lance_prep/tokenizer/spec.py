@@ -13,7 +13,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, UsageError, translating
-from lance_prep.hub_path import LIBRARY, guard_session, hub_api
+from lance_prep.hub_path import hub_api
+from lance_prep.hub_session import LIBRARY, guard_session
 from lance_prep.layouts import FUNCTION_PREFIX
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer.chat import TEMPLATE_FILE, ChatTemplate, find_chat_template, token_text
