@@ -1,76 +1,48 @@
-"""The README's blocks run as printed, in order, in an empty folder, without a Hub."""
+"""The blocks of the README and of the documentation run as printed, in order, in an empty folder for each page."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import lance
+import pytest
 
-README = Path(__file__).parents[1] / "README.md"
+from tests.documents import README, ROOT, RUN, SHOWN, blocks, pages, run_pages
+from tests.documents_hub import seed
+from tests.loopback_hub import LoopbackHub
 
-#: Runs blocks as a reader does: one shell command after the other, and one Python session.
-SESSION = r"""
-import ast, json, subprocess, sys
-
-session = {"__name__": "__main__"}
-for number, (language, block) in enumerate(json.loads(sys.stdin.read())):
-    print(f"--- block {number}:\n{block}", flush=True)
-    if language == "sh":
-        subprocess.run(["bash", "-euo", "pipefail", "-c", block], check=True)
-        continue
-    tree = ast.parse(block)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, f"block {number}", "exec"), session)
-    if last is not None:
-        assert eval(compile(ast.Expression(last.value), f"block {number}", "eval"), session) is not False
-"""
+#: What takes the blocks of a page that the test below does not run.
+OTHER_TESTS = {"test_readme_mixture", "test_readme_spark", "test_s3"}
 
 
-def blocks() -> list[tuple[str, str]]:
-    """Shell and Python blocks, without those that need a Hub or a package that is not installed."""
-    found = []
-    for comment, language, block in re.findall(
-        r"(?:<!-- (.*?) -->\n)?```(\w*)\n(.*?)\n```", README.read_text(encoding="utf-8"), re.DOTALL
-    ):
-        needs = re.match(r"needs (\w+)$", comment)
-        there = needs is not None and find_spec(needs[1]) is not None
-        if language in ("sh", "python") and (not comment or there):
-            found.append((language, block))
-    return found
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_is_run_or_says_why_not(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert 2 * len(blocks(page)) == sum(line.lstrip().startswith("```") for line in text.splitlines())
+    for block in blocks(page):
+        if block.mark.startswith("run by "):
+            assert block.mark.removeprefix("run by ") in OTHER_TESTS, block.where
+        elif not block.mark.startswith("not run: "):
+            assert block.language in (*RUN, *SHOWN), f"{block.where}: {block.language!r} blocks need <!-- not run: -->"
+        assert block.language != "console" or page.name == "cli.md", f"{block.where}: write commands as sh"
 
 
-def test_the_readme_runs_as_printed(tmp_path: Path) -> None:
-    chosen = blocks()
-    assert {language for language, _ in chosen} == {"sh", "python"}
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SESSION],
-        input=json.dumps(chosen),
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
+@pytest.mark.timeout(600)
+def test_the_pages_run_as_printed(hub: LoopbackHub, tmp_path: Path) -> None:
+    seed(hub)
+    chosen = {str(page.relative_to(ROOT)): [block for block in blocks(page) if block.runs] for page in pages()}
+    printed = run_pages(chosen, tmp_path)
     # What the text beside the blocks promises.
-    metadata = [
-        json.loads(lance.dataset(str(tmp_path / f"{name}.lance")).schema.metadata[b"lance_prep"])
-        for name in ("from-recipe", "again")
-    ]
-    assert metadata[0]["content_hash"] == metadata[1]["content_hash"]
-    assert [v["version"] for v in lance.dataset(str(tmp_path / "tea.lance")).versions()][:3] == [1, 2, 3]
-    assert "\n  Tea\n  Boil the water." in done.stdout
+    tea = tmp_path / README.name / "tea.lance"
+    assert [version["version"] for version in lance.dataset(str(tea)).versions()] == [1, 2]
     for rank in (0, 1):
-        assert f"{rank} 2 (4, 128)" in done.stdout
+        assert f"{rank} 2 (4, 128)" in printed
+    hashes = [
+        json.loads(lance.dataset(str(path)).schema.metadata[b"lance_prep"])["content_hash"]
+        for path in (tmp_path / "docs/how-to/own-data.md").glob("*.lance")
+        if path.stem in ("from-recipe", "again")
+    ]
+    assert len(hashes) == 2
+    assert len(set(hashes)) == 1
+    assert "⟦<think>" in printed  # chat: what is learned

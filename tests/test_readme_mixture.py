@@ -1,11 +1,9 @@
-"""The README's section "A mixture from the Hub", literally, against the loopback Hub, with a kill in each stage."""
+"""The tutorial "A mixture from the Hub", literally, against the loopback Hub, with a kill in each stage."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import random
 import re
 import shlex
 import signal
@@ -13,49 +11,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
+from tests.documents import DOCS, given_to
+from tests.documents_hub import seed
 from tests.loopback_hub import LoopbackHub
 from tests.processes import make_killer
-from tests.sources import parquet_bytes
-from tests.test_readme import README
-from tests.tokenizers_made import byte_level
 
 
 def section() -> tuple[str, str]:
-    """Return the section's shell block and its Python block."""
-    found = re.findall(
-        r"<!-- needs the Hub: a mixture -->\n```(\w*)\n(.*?)\n```", README.read_text(encoding="utf-8"), re.DOTALL
-    )
+    """Return the tutorial's shell block and its Python block."""
+    found = given_to("test_readme_mixture", DOCS / "tutorials/mixture.md")
     assert [language for language, _ in found] == ["sh", "python"]
     return found[0][1], found[1][1]
-
-
-def seed(hub: LoopbackHub) -> None:
-    """Put the three sources and the tokenizer on the Hub, in their real shapes."""
-    draw = random.Random(7)
-    words = ["".join(draw.choices("etaoinshrdlu", k=draw.randint(2, 8))) for _ in range(400)]
-
-    def text(count: int) -> str:
-        return " ".join(draw.choices(words, k=count))
-
-    gsm8k = {"question": [text(30) for _ in range(800)], "answer": [f"{text(20)} #### {i}" for i in range(800)]}
-    card = b"---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: main/train.parquet}\n---\n"
-    hub.add_dataset("openai/gsm8k", {"main/train.parquet": parquet_bytes(gsm8k), "README.md": card})
-    turns = [
-        [{"role": "user", "content": text(15)}, {"role": "assistant", "content": text(60)}] * draw.randint(1, 3)
-        for _ in range(1200)
-    ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"prompt": [text(3) for _ in turns], "messages": turns}), sink, row_group_size=200)
-    card = b"---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train_sft, path: data/*.parquet}\n---\n"
-    files = {"data/train_sft-00000-of-00001.parquet": sink.getvalue().to_pybytes(), "README.md": card}
-    hub.add_dataset("HuggingFaceH4/ultrachat_200k", files)
-    alpaca = [{"instruction": text(8), "input": "", "output": text(40)} for _ in range(900)]
-    hub.add_dataset("sahil2801/CodeAlpaca-20k", {"code_alpaca_20k.json": json.dumps(alpaca).encode()})
-    hub.add_model("openai-community/gpt2", {"tokenizer.json": byte_level()})
 
 
 def commands(block: str) -> list[str]:
@@ -115,8 +83,8 @@ def follow(folder: Path, hub: LoopbackHub, killer: Path | None) -> tuple[str, di
         printed += run_shell(command, folder, environment)
     tree = "import ast, sys\ntree = ast.parse(sys.stdin.read())\nscope = {}\nfor node in tree.body:\n"
     tree += "    if isinstance(node, ast.Expr):\n"
-    tree += "        assert eval(compile(ast.Expression(node.value), 'README', 'eval'), scope) is not False\n"
-    tree += "    else:\n        exec(compile(ast.Module([node], []), 'README', 'exec'), scope)\n"
+    tree += "        assert eval(compile(ast.Expression(node.value), 'tutorial', 'eval'), scope) is not False\n"
+    tree += "    else:\n        exec(compile(ast.Module([node], []), 'tutorial', 'exec'), scope)\n"
     done = subprocess.run(
         [sys.executable, "-c", tree], input=python, cwd=folder, env=environment, text=True, capture_output=True
     )
@@ -125,7 +93,7 @@ def follow(folder: Path, hub: LoopbackHub, killer: Path | None) -> tuple[str, di
 
 
 @pytest.mark.timeout(300)
-def test_the_mixture_of_the_readme_with_a_kill_in_each_stage(hub: LoopbackHub, tmp_path: Path) -> None:
+def test_the_mixture_of_the_tutorial_with_a_kill_in_each_stage(hub: LoopbackHub, tmp_path: Path) -> None:
     seed(hub)
     killer = make_killer(tmp_path)
     printed, whole = follow(tmp_path / "whole", hub, None)

@@ -1,4 +1,4 @@
-"""The README's section "Past one machine", literally, against the loopback Hub."""
+"""The README's section "Past one machine" and the tutorial about Spark, literally, against the loopback Hub."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.documents import DOCS, README, given_to
 from tests.helpers import check_whole
 from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.spark import needs_spark
-from tests.test_readme import README
 from tests.tokenizers_made import byte_level
 
 needs_spark()
@@ -33,9 +33,8 @@ LANGUAGES = ("en", "de", "fr")
 
 
 def section() -> list[tuple[str, str]]:
-    """Return language and text of the section's blocks."""
-    text = README.read_text(encoding="utf-8")
-    return re.findall(r"<!-- needs the Hub: spark -->\n```(\w*)\n(.*?)\n```", text, re.DOTALL)
+    """Return language and text of the README's blocks and of the tutorial's."""
+    return [block for page in (README, DOCS / "tutorials/spark.md") for block in given_to("test_readme_spark", page)]
 
 
 def wide_parquet() -> bytes:
@@ -69,7 +68,7 @@ def run_shell(block: str) -> str:
     return done.stdout
 
 
-def test_the_section_past_one_machine(
+def test_what_the_pages_about_spark_say(
     spark: Any, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyspark_huggingface")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from lance_prep.errors import (
     SourceNotFound,
     UsageError,
 )
+from tests.documents import DOCS, given_to
 from tests.processes import finish, report_of, start, wait_for, write_texts
 from tests.s3_server import S3, Flaky
 from tests.sources import parquet_bytes
@@ -266,3 +268,10 @@ def test_sql_and_train_on_an_object_store(s3: S3, texts: str, tokenizer: str, tm
         printed[place] = json.loads(capsys.readouterr().out)
     assert printed[URI] == printed[local.uri] == [{"n": local.tokens, "rows": local.rows}]
     assert s3.names("bucket") == before
+
+
+def test_the_guide_about_object_stores(by_environment: S3, capsys: Any) -> None:
+    (block,) = [text for _, text in given_to("test_s3", DOCS / "how-to/object-stores.md")]
+    for line in block.splitlines():
+        assert run(shlex.split(line, comments=True)[1:]) == 0, capsys.readouterr().err
+    assert capsys.readouterr().out.count("content hash") >= 2
