@@ -21,6 +21,8 @@ ROOT = Path(lance_prep.__file__).parent
 #: What everything may import; each of these imports only from those before it.
 GROUND = (
     "errors",
+    "template_limits",
+    "bounded_jinja",
     "ledger",
     "keyed",
     "loss_mask",

@@ -760,12 +760,6 @@ def test_templates_that_differ_between_runs_are_refused(tmp_path: Path, template
         rendered(tmp_path, template)
 
 
-def test_out_of_memory_is_not_a_rejected_row(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
-    with pytest.raises(LancePrepError, match="out of memory"):
-        read(tmp_path / "x.jsonl", template="{{ text * (2 ** 62) }}")
-
-
 def test_changed_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "a"}\n')

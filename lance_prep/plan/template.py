@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from lance_prep.errors import ColumnNotFound, UsageError
+from lance_prep.template_limits import METER, TooMuch, size_of_record
 
 _PRINTED = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta)
 #: Names of jinja2 that differ between runs, or keep a state.
@@ -45,18 +46,34 @@ class NoText(Exception):
 def compile_template(template: str) -> Callable[[Mapping[str, Any]], str]:
     """Return a function that renders the template for a record. Nulls render as nothing.
 
+    It raises `NoText` for a record that lacks a value, or that takes more work than `template_limits` allows.
+
     Raises:
         UsageError: not a template; says where.
     """
     from jinja2 import TemplateSyntaxError
 
+    from lance_prep.bounded_jinja import BadTemplate, compile_bounded, reason_of
+
     try:
-        compiled = _environment().from_string(template)
-    except TemplateSyntaxError as error:
-        raise _not_jinja(error) from error
+        compiled = compile_bounded(_environment(), template)
+    except BadTemplate as error:
+        if isinstance(error.__cause__, TemplateSyntaxError):
+            raise _not_jinja(error.__cause__) from error
+        raise UsageError(f"the template cannot be used: {error}", "such as '{{ title }}'") from error
 
     def render(record: Mapping[str, Any]) -> str:
-        text = str(compiled.render(record))
+        METER.start(record)
+        for value in record.values():
+            METER.saw(len(value) if isinstance(value, str) else size_of_record(value)[1])
+        try:
+            text = compiled(record)
+        except (MemoryError, NoText):
+            raise
+        except TooMuch as error:
+            raise NoText(str(error)) from error
+        except Exception as error:  # a template is the user's code: whatever it raises is about this row
+            raise NoText(f"the template fails: {reason_of(error, template)}") from error
         if "0x" in text or "0X" in text:
             _check_addresses(text, template, record)
         return text
@@ -74,19 +91,17 @@ def template_columns(template: str, schema: pa.Schema) -> list[str]:
         UsageError: not a template, or one that prints a method of a string, such as `{{ text.upper }}`.
         ColumnNotFound: the template uses something that is not a column; lists the columns.
     """
-    from jinja2 import TemplateSyntaxError, meta, nodes
+    from jinja2 import meta, nodes
 
     from lance_prep.filter import describe
 
+    compile_template(template)
     environment = _environment()
     functions = set(environment.globals)
     environment = environment.overlay()
     environment.globals = {}  # so that a column may have the name of a function
-    try:
-        parsed = environment.parse(template)
-        used = meta.find_undeclared_variables(parsed)
-    except TemplateSyntaxError as error:
-        raise _not_jinja(error) from error
+    parsed = environment.parse(template)
+    used = meta.find_undeclared_variables(parsed)
     for node in parsed.find_all(nodes.Filter):
         if node.name not in environment.filters:  # jinja2 itself says so only outside of conditions
             raise _unknown_filter(node.name, node.lineno)
@@ -109,9 +124,10 @@ def template_columns(template: str, schema: pa.Schema) -> list[str]:
 @cache
 def _environment() -> Any:
     from jinja2 import StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Environment(ImmutableSandboxedEnvironment):
+    from lance_prep.bounded_jinja import BoundedEnvironment
+
+    class Environment(BoundedEnvironment):
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
             if isinstance(obj, datetime.date) and attr in _OF_THE_CLOCK:
                 return False
@@ -122,6 +138,7 @@ def _environment() -> Any:
         del environment.globals[name]
     del environment.filters["random"]
     environment.filters |= {"turns": _turns, "fromjson": _from_json}
+    environment.bound()
     return environment
 
 

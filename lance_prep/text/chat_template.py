@@ -13,6 +13,7 @@ from typing import Any
 from lance_prep.loss_mask import END_LEARN, LEARN
 from lance_prep.recipe import Recipe
 from lance_prep.source import NoText
+from lance_prep.template_limits import LONG, METER, TooMuch
 from lance_prep.text.chat import conversations, tools_of
 from lance_prep.tokenizer import ChatTemplate
 
@@ -29,11 +30,13 @@ class ChatRenderer:
     """
 
     def __init__(self, template: ChatTemplate, recipe: Recipe) -> None:
+        from lance_prep.bounded_jinja import compile_bounded, reason_of
         from lance_prep.tokenizer import chat_environment
 
         assert recipe.messages is not None
         self._messages = conversations(recipe.messages)
-        self._render = chat_environment().from_string(template.source).render
+        self._render = compile_bounded(chat_environment(), template.source)
+        self._reason_of = reason_of
         self._variables = template.variables
         self._literals = template.source
         self._unsafe = frozenset(template.unsafe)
@@ -47,6 +50,8 @@ class ChatRenderer:
         if not messages:
             return ""
         tools = tools_of(record)
+        METER.start(record)
+        METER.saw(8 * len(messages))
         for message in messages:
             for name, value in message.items():
                 if (marked := self._marked(value)) is not value:
@@ -59,17 +64,23 @@ class ChatRenderer:
                 add_generation_prompt=False,
                 **self._variables,
             )
+        except TooMuch as error:
+            raise NoText(str(error)) from error
         except Exception as error:  # a template is others' code: whatever it raises is about this conversation
             raise NoText(f"the chat template refuses it: {self._said(error)}") from error
 
     def _said(self, error: Exception) -> str:
         """Return what the template says, if all conversations of this kind get the same words."""
         said = str(error)
-        return " ".join(said.split())[:120] if said and said in self._literals else type(error).__name__
+        if said and said in self._literals:
+            return " ".join(said.split())[:120]
+        return self._reason_of(error, self._literals)
 
     def _marked(self, value: Any) -> Any:
         """Return messages or tools with marks around the control tokens in their strings. Keys are not marked."""
         if isinstance(value, str):
+            if len(value) > LONG:
+                METER.saw(len(value))
             for char in self._first:
                 if char in value:
                     return self._mark(value)
