@@ -34,8 +34,8 @@ LENGTH_COLUMNS = ("num_tokens", "attention_mask", "seq_lengths")
 _MAGIC = b"MMIDIDX\0\0"
 #: Megatron's codes of integer types that ids can have.
 _CODES = {1: "uint8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
-#: Ids that are read together.
-_WINDOW = 1 << 22
+#: Ids that are read together: 2 to 4 MB, which stay in the processor's cache until they are laid out.
+_WINDOW = 1 << 20
 #: Ids in which a document has to end. Otherwise `document_end` is wrong, and each shard would read the file to its end.
 _LONGEST = 1 << 27
 _GET_AGAIN = "get the file again"
@@ -361,8 +361,7 @@ def _values(array: pa.Array, chunk: Chunk, job: PartJob) -> tuple[Ids, Indices]:
         lengths = np.full(len(array), array.type.list_size)
     else:
         lengths = array.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-    bad = len(ids) and (ids.min() < 0 or ids.max() > np.iinfo(want).max) and ids.dtype != want
-    if bad:
+    if len(ids) and ids.dtype != want and (ids.min() < 0 or ids.max() > np.iinfo(want).max):
         at = int(np.flatnonzero((ids < 0) | (ids > np.iinfo(want).max))[0])
         row = int(np.searchsorted(np.cumsum(lengths), at, side="right"))
         said = f"{job.file.url}: {chunk.unit} {int(chunk.positions[row]):,} has the id {int(ids[at])}"
@@ -418,9 +417,14 @@ def _ones(mask: pa.Array, lengths: Indices, chunk: Chunk, job: PartJob) -> Indic
     values = mask.flatten().to_numpy() != 0
     ends = np.cumsum(lengths)
     _agree(np.full(len(lengths), len(values) == int(lengths.sum())), "attention_mask has another length", chunk, job)
-    counted = np.append(np.zeros(1, np.int64), np.cumsum(values))
-    real: Indices = counted[ends] - counted[ends - lengths]
-    _agree(counted[ends - lengths + real] - counted[ends - lengths] == real, "padding is not at its end", chunk, job)
+    if values.all():  # most rows have no padding, and counting it took two thirds of the time of reading them
+        return lengths
+    zeros = np.flatnonzero(~values)
+    rows = np.searchsorted(ends, zeros, side="right")
+    real: Indices = lengths - np.bincount(rows, minlength=len(lengths))
+    bad = np.zeros(len(lengths), np.bool_)
+    bad[rows[zeros < (ends - lengths + real)[rows]]] = True
+    _agree(~bad, "padding is not at its end", chunk, job)
     return real
 
 

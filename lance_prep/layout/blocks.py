@@ -89,7 +89,8 @@ def _rows_as_blocks(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[
 def document_affixes(spec: TokenizerSpec, recipe: Recipe) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids before and after each document: what the tokenizer's template puts before it, and EOS.
 
-    Conversations have none: their chat template writes all special tokens. Documents of ids have only EOS.
+    Conversations have none: their chat template writes all special tokens. Documents of ids have none either: their
+    encoder ends each with EOS, which most have already.
 
     Raises:
         TokenizerError: the tokenizer has no known end-of-text token.
@@ -101,6 +102,8 @@ def document_affixes(spec: TokenizerSpec, recipe: Recipe) -> tuple[tuple[int, ..
             f"{spec.name} names no end-of-text token, and its vocabulary has none of the usual ones",
             "name it with eos_token" if recipe.ids_column is None else "give document_end, or a tokenizer that has one",
         )
+    if recipe.ids_column is not None:
+        return (), ()
     return (spec.prefix if recipe.adds_special_tokens else ()), (spec.eos_id,)
 
 

@@ -12,6 +12,7 @@ from lance_prep.arrow_text import count_ended, drop_blank, split_lines, without_
 from lance_prep.keyed import Indices
 from lance_prep.layout.base import LayoutJob, RowMaker, encode_together
 from lance_prep.loss_mask import mask_to_runs
+from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch
 from lance_prep.tokenizer import TokenLists
 
@@ -36,9 +37,14 @@ def text_rows(
         job.tally.lengths.add(tokens.lengths, job.doc_ids(batch.rows[parents]))
         _count(job, batch, parents, order, tokens, units if split is not None else None)
         if len(order):
-            yield _record_batch(job, batch, parents[order], tokens.take(order))
+            yield _record_batch(job, batch, parents[order], _ordered(tokens, order, job.recipe))
         if job.exhausted:
             return
+
+
+def _ordered(tokens: TokenLists, order: Indices, recipe: Recipe) -> TokenLists:
+    """Return the rows at `order`. Rows that are not shuffled keep their memory: `take` was half of an import's time."""
+    return tokens.take(order) if recipe.shuffle else tokens.slice(0, len(order))
 
 
 def _admitted(job: LayoutJob, tokens: TokenLists, parents: Indices) -> int:

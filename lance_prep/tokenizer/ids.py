@@ -1,7 +1,8 @@
 """Ids that a source holds already: checked against the vocabulary, and passed on.
 
-A document's last id is left out if it is EOS: layout `blocks` writes it after each document, and
-`LanceDataset` adds it to rows of layout `documents`. Rows that become blocks as they are keep all ids.
+Documents may end with EOS or not. Layout `blocks` needs EOS at the end of each, so it is added where it is missing.
+Rows of layout `documents` must not have it, since `LanceDataset` adds it, so it is removed. Rows that become blocks as
+they are keep all ids.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import hashlib
 import json
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from lance_prep.layouts import NO_TOKENIZER
+from lance_prep.layouts import LAYOUTS, NO_TOKENIZER
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer.function import TextRefused
 from lance_prep.tokenizer.lists import TokenLists
@@ -49,6 +51,7 @@ class IdsEncoder:
     def __init__(self, spec: TokenizerSpec, recipe: Recipe) -> None:
         self._spec = spec
         self._eos = None if recipe.packing == "rows" else spec.eos_id
+        self._packed = LAYOUTS[recipe.layout].packed
 
     def encode(self, texts: pa.LargeListArray) -> TokenLists:
         """Return the ids of each list.
@@ -68,16 +71,32 @@ class IdsEncoder:
             error.index = row
             raise error
         tokens = TokenLists(offsets, ids.astype(self._spec.dtype, copy=False))
-        return tokens if self._eos is None else _without_end(tokens, self._eos)
+        if self._eos is None:
+            return tokens
+        return _with_end(tokens, self._eos) if self._packed else _without_end(tokens, self._eos)
+
+
+def _ended(tokens: TokenLists, eos: int) -> npt.NDArray[np.bool_]:
+    """Return which lists end with `eos`."""
+    ended = np.zeros(len(tokens), np.bool_)
+    filled = np.flatnonzero(tokens.lengths)
+    ended[filled] = tokens.ids[tokens.offsets[filled + 1] - 1] == eos
+    return ended
+
+
+def _with_end(tokens: TokenLists, eos: int) -> TokenLists:
+    """Return lists of which each ends with `eos`."""
+    missing = ~_ended(tokens, eos)
+    if not missing.any():
+        return tokens
+    more = np.append(np.zeros(1, np.int64), np.cumsum(missing))
+    return TokenLists(tokens.offsets + more, np.insert(tokens.ids, tokens.offsets[1:][missing], eos))
 
 
 def _without_end(tokens: TokenLists, eos: int) -> TokenLists:
     """Return lists without the last id of each that ends with `eos`."""
-    filled = np.flatnonzero(tokens.lengths)
-    last = tokens.offsets[filled + 1] - 1
-    ended = tokens.ids[last] == eos
+    ended = _ended(tokens, eos)
     if not ended.any():
         return tokens
-    fewer = np.zeros(len(tokens) + 1, np.int64)
-    fewer[filled + 1] = ended
-    return TokenLists(tokens.offsets - np.cumsum(fewer), np.delete(tokens.ids, last[ended]))
+    fewer = np.append(np.zeros(1, np.int64), np.cumsum(ended))
+    return TokenLists(tokens.offsets - fewer, np.delete(tokens.ids, tokens.offsets[1:][ended] - 1))
