@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -290,6 +291,114 @@ def test_a_damaged_pair(tmp_path: Path, refused: Callable[..., str]) -> None:
     assert "lists" in refused(tmp_path / "a.idx")
     (tmp_path / "a.bin").unlink()
     assert "there is no a.bin beside it" in refused(tmp_path / "a.idx")
+
+
+IDS = pa.array([[1, 2, 3], [1, 2, 3]], pa.list_(pa.int32()))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("input_ids", ["a", "b"], "'input_ids' is string, and not lists of token ids\n  try: choose another --column"),
+        ("input_ids", [[1.5], [2.0]], "is list<element: double>, and not lists"),
+        ("input_ids", [[1, None], [2]], "column 'input_ids' has null ids"),
+        ("input_ids", [[1], [2**33]], "row 1 has the id 8589934592"),
+        ("attention_mask", [[1, 0, 1], [1, 1, 1]], "row 0: padding is not at its end"),
+        ("attention_mask", [[1, 1, 1], [0, 0, 1]], "row 1: padding is not at its end"),
+        ("attention_mask", [[1, 1], [1, 1, 1, 0]], "row 0: attention_mask has another length"),
+        ("attention_mask", [[1, 1, None], [1, 1, 1]], "column 'attention_mask' has nulls"),
+        ("attention_mask", [None, [1, 1, 1]], "column 'attention_mask' has nulls"),
+        ("attention_mask", ["x", "y"], "column 'attention_mask' is string, not lists of integers"),
+        ("num_tokens", [3, None], "column 'num_tokens' has nulls"),
+        ("num_tokens", [3, 9], "row 1: num_tokens is larger than the number of its ids"),
+        ("num_tokens", [3, -1], "column 'num_tokens' has the value -1"),
+        ("num_tokens", ["3", "x"], "column 'num_tokens' has values of type string, not integers"),
+        ("seq_lengths", [[1, 2], [9]], "row 1: seq_lengths add up to more than its ids"),
+        ("seq_lengths", [[4, -1], [3]], "column 'seq_lengths' has the value -1"),
+        ("seq_lengths", [None, [3]], "column 'seq_lengths' has nulls"),
+        ("seq_lengths", [[None, 3], [3]], "column 'seq_lengths' has nulls"),
+    ],
+)
+def test_damaged_columns(
+    tmp_path: Path, refused: Callable[..., str], column: str, values: list[Any], said: str
+) -> None:
+    pq.write_table(pa.table({"input_ids": IDS, column: values}), tmp_path / "a.parquet")
+    options = () if column == "input_ids" else ("--block-size", 3, "--packing", "rows")
+    assert said in refused(tmp_path / "a.parquet", *options)
+
+
+def test_padding_is_left_out_by_a_mask(tmp_path: Path, importing: Import) -> None:
+    for kind in (pa.bool_(), pa.int8(), pa.int64()):
+        mask = pa.array([[1, 1, 0], [0, 0, 0], [1, 1, 1]], pa.list_(pa.int64())).cast(pa.list_(kind))
+        ids = pa.array([[5, 6, 0], [0, 0, 0], [7, 8, 9]], pa.list_(pa.int32()))
+        pq.write_table(pa.table({"input_ids": ids, "attention_mask": mask}), tmp_path / f"{kind}.parquet")
+        output = tmp_path / f"{kind}.lance"
+        importing(tmp_path / f"{kind}.parquet", output, "--block-size", 3, "--packing", "rows")
+        assert rows_of(output) == [[5, 6], [7, 8, 9]]
+
+
+@pytest.mark.parametrize("layout", ["documents", "blocks"])
+def test_the_id_that_ends_documents_may_be_missing_or_alone(tmp_path: Path, importing: Import, layout: str) -> None:
+    rows = [[5, EOS], [6], [EOS], [7, EOS, EOS], [8, 9]]
+    pq.write_table(pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))}), tmp_path / "a.parquet")
+    blocks = () if layout == "documents" else ("--block-size", 4)
+    importing(tmp_path / "a.parquet", tmp_path / "a.lance", "--eos-id", EOS, *blocks)
+    if layout == "documents":
+        assert rows_of(tmp_path / "a.lance") == [[5], [6], [7, EOS], [8, 9]]
+        return
+    assert rows_of(tmp_path / "a.lance") == [[5, EOS, 6, EOS], [EOS, 7, EOS, EOS], [8, 9, EOS]]
+    found = lance.dataset(str(tmp_path / "a.lance")).to_table()["seq_lengths"].to_pylist()
+    assert found == [[2, 2], [1, 3], [3]]
+
+
+def write_index(path: Path, lengths: list[int], pointers: list[int], bounds: list[int], **counts: int) -> None:
+    """Write an index by hand, and a `.bin` of seven uint16 beside it."""
+    sequences, documents = counts.get("sequences", len(lengths)), counts.get("documents", len(bounds))
+    head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, sequences, documents)
+    arrays = (np.array(lengths, "<i4"), np.array(pointers, "<i8"), np.array(bounds, "<i8"))
+    path.write_bytes(head + b"".join(array.tobytes() for array in arrays))
+    np.arange(7, dtype="<u2").tofile(path.with_suffix(".bin"))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "pointers", "bounds", "counts", "said"),
+    [
+        ([3, 4], [0, 6], [0, 1, 2], {"sequences": 2**63}, "it is cut short"),
+        ([3, 4], [0, 6], [0, 1, 2], {"documents": 2**62}, "it is cut short"),
+        ([3, 4], [0, 6], [], {}, "has no list of documents"),
+        ([3, 4], [0, 2**63 - 2], [0, 1, 2], {}, "sequence 1 is outside of a.bin"),
+        ([3, 4], [0, -2], [0, 1, 2], {}, "sequence 1 is outside of a.bin"),
+        ([3, -4], [0, 6], [0, 1, 2], {}, "sequence 1 is outside of a.bin: -4 ids"),
+        ([3, 4], [0, 5], [0, 1, 2], {}, "sequences 0 and 1 overlap, or leave a gap"),
+        ([4, 3], [0, 0], [0, 1, 2], {}, "sequences 0 and 1 overlap, or leave a gap"),
+        ([3, 4], [0, 6], [0, 2, 1, 2], {}, "document 1 begins at sequence 2 and ends at 1"),
+        ([3, 4], [0, 6], [0, 9], {}, "documents have the sequences 0 to 9 of 2"),
+    ],
+)
+def test_an_index_that_lies(
+    tmp_path: Path,
+    refused: Callable[..., str],
+    lengths: list[int],
+    pointers: list[int],
+    bounds: list[int],
+    counts: dict[str, int],
+    said: str,
+) -> None:
+    write_index(tmp_path / "a.idx", lengths, pointers, bounds, **counts)
+    assert said in refused(tmp_path / "a.idx")
+
+
+def test_an_index_may_name_sequences_in_any_order(tmp_path: Path, importing: Import) -> None:
+    write_index(tmp_path / "a.idx", [4, 0, 3], [6, 6, 0], [0, 2, 3])
+    importing(tmp_path / "a.idx", tmp_path / "a.lance")
+    assert rows_of(tmp_path / "a.lance") == [[3, 4, 5, 6], [0, 1, 2]]
+
+
+def test_an_end_of_documents_that_the_type_of_ids_cannot_hold(tmp_path: Path, refused: Callable[..., str]) -> None:
+    write_flat(tmp_path / "a.bin", some_documents(20))
+    said = refused(tmp_path / "a.bin", "--dtype", "uint16", "--eos-id", 70_000)
+    assert "--eos-id 70000 cannot be an id" in said
+    assert "give the --eos-id and --dtype that the file was written with" in said
 
 
 def test_a_folder_of_text_ignores_files_of_ids(tmp_path: Path) -> None:

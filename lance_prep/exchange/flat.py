@@ -19,6 +19,7 @@ from lance_prep.exchange.base import Encoder, ExportOptions, Piece, Source
 from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store import DatasetVersion
+from lance_prep.tokenizer import followed_by, real_ids
 
 #: Tokens in a piece.
 PIECE_TOKENS = 1 << 22
@@ -84,24 +85,17 @@ def real_tokens(batch: pa.RecordBatch, uri: str, eos: int | None) -> tuple[npt.N
         DamagedDataset: `num_tokens` contradicts `input_ids`.
     """
     column = batch["input_ids"]
-    ids = column.flatten().to_numpy()
     lengths = batch["num_tokens"].to_numpy().astype(np.int64)
     if pa.types.is_fixed_size_list(column.type):
-        size = column.type.list_size
-        whole = lengths <= size
-        if not (lengths == size).all():
-            ids = ids.reshape(-1, size)[np.arange(size) < lengths[:, None]]
+        whole = lengths <= column.type.list_size
     else:
         whole = np.diff(column.offsets.to_numpy().astype(np.int64)) == lengths
     if not whole.all():
         raise DamagedDataset(f"{uri}: num_tokens differs from input_ids", "`lance-prep verify` names the damage")
+    ids = real_ids(column, lengths)
     if eos is None:
         return ids, lengths
-    out = np.full(len(ids) + len(lengths), eos, ids.dtype)
-    token = np.ones(len(out), np.bool_)
-    token[np.cumsum(lengths + 1) - 1] = False
-    out[token] = ids
-    return out, lengths + 1
+    return followed_by(np.append(np.zeros(1, np.int64), np.cumsum(lengths)), ids, eos), lengths + 1
 
 
 def full_rows(batch: pa.RecordBatch, uri: str) -> tuple[npt.NDArray[Any], Indices]:

@@ -6,7 +6,9 @@ module decides what a row is, which is all that a build of ids has to be told.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from lance_prep.engine import BuildReport, Progress, RunOptions, Silent, load_spec, run_build
-from lance_prep.errors import SourceNotFound, UsageError
+from lance_prep.errors import LancePrepError, SourceNotFound, UsageError
 from lance_prep.formats import IDS
 from lance_prep.plan import default_output, make_plan
 from lance_prep.recipe import Recipe, load_recipe
@@ -24,6 +26,8 @@ from lance_prep.transport import Transport, absolute_uri, is_local
 Shape = Literal["documents", "blocks"]
 _FILES = (".idx", ".bin", ".parquet")
 _GLOB = "*?["
+#: Fields of a recipe, and the options of an import that set them.
+_OPTIONS = {"ids_dtype": "dtype", "ids_column": "column", "document_end": "eos_id"}
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,28 @@ def import_ids(
     """
     given = options or ImportOptions()
     names = find_files([source] if isinstance(source, str | Path) else source)
-    recipe = ids_recipe(names, given, Transport.of(storage_options))
-    named = output if output is not None else default_output(_stem(names))
-    run = RunOptions(
-        named, workers, overwrite=overwrite, storage_options=storage_options, progress=progress or Silent()
-    )
-    return run_build(recipe, run, uri=run.uri(names))
+    with _naming_options():
+        recipe = ids_recipe(names, given, Transport.of(storage_options))
+        named = output if output is not None else default_output(_stem(names))
+        run = RunOptions(
+            named, workers, overwrite=overwrite, storage_options=storage_options, progress=progress or Silent()
+        )
+        return run_build(recipe, run, uri=run.uri(names))
+
+
+@contextmanager
+def _naming_options() -> Iterator[None]:
+    """Raise errors that name fields of a recipe again, with the names of `ImportOptions` that set these fields."""
+    try:
+        yield
+    except LancePrepError as error:
+        said, advice = str(error), error.advice
+        for field, option in _OPTIONS.items():
+            said, advice = (re.sub(rf"\b{field}\b(?!=)", f"`{option}`", text) for text in (said, advice))
+            said, advice = (text.replace(f"{field}=", f"{option}=") for text in (said, advice))
+        if (said, advice) == (str(error), error.advice):
+            raise
+        raise type(error)(said, advice) from error
 
 
 def find_files(source: Sequence[str | Path]) -> tuple[str, ...]:

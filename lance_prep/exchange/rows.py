@@ -17,6 +17,7 @@ from lance_prep.exchange.base import Batches, ExportOptions, Source, Target
 from lance_prep.layouts import LAYOUTS
 from lance_prep.loss_mask import MASK_COLUMN
 from lance_prep.store import IGNORE, DatasetVersion, FlatPages, NotFlat, find_flat_pages
+from lance_prep.tokenizer import followed_by, real_ids
 from lance_prep.transport import is_local
 
 #: Bytes that Lance reads ahead. By default it holds 2 GB.
@@ -163,13 +164,15 @@ class JoinedRows:
         stream = np.empty(0, np.uint16)
         with closing(self._stream(first)) as parts:
             while start < self.rows:
+                waiting, held = [stream[skip:]], len(stream) - skip
                 # One token more than the batch: the label of its last one.
-                while len(stream) <= skip + size * self._length and (part := next(parts, None)) is not None:
-                    stream = np.concatenate([stream[skip:], part])
-                    skip = 0
+                while held <= size * self._length and (part := next(parts, None)) is not None:
+                    waiting.append(part)
+                    held += len(part)
+                stream = np.concatenate([part for part in waiting if len(part)] or waiting)
                 count = min(size, self.rows - start)
-                yield self._batch(start, count, stream[skip:])
-                start, skip = start + count, skip + count * self._length
+                yield self._batch(start, count, stream)
+                start, skip = start + count, count * self._length
 
     def _stream(self, row: int) -> Generator[npt.NDArray[Any], None, None]:
         """Yield tokens from the start of a row, EOS after each row."""
@@ -181,11 +184,8 @@ class JoinedRows:
                 stop = row + len(lengths)
                 if not np.array_equal(np.diff(self._offsets[row : stop + 1]) - 1, lengths):
                     raise DamagedDataset(f"{self.opened.uri}: num_tokens differs from input_ids", _VERIFY)
-                out = np.full(len(values) + len(lengths), self._eos, values.dtype)
-                token = np.ones(len(out), np.bool_)
-                token[np.cumsum(lengths + 1) - 1] = False
-                out[token] = values
-                yield out
+                offsets = self._offsets[row : stop + 1] - self._offsets[row] - np.arange(stop + 1 - row)
+                yield followed_by(offsets, values, self._eos)
                 row = stop
 
     def _batch(self, start: int, count: int, stream: npt.NDArray[Any]) -> pa.RecordBatch:
@@ -273,10 +273,7 @@ class _Documents:
         lengths = batch["seq_lengths"].flatten().to_numpy().astype(np.int64)
         ids = batch["doc_ids"].flatten().to_numpy()
         real = batch["num_tokens"].to_numpy().astype(np.int64)
-        tokens = batch["input_ids"].flatten().to_numpy()
-        block = len(tokens) // max(len(real), 1)
-        if (real < block).any():
-            tokens = tokens.reshape(-1, block)[np.arange(block) < real[:, None]]
+        tokens = real_ids(batch["input_ids"], real)
         if len(ids) != len(lengths) or lengths.sum() != len(tokens):
             raise DamagedDataset(f"{uri}: seq_lengths and doc_ids differ from num_tokens", _VERIFY)
         return cls(tokens, lengths, ids)

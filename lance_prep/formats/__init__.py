@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         row_chunks,
     )
     from lance_prep.formats.generated import TOPICS, hand_over, is_read_once, partition_file, stream_file, topics_file
-    from lance_prep.formats.ids import IDS, LENGTH_COLUMNS, Index, delivered_type, read_index, with_ids
+    from lance_prep.formats.ids import IDS, LENGTH_COLUMNS, delivered_type, with_ids
+    from lance_prep.formats.megatron import Index, read_index
     from lance_prep.formats.parquet import KEPT_FOOTERS
     from lance_prep.formats.registry import (
         COMPRESSIONS,

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from lance_prep.dataset import Measured, Version, list_versions, open_parts
 from lance_prep.errors import reading_dataset
@@ -22,7 +21,7 @@ from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.loss_mask import MASK_COLUMN, runs_to_spans
 from lance_prep.store import DatasetVersion, Manifest, Split
-from lance_prep.tokenizer import load_reference, text_pieces
+from lance_prep.tokenizer import load_reference, real_ids, text_pieces
 
 #: Token frequencies are counted over about this number of tokens, in this number of ranges of rows.
 MOST_TOKENS = 100_000_000
@@ -195,7 +194,7 @@ def _scan(opened: DatasetVersion, into: Statistics, *, share: float, advance: Ca
     for start, stop in _ranges(opened.metadata.rows, share):
         scanner = opened.dataset.scanner(columns=["input_ids", "num_tokens"], offset=start, limit=stop - start)
         for batch in scanner.to_batches():
-            into.count_ids(_real_ids(batch))
+            into.count_ids(real_ids(batch["input_ids"], batch["num_tokens"].to_numpy()))
 
 
 def _ranges(rows: int, share: float) -> list[tuple[int, int]]:
@@ -205,17 +204,6 @@ def _ranges(rows: int, share: float) -> list[tuple[int, int]]:
     number = min(RANGES, rows)
     starts = [rows * i // number for i in range(number)]
     return [(start, start + max(1, int(rows * share / number))) for start in starts]
-
-
-def _real_ids(batch: pa.RecordBatch) -> npt.NDArray[Any]:
-    """Return the ids of a batch, without the padding at the end of blocks."""
-    column = batch.column("input_ids")
-    ids: npt.NDArray[Any] = column.flatten().to_numpy()
-    if not pa.types.is_fixed_size_list(column.type):
-        return ids
-    size = column.type.list_size
-    real = np.arange(size) < batch.column("num_tokens").to_numpy()[:, None]
-    return ids if real.all() else ids[real.reshape(-1)]
 
 
 def _sources(manifest: Manifest | None) -> tuple[Source, ...]:

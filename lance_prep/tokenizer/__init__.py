@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         function_spec,
     )
     from lance_prep.tokenizer.ids import IdsEncoder, ids_spec
-    from lance_prep.tokenizer.lists import TokenLists
+    from lance_prep.tokenizer.lists import TokenLists, followed_by, real_ids
     from lance_prep.tokenizer.pieces import Piece, text_pieces
     from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, load_tokenizer
     from lance_prep.tokenizer.unicode import byte_names

@@ -17,7 +17,7 @@ import pyarrow as pa
 from lance_prep.layouts import LAYOUTS, NO_TOKENIZER
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer.function import TextRefused
-from lance_prep.tokenizer.lists import TokenLists
+from lance_prep.tokenizer.lists import Offsets, TokenLists
 from lance_prep.tokenizer.spec import TokenizerSpec
 
 
@@ -89,7 +89,7 @@ def _with_end(tokens: TokenLists, eos: int) -> TokenLists:
     missing = ~_ended(tokens, eos)
     if not missing.any():
         return tokens
-    more = np.append(np.zeros(1, np.int64), np.cumsum(missing))
+    more: Offsets = np.append(np.zeros(1, np.int64), np.cumsum(missing))
     return TokenLists(tokens.offsets + more, np.insert(tokens.ids, tokens.offsets[1:][missing], eos))
 
 
@@ -98,5 +98,5 @@ def _without_end(tokens: TokenLists, eos: int) -> TokenLists:
     ended = _ended(tokens, eos)
     if not ended.any():
         return tokens
-    fewer = np.append(np.zeros(1, np.int64), np.cumsum(ended))
+    fewer: Offsets = np.append(np.zeros(1, np.int64), np.cumsum(ended))
     return TokenLists(tokens.offsets - fewer, np.delete(tokens.ids, tokens.offsets[1:][ended] - 1))

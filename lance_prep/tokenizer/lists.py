@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Ids = npt.NDArray[Any]  # uint16 or uint32: the dtype of the dataset
 Offsets = npt.NDArray[np.int64]
@@ -109,6 +110,39 @@ class TokenLists:
         if self.offsets[-1] > np.iinfo(np.int32).max:
             raise OverflowError(f"{self.offsets[-1]} tokens in one batch are more than a list array can hold")
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.ids))
+
+
+def real_ids(column: Any, num_tokens: Offsets) -> Ids:
+    """Return the ids of a column of rows end to end, without the padding at the end of blocks.
+
+    Args:
+        column: Arrow lists of ids.
+        num_tokens: number of ids of each row before its padding. Rows that vary in length have no padding.
+    """
+    ids: Ids = column.flatten().to_numpy()
+    if not pa.types.is_fixed_size_list(column.type):
+        return ids
+    size = column.type.list_size
+    if (num_tokens == size).all():
+        return ids
+    return ids.reshape(-1, size)[np.arange(size) < num_tokens[:, None]]
+
+
+def followed_by(offsets: Offsets, ids: Ids, last: int) -> Ids:
+    """Return the ids of lists end to end, with the id `last` after each list.
+
+    Arrow joins the lists as binary values, which takes 0.1 to 0.4 ms per million ids; numpy takes twice that.
+
+    Args:
+        offsets: int64 `[lists + 1]`, where each begins in `ids`; the first is 0.
+    """
+    size, kind = ids.dtype.itemsize, pa.large_binary()
+    buffers = [None, pa.py_buffer(offsets * size), pa.py_buffer(np.ascontiguousarray(ids))]
+    lists = pa.LargeBinaryArray.from_buffers(kind, len(offsets) - 1, buffers)
+    suffix, nothing = pa.scalar(np.array([last], ids.dtype).tobytes(), kind), pa.scalar(b"", kind)
+    joined = pc.binary_join_element_wise(lists, suffix, nothing)
+    data = joined.buffers()[2] if len(lists) else None
+    return np.frombuffer(data, ids.dtype, len(ids) + len(lists)) if data is not None else np.empty(0, ids.dtype)
 
 
 def _take(offsets: Offsets, values: npt.NDArray[Any], indices: Offsets) -> tuple[Offsets, npt.NDArray[Any]]:
