@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUNS ?= 5
 
-.PHONY: demo test lint format notebooks docs torture dist check-dist clean
+.PHONY: demo test lint format notebooks docs picture torture dist check-dist clean
 .PHONY: bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push bench-dedup
 
 demo: $(VENV)/.base
@@ -34,6 +34,10 @@ notebooks: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The picture in the README: the report of `sample`, as chromium draws it.
+picture: $(VENV)/.dev
+	$(BIN)/python docs/screenshot.py
 
 # Long runs, which `make test` leaves out.
 torture: $(VENV)/.dev

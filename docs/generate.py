@@ -26,7 +26,6 @@ MODULES = {
     "lance_prep.train": "Read datasets as tensors. Install it with `pip install 'lance-prep[train]'`.",
     "lance_prep.spark": "Write Spark DataFrames to Lance and to the Hub. Install it with `pip install "
     "'lance-prep[spark]'`.",
-    "lance_prep.viz": "Plots and HTML for notebooks. Install it with `pip install 'lance-prep[notebook]'`.",
 }
 
 
