@@ -144,7 +144,7 @@ class JoinedRows:
     The last row is padded. These are the samples of `LanceDataset(block_size=length)`.
 
     Besides `input_ids` and `num_tokens`, batches have `following` (the first token of the next row, or `IGNORE`: the
-    label of the row's last token) and `seq_lengths` (the parts of documents in the row).
+    label of the row's last token) and, if asked for, `seq_lengths` (the parts of documents in the row).
     """
 
     def __init__(self, opened: DatasetVersion, length: int, eos: int, pad: int) -> None:
@@ -171,7 +171,10 @@ class JoinedRows:
                     held += len(part)
                 stream = np.concatenate([part for part in waiting if len(part)] or waiting)
                 count = min(size, self.rows - start)
-                yield self._batch(start, count, stream)
+                batch = self._batch(start, count, stream)
+                if "seq_lengths" in columns:
+                    batch = batch.append_column("seq_lengths", self._parts(start, count))
+                yield batch
                 start, skip = start + count, count * self._length
 
     def _stream(self, row: int) -> Generator[npt.NDArray[Any], None, None]:
@@ -201,20 +204,28 @@ class JoinedRows:
         elif len(ids) < size:
             valid[-1] = total - (start + count - 1) * length
             ids = np.concatenate([ids, np.full(size - len(ids), self._pad, ids.dtype)])
-        begins = np.arange(start, start + count + 1) * length
-        begins[-1] = min(begins[-1], total)
-        # Parts of documents begin where rows of the stored dataset and where rows of the result begin.
-        inner = self._offsets[slice(*self._offsets.searchsorted([begins[0], begins[-1]]))]
-        cuts = np.union1d(inner, begins)
-        offsets = np.searchsorted(cuts, begins).astype(np.int32)
         return pa.record_batch(
             {
                 "input_ids": pa.FixedSizeListArray.from_arrays(pa.array(ids), length),
                 "num_tokens": pa.array(valid, pa.uint32()),
                 "following": pa.array(following),
-                "seq_lengths": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.diff(cuts).astype(np.uint32))),
             }
         )
+
+    def _parts(self, start: int, count: int) -> pa.ListArray:
+        """Return the lengths of the parts of documents in `count` rows from row `start`.
+
+        Parts begin where rows of the stored dataset and where rows of the result begin.
+        """
+        begins = np.arange(start, start + count + 1) * self._length
+        begins[-1] = min(begins[-1], self._offsets[-1])
+        inner = self._offsets[slice(*self._offsets.searchsorted([begins[0], begins[-1] + 1]))]
+        # `np.union1d` hashes and sorts both, which took two thirds of the time of joining rows.
+        at = inner.searchsorted(begins)
+        new = np.append(inner, -1)[at] != begins
+        cuts = np.insert(inner, at[new], begins[new])
+        offsets = np.searchsorted(cuts, begins).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.diff(cuts).astype(np.uint32)))
 
 
 class DocumentRows:
@@ -321,7 +332,7 @@ def open_source(opened: DatasetVersion, target: Target, options: ExportOptions) 
     if MASK_COLUMN in opened.dataset.schema.names and (target.unmasked or (target.fixed and stored.length is None)):
         raise UsageError(
             f"{opened.uri} holds conversations, and these files could not say which of their tokens are learned",
-            "build it with layout 'blocks', and export that with format='parquet'",
+            "build it with layout 'blocks', and export that with format='parquet' or 'trl'",
         )
     if options.by == "document" and opened.recipe.get("packing") == "rows":
         raise UsageError(
