@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import pytest
 
 import lance_prep
 from lance_prep.cli.main import run
-from lance_prep.engine import Built, Hooks, Schedule, Silent, SparkEngine, keep_shard, make_shard
-from lance_prep.errors import EngineError, RowRejected, UsageError
+from lance_prep.engine import Arrivals, Built, Hooks, Schedule, Silent, SparkEngine, keep_shard, make_shard
+from lance_prep.engine.executor import Result
+from lance_prep.engine.spark import read_result
+from lance_prep.errors import EngineError, OutputError, RowRejected, UsageError
 from lance_prep.store import Receipt
 from tests.helpers import check_whole
 from tests.processes import finish, start, wait_for, write_texts
@@ -66,6 +70,86 @@ def test_the_rows_are_those_of_the_local_engine(
     assert (spark.validation and spark.validation.content_hash) == (local.validation and local.validation.content_hash)
     if local.rejected_file is not None:
         assert Path(str(spark.rejected_file)).read_bytes() == Path(local.rejected_file).read_bytes()
+    check_whole(tmp_path / "spark.lance")
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[8] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (Path.unlink, "which the driver does not see"),
+        pytest.param(_cut, "bytes, but it has", marks=pytest.mark.torture),
+        (_flip, "its content is not what was written"),
+        ({"shard": 1}, "returned the receipt of shard 1"),
+        ({"fragment": {"files": [{"path": "../../x"}]}}, "returned an invalid receipt"),
+        pytest.param(
+            {"quarantine_hash": "0"}, "other rejected rows than its receipt states", marks=pytest.mark.torture
+        ),
+        (b"garbage", "7 bytes that cannot be read"),
+        pytest.param(pickle.dumps("done"), "sent a str that is not the result of a shard", marks=pytest.mark.torture),
+    ],
+    ids=["missing", "cut", "damaged", "another shard", "a path", "rejected rows", "garbage", "another object"],
+)
+def test_an_executor_that_lies_is_named(
+    source: str, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, said: str
+) -> None:
+    """The result of one shard, or its file, is changed on its way to the driver. Then the build goes on."""
+    output, real = tmp_path / "x.lance", read_result
+
+    def lie(arrived: bytes) -> Result:
+        result = real(damage if isinstance(damage, bytes) else arrived)
+        if result.shard == 2 and result.built is not None:
+            if isinstance(damage, dict):
+                return replace(result, built=replace(result.built, receipt=replace(result.built.receipt, **damage)))
+            damage(output / "data" / result.built.receipt.data_files()[0])
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lance_prep.engine.spark.read_result", lie)
+        with pytest.raises(EngineError, match=said) as failed:
+            build(source, output, tokenizer, engine=SparkEngine(MASTER))
+    if not isinstance(damage, bytes):
+        assert str(failed.value).startswith("the executor of shard 2 returned")
+    assert not (output / "_versions").exists()
+    assert not list(output.glob(".lance_prep/builds/*/shard-000002*"))
+    if damage is _cut:
+        assert build(source, output, tokenizer, engine=SparkEngine(MASTER)).status in ("built", "resumed")
+        check_whole(output)
+
+
+def test_a_file_that_is_damaged_after_its_receipt_is_not_committed(source: str, tokenizer: str, tmp_path: Path) -> None:
+    output = tmp_path / "x.lance"
+
+    class Damage(Silent):
+        def finished(self, receipt: Receipt) -> None:
+            if receipt.shard in (1, 3):
+                _cut(output / "data" / receipt.data_files()[0])
+
+    for engine in (SparkEngine(MASTER), "local"):
+        with pytest.raises(OutputError, match=r"removed or cut while it was being built: those of shard 1, 3\n"):
+            build(source, output, tokenizer, engine=engine, progress=Damage())
+        assert not (output / "_versions").exists()
+    assert build(source, output, tokenizer).status == "resumed"
+    check_whole(output)
+
+
+def test_a_shard_that_arrives_twice_counts_once(
+    source: str, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = build(source, tmp_path / "local.lance", tokenizer)
+    real = Arrivals.addInPlace
+    monkeypatch.setattr(Arrivals, "addInPlace", lambda self, there, more: real(self, there, [*more, *more]))
+    spark = build(source, tmp_path / "spark.lance", tokenizer, engine=SparkEngine(MASTER))
+    assert (spark.content_hash, spark.ledger) == (local.content_hash, local.ledger)
     check_whole(tmp_path / "spark.lance")
 
 

@@ -25,7 +25,6 @@ from lance_prep.store import (
     damaged_files,
     data_hashes,
     hash_bytes,
-    hash_stored,
     manifest_path,
     manifest_versions,
     read_quarantine_note,
@@ -195,7 +194,7 @@ def _check_file(
     if hashes is not None and file.path not in hashes:
         found.count("data files without a recorded hash")
     elif hashes is not None:
-        actual = hash_stored(opened.files, name)
+        actual = opened.files.hash(name)
         found.count("data files by hash")
         if actual != hashes[file.path]:
             found.wrong(f"{what} is not what was written: its xxh3 is {actual}, not {hashes[file.path]}")

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lance_prep.engine.commit import commit_build, existing_report
     from lance_prep.engine.decide import Decision, Existing, check_folder, look_at, refuse_other_recipe
     from lance_prep.engine.estimate import compare_space, free_space
+    from lance_prep.engine.executor import ExecutorSetup
     from lance_prep.engine.local import SharedEngine, default_workers
     from lance_prep.engine.preview import preview_build
     from lance_prep.engine.report import BuildPreview, BuildReport, Progress, Silent
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     )
     from lance_prep.engine.schedule import Engine, Schedule, register_engine
     from lance_prep.engine.shard import BuildJob, Built, Hooks, ShardTask, build_shard, keep_shard, make_shard
-    from lance_prep.engine.spark import Arrivals, ExecutorSetup, SparkEngine
+    from lance_prep.engine.spark import Arrivals, SparkEngine, check_built
     from lance_prep.engine.spark_context import check_installed as check_spark
     from lance_prep.engine.spark_context import reported as spark_failures
 

@@ -22,7 +22,7 @@ from lance_prep.engine.report import BuildReport, Progress, Silent
 from lance_prep.engine.scan import DEFAULT_MEMORY, LEAST_MEMORY, ScanOptions, groups_to_scan, pin_texts, scan_source
 from lance_prep.engine.schedule import Engine, Schedule, make_engine
 from lance_prep.engine.shard import BuildJob, Encoders, Hooks, shard_rows
-from lance_prep.errors import LESS_SPACE, OutputError, TokenizerError, UsageError, counted
+from lance_prep.errors import LESS_SPACE, TokenizerError, UsageError, counted
 from lance_prep.layout import check_tokenizer
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Tally
@@ -38,6 +38,7 @@ from lance_prep.store import (
     Quarantine,
     Receipt,
     build_key,
+    check_data,
     tokenizer_path,
     with_data,
     write_by_hash,
@@ -330,10 +331,7 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
             write_by_hash(files, tokenizer_path(job.spec.chat.sha256), job.spec.chat.file)
     finished = _build_shards(job, decision.before, engine, options, receipts, limit)
     lock.check()
-    if len(with_data(files, finished)) < len(finished):
-        raise OutputError(
-            f"data files of {job.uri} were removed while it was being built", "run the same command again"
-        )
+    check_data(files, job.uri, finished)
     return commit_build(decision, finished, resumed=len(receipts), started=started, others=others)
 
 

@@ -10,47 +10,30 @@ a driver that is killed before would have to build every shard again.
 
 from __future__ import annotations
 
-import os
 import pickle
 import queue
-import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lance_prep.engine.report import Silent
+from lance_prep.engine.executor import Result, Work
 from lance_prep.engine.schedule import Engine, Running, Schedule, register_engine
-from lance_prep.engine.shard import BuildJob, Built, Encoders, Hooks, ShardTask, make_shard
+from lance_prep.engine.shard import Built, Hooks, ShardTask
 from lance_prep.engine.spark_context import check_installed, failure, spark_context
-from lance_prep.errors import EngineError, Interrupted, LancePrepError, UsageError, translate, translate_output
+from lance_prep.errors import EngineError, Interrupted, UsageError
 from lance_prep.recipe import Limit
-from lance_prep.store import FOLDER, Receipt, versions_in_use
-from lance_prep.transport import held_credentials, hold_credentials
+from lance_prep.store import Output, Receipt, hash_bytes, hash_file
 
-#: Variables that sources and object stores are reached with. Executors get them from the driver, unless they have them.
-ENVIRONMENT = (
-    "HF_ENDPOINT",
-    "HF_TOKEN",
-    "HF_HUB_OFFLINE",
-    "HF_HUB_DISABLE_XET",
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT",
-    "AWS_ENDPOINT_URL",
-    "AWS_ALLOW_HTTP",
-)
 #: Jobs at once, each with a thread in the driver, if a limit makes shards wait for each other.
 MOST_JOBS = 64
 #: Without an executor for this long, the user is told.
 WAIT_SECONDS = 20.0
 #: Time for Spark to cancel a job.
 CANCEL_SECONDS = 5.0
+_AGAIN = "run the same command again: it builds the shard again; if it fails again, check the executor's machine"
 #: Tasks that end without a receipt, because it was lost on its way to the driver, are run again this often.
 ROUNDS = 3
 
@@ -96,16 +79,6 @@ class SparkEngine(Engine):
                 schedule.add(jobs.next_receipt())
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What an executor sends back of a shard: what it built, or why it could not."""
-
-    shard: int
-    built: Built | None = None
-    error: LancePrepError | None = None
-    warnings: tuple[str, ...] = ()
-
-
 class Arrivals:
     """Hears what tasks add to an accumulator, in the order in which they end. In an executor it keeps it for Spark.
 
@@ -146,7 +119,7 @@ class _Jobs:
         self._context, self._hooks, self._output = context, hooks, task.output
         self._group = f"lance-prep-{uuid.uuid4().hex}"
         self._arrived: queue.Queue[bytes | _Ended] = queue.Queue()
-        self._work = _Work(task, context.accumulator([], Arrivals(self._arrived.put)))
+        self._work = Work(task, context.accumulator([], Arrivals(self._arrived.put)))
         self._lost = 0
         self._first = True
         self._threads: list[threading.Thread] = []
@@ -201,22 +174,17 @@ class _Jobs:
             if isinstance(arrived, _Ended):
                 self._end(arrived)
                 continue
-            result: _Result = pickle.loads(arrived)
+            result = read_result(arrived)
             if self.running.awaits(result.shard):
                 return self._take(result)
 
-    def _take(self, result: _Result) -> Receipt:
+    def _take(self, result: Result) -> Receipt:
         for message in result.warnings:
             self._hooks.warn_once(message)
         if result.error is not None:
             raise result.error
         assert result.built is not None
-        data = Path(self._output.uri) / "data"
-        if self._output.is_local and not all((data / name).is_file() for name in result.built.receipt.data_files()):
-            raise EngineError(
-                f"the executors write {self._output.uri} where the driver does not see it",
-                "use an output on a file system that all machines share, or in an object store",
-            )
+        check_built(self._output, result.shard, result.built)
         receipt = self.running.keep(result.built)
         progress, ledger = self._hooks.progress, receipt.ledger
         progress.finished(receipt)  # first, so that a line that the rows complete counts the shard
@@ -245,125 +213,52 @@ class _Jobs:
                 )
 
 
-#: Variables of this Python worker that a driver has set, so that its next build may change them.
-_applied: set[str] = set()
+def read_result(arrived: bytes) -> Result:
+    """Return what an executor sent.
 
-
-@dataclass(frozen=True)
-class ExecutorSetup:
-    """What a shard needs in an executor beside its task. Part of the function that Spark sends there.
-
-    What may be secret (passwords in URLs, tokens) travels in this, which Spark keeps in memory.
-
-    Attributes:
-        versions: of the libraries that the driver uses.
-        urls: that were given with credentials.
-        environment: variables that reach sources and stores.
+    Raises:
+        EngineError: it is not the result of a shard.
     """
-
-    versions: Mapping[str, str]
-    urls: tuple[str, ...] = field(repr=False)
-    environment: Mapping[str, str] = field(repr=False)
-
-    @classmethod
-    def of_driver(cls) -> ExecutorSetup:
-        """Return what executors need to work as this process would."""
-        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        if "HF_TOKEN" not in environment and (token := _hub_token()):
-            environment["HF_TOKEN"] = token
-        return cls(versions_in_use(), tuple(held_credentials()), environment)
-
-    def apply(self) -> None:
-        """Set up this process, before it imports huggingface_hub, which copies the environment."""
-        for name, value in self.environment.items():
-            if name not in os.environ or name in _applied:
-                os.environ[name] = value
-                _applied.add(name)
-        for url in self.urls:
-            hold_credentials(url)
-
-    def make(self, task: ShardTask, limit: Limit) -> tuple[Built, tuple[str, ...]]:
-        """Make a shard in an executor. Return it, and what the user should know.
-
-        Raises:
-            LancePrepError: as `build_shard`, also for errors of other libraries that we know.
-            EngineError: this machine has other versions, or does not see the output.
-        """
-        heard = _Heard()
-        try:
-            self._check(task)
-            built = make_shard(task, limit, Hooks(heard, encoders=_encoders(task)))
-        except Exception as error:  # raised again, as an error of ours where it is a known one
-            shard = f"building shard {task.shard.index}"
-            if (ours := translate_output(error, task.uri) or translate(error, shard)) is None:
-                raise
-            raise ours from error
-        return built, tuple(heard.warnings)
-
-    def _check(self, task: ShardTask) -> None:
-        host, here = socket.gethostname(), versions_in_use()
-        if task.output.is_local and not (Path(task.uri) / FOLDER).is_dir():
-            said = f"the executor on {host} does not see {task.uri}"
-            raise EngineError(said, "use an output on a file system that all machines share, or in an object store")
-        other = [name for name, version in self.versions.items() if here.get(name) != version]
-        if other:
-            there = ", ".join(f"{name} {here.get(name)} (driver: {self.versions[name]})" for name in other)
-            said = f"the executor on {host} has other versions: {there}"
-            raise EngineError(said, "install the driver's versions on the executors")
+    try:
+        result = pickle.loads(arrived)
+    except Exception as error:  # damaged pickles raise many kinds
+        raise EngineError(f"an executor sent {len(arrived):,} bytes that cannot be read: {error}", _AGAIN) from error
+    if not isinstance(result, Result) or (result.built is None) == (result.error is None):
+        raise EngineError(f"an executor sent a {type(result).__name__} that is not the result of a shard", _AGAIN)
+    return result
 
 
-class _Work:
-    """Builds shards of one build in an executor. The plans come as items, which Spark writes to a temporary file."""
+def check_built(output: Output, shard: int, built: Built) -> None:
+    """Check what an executor says of a shard, before its receipt is written: that of another machine may be wrong.
 
-    def __init__(self, job: BuildJob, arrivals: Any) -> None:
-        self._job = (job.spec and replace(job.spec, file=b""), job.origin, job.output, job.key)
-        self._arrivals = arrivals
-        self._setup = ExecutorSetup.of_driver()
+    In a folder, the files must have the size and the hash of the receipt. Hashing takes 0.2 s per GB. In an object
+    store it would fetch all data again, so there only their sizes are compared, right before the commit.
 
-    def __call__(self, items: Iterator[bytes]) -> Iterator[None]:
-        self._setup.apply()
-        for item in items:
-            plan, limit = pickle.loads(item)
-            self._arrivals.add([pickle.dumps(self._build(ShardTask(plan, *self._job), limit))])
-        return iter(())
-
-    def _build(self, task: ShardTask, limit: Limit) -> _Result:
-        try:
-            built, warnings = self._setup.make(task, limit)
-            return _Result(task.shard.index, built, warnings=warnings)
-        except LancePrepError as error:
-            return _Result(task.shard.index, error=error)
-
-
-@dataclass
-class _Heard(Silent):
-    """Keeps warnings for the driver."""
-
-    warnings: list[str] = field(default_factory=list)
-
-    def warned(self, message: str) -> None:
-        self.warnings.append(message)
-
-
-#: The encoders of this Python worker, which Spark uses for many tasks, one after the other. They take 0.2 s to make and
-#: get faster with each shard. Those of the latest tokenizer alone: they take up to 200 MB.
-_kept: dict[tuple[object, ...], Encoders] = {}
-
-
-def _encoders(task: ShardTask) -> Encoders:
-    recipe = task.plan.recipe
-    sha256 = task.spec.sha256 if task.spec else ""
-    key = (sha256, recipe.tokenizer_backend, recipe.add_special_tokens, recipe.special_tokens)
-    if key not in _kept:
-        _kept.clear()
-        _kept[key] = Encoders()
-    return _kept[key]
-
-
-def _hub_token() -> str | None:
-    from huggingface_hub import get_token
-
-    return get_token()
+    Raises:
+        EngineError: names the shard and the file.
+    """
+    receipt, said = built.receipt, f"the executor of shard {shard} returned"
+    if receipt.shard != shard:
+        raise EngineError(f"{said} the receipt of shard {receipt.shard}", _AGAIN)
+    try:
+        receipt.check()
+    except ValueError as error:
+        raise EngineError(f"{said} an invalid receipt: {error}", _AGAIN) from error
+    if hash_bytes(built.rejected) != receipt.quarantine_hash:
+        raise EngineError(f"{said} other rejected rows than its receipt states", _AGAIN)
+    if not output.is_local:
+        return
+    for name, size in receipt.sizes().items():
+        path = Path(output.uri) / "data" / name
+        if not path.is_file():
+            raise EngineError(
+                f"{said} {path}, which the driver does not see",
+                "use an output on a file system that all machines share, or in an object store",
+            )
+        if size is not None and (actual := path.stat().st_size) != size:
+            raise EngineError(f"{said} {path} of {size:,} bytes, but it has {actual:,}", _AGAIN)
+        if (digest := hash_file(path)) != receipt.file_hashes.get(name):
+            raise EngineError(f"{said} {path}, but its content is not what was written: its xxh3 is {digest}", _AGAIN)
 
 
 def _make(workers: int | None) -> Engine:

@@ -27,6 +27,7 @@ from lance_prep.engine import (
     Progress,
     ShardTask,
     Silent,
+    check_built,
     check_folder,
     commit_build,
     discard_others,
@@ -38,13 +39,13 @@ from lance_prep.engine import (
     recipe_and_function,
     refuse_other_recipe,
 )
-from lance_prep.errors import OutputError, OutputExists, UsageError
+from lance_prep.errors import OutputExists, UsageError
 from lance_prep.formats import hand_over, partition_file, plain_type
 from lance_prep.model import Part, PinnedSource, Plan, Shard
 from lance_prep.plan import resolve_columns
 from lance_prep.recipe import Limit, Recipe, RecipeFields, refuse_unread
 from lance_prep.spark.partitions import Rows, run_partitions
-from lance_prep.store import Output, Receipt, build_key, tokenizer_path, with_data, write_by_hash
+from lance_prep.store import Output, Receipt, build_key, check_data, tokenizer_path, with_data, write_by_hash
 from lance_prep.text import needs_scan
 from lance_prep.tokenizer import Dtype, FunctionSpec, TokenizerSpec
 from lance_prep.transport import Transport, absolute_uri
@@ -251,11 +252,8 @@ def _keep(job: BuildJob, made: Mapping[int, Built]) -> list[Receipt]:
     there = with_data(job.output.files, job.journal.receipts())
     for index, task in zip(sorted(made), job.tasks(), strict=True):
         if index not in there:
+            check_built(job.output, index, made[index])
             there[index] = keep_shard(task, made[index])
     receipts = [there[index] for index in sorted(made)]
-    if len(with_data(job.output.files, receipts)) < len(receipts):
-        raise OutputError(
-            f"the executors write {job.uri} where the driver does not see it",
-            "use an output on a file system that all machines share, or in an object store",
-        )
+    check_data(job.output.files, job.uri, receipts)
     return receipts

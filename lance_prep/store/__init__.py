@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         open_unchanged,
         write_index,
     )
-    from lance_prep.store.leftovers import with_data
+    from lance_prep.store.leftovers import check_data, with_data
     from lance_prep.store.lock import OutputLock
     from lance_prep.store.manifest import MANIFEST, Manifest, Split, parse_manifest, read_manifest, split_of
     from lance_prep.store.metadata import (
@@ -65,16 +65,14 @@ if TYPE_CHECKING:
     from lance_prep.store.seal import (
         data_hashes,
         hash_bytes,
-        hash_file,
         hash_files,
-        hash_stored,
         manifest_path,
         manifest_versions,
         read_seal,
         seal_path,
         transactions_in,
     )
-    from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, make_durable, natural, refuse_links
+    from lance_prep.store.sidecar import TEMPORARY, Files, LocalFiles, hash_file, make_durable, natural, refuse_links
     from lance_prep.store.stores import Store, files_of, output_lock, register_store
     from lance_prep.store.version import (
         LOADER,

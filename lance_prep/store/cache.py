@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lance_prep.errors import DatasetError
-from lance_prep.store.seal import checked, hash_file, with_checksum
-from lance_prep.store.sidecar import LocalFiles
+from lance_prep.store.seal import checked, with_checksum
+from lance_prep.store.sidecar import LocalFiles, hash_file
 
 SEAL = ".seal"
 

@@ -12,13 +12,13 @@ nothing before that: the commit of the suspended process, or one that is still o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lance_prep.errors import DatasetError, reading_dataset
+from lance_prep.errors import DatasetError, OutputError, reading_dataset
 from lance_prep.store.journal import Journal, unfinished_builds
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
 from lance_prep.store.receipt import Receipt
@@ -36,6 +36,8 @@ from lance_prep.store.version import (
 from lance_prep.transport import Transport
 
 DATA = "data"
+#: Shards that a message names.
+MOST_NAMED = 5
 
 _UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _TEMPORARY = r"\.tmp[A-Za-z0-9]{6}"
@@ -55,13 +57,32 @@ _CACHE = re.compile(rf"{re.escape(FOLDER)}/cache/v(\d+)-")
 
 
 def with_data(files: Files, receipts: Iterable[Receipt]) -> dict[int, Receipt]:
-    """Return receipts whose data files still exist, by shard: the last one of each."""
-    there = set(files.list(DATA))
+    """Return receipts whose data files exist with the size that they state, by shard: the last one of each."""
+    there = files.sizes(DATA)
     return {
         receipt.shard: receipt
         for receipt in receipts
-        if all(f"{DATA}/{name}" in there for name in receipt.data_files())
+        if all(
+            size is None or there.get(f"{DATA}/{name}", -1) in (size, None) for name, size in receipt.sizes().items()
+        )
     }
+
+
+def check_data(files: Files, uri: str, receipts: Sequence[Receipt]) -> None:
+    """Check that the data files of a build are there before it is committed.
+
+    Raises:
+        OutputError: names the shards whose files are missing or cut.
+    """
+    there = with_data(files, receipts)
+    if lost := [str(receipt.shard) for receipt in receipts if receipt.shard not in there]:
+        named = ", ".join(lost[:MOST_NAMED]) + (
+            f" and {len(lost) - MOST_NAMED:,} more" if len(lost) > MOST_NAMED else ""
+        )
+        raise OutputError(
+            f"data files of {uri} were removed or cut while it was being built: those of shard {named}",
+            "run the same command again: it builds these shards again",
+        )
 
 
 @dataclass(frozen=True)

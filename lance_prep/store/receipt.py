@@ -72,7 +72,7 @@ class Receipt:
             if not isinstance(fields.get("limit"), dict):  # once, only rows were limited
                 fields["limit"] = {"rows": fields.get("limit")}
             receipt = decode(cls, fields)
-            receipt._check_names()
+            receipt.check()
             return receipt
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
@@ -81,7 +81,16 @@ class Receipt:
         """Return the names of its data files in `data/`."""
         return [file["path"] for file in self.fragment["files"]] if self.fragment is not None else []
 
-    def _check_names(self) -> None:
+    def sizes(self) -> dict[str, int | None]:
+        """Return the size of each data file in bytes, by its name in `data/`; None if Lance did not say."""
+        return {file["path"]: file.get("file_size_bytes") for file in (self.fragment or {"files": []})["files"]}
+
+    def check(self) -> None:
+        """Check that it names only data files of its own, as Lance names them.
+
+        Raises:
+            ValueError: it does not.
+        """
         try:
             names = [*self.data_files(), *self.file_hashes]
             fragment = self.fragment or {"files": []}

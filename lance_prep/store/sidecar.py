@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+import xxhash
+
 from lance_prep.errors import DatasetError, OutputError, one_line, translating
 from lance_prep.hub_path import lance_place
 from lance_prep.process import install_advice
@@ -46,6 +48,7 @@ UNCONDITIONAL = "this object store does not refuse to replace an object (If-None
 UNCONDITIONAL_ADVICE = "build into a local folder and copy it there, or use a store with conditional writes"
 _S3 = ("s3://", "s3a://")
 _CHUNK = 8 << 20
+_HASHED = 256 << 10  # stays in the second-level cache: twice as fast as 8 MiB with a new buffer each
 _AT_ONCE = 4
 _INSTALL = f"install it; for S3, {install_advice('s3')}"
 
@@ -88,6 +91,14 @@ class Files(Protocol):
     def read_many(self, paths: Sequence[str]) -> Iterator[bytes | None]:
         """Yield the contents of many files, in order."""
         return map(self.read, paths)
+
+    def sizes(self, folder: str) -> dict[str, int | None]:
+        """Return the size of each file below a folder, by path; None if the store does not say."""
+        return dict.fromkeys(self.list(folder))
+
+    def hash(self, path: str) -> str | None:
+        """Return the xxh3-128 of a file as 32 hex digits; None if it cannot be read again."""
+        return None
 
     def uploads(self, folder: str) -> Sequence[tuple[str, str]]:
         """Return key and id of each upload below a folder that was begun and not finished."""
@@ -162,6 +173,12 @@ class LocalFiles(Files):
     def list(self, folder: str) -> list[str]:
         return sorted(_walk(self.path(folder), folder.rstrip("/")))
 
+    def sizes(self, folder: str) -> dict[str, int | None]:
+        return {path: (self._root / path).lstat().st_size for path in self.list(folder)}
+
+    def hash(self, path: str) -> str | None:
+        return hash_file(self.path(path))
+
     def delete(self, path: str) -> None:
         target = self.path(path, replace=True)
         target.unlink(missing_ok=True)
@@ -189,6 +206,21 @@ def _walk(folder: Path, name: str) -> Iterator[str]:
             yield from _walk(folder / entry.name, f"{name}/{entry.name}")
         elif entry.is_file(follow_symlinks=False):
             yield f"{name}/{entry.name}"
+
+
+def hash_file(path: Path, *, follow: bool = True) -> str:
+    """Return the xxh3-128 of a local file as 32 hex digits; 5 GB/s from the page cache.
+
+    Args:
+        follow: a symbolic link may be followed; else it is an `OSError`.
+    """
+    # O_NONBLOCK: a FIFO has no content, instead of blocking until another process writes to it.
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    digest, buffer = xxhash.xxh3_128(), bytearray(_HASHED)
+    with os.fdopen(os.open(path, flags), "rb", buffering=0) as file:
+        while length := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:length])
+    return str(digest.hexdigest())
 
 
 def refuse_links(uri: str) -> None:
@@ -349,6 +381,22 @@ class ObjectFiles(Files):
     def list(self, folder: str) -> list[str]:
         prefix = folder.rstrip("/") + "/"
         return sorted(p if p.startswith(prefix) else prefix + p for p in self._session.list(folder))
+
+    def sizes(self, folder: str) -> dict[str, int | None]:
+        """Return the size of each object below a folder, by path. A store is asked once for about 1,000 objects."""
+        doing = f"listing {self._root}/{folder}"
+        with translating(doing):
+            fs, key = self._transport.file_system(f"{self._root}/{folder}")
+            fs.invalidate_cache()
+            found = self._transport.retries.call(lambda: fs.find(key, detail=True), doing=doing)
+        start = len(fs._strip_protocol(key)) + 1
+        return {f"{folder}/{name[start:]}": int(info["size"]) for name, info in found.items()}
+
+    def hash(self, path: str) -> str | None:
+        digest = xxhash.xxh3_128()
+        for chunk in self.chunks(path):
+            digest.update(chunk)
+        return str(digest.hexdigest())
 
     def delete(self, path: str) -> None:
         if self._session.contains(path):
