@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.dataset import SourceCheck, verify
 from lance_prep.errors import DatasetError, OutputExists, RecipeError, UsageError
+from lance_prep.store import arrays
 from lance_prep.text.dedup import find_later, first_units
 from tests.helpers import check_whole
 from tests.processes import killed_at, make_killer
@@ -320,6 +322,32 @@ def test_options_without_effect_are_refused(tmp_path: Path, fields: dict[str, An
 
 Key = st.tuples(st.integers(0, 3), st.integers(0, 3))
 Units = st.lists(st.lists(Key, min_size=2, max_size=2, unique=True), max_size=6)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="NOT TESTED: mappings are counted in /proc")
+def test_many_shards_take_one_mapping(tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux gives a process 65,530 mappings, so the keys of more shards than that cannot be mapped one by one."""
+    source = tmp_path / "in"
+    for part in range(2):
+        write_rows(source / f"{part}.jsonl", repeated_texts(300, 200, seed=part), start=300 * part)
+        one_by_one = dedup(source, tmp_path / "a.lance", tokenizer, shard_size=1000, append=part > 0)
+    maps = []
+
+    def counted(shards: Any, memory: int) -> Any:
+        maps.append(Path("/proc/self/maps").read_text().count("/scan-"))
+        return find_later(shards, memory)
+
+    monkeypatch.setattr("lance_prep.engine.scan.find_later", counted)
+    dedup(source, tmp_path / "c.lance", tokenizer, shard_size=1000)
+    monkeypatch.setattr(arrays, "MOST_MAPPED", 3)
+    (source / "1.jsonl").rename(tmp_path / "1.jsonl")
+    for part in range(2):
+        heaped = dedup(source, tmp_path / "b.lance", tokenizer, shard_size=1000, append=part > 0)
+        (tmp_path / "1.jsonl").rename(source / "1.jsonl") if not part else None
+    assert heaped.content_hash == one_by_one.content_hash
+    assert maps[0] > 3
+    assert maps[1:] == [0, 0]
+    check_whole(tmp_path / "b.lance")
 
 
 @given(st.lists(Units, min_size=1, max_size=4), st.integers(1, 4000))

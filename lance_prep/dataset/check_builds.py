@@ -21,6 +21,7 @@ from lance_prep.store import (
     COMMITTED,
     LOADER,
     LOADER_FILE,
+    ArrayHeap,
     BuildRecord,
     DatasetVersion,
     Journal,
@@ -156,10 +157,14 @@ def check_dropped(opened: DatasetVersion, journals: list[BuildJournal], found: V
         for index in sorted(journal.receipts)
     ]
     scans, lists = [], []
+    keys = {journal.key for journal, _ in shards}
+    heap = ArrayHeap.if_many(len(shards), lambda: sum(Journal(opened.files, key).scan_bytes() for key in keys))
     for journal, index in shards:
         files = Journal(opened.files, journal.key)
         with found.reading(f"build {journal.key}, shard {index}"):
-            scan, dropped = ShardScan.from_arrays(files.scan(index)), Dropped.from_arrays(files.dropped(index))
+            arrays = files.scan(index)
+            scan = ShardScan.from_arrays(heap.add(arrays) if heap is not None else arrays)
+            dropped = Dropped.from_arrays(files.dropped(index))
             scans.append(scan)
             lists.append(dropped.as_arrays())
     if not shards or len(scans) < len(shards):

@@ -23,7 +23,7 @@ from lance_prep.model import Plan
 from lance_prep.plan import make_plan
 from lance_prep.recipe import Recipe
 from lance_prep.source import SourceBatch, read_shard
-from lance_prep.store import DatasetVersion, Journal
+from lance_prep.store import ArrayHeap, DatasetVersion, Journal
 from lance_prep.text import (
     Benchmark,
     ShardScan,
@@ -124,14 +124,14 @@ def scan_source(
         )
     _scan_all(left, benchmark, progress, options.threads)
     earlier = _earlier(before) if before is not None and recipe.dedup != "none" else []
-    scans = [_scan_of(job.journal, shard) for shard in shards]
-    later = find_later([scan.keys for scan in [*earlier, *scans]], options.memory)[len(earlier) :]
+    found = _scans_of([*earlier, *((job.journal, shard) for shard in shards)])
+    later = find_later([scan.keys for scan in found], options.memory)[len(earlier) :]
 
     def write(shard: int, scan: ShardScan, units: U64) -> None:
         job.journal.write_dropped(shard, scan.dropped(recipe, units).as_arrays())
 
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="dropped") as pool:
-        list(pool.map(write, shards, scans, later))
+        list(pool.map(write, shards, found[len(earlier) :], later))
 
 
 def _is_there(read: Callable[[int], object], shard: int) -> bool:
@@ -142,17 +142,25 @@ def _is_there(read: Callable[[int], object], shard: int) -> bool:
     return True
 
 
-def _scan_of(journal: Journal, shard: int) -> ShardScan:
+def _scans_of(shards: list[tuple[Journal, int]]) -> list[ShardScan]:
+    """Return what passes over shards found. If there are many, their files are copied into one mapping."""
+    journals = {journal.key: journal for journal, _ in shards}
+    heap = ArrayHeap.if_many(len(shards), lambda: sum(journal.scan_bytes() for journal in journals.values()))
+    return [_scan_of(journal, shard, heap) for journal, shard in shards]
+
+
+def _scan_of(journal: Journal, shard: int, heap: ArrayHeap | None = None) -> ShardScan:
+    arrays = journal.scan(shard)
     try:
-        return ShardScan.from_arrays(journal.scan(shard))
+        return ShardScan.from_arrays(heap.add(arrays) if heap is not None else arrays)
     except ValueError as error:
         said = f"the texts of shard {shard} of build {journal.key} were not compared: {error}"
         raise DatasetError(said, "build again with overwrite=True") from error
 
 
-def _earlier(before: DatasetVersion) -> list[ShardScan]:
+def _earlier(before: DatasetVersion) -> list[tuple[Journal, int]]:
     return [
-        _scan_of(Journal(before.files, build.key), shard)
+        (Journal(before.files, build.key), shard)
         for build in before.builds
         for shard in range(build.first_shard, build.first_shard + build.shards)
     ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from lance_prep.process import lazy_exports
 
 if TYPE_CHECKING:
-    from lance_prep.store.arrays import read_arrays, write_arrays
+    from lance_prep.store.arrays import ArrayHeap, read_arrays, write_arrays
     from lance_prep.store.cache import Cache, Stat, damaged_files, user_folder
     from lance_prep.store.content_hash import ShardHash, combine
     from lance_prep.store.journal import (

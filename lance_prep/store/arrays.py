@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,8 @@ from lance_prep.store.sidecar import Files, LocalFiles
 
 _ITEM = 8
 _LONGEST_HEAD = 1 << 16
+#: Files that are mapped one by one: less than half of the mappings of a process, which libraries and threads need too.
+MOST_MAPPED = 30_000
 
 
 def write_arrays(files: Files, path: str, arrays: Mapping[str, U64]) -> None:
@@ -45,6 +47,36 @@ def read_arrays(files: Files, path: str) -> dict[str, U64] | None:
         copy.write(data)
         copy.flush()
         return _arrays(np.memmap(Path(copy.name), np.uint8, "r"))
+
+
+class ArrayHeap:
+    """Holds the arrays of many files in one mapping of a temporary file.
+
+    Each file that `read_arrays` maps takes one of the 65,530 mappings that Linux gives a process (`vm.max_map_count`).
+
+    Args:
+        size: bytes of the files whose arrays are added, at least. They take disk space only once they are added.
+    """
+
+    def __init__(self, size: int) -> None:
+        with tempfile.TemporaryFile() as file:  # the mapping keeps its content
+            file.truncate(max(size, _ITEM))
+            self._items = np.memmap(file, "<u8", "r+", shape=max(size // _ITEM, 1))
+        self._used = 0
+
+    @classmethod
+    def if_many(cls, files: int, size: Callable[[], int]) -> ArrayHeap | None:
+        """Return a heap for this number of files, or None if they can be mapped one by one."""
+        return cls(size()) if files > MOST_MAPPED else None
+
+    def add(self, arrays: Mapping[str, U64]) -> dict[str, U64]:
+        """Return copies of arrays, in the mapping."""
+        copies = {}
+        for name, array in arrays.items():
+            copies[name] = self._items[self._used : self._used + len(array)]
+            copies[name][:] = array
+            self._used += len(array)
+        return copies
 
 
 def _arrays(data: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> dict[str, U64]:

@@ -342,6 +342,11 @@ class Journal:
         """
         return self._read_arrays(f"scan-{shard:06d}.bin")
 
+    def scan_bytes(self) -> int:
+        """Return the size of all files that `write_scan` wrote."""
+        sizes = self._files.sizes(self._folder)
+        return sum(size or 0 for path, size in sizes.items() if path.startswith(f"{self._folder}/scan-"))
+
     def write_dropped(self, shard: int, arrays: Mapping[str, U64]) -> None:
         """Keep what is dropped from a shard. Written for each shard, also if it is nothing."""
         write_arrays(self._files, f"{self._folder}/dropped-{shard:06d}.bin", arrays)
