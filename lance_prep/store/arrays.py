@@ -19,8 +19,8 @@ from lance_prep.store.sidecar import Files, LocalFiles
 
 _ITEM = 8
 _LONGEST_HEAD = 1 << 16
-#: Files that are mapped one by one: less than half of the mappings of a process, which libraries and threads need too.
-MOST_MAPPED = 30_000
+#: Files that are mapped one by one. Python keeps a mapped file open, and many systems let a process open 1,024 files.
+MOST_MAPPED = 500
 
 
 def write_arrays(files: Files, path: str, arrays: Mapping[str, U64]) -> None:
@@ -52,7 +52,8 @@ def read_arrays(files: Files, path: str) -> dict[str, U64] | None:
 class ArrayHeap:
     """Holds the arrays of many files in one mapping of a temporary file.
 
-    Each file that `read_arrays` maps takes one of the 65,530 mappings that Linux gives a process (`vm.max_map_count`).
+    Each file that `read_arrays` maps takes one of the files that a process may open (`ulimit -n`, often 1,024), and one
+    of the 65,530 mappings that Linux gives it (`vm.max_map_count`).
 
     Args:
         size: bytes of the files whose arrays are added, at least. They take disk space only once they are added.
