@@ -545,10 +545,16 @@ def test_options_that_make_no_sense(tmp_path: Path, refused: Callable[..., str],
     assert not out.exists()
 
 
-def test_an_empty_dataset(tmp_path: Path, exporting: Export) -> None:
-    make_tokens(tmp_path / "none.lance", "blocks", [0], block_size=128)
-    report = exporting(tmp_path / "none.lance", tmp_path / "out")
-    assert (report["sources"][0]["rows"], report["sources"][0]["shards"]) == (0, 0)
+@pytest.mark.parametrize("format", ["parquet", "trl", "jsonl", "bin", "megatron", "mds", "litdata"])
+@pytest.mark.parametrize("layout", ["blocks", "documents"])
+def test_an_empty_dataset(tmp_path: Path, exporting: Export, layout: str, format: str) -> None:
+    make_tokens(tmp_path / "none.lance", layout, [0], **({"block_size": 128} if layout == "blocks" else {}))
+    fixed = layout == "documents" and format not in ("jsonl", "bin", "megatron")
+    options = ["--format", format, *(["--max-seq-length", "128"] if fixed else [])]
+    report = exporting(tmp_path / "none.lance", tmp_path / "out", *options)
+    assert (report["sources"][0]["rows"], report["sources"][0]["tokens"]) == (0, 0)
+    beside = {"mds": "index.json", "litdata": "index.json", "bin": "train.bin", "megatron": "train.idx"}.get(format)
+    assert beside is None or (tmp_path / "out" / "none" / beside).is_file()
     assert read_manifest(tmp_path / "out").splits["none"].sequences == 0
 
 

@@ -285,6 +285,7 @@ class ExportFolder:
     def _write(self, path: str, data: Iterable[Any]) -> None:
         """Write a file of any size in one step."""
         target = self._files.path(path, replace=True)
+        target.parent.mkdir(parents=True, exist_ok=True)  # a dataset without rows has no shard that made it
         file = ShardFile(target.with_name(f".{target.name}.part"))
         try:
             for part in data:
