@@ -19,7 +19,9 @@ from lance_prep.collection import download
 from lance_prep.collection.unfinished import Parts, State
 from lance_prep.errors import DamagedDataset, DatasetError, OutputExists, SourceNotFound
 from lance_prep.store import Manifest, read_manifest
+from lance_prep.train import LanceDataset, Mixture
 from tests import test_download
+from tests import tokenizers_made as made
 from tests.helpers import check_whole, ids_of
 from tests.loopback_hub import LoopbackHub
 from tests.processes import finish, start, wait_for, write_texts
@@ -483,3 +485,103 @@ def test_an_unfinished_download_that_cannot_be_opened_leaves_no_file_open(tmp_pa
     with pytest.raises(DamagedDataset, match="has 0 bytes, and 5 were written"):
         Parts(tmp_path / "text", tmp_path / "rejected", state)
     assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+)
+MIXED = """
+name: mixed
+defaults:
+  tokenizer: {tokenizer}
+  chat_template: own.jinja
+  add_special_tokens: true
+  block_size: 64
+categories:
+  text:
+    share: 30
+    sources:
+      prose: {{source: prose.jsonl}}
+      spoken: {{source: talks.jsonl, messages: messages}}
+  talk:
+    share: 70
+    chat: true
+    sources:
+      talks: {{source: talks.jsonl, messages: messages}}
+      pairs: {{source: pairs.jsonl, messages: "prompt,completion"}}
+"""
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A collection recipe of text, of conversations as text, and of conversations for a chat template."""
+    tokenizer = made.save(tmp_path / "model", made.chat(("<|im_start|>", "<|im_end|>"), ()), eos_token="<|im_end|>")
+    (tmp_path / "own.jinja").write_text(CHAT_TEMPLATE)
+    write_texts(tmp_path / "texts", files=1, rows=40, seed=1)
+    (tmp_path / "texts" / "0.jsonl").rename(tmp_path / "prose.jsonl")
+    asked = [(f"What is {i}?", f"It is {i}, <|im_end|> of course.") for i in range(30)]
+    talks = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in asked]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in asked))
+    (tmp_path / "mixed.yaml").write_text(MIXED.format(tokenizer=tokenizer))
+    return tmp_path / "mixed.yaml"
+
+
+def test_a_category_of_conversations(mixed: Path, capsys: Out) -> None:
+    """Each dataset is what a build by itself gives, and the mixture learns what the assistant wrote."""
+    out, folder = mixed.parent / "out", mixed.parent
+    for status in ("built", "unchanged"):
+        assert run(["build", str(mixed), "-o", str(out), "--json"]) == 0
+        assert {source["status"] for source in last_json(capsys)["sources"]} == {status}
+    options: dict[str, Any] = {"tokenizer": str(folder / "model"), "block_size": 64}
+    chat = {**options, "chat_template": str(folder / "own.jinja")}
+    alone = {
+        "prose": ("prose.jsonl", {**options, "add_special_tokens": True}),
+        "spoken": ("talks.jsonl", {**options, "add_special_tokens": True, "template": "{{ messages | turns }}"}),
+        "talks": ("talks.jsonl", {**chat, "messages": "messages"}),
+        "pairs": ("pairs.jsonl", {**chat, "messages": "prompt,completion"}),
+    }
+    splits = read_manifest(out / "manifest.json").splits
+    for name, (file, fields) in alone.items():
+        one = lance_prep.build(folder / file, output=folder / "alone" / f"{name}.lance", **fields)
+        assert splits[name].content_hash == one.content_hash, name
+    assert splits["talks"].content_hash == splits["pairs"].content_hash
+
+    mixture = Mixture({str(out / "talks.lance"): 0.5, str(out / "pairs.lance"): 0.5}, labels="assistant")
+    learned = [sample["labels"][sample["labels"] != -100] for sample in map(mixture.__getitem__, range(20))]
+    assert all(len(each) for each in learned)
+    data = LanceDataset(out / "talks.lance", labels="assistant")
+    labels = data[0]["labels"]
+    assert data.decode(labels[labels != -100]).startswith("It is ")
+
+
+def test_a_manifest_of_conversations_makes_a_mixture(mixed: Path) -> None:
+    text = mixed.read_text()
+    mixed.write_text(text[: text.index("  text:")] + text[text.index("  talk:") :])
+    lance_prep.build_collection(mixed, output=mixed.parent / "out")
+    mixture = Mixture.from_manifest(mixed.parent / "out", labels="assistant")
+    assert all(0 < int((mixture[i]["labels"] != -100).sum()) < 64 for i in range(20))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("messages: messages}\n      pairs", "text_column: messages}\n      pairs", "chat needs messages"),
+        ("chat: true", "chat: maybe", "categories.talk.chat"),
+        ('"prompt,completion"', '"a,b,c,d"', "at most 3"),
+        ("chat_template: own.jinja", "chat_template: none.jinja", "none.jinja"),
+    ],
+)
+def test_errors_of_conversations(mixed: Path, capsys: Out, before: str, after: str, said: str) -> None:
+    text = mixed.read_text()
+    assert before in text
+    mixed.write_text(text.replace(before, after))
+    assert run(["build", str(mixed), "-o", str(mixed.parent / "out"), "--dry-run"]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_conversations_for_a_chat_template_are_not_downloaded(mixed: Path, capsys: Out) -> None:
+    assert run(["download", str(mixed), "-o", str(mixed.parent / "raw")]) == 2
+    assert "talk.talks, talk.pairs of mixed cannot be downloaded as text" in capsys.readouterr().err
+    assert run(["download", str(mixed), "-o", str(mixed.parent / "raw"), "--category", "text"]) == 0

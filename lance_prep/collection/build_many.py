@@ -19,7 +19,7 @@ from typing import Unpack
 from lance_prep.collection.load import Collection
 from lance_prep.collection.output import (
     in_parallel,
-    load_shared_spec,
+    load_shared_specs,
     manifest_before,
     output_as_given,
     output_folder,
@@ -102,12 +102,12 @@ def run_collection(
     started = time.monotonic()
     progress = progress or SilentCollection()
     folder, _ = output_folder(collection, options), manifest_before(collection, options)
-    spec = load_shared_spec(collection)
+    specs = load_shared_specs(collection)
     progress.planned(collection)
     check_space(collection, options, progress)
     with output_lock(str(folder)):
         before = manifest_before(collection, options)
-        results = _build_all(collection, folder, options, progress, spec)
+        results = _build_all(collection, folder, options, progress, specs)
         unlisted = _unlisted(folder, results, before)
         manifest = None
         if not any(result.error for result in results):
@@ -121,7 +121,7 @@ def _build_all(
     folder: Path,
     options: RunOptions,
     progress: CollectionProgress,
-    spec: TokenizerSpec,
+    specs: Mapping[bool, TokenizerSpec],
 ) -> list[SourceReport]:
     """Build the datasets, several at a time."""
 
@@ -130,7 +130,7 @@ def _build_all(
         where = engine if options.engine == "local" else options.engine
         one = replace(options, output=uri, progress=progress.started(source), engine=where)
         try:
-            made = run_build(source.recipe, one, uri=uri, spec=spec)
+            made = run_build(source.recipe, one, uri=uri, spec=specs[source.is_chat])
             split, validation = _split(source, made), _split(source, made.validation)
             result = SourceReport(source.name, source.category, _status(made), uri, split, validation, made)
         except Exception as error:  # one source that fails must not stop the others

@@ -109,7 +109,8 @@ def _validated(fields: Mapping[str, Any], where: str) -> CollectionRecipe:
         recipe = CollectionRecipe.model_validate(dict(fields))
     except ValidationError as error:
         raise _explained(error, where) from error
-    make_recipe({"source": "any", **recipe.defaults}, {}, f"{where}: defaults")
+    shared = {name: value for name, value in recipe.defaults.items() if name != "chat_template"}
+    make_recipe({"source": "any", **shared}, {}, f"{where}: defaults")
     for category, name, source in recipe.sources():
         source.recipe(recipe.defaults, where=f"{where}: categories.{category}.sources.{name}")
     return recipe

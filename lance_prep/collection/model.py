@@ -13,7 +13,16 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from lance_prep.recipe import Maximum, Recipe, SourceNames, TextUnit, make_recipe
 
@@ -39,6 +48,9 @@ _SAME = (
     *("text_unit", "delimiter", "max_tokens"),
 )
 _RENAMED = {"max_rows": "max_source_rows"}
+#: Fields that have an effect only on sources without, or only on sources with `chat`.
+_OF_TEXTS = ("special_tokens", "add_special_tokens")
+_OF_CHATS = ("chat_template",)
 
 
 Limit = Annotated[
@@ -58,9 +70,15 @@ class CollectionSource(BaseModel):
     filter: str | None = Field(None, description="SQL condition on the source's columns")
     text_column: str | None = Field(None, description="column with the text")
     template: str | None = Field(None, description="jinja2 template that makes the text of a record from its columns")
+    chat: bool | None = Field(
+        None,
+        description="write the conversations in `messages` with the tokenizer's chat template, and record what the "
+        "assistant wrote; false writes each turn as text; by default as the category says",
+    )
     messages: str | None = Field(
         None,
-        description="column with a conversation, written turn by turn; a turn has role and content, or from and value",
+        description="column with a conversation, written turn by turn; a turn has role and content, or from and value; "
+        "with `chat`, also two columns (prompt,completion) or three (instruction,input,output)",
     )
     text_unit: TextUnit | None = Field(None, description="unit that is a record of a .txt or .md file")
     delimiter: str | None = Field(None, description="character between the fields of a CSV file")
@@ -76,8 +94,10 @@ class CollectionSource(BaseModel):
 
     @field_validator("messages")
     @classmethod
-    def _nameable(cls, column: str | None) -> str | None:
+    def _nameable(cls, column: str | None, info: ValidationInfo) -> str | None:
         """Refuse what `{{ column | turns }}` would read as something else, such as `my-messages`, a subtraction."""
+        if info.data.get("chat"):
+            return column
         names = column.split(".") if column is not None else []
         if not all(name.isidentifier() and name not in _JINJA_WORDS for name in names):
             raise ValueError("a template cannot name this column; rename it in the source")
@@ -88,6 +108,8 @@ class CollectionSource(BaseModel):
         given = [name for name in ("text_column", "template", "messages") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other")
+        if self.chat and self.messages is None:
+            raise ValueError("chat needs messages, which names the column with conversations")
         return self
 
     def recipe(self, defaults: Mapping[str, Any], *, where: str = "the source", **overrides: Any) -> Recipe:
@@ -104,10 +126,16 @@ class CollectionSource(BaseModel):
         """
         fields = {name: getattr(self, name) for name in _SAME}
         fields |= {there: getattr(self, name) for name, there in _RENAMED.items()}
-        if self.messages is not None:
+        if self.chat:
+            fields["messages"] = self.messages
+        elif self.messages is not None:
             fields["template"] = _turn_by_turn(self.messages)
         given = {name: value for name, value in fields.items() if value is not None}
-        return make_recipe({**defaults, **given}, overrides, where)
+        return make_recipe({**self.used(defaults), **given}, self.used(overrides), where)
+
+    def used(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of fields for all sources that have an effect on this one, on text or on conversations."""
+        return {name: value for name, value in fields.items() if name not in (_OF_TEXTS if self.chat else _OF_CHATS)}
 
 
 def _turn_by_turn(column: str) -> str:
@@ -123,7 +151,23 @@ class Category(BaseModel):
     share: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = Field(
         description="target share of the category; shares are normalised"
     )
+    chat: bool = Field(False, description="`chat` of its sources, unless they say otherwise")
     sources: dict[Name, CollectionSource] = Field(min_length=1, description="sources by name")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chat_of_sources(cls, fields: Any) -> Any:
+        """Give the category's `chat` to the sources that do not say it."""
+        if (
+            not isinstance(fields, dict)
+            or fields.get("chat") is not True
+            or not isinstance(fields.get("sources"), dict)
+        ):
+            return fields
+        sources = {
+            name: {"chat": True, **each} if isinstance(each, dict) else each for name, each in fields["sources"].items()
+        }
+        return {**fields, "sources": sources}
 
     @model_validator(mode="after")
     def _all_or_none(self) -> Category:

@@ -55,18 +55,25 @@ def manifest_before(collection: CollectionPlan, options: RunOptions) -> Manifest
     return found
 
 
-def load_shared_spec(collection: CollectionPlan) -> TokenizerSpec:
-    """Load the tokenizer once: it may come from the Hub, and if it is missing, that is one error."""
+def load_shared_specs(collection: CollectionPlan) -> dict[bool, TokenizerSpec]:
+    """Load the tokenizer, with its chat template for the sources that are conversations (True).
+
+    It is loaded before any source: it may come from the Hub, and if it is missing, that is one error.
+    """
     recipe = collection.sources[0].recipe
     names = {source.name for source in collection.sources}
     for name in names if recipe.has_two_sides else ():
         if f"{name}.val" in names:
             raise UsageError(f"{name}.val would be a source and the validation set of {name}", "rename one of them")
-    spec = load_spec(recipe)
-    if spec is None:
-        said = f"layout {recipe.layout!r} has no tokens, and a collection is made of tokens"
-        raise UsageError(said, "use layout='blocks', or build each source by itself")
-    return spec
+    found = {}
+    for source in collection.sources:
+        if source.is_chat not in found:
+            spec = load_spec(source.recipe)
+            if spec is None:
+                said = f"layout {recipe.layout!r} has no tokens, and a collection is made of tokens"
+                raise UsageError(said, "use layout='blocks', or build each source by itself")
+            found[source.is_chat] = spec
+    return found
 
 
 def in_parallel(work: Callable[[SourceJob], T], sources: Sequence[SourceJob], at_once: int) -> list[T]:

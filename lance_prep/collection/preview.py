@@ -7,7 +7,7 @@ from typing import Any
 
 from lance_prep.collection.output import (
     in_parallel,
-    load_shared_spec,
+    load_shared_specs,
     manifest_before,
     output_folder,
     source_error,
@@ -136,12 +136,12 @@ def preview_collection(collection: CollectionPlan, options: RunOptions) -> Colle
     """Return what `run_collection` would do. Reads metadata of the sources, and writes nothing. Raises as it does."""
     folder = output_folder(collection, options)
     manifest_before(collection, options)
-    spec = load_shared_spec(collection)
+    specs = load_shared_specs(collection)
 
     def preview(source: SourceJob) -> SourcePreview:
         uri = str(folder / f"{source.name}.lance")
         try:
-            found = preview_build(source.recipe, replace(options, output=uri), uri=uri, spec=spec)
+            found = preview_build(source.recipe, replace(options, output=uri), uri=uri, spec=specs[source.is_chat])
             return SourcePreview(source.name, source.category, uri, found, found.error)
         except Exception as error:  # as in a build: one source that fails must not stop the others
             return SourcePreview(source.name, source.category, uri, error=source_error(source, error))

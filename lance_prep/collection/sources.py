@@ -33,6 +33,11 @@ class SourceJob:
     share: float | None = None
     size: int | None = None
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether its records are conversations, which the chat template writes."""
+        return self.recipe.messages is not None
+
 
 @dataclass(frozen=True)
 class CollectionPlan:
@@ -89,6 +94,11 @@ def _from_recipe(recipe: CollectionRecipe, source: Collection, overrides: Mappin
         raise UsageError(
             f"{own[0]} differs between the sources of {recipe.name}",
             f"remove {own[0]}, or set it in a copy of the recipe, for each source",
+        )
+    if "chat_template" in overrides and not any(each.chat for _, _, each in recipe.sources()):
+        raise UsageError(
+            f"chat_template has no effect: {recipe.name} has no source with `chat: true`",
+            "leave chat_template out, or set `chat: true` in a category or a source",
         )
     jobs = [
         SourceJob(name, each.recipe(recipe.defaults, where=f"{recipe.name}: {name}", **overrides), category, each.share)

@@ -67,7 +67,7 @@ def select(recipe: CollectionRecipe, categories: Sequence[str]) -> list[Wanted]:
     """Return the sources of some categories, or of all, in the recipe's order.
 
     Raises:
-        UsageError: an unknown category.
+        UsageError: an unknown category, or a source of conversations for a chat template.
     """
     for category in categories:
         if category not in recipe.categories:
@@ -75,6 +75,12 @@ def select(recipe: CollectionRecipe, categories: Sequence[str]) -> list[Wanted]:
                 f"unknown category {category!r}", f"{recipe.name} has the categories {', '.join(recipe.categories)}"
             )
     sources = [each for each in recipe.sources() if not categories or each[0] in categories]
+    chats = [f"{category}.{name}" for category, name, source in sources if source.chat]
+    if chats:
+        raise UsageError(
+            f"{', '.join(chats)} of {recipe.name} cannot be downloaded as text: a chat template makes the text",
+            "build the collection from its recipe, or download other categories",
+        )
     return [_wanted(recipe, category, name, source) for category, name, source in sources]
 
 

@@ -36,7 +36,8 @@ class SharedEngine:
     """Builds the shards of several builds at a time, on the same threads and with the same encoders.
 
     For builds with one tokenizer, each run from a thread of its own. Many small builds keep every core busy that way,
-    and each encoder is made once and knows the words of the builds before.
+    and each encoder is made once and knows the words of the builds before. Builds of conversations have encoders of
+    their own, because the chat template decides how they treat special tokens.
 
     Args:
         workers: shards built at once; by default one for each core.
@@ -45,7 +46,7 @@ class SharedEngine:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or default_workers()
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="shard")
-        self._encoders: Encoders | None = None
+        self._encoders: dict[str, Encoders] = {}
         self._running: set[threading.Event] = set()
         self._lock = threading.Lock()
 
@@ -61,10 +62,12 @@ class SharedEngine:
 
     def run(self, schedule: Schedule, hooks: Hooks) -> None:
         with self._lock:
-            self._encoders = self._encoders or hooks.encoders.sized(self.workers, parallel=False)
+            key = hooks.encoders.key
+            if key not in self._encoders:
+                self._encoders[key] = hooks.encoders.sized(self.workers, parallel=False)
             self._running.add(hooks.stop)
         try:
-            _build_all(schedule, replace(hooks, encoders=self._encoders), self._pool, self.workers)
+            _build_all(schedule, replace(hooks, encoders=self._encoders[key]), self._pool, self.workers)
         finally:
             with self._lock:
                 self._running.discard(hooks.stop)

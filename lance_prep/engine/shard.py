@@ -144,6 +144,11 @@ class Encoders:
         self._idle: list[Encoder] = []
         self._lock = threading.Lock()
 
+    @property
+    def key(self) -> str:
+        """What builds must have in common to share encoders: tokenizer and chat template."""
+        return self._spec.key if self._spec is not None else ""
+
     def sized(self, at_once: int, *, parallel: bool) -> Encoders:
         """Return encoders of the same tokenizer for this number of shards at once."""
         return Encoders(self._spec, at_once=at_once, parallel=parallel)
