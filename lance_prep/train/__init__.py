@@ -3,11 +3,15 @@
     permutation, order  the order of samples, in O(1) memory and at any position at once; ranks
     pages, tokens       find flat tokens in Lance's files; read them by memory map or by `take`
     index, learned      the index of a version, and which tokens of a conversation are learned
+    forks               new locks in forked processes, and a helper process that reads for them
     lance_reads         reading through Lance, in a helper process after a fork
     access              opens a version, and chooses how its tokens are read
-    samples, views      what a sample is, and which tokens and documents it has
+    samples, annotate   what a sample is; its labels, masks and positions
+    views               which tokens and documents a sample has
     sources             what a loader and a mixture ask of data
-    dataset, parquet    `LanceDataset` and `ParquetDataset`: samples by index
+    dataset             `LanceDataset`: samples by index
+    parquet_files       shards of an export, and the flat copy of their tokens
+    parquet             `ParquetDataset`: samples of these by index
     jsonl_files, jsonl  `JsonlDataset`: records of JSONL files in place
     collate             batches of ragged samples; moving batches to a device
     sampler             `TakeSampler`, for torch's DataLoader

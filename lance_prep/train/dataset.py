@@ -19,7 +19,8 @@ from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
 from lance_prep.loss_mask import MASK_COLUMN
 from lance_prep.train.access import Access, Reader, Verdict, open_reader
-from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way, renew_after_fork
+from lance_prep.train.forks import renew_after_fork
+from lance_prep.train.lance_reads import Facts, Lance, ReadOptions, Way
 from lance_prep.train.order import PAD_ROW
 from lance_prep.train.samples import Batch, Labels, SampleOptions
 from lance_prep.train.sources import MapStyle, Mask, Origin

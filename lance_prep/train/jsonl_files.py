@@ -38,7 +38,7 @@ from lance_prep.store import (
     open_unchanged,
 )
 from lance_prep.train.access import Access
-from lance_prep.train.lance_reads import renew_after_fork
+from lance_prep.train.forks import renew_after_fork
 from lance_prep.train.tokens import MappedTokens
 
 Record = dict[str, Any]

@@ -1,18 +1,12 @@
-"""Reads through Lance: in this process or, if it was forked from one that used Lance, in a helper process.
+"""Reads through Lance: in this process or, if it was forked from one that used Lance, in a helper process (`forks`).
 
-Lance does not survive a fork: in a child of a process that had used it, 3 of 25 `take`s hung, even on a dataset that
-the child opened itself. torch's DataLoader forks by default on Linux, so such a child starts a fresh interpreter as a
-helper, and asks it over a pipe. Reading by memory map needs neither.
+Reading by memory map needs neither.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-import subprocess
-import sys
 import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -26,6 +20,7 @@ from lance_prep.errors import DatasetError, LancePrepError, UsageError, without_
 from lance_prep.hub_path import lance_place, pinned_uri
 from lance_prep.keyed import Indices
 from lance_prep.store import Cache, DatasetVersion, FlatPages, NotFlat, open_at
+from lance_prep.train.forks import Helper, forked_with_lance, read_pipe, renew_after_fork, write_pipe
 from lance_prep.train.index import Index, build_index, copy_tokens, index_folder
 from lance_prep.train.learned import Learned, build_learned
 from lance_prep.transport import Transport
@@ -35,28 +30,11 @@ R = TypeVar("R")
 
 Way = Literal["auto", "mmap", "take"]
 
+#: What a helper runs.
+_PROGRAM = "from lance_prep.train.lance_reads import serve; serve()"
+
 #: If a batch needs at least this many rows per fragment, read fragment by fragment.
 _ROWS_A_FRAGMENT = 256
-
-_forked_with_lance = False
-
-#: Objects with locks, which a thread of the parent may hold when it forks.
-_locked: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def renew_after_fork(owner: Any) -> None:
-    """Call `owner._after_fork()` in every forked child, so that it can replace its locks."""
-    _locked.add(owner)
-
-
-def _after_fork() -> None:
-    global _forked_with_lance
-    _forked_with_lance = "lance" in sys.modules
-    for owner in list(_locked):
-        owner._after_fork()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 @dataclass(frozen=True)
@@ -138,7 +116,7 @@ def _through_lance(method: Callable[Concatenate[Lance, P], R]) -> Callable[Conca
 
     @wraps(method)
     def answer(self: Lance, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        if _forked_with_lance:
+        if forked_with_lance():
             found: R = self._ask_helper(method.__name__, args, kwargs)
             return found
         try:
@@ -170,7 +148,7 @@ class Lance:
         self._opened: DatasetVersion | None = None
         self._fragments: list[Any] = []
         self._starts = np.zeros(1, np.int64)
-        self._helper: _Helper | None = None
+        self._helper: Helper | None = None
         renew_after_fork(self)
 
     def _after_fork(self) -> None:
@@ -182,7 +160,7 @@ class Lance:
     def _ask_helper(self, *question: Any) -> Any:
         with self._lock:
             if self._helper is None or self._helper.asking:
-                self._helper = _Helper(self._options, self._expected)
+                self._helper = Helper(_PROGRAM, (self._options, self._expected))
             return self._helper.ask(*question)
 
     def _version(self, version: int | str | None) -> DatasetVersion:
@@ -322,95 +300,19 @@ def _unreadable(error: BaseException, uri: str) -> DatasetError | None:
     )
 
 
-class _Helper:
-    """A fresh interpreter that reads for a forked process, and ends with it.
-
-    Questions and answers are pickles, each preceded by its length in 8 bytes. The pipes are unbuffered, so a child
-    forked in between does not inherit half of a question.
-
-    Attributes:
-        asking: whether an answer is awaited. If it still is at the next question, the caller was interrupted, and the
-            next answer would be that of the old question.
-    """
-
-    asking = False
-
-    def __init__(self, options: ReadOptions, facts: Facts | None) -> None:
-        # -P: import no module from the current folder, except as far as this process does.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from lance_prep.train.lance_reads import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            bufsize=0,
-        )
-        self._send((options, facts))
-
-    def disown(self) -> None:
-        """Close this process's copies of the pipes: the helper belongs to the process that this one was forked from."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-        self._process.returncode = 0  # otherwise Popen warns that it is still running
-
-    def _send(self, value: Any) -> None:
-        assert self._process.stdin is not None
-        _write(self._process.stdin.fileno(), value)
-
-    def ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        assert self._process.stdout is not None
-        self.asking = True
-        try:
-            self._send((name, args, kwargs))
-            failed, value = _read(self._process.stdout.fileno())
-        except (EOFError, BrokenPipeError):
-            raise DatasetError(
-                f"the process that reads {name} through Lance ended with {self._process.wait()}",
-                "use multiprocessing_context='forkserver'",
-            ) from None
-        self.asking = False
-        if failed:
-            raise value
-        return value
-
-
 def serve() -> None:
     """Answer questions from stdin on stdout until stdin is closed."""
     answers = os.dup(1)
     os.dup2(2, 1)  # keep printed text out of the answers
-    options, facts = _read(0)
+    options, facts = read_pipe(0)
     lance = Lance(options, facts)
     while True:
         try:
-            name, args, kwargs = _read(0)
+            name, args, kwargs = read_pipe(0)
         except EOFError:
             return
         try:
             answer = (False, getattr(lance, name)(*args, **kwargs))
         except (DatasetError, NotFlat) as error:
             answer = (True, error)
-        _write(answers, answer)
-
-
-def _write(pipe: int, value: Any) -> None:
-    data = pickle.dumps(value, protocol=5)
-    for part in (len(data).to_bytes(8, "little"), data):
-        view = memoryview(part)
-        while view:
-            view = view[os.write(pipe, view) :]
-
-
-def _read(pipe: int) -> Any:
-    return pickle.loads(_read_bytes(pipe, int.from_bytes(_read_bytes(pipe, 8), "little")))
-
-
-def _read_bytes(pipe: int, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        count = os.readv(pipe, [view])
-        if not count:
-            raise EOFError
-        view = view[count:]
-    return data
+        write_pipe(answers, answer)

@@ -18,6 +18,7 @@ from lance_prep.keyed import Indices
 from lance_prep.layouts import LAYOUTS
 from lance_prep.store import IGNORE
 from lance_prep.train.access import Reader
+from lance_prep.train.annotate import annotate
 from lance_prep.train.lance_reads import Facts
 from lance_prep.train.samples import (
     Batch,
@@ -25,7 +26,6 @@ from lance_prep.train.samples import (
     Documents,
     FindDocuments,
     SampleOptions,
-    annotate,
     plain_tensors,
 )
 from lance_prep.train.sources import Mask
