@@ -360,7 +360,7 @@ def size(number: float) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's own message that is not blank."""
+    """Return the first line of an error's message that is not blank."""
     lines = [line.strip() for line in without_answers(str(error)).splitlines() if line.strip()]
     return without_credentials(lines[0][:300]) if lines else type(error).__name__
 
@@ -370,7 +370,7 @@ def _named(error: OSError, doing: str) -> str:
 
 
 def _system(error: BaseException, doing: str) -> LancePrepError | None:
-    """Errors of the operating system and of Arrow that have one meaning wherever they come from."""
+    """Translate errors of the system and of Arrow that mean the same wherever they are raised, or return None."""
     text = str(error)
     if isinstance(error, ImportError) and ("failed to map segment" in text or "allocate memory" in text):
         return LancePrepError(f"{doing}: out of memory while a library was loaded", "raise the memory limit to 4 GB")
@@ -396,7 +396,7 @@ def _system(error: BaseException, doing: str) -> LancePrepError | None:
 
 
 def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
-    """Errors of s3fs, botocore, aiohttp and Lance while something was read from an object store.
+    """Translate errors of s3fs, botocore, aiohttp and Lance while reading from an object store, or return None.
 
     s3fs turns the answers that it knows into OSErrors: EBUSY for "slow down", EREMOTEIO for an internal error.
     """
@@ -419,7 +419,7 @@ def _of_store(error: BaseException, doing: str) -> LancePrepError | None:
 
 
 def _names(error: BaseException) -> set[tuple[str, str]]:
-    """Top-level module and name of each class of an error, so that nothing is imported to compare them."""
+    """Return top-level module and name of each class of an error, so that comparing needs no import."""
     return {(cls.__module__.split(".")[0], cls.__name__) for cls in type(error).__mro__}
 
 

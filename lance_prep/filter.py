@@ -61,7 +61,7 @@ class Leaf:
         if self.op == "null":
             return column.is_valid() if self.negated else column.is_null()
         if self.op == "like":
-            # A backslash stands for itself in SQL without ESCAPE; Arrow takes it for an escape.
+            # In SQL without ESCAPE, a backslash is an ordinary character. In Arrow it is an escape.
             matched = pc.match_like(column, self.values[0].replace("\\", "\\\\"))
             return ~matched if self.negated else matched
         if self.op == "in":

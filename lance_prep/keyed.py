@@ -18,7 +18,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix(value: int) -> int:
-    """SplitMix64's finaliser on one integer."""
+    """Return SplitMix64's finaliser of an integer."""
     value &= _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -26,7 +26,7 @@ def mix(value: int) -> int:
 
 
 def key(*parts: int) -> int:
-    """One 64-bit key of several integers; order matters."""
+    """Return a 64-bit key of integers. Their order matters."""
     state = 0
     for part in parts:
         state = mix(state + _GOLDEN + part)
@@ -34,7 +34,7 @@ def key(*parts: int) -> int:
 
 
 def hashes(seed: int, positions: U64) -> U64:
-    """uint64 hashes of uint64 positions under a key, same shape."""
+    """Return the uint64 hashes of positions under a key, in the same shape."""
     with np.errstate(over="ignore"):
         z = positions * np.uint64(_GOLDEN) + np.uint64(seed)
         z ^= z >> np.uint64(30)
@@ -46,7 +46,7 @@ def hashes(seed: int, positions: U64) -> U64:
 
 
 def permutation(n: int, seed: int) -> Indices:
-    """A permutation of `range(n)`, int64 `[n]`, for n below 2^32.
+    """Return a permutation of `range(n)`, int64 `[n]`, for n below 2^32.
 
     The hash of each position, with the position in its low bits, is sorted: keys never tie, so every correct sort
     gives the same answer (8,192 rows: 0.1 ms).

@@ -158,7 +158,7 @@ def unread_options(options: Mapping[str, Any]) -> dict[str, str]:
     if options["dedup"] != "minhash":
         unread |= dict.fromkeys(_MINHASH, f"dedup={options['dedup']!r}: no minhash is computed")
     if options["decontaminate"] is None:
-        unread |= dict.fromkeys(_DECONTAMINATE, "decontaminate left out: there is no benchmark")
+        unread |= dict.fromkeys(_DECONTAMINATE, "decontaminate is not set: nothing is compared")
     if not options["shuffle"]:
         unread["seed"] = "shuffle=False: it is the seed of the shuffle"
         # A batch of source rows is also the window that best-fit packs.

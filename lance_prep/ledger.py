@@ -47,19 +47,19 @@ class Ledger:
 
     Attributes:
         rows_in: source rows seen, those skipped by row-group statistics included.
-        rows_used: of which at least a part is written.
-        empty: null, without text, or only white space.
-        filtered: the filter said no.
-        rejected: could not be used; see `reasons`, and the quarantine file.
-        held_out: belong to the other side of a split into training and validation.
-        dropped: removed because of their text, such as duplicates; see `dropped_for`.
+        rows_used: source rows that contributed to the output.
+        empty: rows whose text is null, empty, or only white space.
+        filtered: rows removed by the filter.
+        rejected: unusable rows; see `reasons`, and the quarantine file.
+        held_out: rows on the other side of a split into training and validation.
+        dropped: rows removed because of their text, such as duplicates; see `dropped_for`.
         contaminated: rows in which a benchmark's text was found, dropped or not.
-        lines_dropped: removed from their documents because an earlier line is equal.
-        over_limit: read, but beyond `max_rows`, `max_source_rows` or `max_tokens`.
-        documents_cut: documents that lie in more than one block.
-        tokens_learned: tokens written that the assistant of a conversation wrote.
-        rows_not_learned: conversations used of which no token is learned.
-        shards_by_reference: shards turned over to `tokenizers`, because the fast backend disagreed with it.
+        lines_dropped: lines removed from their documents because an earlier line is equal.
+        over_limit: rows that were read, but are beyond `max_rows`, `max_source_rows` or `max_tokens`.
+        documents_cut: documents that are divided between blocks.
+        tokens_learned: written tokens that are the assistant's, in conversations.
+        rows_not_learned: used conversations without a learned token.
+        shards_by_reference: shards encoded with `tokenizers` because the fast backend gave other ids.
         rows_checked: rows also encoded with `tokenizers` while building.
         reasons: rejected rows by reason.
         dropped_for: dropped rows by reason.
@@ -180,7 +180,7 @@ class DocumentLengths:
         return LengthRecord(array("Q", bins.tolist()), array("Q", counts.tolist()), self.longest, self.longest_doc_id)
 
     def quantile(self, share: float) -> int:
-        """Return the length that at least this share of the documents does not exceed; 0 if there is no document."""
+        """Return the length that at least this share of the documents does not exceed, or 0 without documents."""
         total = int(self._counts.sum())
         if not total:
             return 0

@@ -152,7 +152,7 @@ def read_ahead(
                 queue.put(item)
                 if queue.stopped:
                     break
-        except BaseException as caught:  # of any kind, raised again where the items are used
+        except BaseException as caught:  # raised again by `__next__`
             error = caught
         finally:
             close = getattr(items, "close", None)
@@ -171,14 +171,14 @@ def read_ahead(
 
 
 def rss() -> int:
-    """Bytes of this process that are in memory."""
+    """Return the bytes of this process that are in memory."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
 
 
 def trim() -> None:
-    """Give free memory back to the system, where the C library is glibc; elsewhere nothing.
+    """Return free memory to the system. Does nothing unless the C library is glibc.
 
     Each shard ends threads whose arenas glibc keeps: building 1 GB peaked at 1,120 MB without this, at 990 MB with it.
     """

@@ -63,7 +63,7 @@ def absolute_uri(path: str | Path) -> str:
 
 
 def in_home(path: str | Path) -> Path:
-    """Return a path with `~` at its start replaced by the home folder; a `~name` that is no user's stays."""
+    """Return a path with `~` at its start replaced by the home folder. `~name` is kept if no such user exists."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  # `Path.expanduser` fails for such a name
 
 

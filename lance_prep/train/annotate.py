@@ -1,4 +1,4 @@
-"""Labels, masks, positions and document numbers of samples that are laid end to end."""
+"""Computes labels, masks, positions and document numbers of samples that are laid end to end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def annotate(
         learned: bool `[tokens]`, whether each token is learned; None for all.
 
     Returns:
-        int64 `[tokens]` each: `input_ids`, and what `options` asks for.
+        int64 `[tokens]` each: `input_ids`, and what `options` selects.
     """
     out = {"input_ids": ids}
     lengths = np.diff(starts)
@@ -81,7 +81,7 @@ class Runs:
 
     @classmethod
     def of(cls, documents: Documents, sizes: Indices, valid: Indices) -> Runs:
-        """Return the runs of samples of `sizes` tokens, of which the first `valid` are not padding."""
+        """Return the runs of samples with `sizes` tokens. Those after the first `valid` are padding."""
         lengths, counts = documents.lengths, documents.counts
         number = ragged_arange(counts)
         missing = sizes - valid

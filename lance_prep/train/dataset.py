@@ -85,7 +85,7 @@ class LanceDataset(MapStyle):
 
     Raises:
         UsageError: options contradict each other or, at first use, the dataset's layout.
-        DatasetError: at first use: there is no such dataset or version, lance-prep did not build it, or it is damaged.
+        DatasetError: at first use: no such dataset or version, lance-prep did not build it, or it is damaged.
             Later: it cannot be read, or another dataset was built at its path.
     """
 

@@ -47,7 +47,7 @@ class JsonlDataset(MapStyle):
 
     Raises:
         DatasetError: the files have no index, or it is damaged.
-        SourceNotFound: there is no such file or folder.
+        SourceNotFound: no such file or folder.
         UsageError: `block_size` is below 1 or has no effect. When an item is read: the transform returned something
             else than `block_size` ids.
         SourceChanged: when a file is first read: it is not as it was when it was indexed.

@@ -71,7 +71,7 @@ class RecordFiles:
         access: how bytes are read, and why.
 
     Raises:
-        DatasetError: there is no index, or it is damaged or of other files.
+        DatasetError: the index is missing, damaged, or of other files.
         UsageError: `way` is invalid.
     """
 
@@ -302,7 +302,7 @@ def _open(place: IndexPlace) -> tuple[JsonlIndex, dict[str, FlatPages] | dict[st
     """Open the index of a place; return it and where its columns are stored, or the columns if they are not flat.
 
     Raises:
-        DatasetError: there is none, or it is damaged or of other files.
+        DatasetError: the index is missing, damaged, or of other files.
     """
     asked = place.root if place.pattern is None else f"{place.root}/{place.pattern}"
     opened = open_index(place.uri)

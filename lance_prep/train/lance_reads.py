@@ -121,7 +121,7 @@ def _through_lance(method: Callable[Concatenate[Lance, P], R]) -> Callable[Conca
             return found
         try:
             return method(self, *args, **kwargs)
-        except BaseException as error:  # a panic of Lance is no Exception; others are raised as they are
+        except BaseException as error:  # a panic of Lance is not an Exception; others are raised unchanged
             ours = _unreadable(error, self._options.uri)
             if ours is None:
                 raise
@@ -183,7 +183,7 @@ class Lance:
         """Resolve the version and return what training needs to know of it.
 
         Raises:
-            DatasetError: there is no such dataset or version, or lance-prep did not build it.
+            DatasetError: no such dataset or version, or lance-prep did not build it.
         """
         if self._expected is None:
             self._expected = self._read_facts()
@@ -246,7 +246,7 @@ class Lance:
         try:
             table = dataset.scanner(columns=["_rowoffset"], filter=sql).to_table()
         except (ValueError, OSError, RuntimeError, pa.ArrowInvalid) as error:
-            raise DatasetError(f"filter {sql!r}: {error}", f"columns are {', '.join(facts.columns)}") from error
+            raise DatasetError(f"filter {sql!r}: {error}", f"use the columns {', '.join(facts.columns)}") from error
         return np.sort(table["_rowoffset"].to_numpy().astype(np.int64))
 
     @_through_lance

@@ -137,9 +137,9 @@ class Mixture(Dataset[dict[str, Any]]):
         version and with the content that the manifest names, whatever was built into its folder later.
 
         Raises:
-            DatasetError: there is no manifest, or no split with sequences. A split is missing, at first use also: its
-                version is missing or has other content.
-            UsageError: a name is unknown, a split that is named is empty, or there is no target share.
+            DatasetError: the manifest is missing, or lists no split with sequences. A split is missing. At first use: a
+                split's version is missing or has other content.
+            UsageError: a name is unknown, a split that is named is empty, or a target share is missing.
             TypeError: an option has a name that `LanceDataset` does not know.
         """
         _check_options(options)

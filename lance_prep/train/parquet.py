@@ -49,8 +49,8 @@ class ParquetDataset(MapStyle):
     spawned workers. Threads may share one.
 
     Raises:
-        DatasetError: at first use: there are no shards, they are damaged, or a column is not as described above; the
-            flat copy is larger than `cache_bytes`, or cannot be written.
+        DatasetError: at first use: the folder has no shards, they are damaged, or a column is not as described above.
+            The flat copy is larger than `cache_bytes`, or cannot be written.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ def read_footers(folder: Path, cache_dir: Path | None) -> Shards:
     """Read the footers of a folder's shards.
 
     Raises:
-        DatasetError: there are none, one is a link, or their rows differ in length.
+        DatasetError: the folder has no shards, one is a link, or their rows differ in length.
         BadFile: a file is not Parquet.
     """
     import pyarrow.parquet as pq
@@ -95,7 +95,9 @@ def _row_length(file: Any, path: Path) -> int:
 
     schema = file.schema_arrow
     if "input_ids" not in schema.names:
-        raise DatasetError(f"{path} has no column input_ids", f"its columns are {', '.join(schema.names)}")
+        raise DatasetError(
+            f"{path} has no column input_ids", f"use shards with that column (this one has {', '.join(schema.names)})"
+        )
     kind = schema.field("input_ids").type
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)
@@ -188,7 +190,7 @@ def convert(cache: Cache, shards: Shards, limit: int) -> Rows:
         try:
             written = _write(cache, shards, itemsize)
         except _TooLarge:
-            continue  # than two bytes; the files do not say so in advance
+            continue  # the files do not say in advance whether two bytes suffice
         rows = load_rows(cache, shards) if written else None
         if rows is None:
             break
@@ -280,7 +282,7 @@ def _column(batch: Any, name: str, size: int, path: Path) -> npt.NDArray[Any]:
 
 
 def _decoded(columns: dict[str, npt.NDArray[Any]], size: int, where: str) -> _Part:
-    """Return rows without what can be computed.
+    """Return rows without the labels that can be computed from the tokens.
 
     Raises:
         DatasetError: the columns contradict each other.

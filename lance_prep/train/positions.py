@@ -1,11 +1,11 @@
-"""Which sample of which source is at each position of a mixture: pure arithmetic, in O(sources) memory.
+"""Computes the source and the sample at each position of a mixture: pure arithmetic, in O(sources) memory.
 
 Simulated epoching: a large run repeats small sources many times, and a small experiment with the same weights would
 see each of them less than once. So its results would not carry over. If the experiment is restricted to the fraction
 `experiment_tokens / target_tokens` of each source, it repeats every source as often as the large run will. The method
 is that of Levanter (`experiment_budget` and `target_budget` in `levanter/data/text.py`; marin-community/marin#718 and
 #791), which keeps the first `int(n * fraction)` of n shuffled sequences. This module rounds to the nearest number, and
-refuses a source of which nothing would be left.
+refuses a source that would be left empty.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Positions:
 
 #: Positions that are looked up at once.
 _AT_ONCE = 4096
-#: The longest epoch of which every position is remembered once it was looked up, in 16 MB.
+#: Epochs of at most this many positions are remembered as a whole after the first lookup, in 16 MB.
 _REMEMBERED = 1 << 20
 
 

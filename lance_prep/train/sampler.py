@@ -169,7 +169,8 @@ class TakeSampler(Sampler[list[int]]):
         )
         if not 0 <= start_step <= self.order.steps:
             raise UsageError(
-                f"start_step={start_step} is outside of an epoch of {self.order.steps} steps", "see len(sampler)"
+                f"start_step={start_step} is outside of an epoch of {self.order.steps} steps",
+                f"use a step from 0 to {self.order.steps}",
             )
         self.epoch = epoch
         self.start_step = start_step

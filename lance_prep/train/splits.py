@@ -140,7 +140,7 @@ class Splits:
         """Read the manifest of a folder: its splits, or its validation sets.
 
         Raises:
-            DatasetError: there is no manifest, or nothing in it has a sequence.
+            DatasetError: the manifest is missing, or lists no split with sequences.
             UsageError: the folder is not local, or is a dataset.
         """
         if not is_local(absolute_uri(folder)):
