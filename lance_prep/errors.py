@@ -175,6 +175,7 @@ _PATH_ADVICE = (
 _PERMISSION = "change the permissions, or name another path"
 _SHORTER = "use a shorter one: most systems allow 255 bytes in a name and 4,095 in a path"
 _NO_JSON = "check the network and HF_ENDPOINT: a proxy or a login page may answer in place of the Hub"
+_RATE_LIMIT = "wait five minutes, then run the same command again; with a token, the Hub allows more requests"
 _NO_HUB = "the Hub cannot be reached"
 
 
@@ -443,6 +444,8 @@ def _http(error: Any, doing: str) -> LancePrepError:
         return AccessDenied(f"{doing}: the Hub refuses access (HTTP {status})", _LOGIN)
     if status == 404:
         return SourceNotFound(f"{doing}: not found on the Hub", "check the name and the revision")
+    if status == 429:
+        return HubUnreachable(f"{doing}: the Hub refuses requests for now (HTTP 429)", _RATE_LIMIT)
     return HubUnreachable(f"{doing}: the Hub does not answer as it should ({one_line(error)})", _HUB_ADVICE)
 
 

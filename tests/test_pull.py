@@ -15,12 +15,13 @@ import lance
 import pytest
 
 import lance_prep
+from lance_prep import verify
 from lance_prep.cli.main import run
-from lance_prep.errors import BadFile, OutputExists, OutputLocked
+from lance_prep.errors import BadFile, DamagedDataset, OutputExists, OutputLocked
 from lance_prep.hub import pull
 from lance_prep.store import output_lock
-from tests.helpers import check_whole
-from tests.loopback_hub import TOKEN, LoopbackHub
+from tests.helpers import check_whole, rows_of
+from tests.loopback_hub import TOKEN, LoopbackHub, Message
 from tests.processes import finish, report_of, start, wait_for
 
 REPO = "owner/name"
@@ -491,3 +492,114 @@ def test_a_refusal_while_files_are_fetched_is_the_hubs(
     assert "reading hf://" in said
     assert "AWS" not in said
     assert not (tmp_path / "x.lance").exists()
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty"])
+def test_a_dataset_that_is_damaged_on_the_hub_does_not_appear(
+    hub: LoopbackHub, built: Path, tmp_path: Path, capsys: Any, damage: str
+) -> None:
+    files = files_of(built, "data/train.lance")
+    name = next(path for path in sorted(files) if "/data/" in path.removeprefix("data/train.lance"))
+    whole = files.pop(name)
+    if damage != "missing":
+        files[name] = whole[:-1] if damage == "cut" else b""
+    hub.add_dataset(REPO, files)
+    assert run(["pull", REPO, "-o", str(tmp_path / "x.lance")]) == 1
+    said = {"missing": "is missing", "cut": f"has {len(whole) - 1:,} bytes, and {len(whole):,}", "empty": "has 0 bytes"}
+    err = capsys.readouterr().err
+    assert f"{name.removeprefix('data/train.lance/')} {said[damage]}" in err
+    assert not (tmp_path / "x.lance").exists()
+
+
+def test_an_update_to_a_damaged_version_changes_nothing(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:
+    first, second = (
+        {file.path for part in lance.dataset(str(built), version=n).get_fragments() for file in part.metadata.files}
+        for n in (1, 2)
+    )
+    lost = f"data/train.lance/data/{min(second - first)}"
+    hub.add_dataset(REPO, {path: data for path, data in first_version(built).items() if path != lost})
+    pull(REPO, tmp_path / "x.lance")
+    hub.add_dataset(REPO, {path: data for path, data in files_of(built, "data/train.lance").items() if path != lost})
+    before = rows_of(tmp_path / "x.lance")
+    with pytest.raises(DamagedDataset, match="is missing"):
+        pull(REPO, tmp_path / "x.lance")
+    assert lance.dataset(str(tmp_path / "x.lance")).version == 1
+    assert rows_of(tmp_path / "x.lance") == before
+
+
+def test_damaged_bytes_of_the_right_size_are_fetched_again(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:
+    hub.add_dataset(REPO, files_of(built, "data/train.lance"))
+    target = tmp_path / "x.lance"
+    pull(REPO, target)
+    damaged = next((target / "data").iterdir())
+    data = damaged.read_bytes()
+    damaged.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    assert verify(target).problems
+    report = pull(REPO, target)
+    assert (report.status, report.fetched_files) == ("updated", 1)
+    check_whole(target)
+
+
+def test_a_copy_of_a_pulled_dataset_is_hashed_once(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:
+    hub.add_dataset(REPO, files_of(built, "data/train.lance"))
+    pull(REPO, tmp_path / "x.lance")
+    copied = tmp_path / "y.lance"
+    for path in (tmp_path / "x.lance").rglob("*"):
+        if path.is_file():
+            place = copied / path.relative_to(tmp_path / "x.lance")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(path.read_bytes())
+    before = (copied / ".lance_prep/pulled.json").read_bytes()
+    report = pull(REPO, copied)
+    assert (report.status, report.fetched_files) == ("unchanged", 0)
+    assert (copied / ".lance_prep/pulled.json").read_bytes() != before
+
+
+def test_a_build_while_a_dataset_is_replaced_is_not_lost(hub: LoopbackHub, built: Path, tmp_path: Path) -> None:
+    hub.add_dataset(REPO, first_version(built))
+    target = tmp_path / "x.lance"
+    pull(REPO, target)
+    write_texts(tmp_path / "b.jsonl", 50, seed=9)
+    assert run(["build", str(tmp_path / "b.jsonl"), "--layout", "raw", "-o", str(tmp_path / "new.lance")]) == 0
+    repo = hub.repos[f"datasets/{REPO}"]
+    hub.commit(repo, files_of(tmp_path / "new.lance", "data/train.lance"), Message("anew", "", None), "main")
+    stalled = hub.fault(r"GET .*\.lance", stall=True)
+    failed: list[BaseException] = []
+
+    def replace() -> None:
+        try:
+            pull(REPO, target, overwrite=True)
+        except OutputExists as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    assert stalled.reached.wait(30)
+    lance.write_dataset(lance.dataset(str(target)).to_table().slice(0, 1), str(target), mode="append")
+    hub.release()
+    thread.join(60)
+    assert "was changed while it was pulled" in str(failed[0])
+    assert lance.dataset(str(target)).version == 2
+
+
+@pytest.mark.parametrize(
+    "name", [".git/config", "a/.GIT/hooks/x", "a\u202eb", "a\x7fb", "DATA/x", "data", "a/b", "A/c"]
+)
+def test_a_name_that_would_replace_or_hide_is_refused(hub: LoopbackHub, built: Path, tmp_path: Path, name: str) -> None:
+    more = {f"data/train.lance/{name}": b"evil", "data/train.lance/a/b/c": b"", "other/.git/x": b"", "other\n": b""}
+    hub.add_dataset(REPO, {**files_of(built, "data/train.lance"), **more})
+    with pytest.raises(BadFile, match=r"invalid name|two files in one place"):
+        pull(REPO, tmp_path / "x.lance")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--revision=", "--revision=a b", "--revision=a..b", "--revision=-x", "--path-in-repo=", "--path-in-repo=/"],
+)
+def test_an_invalid_place_is_refused_before_the_hub_is_asked(
+    hub: LoopbackHub, tmp_path: Path, capsys: Any, option: str
+) -> None:
+    assert run(["pull", REPO, option, "-o", str(tmp_path / "x.lance")]) == 2
+    assert "  try: " in capsys.readouterr().err
+    assert hub.log == []

@@ -679,3 +679,35 @@ def test_a_strangers_text_stays_in_its_code_span(text: str) -> None:
     assert fence[0] not in re.findall("`+", inside)
     assert "\n" not in shown
     assert "<!--" not in shown
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "advice"),
+    [
+        (409, "another change of the repository", "wait a minute"),
+        (413, "so much in one request", "fewer files"),
+        (422, "refuses the commit (HTTP 422): a bad name", "change what it names"),
+        (429, "refuses requests for now", "wait five minutes"),
+    ],
+)
+def test_a_refused_commit_says_what_to_do(
+    built: Path, hub: LoopbackHub, capsys: Any, status: int, said: str, advice: str
+) -> None:
+    # A wait that the Hub asks for keeps the test short: without one, five attempts wait for 23 s.
+    headers = {"X-Error-Message": "a bad name", "Retry-After": "0"}
+    hub.fault(r"POST .*/commit/", times=100, status=status, headers=headers)
+    assert run(["push", str(built / "x.lance"), REPO]) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert advice in err
+
+
+@pytest.mark.parametrize(
+    "option", ["--tag=", "--tag=a b", "--revision=", "--revision=a..b", "--path-in-repo=", "--message="]
+)
+def test_invalid_names_are_refused_before_the_hub_is_asked(
+    built: Path, hub: LoopbackHub, capsys: Any, option: str
+) -> None:
+    assert run(["push", str(built / "x.lance"), REPO, option]) == 2
+    assert "  try: " in capsys.readouterr().err
+    assert hub.log == []

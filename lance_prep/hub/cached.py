@@ -73,7 +73,7 @@ def cached_dataset(uri: str, transport: Transport) -> str:
         at = parse_hub_url(pinned_uri(uri, transport))
     except HubUnreachable:
         named = ref.read_text() if ref.is_file() else ""
-        if not COMMIT.fullmatch(named) or not has_commit(place := home / named / asked.path, named):
+        if not COMMIT.fullmatch(named) or not has_commit(place := home / named / asked.path, named, any_time=True):
             raise
         return str(place)
     place = home / at.revision / at.path

@@ -18,46 +18,34 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from lance_prep.errors import BadFile, DiskFull, OutputExists, UsageError, size, translate_output, translating
-from lance_prep.fetch import HubRanges
+from lance_prep.errors import (
+    DamagedDataset,
+    OutputExists,
+    UsageError,
+    counted,
+    reading_dataset,
+    size,
+    translate_output,
+    translating,
+)
+from lance_prep.hub.fetching import Fetcher, PullProgress, Quiet
 from lance_prep.hub.pulled import Record, check_ours, staging_of, sync_folder
-from lance_prep.hub.snapshot import RECORD, RemoteFile, Snapshot, find_snapshot
+from lance_prep.hub.repo import check_ref
+from lance_prep.hub.snapshot import RemoteFile, Snapshot, find_snapshot, version_of
 from lance_prep.hub_path import HubPath, parse_hub_url
-from lance_prep.model import SourceFile
-from lance_prep.store import LocalFiles, make_durable, open_any, output_lock, refuse_links
-from lance_prep.transport import Transport, absolute_uri
+from lance_prep.store import LocalFiles, open_any, output_lock, refuse_links
+from lance_prep.transport import Transport, absolute_uri, notice
 
 #: Files fetched at once.
 WORKERS = 8
+#: Files that are hashed again are reported if they are larger.
+_NOTICED_BYTES = 1 << 30
 _OTHER = "pull into another folder, or remove this one first"
-
-
-class PullProgress(Protocol):
-    """Receives the progress of a pull. Called from several threads."""
-
-    def waiting(self, folder: str) -> None:
-        """Report that another process pulls into the folder, and this one waits for it."""
-
-    def begun(self, snapshot: Snapshot, files: int, bytes: int) -> None:
-        """Report how many files and bytes of the snapshot are missing."""
-
-    def advanced(self, bytes: int) -> None:
-        """Report more bytes."""
-
-
-class _Quiet:
-    def waiting(self, folder: str) -> None: ...
-
-    def begun(self, snapshot: Snapshot, files: int, bytes: int) -> None: ...
-
-    def advanced(self, bytes: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -143,20 +131,13 @@ def pull(
     return replace(report, validation=validation)
 
 
-def _read(file: SourceFile, transport: Transport, start: int) -> Iterator[bytes]:
-    """Yield the rest of a file; what fails is the Hub's error, not that of writing the copy."""
-    pieces = HubRanges(file, transport).stream(start, file.size)
-    while True:
-        with translating(f"reading {file.url}"):
-            data = next(pieces, None)
-        if data is None:
-            return
-        yield data
-
-
 def _place(repo: str, revision: str | None, path: str | None) -> HubPath:
     if not repo.startswith("hf://") and repo.count("/") != 1:
         raise UsageError(f"{repo} is not owner/name", "name a folder in the repository with `path_in_repo`")
+    if path is not None and not path.strip(" /"):
+        raise UsageError("`path_in_repo` is empty", "leave it out for the default")
+    if revision is not None:
+        check_ref("revision", revision)
     at = parse_hub_url(repo if repo.startswith("hf://") else f"hf://datasets/{repo}")
     for said, given, found in (("revision", revision, at.revision), ("path_in_repo", path, at.path)):
         if given and found and given != found:
@@ -180,7 +161,7 @@ def pull_snapshot(
         reuse: folders that may hold files with the same content under the same paths.
         transport: its option `hf_token` is the token; by default that of the environment.
     """
-    told = progress or _Quiet()
+    told = progress or Quiet()
     with translating(str(target), translate_output), staging_of(target, told.waiting) as staging:
         check_ours(staging)
         return _Pull(snapshot, target, staging, overwrite, workers, told, reuse, transport or Transport()).run()
@@ -198,15 +179,19 @@ class _Pull:
     told: PullProgress
     reuse: tuple[Path, ...]
     transport: Transport
-    fetched_files: int = 0
-    fetched_bytes: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    hashed: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        others = (*self.reuse, self.target)
+        self.fetcher = Fetcher(self.snapshot, self.staging, others, self.workers, self.told, self.transport)
 
     def run(self) -> PullReport:
         before = self._look()
-        now = Record.of(self.snapshot)
+        now = Record.of(self.snapshot, self.target)
+        if before is not None:
+            self._compare(before)
         if before is not None and before.files == now.files and all(self._has(f, before) for f in self.snapshot.files):
-            if before.commit != now.commit:  # which changed other files of the repository
+            if before != now:  # another commit changed other files, or the files have other times
                 now.write(self.target)
             self._remove(self.staging)
             return self._report("unchanged", before)
@@ -219,7 +204,9 @@ class _Pull:
             self._remove_if_empty()
             raise OutputExists(f"{aside} exists, and was not set aside by pull", "move it away, or remove it")
         # In an update, only the files that are new are staged.
-        self._fill(before if other is None else None)
+        kept = before if other is None else None
+        self.fetcher.fill([file for file in self.snapshot.files if kept is None or not self._has(file, kept)])
+        self._check_opens()
         status = "pulled"
         if before is None:
             self._appear()
@@ -227,8 +214,9 @@ class _Pull:
                 self._remove(aside)
         elif other is not None:
             status = "replaced"
-            self._check_opens()
             with self._locked():
+                if self._other_history() != other:
+                    raise self._changed()
                 self._remove(aside)
                 self.target.rename(aside)
                 self._appear()
@@ -270,7 +258,10 @@ class _Pull:
         if (other := self._other_history()) is not None:
             raise self._refused(other)
         if not all((self.staging / file.path).exists() or self._has(file, before) for file in self.snapshot.files):
-            raise OutputExists(f"{self.target} was changed while it was pulled", "run the same command again")
+            raise self._changed()
+
+    def _changed(self) -> OutputExists:
+        return OutputExists(f"{self.target} was changed while it was pulled", "run the same command again")
 
     def _look(self) -> Record | None:
         """Return the record of an earlier pull into the target; None if the target is new.
@@ -296,112 +287,40 @@ class _Pull:
 
     def _has(self, file: RemoteFile, record: Record) -> bool:
         """Return whether an earlier pull brought a file into the target, where it still is."""
-        return record.files.get(file.path) == (file.size, file.digest) and record.has(file.path, self.target)
+        is_recorded = record.files.get(file.path) == (file.size, file.digest)
+        return is_recorded and record.has(file.path, self.target, any_time=file.path in self.hashed)
+
+    def _compare(self, record: Record) -> None:
+        """Hash the files that have their recorded size and another time: they were copied, or changed."""
+        some = [
+            file
+            for file in self.snapshot.files
+            if not self._has(file, record) and record.has(file.path, self.target, any_time=True)
+        ]
+        if sum(file.size for file in some) > _NOTICED_BYTES:
+            total = size(sum(file.size for file in some))
+            notice(f"{self.target}: hashing {counted(len(some), 'file')} ({total}) that changed since they were pulled")
+        self.hashed = {file.path for file in some if file.is_at(self.target / file.path)}
 
     def _other_history(self) -> str | None:
         """Return how the target's history differs from that of the snapshot; None if the snapshot continues it."""
         wanted = {file.path: file for file in self.snapshot.files}
         for root in self.snapshot.datasets:
             prefix = f"{root}/" if root else ""
-            newest = max(_version(path) for path in wanted if path.startswith(f"{prefix}_versions/"))
+            newest = max(version_of(path) for path in wanted if path.startswith(f"{prefix}_versions/"))
             folder = self.target / root / "_versions"
             for path in sorted(folder.glob("*.manifest")) if folder.is_dir() else ():
                 name = f"{prefix}_versions/{path.name}"
-                number, there = _version(name), wanted.get(name)
+                number, there = version_of(name), wanted.get(name)
                 if number > newest:
                     return f"it has version {number}, and the latest on the Hub is {newest}"
                 if there is not None and not there.is_at(path):
                     return f"its version {number} differs from that on the Hub"
         return None
 
-    def _fill(self, before: Record | None) -> None:
-        """Bring the files into the staging folder: all, or only those that the target does not have by its record.
-
-        Raises:
-            BadFile: a file's hash differs from what the Hub said.
-            DiskFull: there is not enough space.
-        """
-        Record.of(self.snapshot).write(self.staging)  # which tells the next run that the folder is of a pull
-        missing = [file for file in self.snapshot.files if before is None or not self._has(file, before)]
-        wanted = {RECORD, *(file.path for file in missing)}
-        for path in sorted(self.staging.rglob("*")):  # of an earlier pull of another commit
-            name = path.relative_to(self.staging).as_posix()
-            if path.is_symlink() or (not path.is_dir() and name.removesuffix(".part") not in wanted):
-                path.unlink()
-        missing = [file for file in missing if not self._there(file)]
-        bytes = sum(file.size for file in missing)
-        free = shutil.disk_usage(self.staging).free
-        if bytes > free:
-            raise DiskFull(
-                f"{self.target}: {size(bytes)} to fetch, and {size(free)} of space is left",
-                "free some space, or pull into a folder on another disk",
-            )
-        self.told.begun(self.snapshot, len(missing), bytes)
-        transport = self.transport.retrying()
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="pull") as pool:
-            try:
-                for future in [pool.submit(self._fetch, file, transport) for file in missing]:
-                    future.result()
-            except BaseException:
-                transport.retries.stop()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _there(self, file: RemoteFile) -> bool:
-        """Return whether a file is staged, or link it from a folder that has it."""
-        path = self.staging / file.path
-        if file.is_at(path):
-            return True
-        for folder in (*self.reuse, self.target):
-            if file.is_at(folder / file.path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.unlink(missing_ok=True)
-                try:
-                    os.link(folder / file.path, path)
-                except OSError:  # a file system without links
-                    shutil.copyfile(folder / file.path, path)
-                return True
-        return False
-
-    def _fetch(self, file: RemoteFile, transport: Transport) -> None:
-        """Fetch a file, continuing a part that an earlier run left."""
-        path = self.staging / file.path
-        part = path.with_name(f"{path.name}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        done = part.stat().st_size if part.exists() else 0
-        if done > file.size or not self._continue(file, part, done, transport):
-            part.unlink(missing_ok=True)
-            if not self._continue(file, part, 0, transport):
-                part.unlink(missing_ok=True)
-                raise BadFile(
-                    f"{self.snapshot.source(file).url}: its content has another hash than {file.digest}",
-                    "run the same command again; if it fails again, the repository or the connection is damaged",
-                )
-        part.replace(path)
-        with self.lock:
-            self.fetched_files += 1
-
-    def _continue(self, file: RemoteFile, part: Path, done: int, transport: Transport) -> bool:
-        """Fetch the rest of a file after `done` bytes. Return whether the whole has the right hash."""
-        digest = file.hasher()
-        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as out:
-            while data := out.read(1 << 20):
-                digest.update(data)
-            self.told.advanced(done)
-            source = self.snapshot.source(file)
-            for data in _read(source, transport, done):
-                out.write(data)
-                digest.update(data)
-                self.told.advanced(len(data))
-                with self.lock:
-                    self.fetched_bytes += len(data)
-            out.flush()
-            make_durable(out.fileno())
-        return bool(digest.hexdigest() == file.digest)
-
     def _appear(self) -> None:
-        """Give the staging folder its name, once Lance has opened each dataset in it."""
-        self._check_opens()
+        """Give the staging folder its name."""
+        Record.of(self.snapshot, self.staging).write(self.staging)
         for folder in {(self.staging / file.path).parent for file in self.snapshot.files}:
             sync_folder(folder)
         with contextlib.suppress(OSError):
@@ -410,13 +329,36 @@ class _Pull:
         sync_folder(self.target.parent)
 
     def _check_opens(self) -> None:
-        """Check that Lance can open each dataset in the staging folder.
+        """Check that Lance can open the latest version of each dataset, and that its files are on the Hub.
+
+        In an update, a dataset without a new version is not looked at again.
 
         Raises:
             DatasetError: the repository holds damaged datasets.
         """
+        sizes = {file.path: file.size for file in self.snapshot.files}
         for root in self.snapshot.datasets:
-            open_any(str(self.staging / root), None, Transport())
+            folder = self.staging / root
+            if not any((folder / "_versions").glob("*.manifest")):
+                continue
+            with reading_dataset(str(folder)):
+                for fragment in open_any(str(folder), None, Transport()).get_fragments():
+                    for file in fragment.metadata.files:
+                        self._check_file(f"{root}/data/{file.path}".lstrip("/"), file, sizes)
+
+    def _check_file(self, path: str, file: Any, sizes: Mapping[str, int]) -> None:
+        said = None
+        if file.base_id is not None:
+            said = "is outside of the dataset"
+        elif path not in sizes:
+            said = "is missing"
+        elif file.file_size_bytes is not None and sizes[path] != file.file_size_bytes:
+            said = f"has {sizes[path]:,} bytes, and {file.file_size_bytes:,} were written"
+        if said is not None:
+            raise DamagedDataset(
+                f"{self.snapshot.at.url} is damaged: {path} {said}",
+                "push the dataset again, or pull an earlier commit with `revision`",
+            )
 
     def _move_in(self) -> None:
         """Move the staged files into the target, those that make others visible last."""
@@ -428,7 +370,7 @@ class _Pull:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 staged.replace(place)
                 sync_folder(place.parent)
-        Record.of(self.snapshot).write(self.target)
+        Record.of(self.snapshot, self.target).write(self.target)
 
     def _report(self, status: str, before: Record | None) -> PullReport:
         found = self.snapshot
@@ -443,8 +385,8 @@ class _Pull:
             datasets=found.datasets,
             files=len(found.files),
             bytes=found.size,
-            fetched_files=self.fetched_files,
-            fetched_bytes=self.fetched_bytes,
+            fetched_files=self.fetcher.files,
+            fetched_bytes=self.fetcher.bytes,
         )
 
     def _remove(self, folder: Path) -> None:
@@ -454,11 +396,3 @@ class _Pull:
     def _remove_if_empty(self) -> None:
         with contextlib.suppress(OSError):
             self.staging.rmdir()
-
-
-def _version(path: str) -> int:
-    """Return the version that the name of a manifest means; 0 for another file."""
-    stem = path.rpartition("/")[2].removesuffix(".manifest")
-    if not stem.isdigit():
-        return 0
-    return (1 << 64) - 1 - int(stem) if len(stem) == 20 else int(stem)

@@ -17,17 +17,26 @@ from lance_prep.store import TEMPORARY, LocalFiles, make_durable
 
 @dataclass
 class Record:
-    """What a folder was filled with."""
+    """What a folder was filled with.
+
+    Attributes:
+        repo, path, commit: where it is from.
+        files: path -> size and hash.
+        times: path -> time of its last change here, in nanoseconds. A file with another one is hashed again.
+    """
 
     repo: str
     path: str
     commit: str
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> Record:
+    def of(cls, snapshot: Snapshot, folder: Path | None = None) -> Record:
+        """Return the record of a snapshot, with the times of the files in a folder."""
         files = {file.path: (file.size, file.digest) for file in snapshot.files}
-        return cls(snapshot.at.repo, snapshot.at.path, snapshot.commit, files)
+        times = {path: time for path in files if folder is not None and (time := _time(folder / path)) is not None}
+        return cls(snapshot.at.repo, snapshot.at.path, snapshot.commit, files, times)
 
     @classmethod
     def read(cls, folder: Path) -> Record | None:
@@ -35,25 +44,42 @@ class Record:
         try:
             data = json.loads(LocalFiles(folder).read(RECORD) or b"")
             files = {str(path): (int(size), str(digest)) for path, (size, digest) in data["files"].items()}
-            return cls(str(data["repo"]), str(data["path"]), str(data["commit"]), files)
+            times = {str(path): int(time) for path, time in data.get("times", {}).items()}
+            return cls(str(data["repo"]), str(data["path"]), str(data["commit"]), files, times)
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def has(self, path: str, folder: Path) -> bool:
-        """Return whether a file of the record is in the folder, with its size."""
+    def has(self, path: str, folder: Path, *, any_time: bool = False) -> bool:
+        """Return whether a file of the record is in the folder, with its size and, unless `any_time`, its time."""
         try:
-            return (folder / path).lstat().st_size == self.files[path][0]
+            found = (folder / path).lstat()
         except OSError:
             return False
+        recorded = self.files.get(path)
+        is_whole = recorded is not None and found.st_size == recorded[0]
+        return is_whole and (any_time or self.times.get(path) == found.st_mtime_ns)
 
     def write(self, folder: Path) -> None:
         LocalFiles(folder).write(RECORD, json.dumps(asdict(self)).encode())
 
 
-def has_commit(folder: Path, commit: str) -> bool:
-    """Return whether a pull filled the folder with this commit, and its files are still there."""
+def _time(path: Path) -> int | None:
+    try:
+        return path.lstat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def has_commit(folder: Path, commit: str, *, any_time: bool = False) -> bool:
+    """Return whether a pull filled the folder with this commit, and its files did not change since.
+
+    Args:
+        any_time: compare only their sizes.
+    """
     record = Record.read(folder) if folder.is_dir() else None
-    return record is not None and record.commit == commit and all(record.has(path, folder) for path in record.files)
+    if record is None or record.commit != commit:
+        return False
+    return all(record.has(path, folder, any_time=any_time) for path in record.files)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from lance_prep.hub.repo import (
     HubRepo,
     asking,
     branch_head,
+    check_ref,
     check_tag,
     check_token,
     ensure_repo,
@@ -71,8 +72,14 @@ class PushOptions:
             )
         if self.create_pr and self.revision not in (None, "main"):
             raise UsageError("create_pr proposes a change of main, so `revision` cannot be given", "remove one of them")
-        if self.tag is not None and (not self.tag.strip() or "/" in self.tag):
-            raise UsageError(f"invalid tag name {self.tag!r}", "use a name such as v1")
+        if self.tag is not None:
+            check_ref("tag", self.tag)
+            if "/" in self.tag:
+                raise UsageError(f"invalid tag name {self.tag!r}", "use a name without /, such as v1")
+        for name in ("path_in_repo", "message"):
+            value = getattr(self, name)
+            if value is not None and not value.strip(" /"):
+                raise UsageError(f"`{name}` is empty", "leave it out for the default")
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lance_prep.errors import AccessDenied, HubUnreachable, SourceNotFound, UsageError, translate
+from lance_prep.errors import (
+    AccessDenied,
+    BranchMoved,
+    HubUnreachable,
+    LancePrepError,
+    OutputError,
+    SourceNotFound,
+    UsageError,
+    one_line,
+    translate,
+)
 from lance_prep.hub_path import HubEntry, checking_answer, hub_api, list_tree, parse_hub_url
 from lance_prep.transport import FIRST_ATTEMPTS, Retries
 
 TOKEN_ADVICE = "log in with `hf auth login`, or set HF_TOKEN to a token with write access (see https://huggingface.co/settings/tokens)"
 _NAME = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
-_AGAIN = "check the network, then run the same command again: what has arrived is not sent again"
+_CONTINUES = "run the same command again: what has arrived is not sent again"
+_AGAIN = f"check the network, then {_CONTINUES}"
+#: What git allows in the name of a branch or tag.
+_REF = re.compile(r"(?!-|/|.*(?:\.\.|//|/\.|\.lock(?:/|$)|@\{|/$|\.$))[^\s\x00-\x20\x7f~^:?*\[\\]{1,250}")
+#: HTTP status -> error, text and advice, for answers whose text would not help who pushes.
+_REFUSALS: dict[int, tuple[type[LancePrepError], str, str]] = {
+    409: (
+        BranchMoved,
+        "another change of the repository is being made (HTTP 409)",
+        f"wait a minute, then {_CONTINUES}",
+    ),
+    413: (
+        OutputError,
+        "the Hub refuses so much in one request (HTTP 413)",
+        "build with a larger shard_size, or compact the dataset, so that it has fewer files; then push again",
+    ),
+}
 _KIND = "dataset"
 
 
@@ -33,8 +59,7 @@ class HubRepo:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UsageError(f"{self.name!r} is not a dataset on the Hub", "name it owner/name")
-        if not self.branch or self.branch.strip() != self.branch:
-            raise UsageError(f"invalid branch name {self.branch!r}", "name a branch, such as main")
+        check_ref("branch", self.branch)
 
     @classmethod
     def parse(cls, text: str, branch: str | None = None) -> HubRepo:
@@ -44,13 +69,15 @@ class HubRepo:
             UsageError: it names none, a path inside one, or two branches.
         """
         if not text.startswith("hf://"):
-            return cls(text, branch or "main")
+            return cls(text, "main" if branch is None else branch)
         try:
             at = parse_hub_url(text)
         except SourceNotFound as error:
             raise UsageError(str(error), "name the repository owner/name") from error
         if at.path:
             raise UsageError(f"{text} names a path in a repository", "name only the repository; give path_in_repo")
+        if branch is not None:
+            check_ref("branch", branch)
         if branch and at.revision and branch != at.revision:
             raise UsageError(f"two branches: {at.revision} in {text}, and {branch}", "name one of them")
         return cls(at.repo, branch or at.revision or "main")
@@ -62,6 +89,18 @@ class HubRepo:
 
     def __str__(self) -> str:
         return self.name if self.branch == "main" else f"{self.name} ({self.branch})"
+
+
+def check_ref(kind: str, name: str) -> None:
+    """Check the name of a branch, tag or other revision before the Hub is asked for it.
+
+    Raises:
+        UsageError: git does not allow it.
+    """
+    if not _REF.fullmatch(name):
+        raise UsageError(
+            f"invalid {kind} name {name[:80]!r}", "use a name without spaces or any of ~^:?*[\\, such as v1"
+        )
 
 
 def check_token() -> None:
@@ -208,8 +247,18 @@ def writing(repo: HubRepo) -> Iterator[None]:
                 f"{doing}: the token may not write there (HTTP 403)",
                 f"use a token with write access to {repo.name.split('/')[0]}, or push to a name of your own",
             ) from error
+        if status in _REFUSALS and not isinstance(cause, LancePrepError):
+            kind, said, advice = _REFUSALS[status]
+            raise kind(f"{doing}: {said}", advice) from error
+        if status in (400, 422):
+            said = str(getattr(cause, "server_message", None) or one_line(cause))
+            raise OutputError(
+                f"{doing}: the Hub refuses the commit (HTTP {status}): {' '.join(said.split())[:300]}",
+                "change what it names, then run the same command again",
+            ) from error
         ours = translate(cause, doing)
-        if isinstance(ours, HubUnreachable) and "HF_HUB_OFFLINE" not in str(ours):
+        # The advice of the table is for who reads.
+        if isinstance(ours, HubUnreachable) and "HF_HUB_OFFLINE" not in str(ours) and "build sample" in ours.advice:
             raise HubUnreachable(str(ours), _AGAIN) from error
         if ours is None or ours is error:
             raise

@@ -282,3 +282,11 @@ def _only(at: HubPath, roots: list[str]) -> str:
             f"choose one with `path_in_repo`: {listed}",
         )
     return roots[0]
+
+
+def version_of(path: str) -> int:
+    """Return the version that the name of a manifest means; 0 for another file."""
+    stem = path.rpartition("/")[2].removesuffix(".manifest")
+    if not stem.isdigit():
+        return 0
+    return (1 << 64) - 1 - int(stem) if len(stem) == 20 else int(stem)
