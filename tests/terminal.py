@@ -6,26 +6,37 @@ import os
 import re
 import sys
 import threading
+from typing import Any
 
 import pytest
 
 from lance_prep.cli.main import run
 
 
-def run_in_terminal(arguments: list[object], monkeypatch: pytest.MonkeyPatch, columns: int = 80, **env: str) -> str:
+def run_in_terminal(arguments: list[Any], monkeypatch: pytest.MonkeyPatch, columns: int = 80, **env: str) -> str:
     """Run a command with both streams on a terminal, and return what it wrote to stdout. It must succeed."""
-    for name in ("NO_COLOR", "CLICOLOR_FORCE", "ACCESSIBLE", "LC_ALL", "LC_CTYPE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"COLUMNS": str(columns), "LINES": "1000", "TERM": "xterm", "LANG": "C.UTF-8", **env}.items():
-        monkeypatch.setenv(name, value)
+    return _run(arguments, monkeypatch, columns, env)[0]
+
+
+def errors_in_terminal(arguments: list[Any], monkeypatch: pytest.MonkeyPatch, columns: int = 80, **env: str) -> str:
+    """Do the same, and return what it wrote to stderr, which is its progress."""
+    return _run(arguments, monkeypatch, columns, env)[1]
+
+
+def _run(arguments: list[Any], monkeypatch: pytest.MonkeyPatch, columns: int, env: dict[str, str]) -> tuple[str, str]:
+    size = {"COLUMNS": str(columns), "LINES": "1000"}
     out, error = _Terminal(), _Terminal()
     with monkeypatch.context() as patched:
+        for name in ("NO_COLOR", "CLICOLOR_FORCE", "ACCESSIBLE", "LC_ALL", "LC_CTYPE"):
+            patched.delenv(name, raising=False)
+        for name, value in {**size, "TERM": "xterm", "LANG": "C.UTF-8", **env}.items():
+            patched.setenv(name, value)
         patched.setattr(sys, "stdout", out.stream)
         patched.setattr(sys, "stderr", error.stream)
         code = run([str(argument) for argument in arguments])
     said, progress = out.close(), error.close()
     assert code == 0, (said, progress)
-    return said
+    return said, progress
 
 
 def without_colours(text: str) -> str:

@@ -184,6 +184,40 @@ def test_a_collection_shows_shares_beside_their_targets(tmp_path: Path, tokenize
     assert {row.dataset for row in data.sample} == {"maths-maths", "code-code"}
 
 
+def test_hits_of_a_benchmark_and_duplicates_have_details(browser: Any, tmp_path: Path, tokenizer: str) -> None:
+    item = "the quick brown fox jumps over the lazy dog and then runs away from the very angry bear"
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"question": f"{item} <b>", "answer": "none of the above"}))
+    texts = [f"number {i} has words of its own {i * 7919} {item if i % 4 == 0 else ''}" for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in [*texts, *texts[:3]]))
+    uri = tmp_path / "x.lance"
+    options = {"decontaminate": str(tmp_path / "bench.jsonl"), "dedup": "exact", "layout": "documents"}
+    lance_prep.build(tmp_path / "a.jsonl", output=uri, tokenizer=tokenizer, **options)
+    hits = gather(uri).hits
+    recorded = [json.loads(line) for line in (tmp_path / "x.contaminated.jsonl").read_text().splitlines()]
+    assert hits.number == len(recorded) >= 10
+    assert [(each.row, each.column, each.hits) for each in hits.items] == [(0, "question", len(recorded))]
+    shard, row, start, stop = hits.items[0].where
+    assert shard == 0
+    assert texts[row][start:stop] == hits.items[0].text == item
+    page = browser.new_page()
+    page_file = tmp_path / "page.html"
+    write(uri, "-o", page_file)
+    page.goto(page_file.as_uri())
+    section = page.locator("section", has_text="Found in a benchmark")
+    section.locator("summary").click()
+    assert section.locator("td").all_text_contents()[:3] == ["item 0, question", f"{len(recorded)}", "18"]
+    assert item in section.locator("td").all_text_contents()
+    assert "3 documents dropped" in str(page.locator("section", has_text="Duplicates").text_content())
+    page.click("#ids")
+    ids = lance.dataset(str(uri)).take([0]).column("input_ids")[0].as_py()
+    shown = page.locator("#tokens small").all_text_contents()
+    assert [int(each) for text in shown for each in text.split(",")] == ids
+    page.close()
+    # The list is named by the dataset, so only what the build wrote is shown.
+    (tmp_path / "x.contaminated.jsonl").write_text('{"secret": 1}')
+    assert "missing or was changed" in write(uri, "-o", page_file)
+
+
 def test_a_page_stays_below_a_megabyte(tmp_path: Path) -> None:
     words = " ".join(f"word{i}" for i in range(3000))
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"{i} {words}"}) for i in range(300)))

@@ -13,6 +13,7 @@ import pytest
 import lance_prep
 from lance_prep.cli.main import run
 from tests.loopback_hub import LoopbackHub
+from tests.terminal import errors_in_terminal, run_in_terminal, without_colours
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -108,3 +109,27 @@ def test_what_is_learned_is_underlined(
 )
 def test_options_that_do_not_go_together_are_refused(uri: str, arguments: list[str], capsys: Any) -> None:
     assert run(["show", uri, *arguments]) == 2
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_info_fits_the_terminal(uri: str, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    said = run_in_terminal(["info", uri], monkeypatch, columns)
+    # A path or a hash is kept in one piece, so that it can be copied.
+    assert max(len(line) for line in said.splitlines() if max(map(len, line.split())) < 20) <= columns
+    if columns == 80:
+        assert len(said.splitlines()) <= 24
+
+
+def test_a_terminal_gets_tints_and_plain_text_if_it_is_asked_for(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tinted = run_in_terminal(["show", uri, "--limit", "2"], monkeypatch)
+    assert "48;5;153" in tinted
+    for plain in ({"NO_COLOR": "1"}, {"TERM": "dumb"}, {"ACCESSIBLE": "1"}):
+        said = run_in_terminal(["show", uri, "--limit", "2"], monkeypatch, **plain)
+        assert "\x1b" not in said, plain
+        assert said.split() == without_colours(tinted).replace("↵", "").split()
+
+
+def test_progress_is_lines_for_a_screen_reader(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["report", uri, "-o", tmp_path / "page.html"]
+    assert "rows read" in errors_in_terminal(arguments, monkeypatch)
+    assert "\x1b" not in errors_in_terminal(arguments, monkeypatch, ACCESSIBLE="1")

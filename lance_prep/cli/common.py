@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cache, wraps
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lance_prep.cli.completion import paths, tags
+from lance_prep.cli.terminal import width
 
 if TYPE_CHECKING:
     from lance_prep.dataset import Verification
@@ -266,9 +268,29 @@ def columns(rows: Sequence[Sequence[str]], *, numbers: int | None = None) -> str
 
 
 def table(rows: list[tuple[str, str]], indent: str = "") -> str:
-    """Format two columns, the first as wide as its widest entry."""
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in rows)
+    """Format two columns, the first as wide as its widest entry. On a terminal, values are wrapped to its width."""
+    widest = max((len(name) for name, _ in rows), default=0)
+    room = width()
+    lines = []
+    for name, value in rows:
+        label = f"{indent}{name:<{widest}}  "
+        if room is not None and room < 2 * len(label):  # values would be narrow columns of words
+            lines.append(indent + name)
+            label = f"{indent}  "
+        lines += wrapped(label, value, room)
+    return "\n".join(lines)
+
+
+def wrapped(label: str, value: str, room: int | None) -> list[str]:
+    """Return a value behind its label, in lines of at most `room` columns. A path is never split."""
+    lines: list[str] = []
+    for line in value.split("\n"):
+        if room is None or len(label) + len(line) <= room:
+            lines.append(line)
+            continue
+        space = max(room - len(label), 20)
+        lines += textwrap.wrap(line, space, break_long_words=False, break_on_hyphens=False)
+    return [(label if i == 0 else " " * len(label)) + line for i, line in enumerate(lines)]
 
 
 def verdict(found: Verification) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,10 @@ from lance_prep.cli.common import (
     print_json,
     printable,
     storage_option,
+    wrapped,
 )
 from lance_prep.cli.completion import datasets_or_tags, paths, tags
-from lance_prep.cli.progress import screen
+from lance_prep.cli.progress import part_shown, screen
 from lance_prep.cli.terminal import draws, sparkline, width
 from lance_prep.errors import DatasetError, counted, size
 from lance_prep.transport import in_home, is_local
@@ -49,7 +49,7 @@ Row = tuple[str, str, str, str]
 @click.argument("uri", metavar="A", shell_complete=paths)
 @click.argument("others", metavar="[B | V1 [V2]]", nargs=-1, shell_complete=datasets_or_tags)
 @click.option("--version", metavar="N|TAG", shell_complete=tags, help="Version of A.  [default: the latest]")
-@click.option("--other-version", metavar="N|TAG", help="Version of B.  [default: the latest]")
+@click.option("--other-version", metavar="N|TAG", shell_complete=tags, help="Version of B.  [default: the latest]")
 @click.option("--no-lengths", is_flag=True, help="Leave out the lengths, so that no row is read.")
 @click.option("--files", "all_files", is_flag=True, help="Name every source file that differs.")
 @storage_option
@@ -69,11 +69,7 @@ def diff(
     other, old, new = _sides(uri, others, version, other_version, storage_options)
     check_storage_options(storage_options, uri, other)
     with screen() as shown:
-        shown.begin("lengths")
-
-        def on_rows(done: int, total: int) -> None:
-            shown.show("lengths", lambda: f"{done:,} of {total:,} rows read", done, total)
-
+        on_rows = part_shown(shown, "lengths", "{:,} of {:,} rows read".format)
         found = compare(uri, other, old, new, storage_options, lengths=not no_lengths, on_rows=on_rows)
     if as_json:
         print_json(found.as_json())
@@ -143,7 +139,7 @@ def _lines(found: Difference, all_files: bool) -> Iterator[str]:
     yield from _files(found, all_files)
     if found.lengths is not None:
         cut = "; a document that is cut counts once for each block" if found.counts_parts else ""
-        yield from _wrapped("", f"\ntokens in a {found.unit}{cut}", width())
+        yield from wrapped("", f"\ntokens in a {found.unit}{cut}", width())
         yield from _lengths(*found.lengths, found.unit)
 
 
@@ -182,16 +178,7 @@ def _table(rows: Sequence[Row], numbers: bool = False) -> Iterator[str]:
     for name, was, now, change in (row for row in rows if row not in side and row[0]):
         yield f"{indent}{name}" + (f"  {change}" if change else "")
         for label, value in (("old", was), ("new", now)):
-            yield from _wrapped(f"{indent}  {label}  ", value, room)
-
-
-def _wrapped(label: str, value: str, room: int | None) -> list[str]:
-    """Return a value behind its label, in lines that fit the terminal. A path is kept in one piece, to be copied."""
-    lines: list[str] = []
-    for line in value.split("\n") or [""]:
-        space = max((room or 1_000_000) - len(label), 20)
-        lines += textwrap.wrap(line, space, break_long_words=False, break_on_hyphens=False) or [""]
-    return [(label if i == 0 else " " * len(label)) + line for i, line in enumerate(lines)]
+            yield from wrapped(f"{indent}  {label}  ", value, room)
 
 
 def _files(found: Difference, all_files: bool) -> Iterator[str]:
@@ -237,9 +224,9 @@ def _sparklines(sides: Sequence[tuple[str, Histogram]], unit: str) -> Iterator[s
     top = max(share for one in shares for share in one)
     for (label, each), one in zip(sides, shares, strict=True):
         yield f"  {label}  {sparkline(one, top)}"
-        yield from _wrapped("       ", _facts(each, unit), width())
+        yield from wrapped("       ", _facts(each, unit), width())
     low, longest = edge(first), max(each.longest for _, each in sides)
-    yield from _wrapped("  ", f"lengths from {low:,.0f} to {longest:,}, on a log scale", width())
+    yield from wrapped("  ", f"lengths from {low:,.0f} to {longest:,}, on a log scale", width())
 
 
 def _facts(each: Histogram, unit: str) -> str:

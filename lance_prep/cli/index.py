@@ -10,7 +10,7 @@ import click
 
 from lance_prep.cli.common import command, json_option, print_json, printable, span
 from lance_prep.cli.completion import paths
-from lance_prep.cli.progress import Screen, screen
+from lance_prep.cli.progress import Screen, part_shown, screen
 from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def index(source: str, output: str | None, rescan: bool, workers: int | None, as
 
 
 def _bytes_shown(screen: Screen) -> Callable[[int, int], None]:
-    screen.begin("index")
-    return lambda done, total: screen.show("index", lambda: f"{size(done)} of {size(total)} read", done, total)
+    return part_shown(screen, "index", lambda done, total: f"{size(done)} of {size(total)} read")
 
 
 def _text(found: Indexed) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -42,7 +43,8 @@ def _info_text(opened: DatasetVersion) -> str:
     from lance_prep.cli.summary import ledger_rows, length_rows, recipe_rows, rejected_warning
 
     data = opened.metadata
-    columns = (f"{field.name} {field.type}{'?' if field.nullable else ''}" for field in opened.dataset.schema)
+    fields = opened.dataset.schema
+    columns = (f"{field.name} {_short(str(field.type))}{'?' if field.nullable else ''}" for field in fields)
     rows = [
         ("dataset", opened.uri),
         ("version", f"{opened.number} of {opened.dataset.latest_version}, {data.build.how} at {data.build.created}"),
@@ -59,6 +61,11 @@ def _info_text(opened: DatasetVersion) -> str:
     return "\n".join([table(rows), *rejected_warning(data.ledger)])
 
 
+def _short(kind: str) -> str:
+    """Return `list<uint16>[512]` for the type `fixed_size_list<item: uint16>[512]`, so that `info` fits a screen."""
+    return re.sub(r"(fixed_size_)?list<(item|element): ", "list<", kind)
+
+
 def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
     source, tokenizer, files = opened.metadata.source, opened.metadata.tokenizer, opened.metadata.files
     named = "".join(
@@ -71,7 +78,7 @@ def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
     if tokenizer:
         commit = f" at {tokenizer.commit}" if tokenizer.commit else ""
         ids = f"bos {tokenizer.bos_id}, eos {tokenizer.eos_id}, pad {tokenizer.pad_id}"
-        digest = f"sha256 {tokenizer.sha256[:16]}"
+        digest = f"sha256 {tokenizer.sha256[:12]}"
         size = f"{tokenizer.vocab_size:,} ids"
         if tokenizer.is_function:
             size = f"a Python function, ids below {tokenizer.vocab_size:,}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from lance_prep.cli.common import printable, span
+from lance_prep.cli.terminal import plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -63,7 +64,7 @@ def show_notices() -> None:
 
 @contextmanager
 def screen() -> Iterator[Screen]:
-    """Return bars if stderr is a terminal that can draw them, otherwise lines."""
+    """Return bars if stderr is a terminal that can draw them, otherwise lines, which a screen reader can read."""
     with _drawn() as shown:
         _notices.screen = shown
         try:
@@ -74,7 +75,7 @@ def screen() -> Iterator[Screen]:
 
 @contextmanager
 def _drawn() -> Iterator[Screen]:
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or plain():
         yield _Lines()
         return
     from rich.console import Console
@@ -94,17 +95,34 @@ def left(seconds: float, done: float, total: float) -> str:
     return f", {span(seconds * (total / done - 1))} left" if 0 < done < total else ""
 
 
-def rows_shown(screen: Screen, done: str) -> Callable[[int], None]:
-    """Return a listener that counts rows and shows `12,345,678 rows <done>`."""
-    rows = 0
+def rows_shown(screen: Screen, done: str, total: int | None = None) -> Callable[[int], None]:
+    """Return a listener that counts rows and shows `1,234 rows <done>`, with the time left if the total is known."""
+    rows, started = 0, time.monotonic()
+
+    def line() -> str:
+        if total is None:
+            return f"{rows:,} rows {done}"
+        return f"{rows:,} of {total:,} rows {done}{left(time.monotonic() - started, rows, total)}"
 
     def add(more: int) -> None:
         nonlocal rows
         rows += more
-        screen.show("rows", lambda: f"{rows:,} rows {done}", rows, None)
+        screen.show("rows", line, rows, total)
 
     screen.begin("rows")
     return add
+
+
+def part_shown(screen: Screen, task: str, line: Callable[[int, int], str]) -> Callable[[int, int], None]:
+    """Return a listener that is told what is done and the total, and shows `line` with the time left."""
+    started = time.monotonic()
+    screen.begin(task)
+
+    def show(done: int, total: int) -> None:
+        said = lambda: line(done, total) + left(time.monotonic() - started, done, total)  # noqa: E731
+        screen.show(task, said, done, total)
+
+    return show
 
 
 class _Lines:

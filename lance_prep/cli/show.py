@@ -100,7 +100,7 @@ def _choose(opened: DatasetVersion, limit: int, number: int | None, seed: int, s
     from lance_prep.dataset import find_rows
 
     with screen() as shown:
-        found = find_rows(opened, search, limit, rows_shown(shown, "searched"))
+        found = find_rows(opened, search, limit, rows_shown(shown, "searched", total))
     if not found:
         click.echo(printable(f"no row has the text {search!r}"), err=True)
     return found

@@ -20,6 +20,7 @@ from lance_prep.errors import reading_dataset
 from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
 from lance_prep.loss_mask import MASK_COLUMN, runs_to_spans
+from lance_prep.report.hits import Hits, find_hits
 from lance_prep.store import DatasetVersion, Manifest, Split
 from lance_prep.tokenizer import load_reference, real_ids, text_pieces
 
@@ -117,6 +118,7 @@ class Gathered:
         manifest: of a collection.
         left_out: datasets of the collection that are not in the statistics, with the reason.
         top: the most frequent tokens: id, text, how often.
+        hits: what texts share with a benchmark.
     """
 
     title: str
@@ -130,6 +132,7 @@ class Gathered:
     top: tuple[tuple[int, str, int], ...]
     sample: tuple[SampledRow, ...]
     has_chat: bool
+    hits: Hits
 
 
 def gather(
@@ -151,7 +154,10 @@ def gather(
     options = options or ReportOptions()
     parts = open_parts(where, version, storage_options, most=MOST_DATASETS)
     manifest, opened, left_out = parts.manifest, parts.opened, parts.left_out
-    total = sum(each.metadata.rows for each in opened.values())
+    tokens = sum(each.metadata.tokens for each in opened.values())
+    share = min(1.0, MOST_TOKENS / max(tokens, 1))
+    # Lengths of all rows are read, and then the ids of a share of them.
+    total = sum(each.metadata.rows + _rows_of_share(each, share) for each in opened.values())
     done = 0
 
     def advance(rows: int) -> None:
@@ -161,11 +167,10 @@ def gather(
             on_rows(done, total)
 
     statistics, ledger = Statistics(), Ledger()
-    tokens = sum(each.metadata.tokens for each in opened.values())
     for each in opened.values():
         ledger.add(each.metadata.ledger)
         with reading_dataset(each.uri):
-            _scan(each, statistics, share=min(1.0, MOST_TOKENS / max(tokens, 1)), advance=advance)
+            _scan(each, statistics, share=share, advance=advance)
     single = next(iter(opened.values())) if manifest is None else None
     return Gathered(
         title=Path(str(where).rstrip("/")).name,
@@ -179,6 +184,7 @@ def gather(
         top=_most_frequent(opened, statistics),
         sample=tuple(_sample(opened, options)),
         has_chat=any(MASK_COLUMN in each.dataset.schema.names for each in opened.values()),
+        hits=find_hits(opened),
     )
 
 
@@ -195,6 +201,13 @@ def _scan(opened: DatasetVersion, into: Statistics, *, share: float, advance: Ca
         scanner = opened.dataset.scanner(columns=["input_ids", "num_tokens"], offset=start, limit=stop - start)
         for batch in scanner.to_batches():
             into.count_ids(real_ids(batch["input_ids"], batch["num_tokens"].to_numpy()))
+            advance(len(batch))
+
+
+def _rows_of_share(opened: DatasetVersion, share: float) -> int:
+    if not LAYOUTS[opened.metadata.layout].tokens:
+        return 0
+    return sum(stop - start for start, stop in _ranges(opened.metadata.rows, share))
 
 
 def _ranges(rows: int, share: float) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@
 
   let at = 0;
   let wanted = "";
+  let withIds = false;
 
   const documentLine = (row, place) => {
     const line = document.createElement("span");
@@ -38,6 +39,11 @@
       token.textContent = piece;
       token.title = `id ${ids.join(", ")}${learned === null ? "" : learned ? ", learned" : ", not learned"}`;
       box.append(token);
+      if (withIds) {
+        const id = document.createElement("small");
+        id.textContent = `${ids.join(",")} `;
+        box.append(id);
+      }
       character += piece.length;
     });
     if (row.cut) box.append(document.createTextNode(" …"));
@@ -69,6 +75,11 @@
 
   byId("previous").addEventListener("click", () => show(at - 1));
   byId("next").addEventListener("click", () => show(at + 1));
+  byId("ids").addEventListener("click", () => {
+    withIds = !withIds;
+    byId("ids").setAttribute("aria-pressed", String(withIds));
+    show(at);
+  });
   byId("search").addEventListener("input", () => search(at));
   byId("search").addEventListener("keydown", (event) => { if (event.key === "Enter") search(at + 1); });
   byId("jump").addEventListener("change", () => {

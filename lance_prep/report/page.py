@@ -10,37 +10,27 @@ import base64
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from lance_prep.dataset import pinned_recipe
 from lance_prep.errors import OutputError, counted, size, translating
 from lance_prep.layouts import LAYOUTS
-from lance_prep.report import charts
 from lance_prep.report.charts import short
-from lance_prep.report.fragments import css_file, flow_chart, flow_parts
+from lance_prep.report.fragments import css_file
 from lance_prep.report.gather import Gathered, ReportOptions, gather
 from lance_prep.report.palette import page_colours
+from lance_prep.report.sections import commit_time, sections
 from lance_prep.store import versions_in_use
 from lance_prep.transport import in_home
 
-
-@dataclass(frozen=True)
-class _Chart:
-    """A chart with its title, a sentence about it, and its numbers as a table."""
-
-    title: str
-    svg: Markup
-    note: str
-    header: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = field(default=())
+#: How the rows of the sample are looked at.
+_HINT = "Hover over a token for its id, or show all ids. ← and → go to the row before and after."
 
 
 def write_report(
@@ -100,7 +90,7 @@ def render(data: Gathered) -> str:
         figures=_figures(data),
         made=_made(data),
         recipe=_recipe(data),
-        charts=[chart for chart in _charts(data) if chart.svg],
+        charts=[section for section in sections(data) if section.svg],
         sample_note=_sample_note(data),
         left_out=sorted(data.left_out.items()),
         version=versions_in_use()["lance-prep"],
@@ -138,7 +128,7 @@ def _subtitle(data: Gathered) -> str:
         return f"Collection of {counted(len(data.manifest.splits), 'source')}{known}"
     opened = data.opened[""]
     made = opened.metadata.build
-    return f"Version {opened.number} of {opened.dataset.latest_version}, {made.how} at {made.created}"
+    return f"Version {opened.number} of {opened.dataset.latest_version}, {made.how} of {commit_time(made.created)}"
 
 
 def _figures(data: Gathered) -> list[tuple[str, str, str]]:
@@ -194,151 +184,4 @@ def _sample_note(data: Gathered) -> str:
     shown = len(data.sample)
     whole = "all rows" if shown == rows else f"{counted(shown, 'row')} drawn at random from {rows:,}"
     learned = " Underlined tokens are learned." if data.has_chat else ""
-    return f"The sample has {whole}. Hover over a token for its id; ← and → go to the row before and after.{learned}"
-
-
-def _charts(data: Gathered) -> list[_Chart]:
-    found = [*_source_charts(data), _lengths(data), *_packing(data), *_flow(data), *_tokens(data)]
-    return [*found, *_growth(data)]
-
-
-def _source_charts(data: Gathered) -> list[_Chart]:
-    """Tokens by category and by source, beside their targets."""
-    total = sum(source.split.tokens for source in data.sources)
-    if not data.sources or not total:
-        return []
-    found = []
-    groups: dict[str, tuple[int, float | None]] = {}
-    for source in data.sources:
-        name = source.split.category or ""
-        tokens, _ = groups.get(name, (0, None))
-        groups[name] = tokens + source.split.tokens, data.manifest.categories.get(name) if data.manifest else None
-    sources = {source.name: (source.split.tokens, source.target) for source in data.sources}
-    for what, known in (("category", groups), ("source", sources)):
-        if what == "category" and set(known) == {""}:
-            continue
-        ordered = sorted(known.items(), key=lambda each: -each[1][0])
-        rows = [(name or "none", each / total, f"{each / total:.1%}, {short(each)}") for name, (each, _) in ordered]
-        targets = [target for _, (_, target) in ordered]
-        note = "The mark is the target share, which a mixture draws by." if any(targets) else ""
-        table = tuple(
-            (name or "none", f"{tokens:,}", f"{tokens / total:.2%}", "" if target is None else f"{target:.2%}")
-            for name, (tokens, target) in ordered
-        )
-        drawn = charts.ranking(rows[:30], f"Tokens by {what}", marks=targets[:30])
-        found.append(_Chart(f"Tokens by {what}", drawn, note, (what, "tokens", "share", "target"), table))
-    return found
-
-
-def _lengths(data: Gathered) -> _Chart:
-    documents = data.statistics.measured.documents
-    lines = all(opened.metadata.layout == "lines" for opened in data.opened.values())
-    noun = "lines" if lines else "documents"
-    packed = any(LAYOUTS[opened.metadata.layout].packed for opened in data.opened.values())
-    bars = documents.bars()
-    rows = tuple((f"{low:,.0f} to {high:,.0f}", f"{number:,}") for low, high, number in bars if number)
-    number = documents.number
-    mean = f"{documents.total / number:,.1f} on average, " if number else ""
-    note = f"{number:,} {noun}: {mean}{documents.longest:,} in the longest. The scale across is logarithmic."
-    note += " A document that is cut counts once for each block." if packed else ""
-    return _Chart(
-        f"Lengths of {noun}",
-        charts.histogram(bars, f"Lengths of {noun} in tokens", f"tokens in a {noun[:-1]}"),
-        note,
-        ("tokens", noun),
-        rows,
-    )
-
-
-def _packing(data: Gathered) -> list[_Chart]:
-    packed = [opened.metadata for opened in data.opened.values() if LAYOUTS[opened.metadata.layout].packed]
-    tokens, padding = sum(each.tokens for each in packed), sum(each.ledger.padding for each in packed)
-    if not packed or not tokens:
-        return []
-    slots = tokens + padding
-    cut = sum(each.ledger.documents_cut for each in packed)
-    documents = data.statistics.measured.documents.number
-    rows = [
-        ("tokens", tokens / slots, f"{tokens / slots:.2%}, {short(tokens)}"),
-        ("padding", padding / slots, f"{padding / slots:.2%}, {short(padding)}"),
-    ]
-    table = (("tokens", f"{tokens:,}"), ("padding", f"{padding:,}"), ("documents cut", f"{cut:,}"))
-    note = (
-        f"Of {slots:,} places in blocks, which have {documents:,} documents or parts of one. {cut:,} documents are cut."
-    )
-    drawn = charts.ranking(rows, "Share of tokens and padding in blocks")
-    return [_Chart("Packing", drawn, note, ("what", "number"), table)]
-
-
-def _flow(data: Gathered) -> list[_Chart]:
-    """Where each source row went."""
-    ledger = data.ledger
-    parts = flow_parts(ledger)
-    table = tuple((name, f"{number:,}") for name, number, _ in parts)
-    unused = ledger.rows_in - ledger.rows_used
-    note = f"{ledger.rows_in:,} source rows were read, and {unused:,} of them did not become part of the dataset."
-    if ledger.lines_dropped:
-        note += f" {ledger.lines_dropped:,} lines were dropped from documents."
-    return [_Chart("From rows read to rows written", flow_chart(ledger), note, ("rows", "number"), table)]
-
-
-def _tokens(data: Gathered) -> list[_Chart]:
-    statistics = data.statistics
-    if not statistics.counted:
-        return []
-    counted_all = statistics.counted == sum(opened.metadata.tokens for opened in data.opened.values())
-    of = "all" if counted_all else f"a sample of {statistics.counted:,}"
-    rows = []
-    for token, text, number in data.top:
-        share = number / statistics.counted
-        rows.append((f"{_visible(text)}  ({token})", share, f"{share:.2%}, {short(number)}"))
-    table = tuple((_visible(text), str(token), f"{number:,}") for token, text, number in data.top)
-    most = _Chart(
-        "Most frequent tokens",
-        charts.ranking(rows, "Share of the most frequent tokens"),
-        f"Of {of} tokens. The id is in brackets.",
-        ("token", "id", "number"),
-        table,
-    )
-    used = -np.sort(-statistics.frequencies[statistics.frequencies > 0])
-    size_of = len(statistics.frequencies)
-    curve = _Chart(
-        "Frequency by rank",
-        charts.zipf(used.tolist(), "Number of uses of each token by rank, on log scales"),
-        f"{len(used):,} of {size_of:,} ids appear. Text in one language is near a straight line (Zipf's law).",
-        ("rank", "number"),
-        tuple((f"{rank:,}", f"{int(used[rank - 1]):,}") for rank in _ranks(len(used))),
-    )
-    return [most, curve]
-
-
-def _ranks(most: int) -> Sequence[int]:
-    return sorted({min(most, step * 10**power) for power in range(7) for step in (1, 2, 5) if most})
-
-
-def _visible(text: str) -> str:
-    """Return a token's text with white space made visible."""
-    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
-    return shown if shown.isprintable() and shown else repr(text)[1:-1]
-
-
-def _growth(data: Gathered) -> list[_Chart]:
-    known = [version for version in data.versions if version.rows is not None]
-    if not known:
-        return []
-    tokens = any(version.tokens for version in known)
-    what = "tokens" if tokens else "rows"
-    points = [
-        (
-            str(version.number),
-            float((version.tokens if tokens else version.rows) or 0),
-            f"version {version.number}, {version.made}: {version.rows or 0:,} rows, {version.tokens or 0:,} tokens",
-        )
-        for version in known
-    ]
-    table = tuple(
-        (str(v.number), v.time, v.made, f"{v.rows or 0:,}", f"{v.tokens or 0:,}", ", ".join(v.tags)) for v in known
-    )
-    header = ("version", "time", "made by", "rows", "tokens", "tags")
-    drawn = charts.steps(points, f"Number of {what} in each version")
-    return [_Chart("Versions", drawn, f"Number of {what} in each version.", header, table)]
+    return f"The sample has {whole}. {_HINT}{learned}"
