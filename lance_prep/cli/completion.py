@@ -1,4 +1,4 @@
-"""What the words of a command line may be, for completion in the shell."""
+"""Completes the words of a command line in the shell."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ ABOUT = """RECIPE is a built-in collection or a .yaml file with categories; `lan
 becomes DIR/CATEGORY/SOURCE.jsonl, a JSON object per line with the record's text, and SOURCE.stats.json, with counts,
 the hash of the file and the commit that it is from.
 
-Sources that are there already are left alone, and an interrupted download continues where it stopped. A source that
+Sources that were downloaded before are skipped, and an interrupted download continues where it stopped. A source that
 fails does not stop the others: failures are listed at the end, and the exit code is then 1.
 
 Put your own .jsonl files into DIR/NAME/; verify and build use them too."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @command(
     "info sample.lance",
     "info sample.lance --recipe",
-    about="A build of the recipe that --recipe prints makes the same rows: the recipe names the commits that the "
-    "source and the tokenizer were resolved to.",
+    about="The recipe that --recipe prints builds the same rows: it names the commits that the source and the "
+    "tokenizer were resolved to.",
 )
 @dataset_options
 @click.option("--recipe", "as_recipe", is_flag=True, help="Print the recipe as YAML, with the source pinned.")

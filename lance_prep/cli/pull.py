@@ -61,7 +61,7 @@ def pull(
 
 
 class _Shown:
-    """Counts the bytes that are there, and shows how fast they come."""
+    """Counts the bytes fetched, and shows the speed."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen

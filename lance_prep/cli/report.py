@@ -1,4 +1,4 @@
-"""`lance-prep report`: a page about a dataset, to send to others."""
+"""`lance-prep report`: write a page about a dataset."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lance_prep.cli.progress import part_shown, screen
 @command(
     "report sample.lance",
     "report sample.lance -o sample.html --sample 20",
-    about="Writes one HTML file that needs no network: what the dataset is and how it was made, lengths, most frequent "
-    "tokens, where each source row went, growth over versions, and rows with their tokens. DATASET can be a "
-    "collection: a folder with a manifest.json.",
+    about="The page needs no network. It shows how the dataset was made, lengths, the most frequent tokens, where each "
+    "source row went, duplicates, text found in a benchmark, growth over versions, and a sample of rows with their "
+    "tokens. DATASET can be a collection, which is a folder with a manifest.json.",
 )
 @click.argument("uri", metavar="DATASET", shell_complete=paths)
-@click.option("-o", "--output", default="report.html", show_default=True, metavar="FILE", help="The page.")
+@click.option("-o", "--output", default="report.html", show_default=True, metavar="FILE", help="Path of the page.")
 @click.option("--version", metavar="N|TAG", shell_complete=tags, help="Version or tag.  [default: the latest]")
 @click.option(
     "--sample", type=click.IntRange(min=0, max=1000), default=100, show_default=True, help="Number of rows to show."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Which rows are shown.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed for drawing the rows.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
 @storage_option
 @json_option

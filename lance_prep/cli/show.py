@@ -39,8 +39,8 @@ class _Look:
     "show sample.lance --random 3 --seed 7",
     "show sample.lance --grep import --limit 1",
     about="On a terminal, tokens are tinted in turn, and a long output is paged. Elsewhere, text is printed as it is, "
-    "indented by two spaces; control characters are escaped. Of a conversation, what is learned is underlined, or "
-    "between ⟦ and ⟧. NO_COLOR turns tints off, CLICOLOR_FORCE=1 turns them on.",
+    "indented by two spaces, and control characters are escaped. In a conversation, the learned text is underlined, or "
+    "between ⟦ and ⟧. NO_COLOR turns tints off, and CLICOLOR_FORCE=1 turns them on.",
 )
 @dataset_options
 @click.option("--limit", type=click.IntRange(min=0), help=f"Number of rows to show.  [default: {LIMIT}]")
@@ -48,8 +48,8 @@ class _Look:
     "--row", "rows", type=int, multiple=True, metavar="N", help="Show row N (-1 is the last); may be repeated."
 )
 @click.option("--random", "number", type=click.IntRange(min=1), metavar="N", help="Show N rows drawn at random.")
-@click.option("--seed", type=click.IntRange(min=0), help="Which rows --random draws.  [default: 0]")
-@click.option("--grep", "search", metavar="TEXT", help="Show the first rows with this text.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of --random.  [default: 0]")
+@click.option("--grep", "search", metavar="TEXT", help="Show the first rows that contain this text.")
 @click.option("--ids", is_flag=True, help="Show the token ids too.")
 @click.option("--width", type=click.IntRange(min=1), help=f"Characters of a text to show.  [default: {WIDTH}]")
 @json_option

@@ -1,4 +1,4 @@
-"""What you do with a dataset: look at it, verify it, and manage its versions. Commands that write take its lock."""
+"""Inspects and verifies a dataset, and manages its versions. Functions that write take its lock."""
 
 from typing import TYPE_CHECKING
 

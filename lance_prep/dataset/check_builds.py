@@ -1,6 +1,6 @@
-"""Check what the builds of a version left: plans, receipts, ledgers, lists and the tokenizer's file.
+"""Check the records of a version's builds: plans, receipts, ledgers, lists and the tokenizer's file.
 
-What any check finds is collected in a `Verification`.
+Every check adds its problems to a `Verification`.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ class _Rebuild:
 
 
 def _spec(opened: DatasetVersion, check: SourceCheck) -> TokenizerSpec | None:
-    """Return the tokenizer that made the rows, or None if there is none.
+    """Return the tokenizer that made the rows, or None for rows without tokens.
 
     Raises:
         LancePrepError: it is a Python function, and that was not given.

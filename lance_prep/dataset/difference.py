@@ -1,4 +1,4 @@
-"""What differs between two versions of a dataset, two datasets, or two collections.
+"""Compares two versions of a dataset, two datasets, or two collections.
 
 Recipes, counts and ledgers come from metadata. Lengths are counted in one scan of the small columns, which can be left
 out.
@@ -94,7 +94,7 @@ def compare(
     Args:
         old_version, new_version: numbers or tags; the latest by default.
         lengths: count the lengths of the documents, which reads the small columns of both.
-        on_rows: told the number of rows that are read, and of all.
+        on_rows: called with the number of rows read so far, and the total.
 
     Raises:
         DatasetError: no such dataset or version, another program made it, or one of them is a collection and the other

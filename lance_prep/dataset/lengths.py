@@ -1,4 +1,4 @@
-"""How long the rows and documents of a dataset are, from one scan of its small columns."""
+"""Counts the lengths of rows and documents in one scan of a dataset's small columns."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Measured:
         """Add the lengths of a dataset, which is read in bounded memory. Layout `raw` has none.
 
         Args:
-            on_rows: told the number of rows in each batch.
+            on_rows: called with the number of rows in each batch.
             filter: only count rows that pass it, in SQL.
         """
         layout = LAYOUTS[opened.metadata.layout]

@@ -1,4 +1,4 @@
-"""Tidies a dataset up: `compact` merges small fragments, `prune` removes old versions.
+"""Maintains a dataset: `compact` merges small fragments, `prune` removes old versions.
 
 Compacting. A dataset of many small shards has many small files, each of which costs an open and a seek. Neighbours are
 merged until a file would exceed the target. Rows and their order stay, and with them the content hash: receipts hold

@@ -1,4 +1,4 @@
-"""What a dataset holds, for people: rows decoded to text, and the recipe that builds them again."""
+"""Decodes rows to text, and returns the recipe that builds the same rows again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lance_prep.recipe import Recipe
 from lance_prep.store import DatasetVersion, TokenizerRecord, tokenizer_path
 from lance_prep.tokenizer import Piece, load_reference, text_pieces
 
-#: Around what is learned of a conversation.
+#: Marks around the text that is learned in a conversation.
 LEARNED = ("⟦", "⟧")
 
 
@@ -68,7 +68,7 @@ def find_rows(
     """Return the numbers of the first rows whose decoded text contains a text; for `raw`, those with it in a column.
 
     Args:
-        on_rows: told the number of rows that were searched in each batch.
+        on_rows: called with the number of rows searched in each batch.
     """
     tokens = LAYOUTS[opened.metadata.layout].tokens
     tokenizer = load_reference(opened.tokenizer_file()) if tokens else None
@@ -91,7 +91,7 @@ def find_rows(
 
 
 def show_rows(opened: DatasetVersion, rows: Sequence[int]) -> list[ShownRow]:
-    """Return rows by number, decoded; negative numbers count from the end.
+    """Return decoded rows by number; negative numbers count from the end.
 
     Raises:
         UsageError: the dataset has no such row.

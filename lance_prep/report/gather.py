@@ -1,4 +1,4 @@
-"""Everything that a report shows, from one scan and a bounded sample.
+"""Gathers everything that a report shows, from scans in bounded memory and a sample of rows.
 
 Lengths are counted over all rows, one small column at a time. Token frequencies are counted over at most
 `MOST_TOKENS` tokens in ranges of rows that are spread evenly, since they hardly change beyond that. Decoded rows are a
@@ -37,7 +37,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a report looks at.
+    """Limits of what a report reads and shows.
 
     Attributes:
         rows: number of rows in the sample.
@@ -54,12 +54,12 @@ class ReportOptions:
 
 @dataclass
 class Statistics:
-    """What is counted over the rows of one dataset, or of several with the same tokenizer.
+    """Counts over the rows of one dataset, or of several with the same tokenizer.
 
     Attributes:
         measured: lengths of rows and documents.
         frequencies: int64 `[vocab_size]`, how often each id was seen.
-        counted: tokens that were looked at for `frequencies`.
+        counted: number of tokens in `frequencies`.
     """
 
     measured: Measured = field(default_factory=Measured)
@@ -110,11 +110,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Gathered:
-    """All that a page shows.
+    """The content of a page.
 
     Attributes:
         title: name of the dataset or of the folder.
-        opened: the datasets that were looked at, by name; the name of a single one is empty.
+        opened: the datasets, by name; the name of a single one is empty.
         manifest: of a collection.
         left_out: datasets of the collection that are not in the statistics, with the reason.
         top: the most frequent tokens: id, text, how often.
@@ -143,13 +143,13 @@ def gather(
     options: ReportOptions | None = None,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> Gathered:
-    """Look at a dataset, or at a folder with a manifest.
+    """Gather the content of a report about a dataset, or about a folder with a manifest.
 
     Args:
-        on_rows: told the number of rows that are read, and of all.
+        on_rows: called with the number of rows read so far, and the total.
 
     Raises:
-        DatasetError: it is neither, or is damaged.
+        DatasetError: there is no dataset or collection, or it is damaged.
     """
     options = options or ReportOptions()
     parts = open_parts(where, version, storage_options, most=MOST_DATASETS)

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file without any other, in which the text of a corpus is data and never markup.
+"""Renders a report as one self-contained HTML file. The text of a corpus is data there, never markup.
 
 jinja2 escapes every value. A content security policy names the page's own script and style by their hashes, so that
 nothing else would run even if it got in.
@@ -46,8 +46,8 @@ def write_report(
 
     Args:
         where: a dataset, or a folder with a manifest.
-        output: path of the page; a file that is there is replaced.
-        on_rows: told the number of rows that are read, and of all.
+        output: path of the page; an existing file is replaced.
+        on_rows: called with the number of rows read so far, and the total.
 
     Raises:
         DatasetError: there is no dataset, or it is damaged.
