@@ -244,7 +244,8 @@ def test_a_source_of_which_no_record_fits_fails(hub: LoopbackHub, tmp_path: Path
     recipe["categories"]["questions"]["sources"]["trivia"]["template"] = "{{ answer.value.text.strip() }}"
     failed = download(recipe, tmp_path).failed
     assert [outcome.name for outcome in failed] == ["trivia"]
-    said = "none of 301 records can be used (the template fails: UndefinedError: 300, invalid JSON: 1)"
+    why = "the template fails: 'str object' has no attribute 'text': 300, invalid JSON: 1"
+    said = f"none of 301 records can be used ({why})"
     assert str(failed[0].error) == said
     recipe["categories"]["questions"]["sources"]["trivia"]["template"] = "{{ answer.value }}"
     assert not download(recipe, tmp_path).failed
