@@ -23,6 +23,8 @@ import pyarrow.compute as pc
 from lance_prep.errors import ColumnNotFound, UsageError
 
 _ADVICE = "filters take =, !=, <, <=, >, >=, IN, BETWEEN, LIKE, IS NULL, AND, OR, NOT over columns and literals"
+# Columns that a message names, and characters of their types. 20,000 columns filled the screen.
+_SHOWN, _TYPE = 50, 200
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 _FLIPPED = {"==": "==", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
@@ -182,8 +184,10 @@ def _compile(sql: str, schema: pa.Schema) -> Where:
 
 
 def describe(schema: pa.Schema) -> str:
-    """Return the columns with their types, for messages."""
-    return ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+    """Return the columns with their types, for messages. Of very many, return the first and how many more there are."""
+    said = [f"{field.name} ({str(field.type)[:_TYPE]})" for field in schema][:_SHOWN]
+    more = len(schema) - len(said)
+    return ", ".join([*said, *([f"and {more:,} more"] if more else [])]) or "none"
 
 
 def _bounds(kind: pa.DataType) -> tuple[int, int]:

@@ -200,7 +200,7 @@ def test_an_error_of_a_shard_arrives_as_that_error(
     assert run([*common, "--engine", "spark", "--spark-master", MASTER]) == 1
     err = capfd.readouterr().err
     assert "error: " in err
-    assert "try: fix the row, or remove strict" in err
+    assert "try: fix the row, or remove --strict" in err
     assert "py4j" not in err
 
 

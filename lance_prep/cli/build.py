@@ -249,6 +249,8 @@ def build(
     from lance_prep.engine import RunOptions, preview_build, run_build
     from lance_prep.plan import default_output
 
+    if output == "":
+        raise click.UsageError("-o is empty; name a path, or remove the option")
     where_built = _engine(engine, spark_master, spark_conf, workers)
     if recursive or any(is_collection(name) or is_download(name) for name in source):
         if source_storage_options:

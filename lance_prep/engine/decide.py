@@ -208,8 +208,10 @@ def check_folder(uri: str, *, overwrite: bool) -> None:
         raise UsageError(said, "choose a name without line breaks, tabs and other control characters")
     if path.is_file():
         raise OutputExists(f"{uri} is a file", "choose another output")
-    if (above := next((one for one in path.parents if os.path.lexists(one)), path)).is_file():
-        raise UsageError(f"{uri} cannot be made: {above} is a file, not a folder", "choose another output")
+    above = next((one for one in path.parents if os.path.lexists(one)), path.parent)
+    if not above.is_dir():
+        what = "a file, not a folder" if above.is_file() else "not a folder"
+        raise UsageError(f"{uri} cannot be made: {above} is {what}", "choose another output")
     # A build that never committed leaves only these. A collection, a download and an export have FOLDER too.
     unfinished = {FOLDER, "data", "_transactions", LOADER_FILE, f".{LOADER_FILE}{TEMPORARY}"}
     if path.is_dir() and not (path / "_versions").is_dir() and {entry.name for entry in path.iterdir()} - unfinished:

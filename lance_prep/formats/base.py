@@ -167,10 +167,10 @@ class PartJob:
         """Return the record of a rejected row. Arguments: see `Rejected`. `size` is needed if `data` is cut already."""
         return Rejected(self.file.url, position, unit, reason, data[:DATA_BYTES], len(data) if size is None else size)
 
-    def too_long(self, what: str, position: int, row: int, data: bytes, size: int) -> Chunk:
+    def too_long(self, what: str, position: int, row: int, data: bytes, size: int, unit: str = "byte") -> Chunk:
         """Return a chunk that rejects row `row` of the shard because it is too long. `data` is its beginning."""
         reason = f"{what} over {self.recipe.max_text_bytes if what == 'text' else self.longest_line:,} bytes"
-        rejected = self.rejected(position, "byte", reason, data, size)
+        rejected = self.rejected(position, unit, reason, data, size)
         return empty_chunk(self.read_schema, row + 1, [(row, rejected)])
 
 
@@ -201,14 +201,19 @@ class Chunk:
 
 
 def require_utf8(head: bytes, file: SourceFile) -> None:
-    """Refuse a file whose first bytes say that it is UTF-16. Its text would be read as UTF-8 with null characters.
+    """Refuse a file whose first bytes say that it is UTF-16 or UTF-32. Its text would be read with null characters.
+
+    Args:
+        head: at least the first 4 bytes, if there are that many.
 
     Raises:
         BadFile: says how to convert it.
     """
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        said = f"{file.url} is UTF-16, and {file.format} files are read as UTF-8"
-        raise BadFile(said, "convert it first: iconv -f UTF-16 -t UTF-8 OLD > NEW")
+    wide = head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff"))
+    if wide or head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        code = "UTF-32" if wide else "UTF-16"
+        said = f"{file.url} is {code}, and {file.format} files are read as UTF-8"
+        raise BadFile(said, f"convert it first: iconv -f {code} -t UTF-8 OLD > NEW")
 
 
 def row_chunk(columns: pa.RecordBatch, first: int, file_row: int) -> Chunk:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -30,7 +32,9 @@ _THREADS = 16
 # A row must fit into a block. The larger sizes are for files where one does not.
 _BLOCKS = (8 << 20, 128 << 20)
 _LARGEST_BLOCK = 1 << 30
-# Fields of the row that marks the end of a file. No file has exactly as many columns.
+# A file with more is refused: describing 100,000 columns took 980 MiB.
+_MOST_COLUMNS = 50_000
+# Fields of the row that marks the end of a file.
 _END_FIELDS = 99_991
 
 
@@ -67,6 +71,10 @@ class Delimited(Format):
                 sample = sample[: sample.rfind(b"\n") + 1] or sample + stream.readline(LONGEST_LINE)
         if not sample.strip():
             return pa.schema([])
+        count = _fields(_header(sample), recipe.delimiter or ",")
+        if count > _MOST_COLUMNS:
+            said = f"{files[0].url} has {count:,} columns, and at most {_MOST_COLUMNS:,} are read"
+            raise BadFile(said, "remove columns, or check the delimiter")
         parse = pc.ParseOptions(
             delimiter=recipe.delimiter, newlines_in_values=True, invalid_row_handler=lambda row: "skip"
         )
@@ -106,9 +114,14 @@ def _find_delimiter(file: SourceFile, transport: Transport) -> tuple[str, int]:
     require_utf8(head, file)
     head = head.lstrip(b"\r\n")
     usual = "\t" if ".tsv" in file.url.lower().rsplit("/", 1)[-1] else ","
-    names = re.sub(rb'"[^"]*"', b"", _header(head))
-    best = max((usual, *_DELIMITERS), key=lambda delimiter: names.count(delimiter.encode()))
-    return best, names.count(best.encode())
+    header = _header(head)
+    best = max((usual, *_DELIMITERS), key=lambda delimiter: _fields(header, delimiter))
+    return best, _fields(header, best) - 1
+
+
+def _fields(header: bytes, delimiter: str) -> int:
+    """Return the number of fields in a header. Delimiters in quoted names do not count."""
+    return re.sub(rb'"[^"]*"', b"", header).count(delimiter.encode()) + 1
 
 
 def _header(head: bytes) -> bytes:
@@ -138,10 +151,10 @@ def _read(job: PartJob, block: int, done: int) -> Iterator[Chunk]:
     convert = pc.ConvertOptions(check_utf8=False, include_columns=schema.names, column_types=types)
     read = pc.ReadOptions(use_threads=False, block_size=block)
     end = delimiter * (_END_FIELDS - 1)
-    with open_stream(file, job.transport) as stream:
+    with open_stream(file, job.transport) as stream, closing(_WithEnd(stream, end.encode())) as ended:
         if file.size == 0:
             return
-        marked = io.BufferedReader(_WithEnd(stream, end.encode()), 1 << 20)
+        marked = io.BufferedReader(ended, 1 << 20)
         reader = pc.open_csv(pa.PythonFile(marked, mode="r"), read, parse, convert)
         at = 0
         for batch in reader:
@@ -158,18 +171,32 @@ def _read(job: PartJob, block: int, done: int) -> Iterator[Chunk]:
 
 
 class _WithEnd(io.RawIOBase):
-    """A stream with a line of its own after its last line."""
+    """A stream with a line of its own after its last line.
+
+    Arrow reads ahead in a thread of its own, and goes on when its reader is left because of an error. If it reads while
+    the interpreter ends, the process is aborted. So `close` waits for the read that it is in, and ends the stream.
+    """
 
     def __init__(self, stream: BinaryIO, line: bytes) -> None:
         self._stream = stream
         self._line = line
         self._last = b"\n"
+        self._reading = threading.Lock()
+        self._over = False
+
+    def close(self) -> None:
+        self._over = True
+        with self._reading:
+            super().close()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        with self._reading:
+            return 0 if self._over else self._read(memoryview(buffer).cast("B"))  # type: ignore[arg-type]
+
+    def _read(self, view: memoryview) -> int:
         if count := self._stream.readinto(view):  # type: ignore[attr-defined]
             self._last = bytes(view[count - 1 : count])
             return int(count)

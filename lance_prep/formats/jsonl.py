@@ -19,7 +19,17 @@ import pyarrow as pa
 
 from lance_prep.errors import BadFile, translating
 from lance_prep.fetch import open_stream
-from lance_prep.formats.base import ADVICE, LONGEST_LINE, Chunk, CutJob, Format, PartJob, Piece, require_utf8
+from lance_prep.formats.base import (
+    ADVICE,
+    DATA_BYTES,
+    LONGEST_LINE,
+    Chunk,
+    CutJob,
+    Format,
+    PartJob,
+    Piece,
+    require_utf8,
+)
 from lance_prep.formats.json_blocks import RecordReader, Records
 from lance_prep.formats.text import BOM, line_blocks, line_pieces, sample_lines
 from lance_prep.model import Part, SourceFile
@@ -38,6 +48,9 @@ _READ_BYTES = 1 << 20
 # Commas and byte order marks between top-level values are ignored.
 _OUTSIDE = re.compile(r"[ \t\r\n,\ufeff]*")
 _INSIDE = re.compile(r"[ \t\r\n]*")
+_IN_STRING = re.compile(r'["\\]')
+# White space and commas end a number, and mean nothing else outside strings.
+_OUTSIDE_STRING = re.compile(r'["{}\[\]]|[ \t\r\n,]')
 # Longest token other than a string that the end of the text can cut.
 _TOKEN = 32
 # Numbers are not converted, since only the end of each value is needed.
@@ -87,7 +100,7 @@ class Json(Format):
         """Return the first values, one after the other."""
         found: list[bytes] = []
         with suppress(BadFile):  # the last one is cut
-            found.extend(value for _, value in _iter_values(io.BytesIO(data), ""))
+            found.extend(value for _, value, _ in _iter_values(io.BytesIO(data), ""))
         return b"\n".join(found)
 
     def read(self, job: PartJob) -> Iterator[Chunk]:
@@ -101,12 +114,17 @@ class Json(Format):
         waiting: list[bytes] = []
         held = first = 0
         with open_stream(job.file, job.transport) as stream:
-            for number, value in _iter_values(stream, job.file.url, job.longest_line):
-                waiting.append(value)
-                held += len(value)
-                if held >= _CHUNK_BYTES:
+            for number, value, size in _iter_values(stream, job.file.url, job.longest_line):
+                too_long = size > len(value)
+                if not too_long:
+                    waiting.append(value)
+                    held += len(value)
+                if waiting and (too_long or held >= _CHUNK_BYTES):
                     yield reader.read(Records.of(waiting, first), job.first + first)
                     waiting, held, first = [], 0, number + 1
+                if too_long:
+                    yield job.too_long("value", number, job.first + number, value, size, "row")
+                    first = number + 1
         if waiting:
             yield reader.read(Records.of(waiting, first), job.first + first)
 
@@ -144,7 +162,7 @@ def _sample(file: SourceFile, transport: Transport, size: int) -> list[dict[str,
     """Return the first records of a file."""
     lines = file.format == "jsonl"
     with open_stream(file, transport, ahead=False) as stream:
-        require_utf8(stream.read(2), file)
+        require_utf8(stream.read(4), file)
     if not lines:
         with open_stream(file, transport, ahead=False) as stream:
             lines = _holds_lines(stream)
@@ -167,7 +185,7 @@ def _lines(stream: BinaryIO, size: int) -> Iterator[Any]:
 def _values(stream: BinaryIO, name: str, size: int) -> Iterator[Any]:
     """Yield the first elements of an array, or values that span lines."""
     most = size * _SAMPLE_VALUES // _SAMPLE_BYTES
-    for seen, (_, value) in enumerate(_iter_values(stream, name), 1):
+    for seen, (_, value, _) in enumerate(_iter_values(stream, name), 1):
         try:
             yield json.loads(value.decode(errors="surrogateescape"))
         except (ValueError, RecursionError):
@@ -235,13 +253,14 @@ def _holds_lines(stream: BinaryIO) -> bool:
         line, ended = line + more, not more or more.endswith(b"\n")
 
 
-def _iter_values(stream: BinaryIO, name: str, most: int = LONGEST_LINE) -> Iterator[tuple[int, bytes]]:
-    """Yield number and text of each record: each element of a top-level array, and each other top-level value.
+def _iter_values(stream: BinaryIO, name: str, most: int = LONGEST_LINE) -> Iterator[tuple[int, bytes, int]]:
+    """Yield number, text and size of each record: each element of a top-level array, and each other top-level value.
 
-    Holds one element at a time. The text is as in the file, also where it is not valid UTF-8.
+    Holds one element at a time. The text is as in the file, also where it is not valid UTF-8. Of a value of more than
+    `most` characters, the text is the beginning only, which is shorter than the size.
 
     Raises:
-        BadFile: invalid JSON, or a value of more than `most` characters; says where, with `name`.
+        BadFile: invalid JSON; says where, with `name`.
     """
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     text, at, number, done = "", 0, 0, 0
@@ -272,7 +291,8 @@ def _iter_values(stream: BinaryIO, name: str, most: int = LONGEST_LINE) -> Itera
             except json.JSONDecodeError as error:
                 raise bad(error.pos, error.msg) from error
             if end is not None:
-                yield number, text[at:end].encode("utf-8", "surrogateescape")
+                value = text[at:end].encode("utf-8", "surrogateescape")
+                yield number, value, len(value)
                 number, at, after_element = number + 1, end, True
                 continue
         elif final:
@@ -281,13 +301,66 @@ def _iter_values(stream: BinaryIO, name: str, most: int = LONGEST_LINE) -> Itera
                     f"{name}: the array is not closed at character {done + at}: cut short", "get the file again"
                 )
             return
-        if len(text) - at > most:  # where it ends is not known before it is read
-            said = f"{name}: the value at character {done + at} is longer than {most:,} characters"
-            raise BadFile(said, f"remove it, or increase max_text_bytes to {2 * most}")
+        if len(text) - at > most:
+            begin, skipped = text[at : at + DATA_BYTES].encode("utf-8", "surrogateescape"), _LongValue()
+            while (end := skipped.end(text, at)) is None and not final:
+                data = stream.read(_READ_BYTES)
+                final = not data
+                done, text, at = done + len(text), decode(data, final), 0
+            if end is None:
+                raise BadFile(f"{name}: the last value is not closed: cut short", "get the file again")
+            yield number, begin, skipped.size
+            number, at, after_element = number + 1, end, True
+            continue
         # Read as much again as is waiting, so that one long record is parsed a few times only.
         data = stream.read(max(_READ_BYTES, min(len(text) - at, most + 1 - len(text) + at)))
         final = not data
         done, text, at = done + at, text[at:] + decode(data, final), 0
+
+
+class _LongValue:
+    """A value that is too long to be held: finds its end, one piece of text after the other.
+
+    Counts brackets outside strings. Whether the value is valid JSON besides is not checked.
+
+    Attributes:
+        size: bytes of the value that were passed.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    def end(self, text: str, at: int) -> int | None:
+        """Return where the value ends in its next piece of text; None if it goes on after that."""
+        place = self._find(text, at)
+        self.size += len(text[at:place].encode("utf-8", "surrogateescape"))
+        return place
+
+    def _find(self, text: str, at: int) -> int | None:
+        while at < len(text):
+            if self._escaped:
+                self._escaped, at = False, at + 1
+                continue
+            match = (_IN_STRING if self._in_string else _OUTSIDE_STRING).search(text, at)
+            if match is None:
+                return None
+            mark, at = match[0], match.end()
+            if mark == "\\":
+                self._escaped = True
+            elif mark == '"':
+                self._in_string = not self._in_string
+            elif mark in "{[":
+                self._depth += 1
+            elif self._depth == 0:  # the end of a number, or of the array that it is in
+                return at - 1
+            elif mark in "}]":
+                self._depth -= 1
+            if self._depth == 0 and not self._in_string and mark in '"}]':
+                return at
+        return None
 
 
 def _end_of_value(text: str, at: int, final: bool) -> int | None:

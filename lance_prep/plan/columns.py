@@ -18,6 +18,9 @@ from lance_prep.recipe import TOOLS_COLUMN, Recipe
 #: Columns that are written for every row, by all layouts but `raw`.
 ROW_COLUMNS = ("input_ids", "num_tokens", "doc_id")
 
+# 20,000 rows of JSON with a key of their own each make 400 million values, nearly all of them null.
+_MOST_KEPT = 10_000
+
 _TYPES = pa.types
 # What Lance's file format 2.1 refuses, or panics at, by how it is called in messages.
 _UNWRITABLE: dict[str, Callable[[pa.DataType], bool]] = {
@@ -68,6 +71,9 @@ def resolve_columns(recipe: Recipe, schema: pa.Schema) -> Columns:
         out = _subset(schema, recipe.keep_columns) if recipe.keep_columns else schema
         if not out.names:
             raise ColumnNotFound("the source has no columns", "name a source with something in it")
+        if len(out.names) > _MOST_KEPT:
+            said = f"the source has {len(out.names):,} columns, and layout 'raw' keeps at most {_MOST_KEPT:,}"
+            raise UsageError(said, f"name columns with keep_columns: {describe(schema)}")
         for name in out.names:
             _require_one(name, schema)
         _check_written(out, "name the other columns with keep_columns")

@@ -76,6 +76,9 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         fields = loader.construct_document(node) if node is not None else None
     except yaml.YAMLError as error:
         raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}", "fix it") from error
+    except ValueError as error:  # a date such as 2020-13-01, or a number of over 4,300 digits
+        said = f"{where} holds a number or date that is not valid: {str(error).split(';')[0]}"
+        raise RecipeError(said, "correct it, or put it in quotes if it is text") from error
     except RecursionError as error:
         raise RecipeError(f"{where} is nested too deep", "a collection has at most 6 levels") from error
     if not isinstance(fields, dict):

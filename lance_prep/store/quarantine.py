@@ -83,7 +83,7 @@ class Quarantine:
     def add(self, rejected: Rejected) -> None:
         where = f"{rejected.file}, {rejected.unit} {rejected.position}"
         if self._strict:
-            raise RowRejected(f"{where}: {rejected.reason}", "fix the row, or remove strict to set such rows aside")
+            raise RowRejected(f"{where}: {rejected.reason}", "fix the row, or remove `strict` to set such rows aside")
         record = {"file": rejected.file, rejected.unit: rejected.position, "reason": rejected.reason}
         data = rejected.data[:QUARANTINE_BYTES]
         try:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -57,6 +58,8 @@ configs:
 """
 
 _LONGEST_LIST = 1 << 30  # bytes of JSON: about five million source files
+
+_TAG = re.compile(r"(?!.*\.\.)[A-Za-z0-9._-]+(?:/[A-Za-z0-9._-]+)*")
 
 R = TypeVar("R", bound="DataclassInstance")
 
@@ -238,6 +241,8 @@ def open_any(uri: str, version: int | str | None, transport: Transport) -> Any:
     """
     refuse_links(uri)
     wanted = int(version) if version is not None and str(version).isdigit() else version
+    if wanted >= 1 << 63 if isinstance(wanted, int) else wanted is not None and not _TAG.fullmatch(wanted):
+        raise _not_there(uri, wanted, transport)  # Lance refuses such numbers and names in its own words
     try:
         dataset = open_dataset(uri, wanted, transport)
     except (ValueError, OSError, RuntimeError) as error:  # of an object store

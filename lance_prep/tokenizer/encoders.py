@@ -23,7 +23,7 @@ from lance_prep.errors import LancePrepError, TokenizerError
 from lance_prep.process import rss, trim
 from lance_prep.recipe import Recipe
 from lance_prep.tokenizer.lists import TokenLists, call_gigatoken, join
-from lance_prep.tokenizer.spec import TokenizerSpec, load_reference
+from lance_prep.tokenizer.spec import TokenizerSpec, load_reference, panics_of
 from lance_prep.tokenizer.unicode import PointFinder, differing_points, is_ascii
 
 #: gigatoken's cache of words has no bound: 400 MB of words that never repeat took 3.4 GB. A new tokenizer (0.2 s) frees
@@ -67,6 +67,7 @@ class ReferenceEncoder:
     def __init__(self, spec: TokenizerSpec, recipe: Recipe) -> None:
         self._tokenizer = load_reference(spec.file, spec.name)
         self._tokenizer.encode_special_tokens = not recipe.parses_special_tokens
+        self._tokenizer_name = spec.name
         self._dtype = spec.dtype
         # A post-processor that is not a template is applied here, since the layout cannot.
         self._whole = not spec.is_template and recipe.adds_special_tokens
@@ -83,7 +84,8 @@ class ReferenceEncoder:
         return join(pieces, self._dtype)
 
     def _encode(self, texts: pa.LargeStringArray) -> TokenLists:
-        encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=self._whole)
+        with panics_of(self._tokenizer_name):
+            encodings = self._tokenizer.encode_batch_fast(texts.to_pylist(), add_special_tokens=self._whole)
         ids = [encoding.ids for encoding in encodings]
         offsets = np.zeros(len(ids) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)), out=offsets[1:])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, UsageError, translating
+from lance_prep.errors import HubUnreachable, SourceNotFound, TokenizerError, UsageError, one_line, translating
 from lance_prep.hub_path import hub_api
 from lance_prep.hub_session import LIBRARY, guard_session
 from lance_prep.layouts import FUNCTION_PREFIX
@@ -27,6 +28,8 @@ SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 #: gigatoken takes 16 bytes for every id up to the largest. For one of 4,000,000,000 it asked for 64 GB, and aborted.
 MOST_IDS = 1 << 24
+#: Largest tokenizer file that is read. Those of large vocabularies have about 35 MB.
+MOST_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _read_local(path: Path) -> tuple[bytes, dict[str, Any]]:
     for name in reversed(SIDE_FILES):
         side.update(_read_beside(file.parent / name))
     if (template := file.parent / TEMPLATE_FILE).is_file():
-        side[TEMPLATE_FILE] = _decoded(template.read_bytes(), str(template))
+        side[TEMPLATE_FILE] = _decoded(_read_file(template), str(template))
     if not file.exists() and is_slow(path):
         return convert_slow(path, side, _read_beside(path / "added_tokens.json")), side
     if not file.exists():
@@ -122,11 +125,25 @@ def _read_local(path: Path) -> tuple[bytes, dict[str, Any]]:
             f"there is no tokenizer.json in {path}, nor vocab.json and merges.txt",
             "give a tokenizer.json, its folder, or a Hub id",
         )
-    return file.read_bytes(), side
+    return _read_file(file), side
 
 
 def _read_beside(path: Path) -> dict[str, Any]:
-    return _parse(path.read_bytes(), str(path)) if path.exists() else {}
+    return _parse(_read_file(path), str(path)) if path.exists() else {}
+
+
+def _read_file(path: Path) -> bytes:
+    """Return the content of a file of a tokenizer.
+
+    Raises:
+        TokenizerError: it is a FIFO, which would block, or another thing that is not a file; or it is too large.
+    """
+    if not path.is_file():
+        raise TokenizerError(f"{path} is not a file", "give a tokenizer.json, its folder, or a Hub id")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        said = f"{path} has {size >> 20:,} MiB, and a tokenizer's file may have at most {MOST_BYTES >> 20}"
+        raise TokenizerError(said, "check that it is a tokenizer.json of the tokenizers library")
+    return path.read_bytes()
 
 
 def _read_hub(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], str | None]:
@@ -185,12 +202,12 @@ def _download(name: str, revision: str | None) -> tuple[bytes, dict[str, Any], s
     side: dict[str, Any] = {}
     for other in reversed(SIDE_FILES):
         try:
-            side.update(_parse(fetch(other, commit).read_bytes(), f"{name}/{other}"))
+            side.update(_parse(_read_file(fetch(other, commit)), f"{name}/{other}"))
         except EntryNotFoundError:
             continue
     with suppress(EntryNotFoundError):
-        side[TEMPLATE_FILE] = _decoded(fetch(TEMPLATE_FILE, commit).read_bytes(), f"{name}/{TEMPLATE_FILE}")
-    return file.read_bytes(), side, commit
+        side[TEMPLATE_FILE] = _decoded(_read_file(fetch(TEMPLATE_FILE, commit)), f"{name}/{TEMPLATE_FILE}")
+    return _read_file(file), side, commit
 
 
 def _decoded(data: bytes, where: str) -> str:
@@ -203,8 +220,9 @@ def _decoded(data: bytes, where: str) -> str:
 def _parse(data: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError as error:
-        raise TokenizerError(f"{where} is not valid JSON: {error}", "fix or remove it") from error
+    except (ValueError, RecursionError) as error:
+        why = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise TokenizerError(f"{where} is not valid JSON: {why}", "fix or remove it") from error
     return value if isinstance(value, dict) else {}
 
 
@@ -232,7 +250,8 @@ def describe(
     eos = ids[eos_token] if eos_token is not None else named.get("eos")
     if eos is None:
         eos = next((ids[token] for token in KNOWN_EOS if token in ids), None)
-    prefix, suffix, is_template = _affixes(tokenizer)
+    with panics_of(name):
+        prefix, suffix, is_template = _affixes(tokenizer)
     return TokenizerSpec(
         name=name,
         commit=commit,
@@ -246,6 +265,24 @@ def describe(
         suffix=suffix,
         is_template=is_template,
     )
+
+
+@contextmanager
+def panics_of(name: str) -> Iterator[None]:
+    """Raise a panic of `tokenizers` in the block, which is no `Exception`, as an error of the tokenizer `name`.
+
+    Its regular expressions give up after 10 million steps in one text, and panic.
+
+    Raises:
+        TokenizerError: with the library's message.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        said = f"{name} fails on a text: {one_line(error)}"
+        raise TokenizerError(said, "correct the regular expression or the template in its tokenizer.json") from error
 
 
 def load_reference(file: bytes, name: str = "the tokenizer") -> Tokenizer:

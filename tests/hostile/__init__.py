@@ -1,0 +1,1 @@
+"""Hostile inputs as data: commands, files, and what must hold."""
