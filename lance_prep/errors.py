@@ -390,6 +390,8 @@ def _system(error: BaseException, doing: str) -> LancePrepError | None:
         return LancePrepError(f"{doing}: out of memory", _MEMORY)
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return LancePrepError(f"{doing}: too many open files", "raise the limit with `ulimit -n`, or use workers=1")
+    if "encrypted" in text and "no decryption" in text:
+        return BadFile(f"{doing}: the file is encrypted", "decrypt it first")
     damaged = ("Couldn't deserialize thrift", "Unexpected end of stream", "Corrupt", "could not verify page integrity")
     if any(said in text for said in damaged):
         return BadFile(f"{doing}: cut short or damaged ({one_line(error)})", _DAMAGED)
