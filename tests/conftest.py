@@ -16,10 +16,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.loopback_hub import LoopbackHub
 from tests.s3_server import S3, Flaky, s3_server
+
+# An example of a property may take any time: the default of 200 ms fails on a machine that is busy with other tests.
+hypothesis.settings.register_profile("lance-prep", deadline=None)
+hypothesis.settings.load_profile("lance-prep")
 
 _hub = LoopbackHub()
 _hub.__enter__()
