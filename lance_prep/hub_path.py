@@ -153,11 +153,13 @@ def _described(entry: Any) -> HubEntry:
             f"the Hub lists a file whose path has {len(path):,} characters, {path[:80]!r}...", "use another Hub"
         )
     digest = str(entry.lfs.sha256 if entry.lfs else entry.blob_id)
-    if type(number) is not int or not 0 <= number < 1 << 63 or not _DIGEST.fullmatch(digest):
-        raise BadFile(
-            f"the Hub sends an invalid size or hash of {path[:200]!r}: {str(number)[:40]}, {digest[:80]!r}",
-            "use another Hub",
-        )
+    wrong = None
+    if type(number) is not int or not 0 <= number < 1 << 63:
+        wrong = f"size {str(number)[:40]!r}"
+    elif not _DIGEST.fullmatch(digest):
+        wrong = f"hash {digest[:80]!r}"
+    if wrong is not None:
+        raise BadFile(f"the Hub sends an invalid answer: {wrong} for the file {path[:200]!r}", "use another Hub")
     return HubEntry(path, number, digest)
 
 

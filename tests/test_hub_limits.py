@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     lance.write_dataset(pa.table({"text": ["a", "b" * 1000]}), str(home))
     found = {f"x.lance/{p.relative_to(home).as_posix()}": p.read_bytes() for p in home.rglob("*") if p.is_file()}
     return {**found, "data/x.jsonl": b'{"text": "a"}\n'}
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory, tokenizer: str) -> Path:
+    """A dataset that can be pushed."""
+    home = tmp_path_factory.mktemp("pushed")
+    (home / "a.jsonl").write_text('{"text": "some text"}\n')
+    arguments = ["build", str(home / "a.jsonl"), "--tokenizer", tokenizer, "--layout", "documents"]
+    assert run([*arguments, "-o", str(home / "pushed.lance")]) == 0
+    return home / "pushed.lance"
 
 
 @pytest.fixture
@@ -78,10 +89,10 @@ def failure(capsys: Any, tmp_path: Path, command: str) -> str:
         (TREE, {"status": 200, "body": b"<html>log in</html>"}, "invalid answer"),
         (TREE, {"status": 200, "body": {"a": 1}}, "invalid answer"),
         (TREE, {"status": 200, "body": [1]}, "invalid answer"),
-        (TREE, {"status": 200, "body": [{**ENTRY, "size": "abc"}]}, "invalid size"),
-        (TREE, {"status": 200, "body": [{**ENTRY, "size": -1}]}, "invalid size"),
-        (TREE, {"status": 200, "body": [{**ENTRY, "size": 10**30}]}, "invalid size"),
-        (TREE, {"status": 200, "body": [{**ENTRY, "oid": "../../x"}]}, "invalid size or hash"),
+        (TREE, {"status": 200, "body": [{**ENTRY, "size": "abc"}]}, "invalid answer: size"),
+        (TREE, {"status": 200, "body": [{**ENTRY, "size": -1}]}, "invalid answer: size"),
+        (TREE, {"status": 200, "body": [{**ENTRY, "size": 10**30}]}, "invalid answer: size"),
+        (TREE, {"status": 200, "body": [{**ENTRY, "oid": "../../x"}]}, "invalid answer: hash"),
         (TREE, {"status": 200, "body": [{**ENTRY, "path": "a/" * 5000}]}, "10,000 characters"),
         (TREE, {"status": 200, "body": b"\0" * 1000, "headers": {"Content-Encoding": "br"}}, "not asked for"),
         (TREE, {"status": 200, "body": b"\0" * 1000, "headers": {"Content-Encoding": "gzip"}}, "damaged answer"),
@@ -96,8 +107,17 @@ def failure(capsys: Any, tmp_path: Path, command: str) -> str:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_hostile_answer_is_one_error(
-    there: LoopbackHub, tmp_path: Path, capsys: Any, command: str, match: str, fault: dict[str, Any], said: str
+    there: LoopbackHub,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    match: str,
+    fault: dict[str, Any],
+    said: str,
 ) -> None:
+    if "drip" in fault:
+        monkeypatch.setattr(hub_session, "ANSWER_SECONDS", 0.2)
     there.fault(match, times=1000, **fault)
     assert said in failure(capsys, tmp_path, command)
 
@@ -107,17 +127,20 @@ def test_a_hostile_answer_is_one_error(
 def test_pages_without_end_end(
     there: LoopbackHub, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, command: str, body: Any
 ) -> None:
-    monkeypatch.setattr(hub_session, "CALL_REQUESTS", 50)
+    monkeypatch.setattr(hub_session, "CALL_REQUESTS", 10)
     link = f'<{there.url}/api/datasets/{REPO}/tree/main?recursive=true&cursor=x>; rel="next"'
     there.fault(TREE, times=100_000, status=200, body=body, headers={"Link": link})
-    assert "does not end: 51 requests" in failure(capsys, tmp_path, command)
-    assert len(there.requests(TREE)) <= 50
+    assert "does not end: 11 requests" in failure(capsys, tmp_path, command)
+    assert len(there.requests(TREE)) <= 10
 
 
-def test_a_bomb_is_not_inflated(there: LoopbackHub, tmp_path: Path, capsys: Any) -> None:
-    bomb = gzip.compress(b"[" + b" " * (80 << 20), 1)
+def test_a_bomb_is_not_inflated(
+    there: LoopbackHub, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_session, "ANSWER_BYTES", 4 << 20)
+    bomb = gzip.compress(b"[" + b" " * (5 << 20), 1)
     there.fault(TREE, times=9, status=200, body=bomb, headers={"Content-Encoding": "gzip"})
-    assert "has more than 67.1 MB" in failure(capsys, tmp_path, "pull")
+    assert "has more than 4.19 MB" in failure(capsys, tmp_path, "pull")
 
 
 def test_a_compressed_listing_is_read(there: LoopbackHub, tmp_path: Path, capsys: Any) -> None:
@@ -126,7 +149,10 @@ def test_a_compressed_listing_is_read(there: LoopbackHub, tmp_path: Path, capsys
     assert "no Lance dataset" in failure(capsys, tmp_path, "pull")
 
 
-def test_a_file_that_comes_too_slowly_is_given_up(there: LoopbackHub, tmp_path: Path, capsys: Any) -> None:
+def test_a_file_that_comes_too_slowly_is_given_up(
+    there: LoopbackHub, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "SLOW_SECONDS", 0.05)
     there.fault(DATA, times=1000, drip=0.05)
     there.fault(r"/_lfs/", times=1000, drip=0.05)
     home = tmp_path / "x.lance"
@@ -149,7 +175,7 @@ def test_a_server_that_sends_a_byte_at_a_time_is_not_asked_without_end(
 def test_a_wait_is_shown(there: LoopbackHub, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "NOTICED_WAIT", 0.0)
     monkeypatch.setattr(transport, "_last_notice", 0.0)
-    there.fault(TREE, status=429, headers={"Retry-After": "1"})
+    there.fault(TREE, status=429, headers={"Retry-After": "0.6"})
     assert run(["pull", REPO, "-o", str(tmp_path / "x.lance")]) == 0
     err = capsys.readouterr().err
     assert "dataset owner/name: the server refuses requests for now (HTTP 429); waiting 1 s" in err
@@ -172,16 +198,16 @@ def test_a_push_to_a_hostile_hub_is_one_error(
     tmp_path: Path,
     capsys: Any,
     monkeypatch: pytest.MonkeyPatch,
-    tokenizer: str,
+    tokens: Path,
     match: str,
     fault: dict[str, Any],
     said: str,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    (tmp_path / "a.jsonl").write_text('{"text": "some text"}\n')
-    arguments = ["build", str(tmp_path / "a.jsonl"), "--tokenizer", tokenizer, "--layout", "documents"]
-    assert run([*arguments, "-o", str(tmp_path / "pushed.lance")]) == 0
+    shutil.copytree(tokens, tmp_path / "pushed.lance")
     before = there.history(REPO)
+    if "drip" in fault:
+        monkeypatch.setattr(hub_session, "ANSWER_SECONDS", 0.2)
     there.fault(match, times=1000, **fault)
     assert said in failure(capsys, tmp_path, "push")
     assert there.history(REPO) == before
