@@ -288,7 +288,8 @@ class _Reader:
             at = kind.get_field_index(name) if pa.types.is_struct(kind) else -1
             if at < 0:
                 raise ColumnNotFound(
-                    f"filter {self._sql!r}: no column {'.'.join(path)!r}", f"there are {describe(self._schema)}"
+                    f"filter {self._sql!r}: no column {'.'.join(path)!r}",
+                    f"use one of the source's columns: {describe(self._schema)}",
                 )
             kind = kind.field(at).type
         self.columns.add(path[0])

@@ -233,6 +233,13 @@ def test_wrong_usage_is_exit_2(tmp_path: Path, arguments: list[str]) -> None:
     assert "Usage:" in done.stderr
 
 
+def test_without_a_command_the_help_is_printed(tmp_path: Path) -> None:
+    done = command(cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error:" not in done.stderr
+    assert "\n  build " in done.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "what"),
     [

@@ -165,7 +165,8 @@ def test_a_source_that_fails_does_not_stop_the_others(
     assert "3 of 6 sources failed" in out
     assert "error: questions/gated: dataset owner/gated is gated" in err
     assert "error: questions/gone: dataset owner/gone: no such repository" in err
-    assert "error: questions/wrong: no column 'body' in the source\n  try: there are question (string)" in err
+    assert "error: questions/wrong: no column 'body' in the source\n" in err
+    assert "  try: use one of the source's columns: question (string)" in err
     assert len(records(tmp_path / "raw" / "questions" / "trivia.jsonl")) == 300
     assert run([*arguments, "--json"]) == 1
     told = json.loads(capsys.readouterr().out)["sources"]
@@ -179,7 +180,7 @@ def test_a_source_that_fails_does_not_stop_the_others(
     assert {name for name, error in status.items() if error} == {"gated", "gone", "wrong"}
     assert status == failures
     assert failures["wrong"]["message"] == "no column 'body' in the source"
-    assert failures["wrong"]["advice"].startswith("there are question (string)")
+    assert failures["wrong"]["advice"].startswith("use one of the source's columns: question (string)")
     # Access that was granted later: the same command fetches what is missing.
     hub.repos["datasets/owner/gated"].gated = False
     assert run([*arguments, "--status-only"]) == 0

@@ -248,7 +248,7 @@ def test_topics_need_no_files() -> None:
         ({"keep_columns": ("nope",)}, ColumnNotFound, "no column 'nope'", "a (string)"),
         ({}, ColumnNotFound, "several columns hold text", "text_column"),
         ({"text_column": "n"}, ColumnNotFound, "int64, not text", "text_column"),
-        ({"template": "{{ nope }}"}, ColumnNotFound, "template uses it", "a (string)"),
+        ({"template": "{{ nope }}"}, ColumnNotFound, "refers to an unknown column", "a (string)"),
         ({"template": "{{ a"}, UsageError, "not jinja2", "{{"),
         ({"text_column": "a", "filter": "nope = 1"}, ColumnNotFound, "no column 'nope'", "a (string)"),
         ({"text_column": "a", "filter": "a ="}, UsageError, "not an SQL condition", "BETWEEN"),

@@ -1,4 +1,4 @@
-"""The README's section "Past one machine" and the tutorial about Spark, literally, against the loopback Hub."""
+"""The tutorial about Spark, literally, against the loopback Hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.documents import DOCS, README, given_to
+from tests.documents import DOCS, given_to
 from tests.helpers import check_whole
 from tests.loopback_hub import TOKEN, LoopbackHub
 from tests.spark import needs_spark
@@ -33,8 +33,8 @@ LANGUAGES = ("en", "de", "fr")
 
 
 def section() -> list[tuple[str, str]]:
-    """Return language and text of the README's blocks and of the tutorial's."""
-    return [block for page in (README, DOCS / "tutorials/spark.md") for block in given_to("test_readme_spark", page)]
+    """Return language and text of the tutorial's blocks."""
+    return given_to("test_readme_spark", DOCS / "tutorials/spark.md")
 
 
 def wide_parquet() -> bytes:

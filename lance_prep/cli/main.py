@@ -160,6 +160,9 @@ def _panicked(error: BaseException) -> int:
 
 
 def _wrong_usage(error: click.ClickException) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # its message is the help
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     if ctx is not None:
         click.echo(ctx.get_usage(), err=True)

@@ -165,7 +165,9 @@ def _subset(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
 
 def _require(name: str, schema: pa.Schema) -> None:
     if name not in schema.names:
-        raise ColumnNotFound(f"no column {name!r} in the source", f"there are {describe(schema)}")
+        raise ColumnNotFound(
+            f"no column {name!r} in the source", f"use one of the source's columns: {describe(schema)}"
+        )
     _require_one(name, schema)
 
 

@@ -107,9 +107,10 @@ def template_columns(template: str, schema: pa.Schema) -> list[str]:
             raise _unknown_filter(node.name, node.lineno)
     names = {str(name) for name in used} - (functions - set(schema.names))
     for name in sorted(names - set(schema.names)):
-        why = "jinja2 has a function of this name, which lance-prep does not offer, and there is "
-        why = why if name in _REMOVED else "the template uses it: "
-        raise ColumnNotFound(f"{why}no column {name!r} in the source", f"there are {describe(schema)}")
+        what = f"the template refers to an unknown column, {name!r}"
+        if name in _REMOVED:
+            what += " (lance-prep does not offer jinja2's function of this name)"
+        raise ColumnNotFound(what, f"use one of the source's columns: {describe(schema)}")
     for output in parsed.find_all(nodes.Output):
         for node in output.nodes:
             if isinstance(node, nodes.Getattr) and isinstance(node.node, nodes.Name):
