@@ -250,7 +250,7 @@ def test_what_a_flat_file_does_not_say_is_asked_for(tmp_path: Path, refused: Cal
     said = refused(tmp_path / "a.bin", "--eos-id", EOS)
     assert "nothing says their type" in said
     assert "uint16, uint32 or int32" in said
-    assert "no files of token ids found" in refused(tmp_path / "b.bin")
+    assert "no file of token ids found" in refused(tmp_path / "b.bin")
     assert "needs --block-size" in refused(tmp_path / "a.bin", "--dtype", "uint16", "--layout", "blocks")
 
 

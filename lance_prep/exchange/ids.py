@@ -136,7 +136,7 @@ def _named(name: str) -> list[str]:
         files = [file for file in (Path(f"{path}.idx"),) if file.is_file()]
     if not files:
         raise SourceNotFound(
-            f"{name}: no files of token ids found", f"name files that end with {', '.join(_FILES)}, or a folder of them"
+            f"{name}: no file of token ids found", f"name files that end with {', '.join(_FILES)}, or a folder of them"
         )
     return [str(file) for file in sorted(files, key=lambda file: natural(file.name))]
 
