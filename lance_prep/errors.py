@@ -245,11 +245,19 @@ def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
         return OutputError(f"writing {uri}: the object store refuses access", _STORE_LOGIN)
     if isinstance(error, PermissionError):
         return OutputError(_named(error, f"writing {uri}: permission denied"), _PERMISSION)
+    if isinstance(error, FileNotFoundError) and error.filename and _is_inside(uri, str(error.filename)):
+        said = f"cannot create the folder {uri}: the file system has no place for it"
+        return OutputError(said, "name a folder on an ordinary disk")
     # Lance words it in its own way for each call, and as the system does when it renames its temporary file.
     if isinstance(error, FileNotFoundError) or "Not found" in text or "No such file or directory" in text:
         return OutputError(f"{uri} was removed while it was being built", "run the same command again")
     advice = _STORE_ADVICE if _names_store(uri) else "check the disk"
     return OutputError(f"writing {uri}: {one_line(error)}", f"{advice}; the same command continues")
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    """Return whether a path is that of a folder, or inside it. It need not exist."""
+    return (path.rstrip("/") + "/").startswith(folder.rstrip("/") + "/")
 
 
 @contextmanager
@@ -260,7 +268,8 @@ def reading_dataset(uri: str) -> Iterator[None]:
 
     Raises:
         DamagedDataset: a local dataset cannot be read.
-        DatasetError: a remote one cannot be read; connection errors are a SourceError, as `translate` says.
+        DatasetError: the path has control characters, or a remote dataset cannot be read. Connection errors are a
+            SourceError, as `translate` says.
         DiskFull, AccessDenied: from the system.
     """
     try:
@@ -270,6 +279,11 @@ def reading_dataset(uri: str) -> Iterator[None]:
         if isinstance(error, LancePrepError) or not (panic or isinstance(error, OSError | RuntimeError | ValueError)):
             raise
         doing, remote = f"reading {uri}", "://" in uri
+        if (control := re.search(r"[\x00-\x1f\x7f]", uri)) and not remote:
+            raise DatasetError(
+                f"the dataset's path, {uri!r}, has the control character {control.group()!r}, which Lance cannot open",
+                "rename the folder",
+            ) from as_cause(error)
         ours = _system(error, doing)
         if ours is None and isinstance(error, PermissionError):
             ours = AccessDenied(_named(error, f"{doing}: permission denied"), _PERMISSION)
@@ -360,10 +374,14 @@ def size(number: float) -> str:
     return f"{number:.0f} B"
 
 
+#: The place in a library's source code with which Lance ends most of its messages.
+_RUST_PLACE = re.compile(r",? *\S*\.rs:\d+(:\d+)?$")
+
+
 def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message that is not blank."""
+    """Return the first line of an error's message that is not blank, without a place in the source code of Lance."""
     lines = [line.strip() for line in without_answers(str(error)).splitlines() if line.strip()]
-    return without_credentials(lines[0][:300]) if lines else type(error).__name__
+    return without_credentials(_RUST_PLACE.sub("", lines[0])[:300]) if lines else type(error).__name__
 
 
 def _named(error: OSError, doing: str) -> str:

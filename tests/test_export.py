@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -578,3 +579,34 @@ def test_the_same_from_python_with_any_number_of_threads(tmp_path: Path, web: Pa
         assert report.sources[0].rows == 261
     one, five = (tree(tmp_path / "out" / name / "web") for name in ("1", "5"))
     assert one == five
+
+
+@pytest.mark.parametrize("format", ["bin", "megatron", "mds", "litdata", "parquet", "trl", "jsonl"])
+def test_damaged_ids_are_refused(tmp_path: Path, refused: Callable[..., str], tokenizer: str, format: str) -> None:
+    (tmp_path / "a.txt").write_text("one line of text\n" * 500)
+    options = {"tokenizer": tokenizer, "layout": "blocks", "block_size": 64}
+    built = lance_prep.build(tmp_path / "a.txt", output=tmp_path / "a.lance", **options)
+    size = 2 * 64 * built.rows
+    (data,) = (tmp_path / "a.lance" / "data").iterdir()
+    ids = lance.dataset(tmp_path / "a.lance").to_table(columns=["input_ids"])["input_ids"].combine_chunks()
+    stored = ids.flatten().to_numpy().tobytes()
+    whole = data.read_bytes()
+    at = whole.index(stored[:size]) + 2 * 64 * 3 + 10
+    data.write_bytes(whole[:at] + b"\xff\xff" + whole[at + 2 :])
+    said = refused(tmp_path / "a.lance", tmp_path / "out", "--format", format)
+    assert ": row 3 has the id 65,535, and its tokenizer has " in said
+    assert "run `lance-prep verify`" in said
+
+
+def test_a_path_with_a_line_break(tmp_path: Path, refused: Callable[..., str]) -> None:
+    make_tokens(tmp_path / "a.lance", "blocks", [3], block_size=8)
+    (tmp_path / "a.lance").rename(tmp_path / "a\nb.lance")
+    said = refused(tmp_path / "a\nb.lance", tmp_path / "out")
+    assert "has the control character '\\n'" in said
+    assert "rename the folder" in said
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, refused: Callable[..., str]) -> None:
+    make_tokens(tmp_path / "a.lance", "blocks", [3], block_size=8)
+    said = refused(tmp_path / "a.lance", "/proc/lance-prep-out")
+    assert "cannot create the folder /proc/lance-prep-out" in said

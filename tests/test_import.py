@@ -406,3 +406,23 @@ def test_a_folder_of_text_ignores_files_of_ids(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\0" * 100)
     rows = lance_prep.stream(tmp_path, layout="raw").read_all()
     assert sorted(rows["text"].to_pylist()) == ["another", "one line"]
+
+
+def test_an_end_of_documents_that_does_not_occur(tmp_path: Path, capsys: Any) -> None:
+    np.arange(1, 9, dtype="<u2").tofile(tmp_path / "a.bin")
+    options = ["import", str(tmp_path / "a.bin"), "--dtype", "uint16", "--force", "-o", str(tmp_path / "a.lance")]
+    assert run([*options, "--eos-id", "9"]) == 0
+    said = capsys.readouterr().err
+    assert f"warning: id 9 does not occur in {tmp_path / 'a.bin'}, so the whole file became one document" in said
+    assert "--overwrite and the --eos-id and --dtype" in said
+    for end in ("8", "3"):  # one document that ends, and two of which the last does not
+        assert run([*options, "--eos-id", end]) == 0
+        assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--block-size", "99999999999"]])
+def test_a_block_size_that_is_out_of_range(tmp_path: Path, refused: Callable[..., str], options: list[str]) -> None:
+    pq.write_table(pa.table({"input_ids": pa.array([[1], [2]], pa.list_(pa.int32(), 1))}), tmp_path / "a.parquet")
+    said = refused(tmp_path / "a.parquet", *options)
+    assert "--block-size: Input should be" in said
+    assert "lance-prep import --help" in said

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from lance_prep.cli.common import (
+    as_options,
     command,
     count,
     json_option,
@@ -377,7 +378,7 @@ class Shown:
         self._show()
 
     def warned(self, message: str) -> None:
-        self._screen.say(f"warning: {message}")
+        self._screen.say(f"warning: {as_options(message)}")
 
     def _show(self) -> None:
         shards = len(self._plan.shards) if self._plan else None

@@ -71,11 +71,13 @@ class Source(Protocol):
         opened: the dataset's version.
         rows: number of rows.
         length: tokens per row, or None if rows vary in length.
+        unit: name of a row, for messages.
     """
 
     opened: DatasetVersion
     rows: int
     length: int | None
+    unit: str
 
     def batches(self, start: int, size: int, columns: Sequence[str]) -> Batches:
         """Yield the rows from `start`, in order, `size` at a time; only the last batch may be smaller."""
@@ -154,16 +156,18 @@ class Encoder(ABC):
         batch_rows: number of rows that make a piece.
         held: `begin` depends on the pieces, so a file's pieces stay in memory until it is complete.
         plain: a file is nothing but its pieces.
+        ids_below: the ids that its files can hold are less than this.
     """
 
     columns: Sequence[str]
     batch_rows: int
     held = False
     plain = False
+    ids_below = 1 << 31
 
     @abstractmethod
     def encode(self, batch: pa.RecordBatch) -> Piece:
-        """Return `batch_rows` rows (fewer at the end of the source) as a piece of a file."""
+        """Return `batch_rows` rows (fewer at the end of the source), which were checked, as a piece of a file."""
 
     def begin(self, pieces: Sequence[Piece]) -> bytes:
         """Return what is before the first piece of a file.

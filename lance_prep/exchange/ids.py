@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 
 from lance_prep.engine import BuildReport, Progress, RunOptions, Silent, load_spec, run_build
@@ -91,7 +92,32 @@ def import_ids(
         run = RunOptions(
             named, workers, overwrite=overwrite, storage_options=storage_options, progress=progress or Silent()
         )
-        return run_build(recipe, run, uri=run.uri(names))
+        report = run_build(recipe, run, uri=run.uri(names))
+    _warn_without_ends(names, recipe, report, run.progress)
+    return report
+
+
+def _warn_without_ends(names: Sequence[str], recipe: Recipe, report: BuildReport, progress: Progress) -> None:
+    """Warn if each flat file became one document because the id that ends documents does not occur in it."""
+    end, dtype = recipe.document_end, recipe.ids_dtype
+    flat = [Path(absolute_uri(name)) for name in _flat(names)]
+    flat = [path for path in flat if path.stat().st_size]
+    if end is None or dtype is None or not flat or len(flat) < len(names) or report.ledger.rows_in != len(flat):
+        return
+    item = np.dtype(dtype).itemsize
+    unended = [path for path in flat if np.fromfile(path, dtype, 1, offset=path.stat().st_size - item)[0] != end]
+    if unended:
+        more = f" (and {len(unended) - 1:,} more files)" if len(unended) > 1 else ""
+        progress.warned(
+            f"id {end} does not occur in {unended[0]}{more}, so the whole file became one document; "
+            "if it holds several, import it again with `overwrite` and the `eos_id` and `dtype` that it was written "
+            "with, or with `block_size`"
+        )
+
+
+def _flat(names: Sequence[str]) -> list[str]:
+    """Return the flat files of a source: each `.bin` without an index beside it."""
+    return [name for name in names if name.endswith(".bin") and not Path(name).with_suffix(".idx").is_file()]
 
 
 @contextmanager
@@ -104,6 +130,7 @@ def _naming_options() -> Iterator[None]:
         for field, option in _OPTIONS.items():
             said, advice = (re.sub(rf"\b{field}\b(?!=)", f"`{option}`", text) for text in (said, advice))
             said, advice = (text.replace(f"{field}=", f"{option}=") for text in (said, advice))
+        advice = advice.replace("lance-prep build --help", "lance-prep import --help")
         if (said, advice) == (str(error), error.advice):
             raise
         raise type(error)(said, advice) from error
@@ -172,7 +199,7 @@ def ids_recipe(names: Sequence[str], options: ImportOptions, transport: Transpor
     if options.tokenizer is not None and options.eos_id is None:
         spec = load_spec(load_recipe(list(names), fields))
         fields["document_end"] = spec.eos_id if spec is not None else None
-    flat = [name for name in names if name.endswith(".bin") and not Path(name).with_suffix(".idx").is_file()]
+    flat = _flat(names)
     length = None if flat or any(name.endswith(".idx") for name in names) else _row_length(names, fields, transport)
     shape = options.layout or ("blocks" if length or options.block_size else "documents")
     if shape == "documents":

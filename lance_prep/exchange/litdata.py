@@ -33,7 +33,7 @@ class LitdataEncoder(Encoder):
     def __init__(self, source: Source, options: ExportOptions) -> None:
         assert source.length is not None
         assert options.shard_size is not None
-        self._uri, self._length = source.opened.uri, source.length
+        self._length = source.length
         # It has no uint32.
         self._dtype = np.dtype("<u2" if stored_type(source.opened).itemsize == 2 else "<i4")
         self._shard_size, self._item = options.shard_size, self._length * self._dtype.itemsize
@@ -42,7 +42,7 @@ class LitdataEncoder(Encoder):
         self.batch_rows = rows_per_file(options.shard_size - len(self.begin([])), self._item + 4)
 
     def encode(self, batch: pa.RecordBatch) -> Piece:
-        ids, lengths = full_rows(batch, self._uri)
+        ids, lengths = full_rows(batch)
         data = ids.astype(self._dtype, copy=False).reshape(-1).view(np.uint8)
         # The place of each item in the chunk takes 4 bytes before the first.
         return Piece([data], data.nbytes, batch.num_rows, int(lengths.sum()), 4 * batch.num_rows)

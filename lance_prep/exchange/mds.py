@@ -33,7 +33,7 @@ class MdsEncoder(Encoder):
     def __init__(self, source: Source, options: ExportOptions) -> None:
         assert source.length is not None
         assert options.shard_size is not None
-        self._uri, self._length, self._dtype = source.opened.uri, source.length, stored_type(source.opened)
+        self._length, self._dtype = source.length, stored_type(source.opened)
         self._shard_size = options.shard_size
         self._sample = 4 + self._length * self._dtype.itemsize
         check_shard_size(options.shard_size, len(self.begin([])) + self._sample + 4, _LARGEST)
@@ -41,7 +41,7 @@ class MdsEncoder(Encoder):
         self.batch_rows = rows_per_file(options.shard_size - len(self.begin([])), self._sample + 4)
 
     def encode(self, batch: pa.RecordBatch) -> Piece:
-        ids, lengths = full_rows(batch, self._uri)
+        ids, lengths = full_rows(batch)
         samples = np.empty((batch.num_rows, self._sample), np.uint8)
         samples[:, :4] = lengths.astype("<u4").view(np.uint8).reshape(-1, 4)
         samples[:, 4:] = ids.astype(self._dtype, copy=False).view(np.uint8)

@@ -14,10 +14,10 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset
-from lance_prep.exchange.base import ExportOptions, Piece, Source, Written
+from lance_prep.exchange.base import ExportOptions, Source, Written
+from lance_prep.exchange.checks import VERIFY
 from lance_prep.exchange.flat import PIECE_TOKENS, BinEncoder, rows_per_piece
 from lance_prep.keyed import Indices
 
@@ -33,6 +33,8 @@ _TOGETHER = 1 << 20
 class MegatronEncoder(BinEncoder):
     """Encodes rows as their ids, and makes the index; see `Encoder`."""
 
+    ids_below = 1 << 31
+
     def __init__(self, source: Source, options: ExportOptions) -> None:
         super().__init__(source, options)
         self._source = source
@@ -40,24 +42,12 @@ class MegatronEncoder(BinEncoder):
         small = self.dtype.itemsize == 2 and (tokenizer is None or tokenizer.vocab_size < _SMALL_VOCABULARY)
         self.dtype = np.dtype("<u2" if small else "<i4")
 
-    def encode(self, batch: pa.RecordBatch) -> Piece:
-        """Return ids as a piece, of which int32 can hold each."""
-        if self.dtype.kind == "i" and batch["input_ids"].type.value_type == pa.uint32():
-            largest = batch["input_ids"].flatten().to_numpy().max(initial=0)
-            if largest > np.iinfo(np.int32).max:
-                raise DamagedDataset(
-                    f"{self._uri}: id {largest} is out of range", "`lance-prep verify` names the damage"
-                )
-        return super().encode(batch)
-
     def beside(self, files: Sequence[Written]) -> Iterator[tuple[str, Iterable[Any]]]:
         start = 0
         for file in files:
             lengths = self._lengths(start, file.rows)
             if int(lengths.sum()) * self.dtype.itemsize != file.bytes:
-                raise DamagedDataset(
-                    f"{self._uri}: lengths of documents differ from num_tokens", "`lance-prep verify` names the damage"
-                )
+                raise DamagedDataset(f"{self._uri}: seq_lengths do not add up to num_tokens", VERIFY)
             yield file.name.removesuffix(".bin") + ".idx", self._index(lengths)
             start += file.rows
 

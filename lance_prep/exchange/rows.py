@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from lance_prep.errors import DamagedDataset, TokenizerError, UsageError, reading_dataset
 from lance_prep.exchange.base import Batches, ExportOptions, Source, Target
+from lance_prep.exchange.checks import VERIFY
 from lance_prep.layouts import LAYOUTS
 from lance_prep.loss_mask import MASK_COLUMN
 from lance_prep.store import IGNORE, DatasetVersion, FlatPages, NotFlat, find_flat_pages
@@ -22,11 +23,12 @@ from lance_prep.transport import is_local
 
 #: Bytes that Lance reads ahead. By default it holds 2 GB.
 _READ_AHEAD = 64 << 20
-_VERIFY = "`lance-prep verify` names the damage"
 
 
 class StoredRows:
     """Rows as they are stored; see `Source`."""
+
+    unit = "row"
 
     def __init__(self, opened: DatasetVersion) -> None:
         self.opened = opened
@@ -103,7 +105,7 @@ class FlatBlocks:
             with path.open("rb") as file:
                 file.seek(int(self.pages.position[page]) + skip * self.dtype.itemsize)
                 if file.readinto(out[done : done + count]) != count * self.dtype.itemsize:
-                    raise DamagedDataset(f"{path} is cut short", _VERIFY)
+                    raise DamagedDataset(f"{path} is cut short", VERIFY)
             at, done, page = at + count, done + count, page + 1
         return pa.FixedSizeListArray.from_arrays(pa.array(out), self.length)
 
@@ -147,6 +149,8 @@ class JoinedRows:
     label of the row's last token) and, if asked for, `seq_lengths` (the parts of documents in the row).
     """
 
+    unit = "exported row"
+
     def __init__(self, opened: DatasetVersion, length: int, eos: int, pad: int) -> None:
         self.opened, self._length = opened, length
         self.length: int | None = length
@@ -186,7 +190,7 @@ class JoinedRows:
                 lengths = column.value_lengths().to_numpy(zero_copy_only=False)
                 stop = row + len(lengths)
                 if not np.array_equal(np.diff(self._offsets[row : stop + 1]) - 1, lengths):
-                    raise DamagedDataset(f"{self.opened.uri}: num_tokens differs from input_ids", _VERIFY)
+                    raise DamagedDataset(f"{self.opened.uri}: num_tokens differs from input_ids", VERIFY)
                 offsets = self._offsets[row : stop + 1] - self._offsets[row] - np.arange(stop + 1 - row)
                 yield followed_by(offsets, values, self._eos)
                 row = stop
@@ -237,6 +241,8 @@ class DocumentRows:
     Batches have `input_ids`, `num_tokens` and `doc_id`. They may have fewer rows than asked for.
     """
 
+    unit = "document"
+
     def __init__(self, opened: DatasetVersion) -> None:
         self.opened = opened
         self.length: int | None = None
@@ -286,7 +292,7 @@ class _Documents:
         real = batch["num_tokens"].to_numpy().astype(np.int64)
         tokens = real_ids(batch["input_ids"], real)
         if len(ids) != len(lengths) or lengths.sum() != len(tokens):
-            raise DamagedDataset(f"{uri}: seq_lengths and doc_ids differ from num_tokens", _VERIFY)
+            raise DamagedDataset(f"{uri}: seq_lengths and doc_ids differ from num_tokens", VERIFY)
         return cls(tokens, lengths, ids)
 
     def joined(self, other: _Documents) -> _Documents:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from lance_prep.errors import DamagedDataset, OutputExists, without_credentials
-from lance_prep.exchange.base import GB, Encoder, ExportOptions, Piece, Target, Written, target_named
+from lance_prep.exchange.base import GB, ExportOptions, Target, Written, target_named
+from lance_prep.exchange.checks import VERIFY
 from lance_prep.exchange.folder import ExportFolder, Shard, ShardFile, State
 from lance_prep.exchange.items import Item, Items, find_items
+from lance_prep.exchange.pieces import Waiting, encoded
 from lance_prep.store import Split, combine, output_lock
 from lance_prep.transport import Transport
 
@@ -231,15 +231,14 @@ class _Run:
         # One shard at least, so that a reader of the format finds an empty dataset.
         if state.rows == item.source.rows and state.begun is None and (state.shards or not item.encoder.plain):
             return state
-        batches = item.source.batches(state.rows, item.encoder.batch_rows, item.encoder.columns)
-        with closing(_encoded(item.encoder, batches, self.workers)) as pieces:
-            waiting = _Waiting(pieces)
+        with closing(encoded(item.source, item.encoder, state.rows, self.workers)) as pieces:
+            waiting = Waiting(pieces)
             while waiting.more or state.begun is not None or (item.encoder.plain and not state.shards):
                 with self.folder.new_shard(item.name, state) as file:
                     state = self._write_shard(item, file, waiting, state)
         return state
 
-    def _write_shard(self, item: Item, file: ShardFile, waiting: _Waiting, state: State) -> State:
+    def _write_shard(self, item: Item, file: ShardFile, waiting: Waiting, state: State) -> State:
         """Write a file of as many pieces as fit. Return the state with it."""
         encoder, begun = item.encoder, state.begun
         rows, tokens = (begun.rows, begun.tokens) if begun is not None else (0, 0)
@@ -276,7 +275,7 @@ class _Run:
         if done.rows != item.source.rows:
             raise DamagedDataset(
                 f"{opened.uri} has {item.source.rows} rows, but {done.rows} could be read",
-                "`lance-prep verify` names the damage",
+                VERIFY,
             )
         content_hash = opened.metadata.content_hash
         names = [state.file(number).rpartition("/")[2] for number in range(done.shards)]
@@ -294,53 +293,6 @@ class _Run:
         finished = replace(state, split=split)
         self.folder.save(item.name, finished)
         return finished
-
-
-class _Waiting:
-    """The pieces that are not written yet.
-
-    Attributes:
-        more: whether there are any.
-    """
-
-    def __init__(self, pieces: Iterator[Piece]) -> None:
-        self._pieces = pieces
-        self._next = next(pieces, None)
-
-    @property
-    def more(self) -> bool:
-        return self._next is not None
-
-    def take(self, room: int | None, *, first: bool) -> Piece | None:
-        """Return the rows of the next piece that fit in `room` bytes; None if none does.
-
-        Args:
-            first: of a file: a row that is larger than a file has one to itself.
-        """
-        piece = self._next
-        assert piece is not None
-        fits, rest = (piece, None) if room is None else piece.split(room)
-        if fits is None and first:
-            fits, rest = piece.first()
-        if fits is not None:
-            self._next = rest if rest is not None else next(self._pieces, None)
-        return fits
-
-
-def _encoded(encoder: Encoder, batches: Generator[Any, None, None], workers: int) -> Generator[Piece, None, None]:
-    """Yield the pieces of batches in order, encoded on several threads."""
-    waiting: deque[Future[Piece]] = deque()
-    with ThreadPoolExecutor(workers, "lance-prep-export") as pool, closing(batches):
-        try:
-            for batch in batches:
-                waiting.append(pool.submit(encoder.encode, batch))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _write_lists(
