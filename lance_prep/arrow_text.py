@@ -1,7 +1,4 @@
-"""Strings as Arrow buffers: `large_string` without copying the text, invalid UTF-8, lines, blanks and nulls.
-
-No function makes a Python object per string.
-"""
+"""Operations on Arrow strings that work on their buffers, without a Python object per string."""
 
 from __future__ import annotations
 
@@ -141,7 +138,7 @@ def without_nulls(texts: pa.LargeStringArray) -> pa.LargeStringArray:
 def split_lines(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, Indices]:
     r"""Return the texts' lines, split as `str.split("\n")` does, and int64 the index of each line's text."""
     offsets, data = offsets_of(texts), bytes_of(texts)
-    # Usually each text is one line already. Looking for line ends costs a tenth of splitting.
+    # Usually each text is one line already. Searching for line ends takes a tenth of the time of splitting.
     if not np.any(data[offsets[0] : offsets[-1]] == NEWLINE):
         return texts, np.arange(len(texts), dtype=np.int64)
     lists = pc.split_pattern(texts, "\n")
@@ -150,7 +147,7 @@ def split_lines(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, Indice
 
 
 def count_ended(texts: pa.LargeStringArray) -> int:
-    r"""Return how many texts end with `\n`. It ends their last line, and `split_lines` puts an empty one after it."""
+    r"""Return the number of texts that end with `\n`. `split_lines` then returns an empty last piece."""
     offsets, data = offsets_of(texts), bytes_of(texts)
     filled = np.flatnonzero(offsets[1:] > offsets[:-1])
     return int(np.count_nonzero(data[offsets[1:][filled] - 1] == NEWLINE))
@@ -161,7 +158,7 @@ def drop_blank(texts: pa.LargeStringArray) -> tuple[pa.LargeStringArray, Indices
     offsets = offsets_of(texts)
     empty = offsets[1:] == offsets[:-1]
     data = bytes_of(texts)
-    # If the first byte is a visible ASCII character, the text is not blank. Only the others are searched.
+    # If the first byte is a visible ASCII character, the text is not blank. Search only the others.
     first = data[np.minimum(offsets[:-1], len(data) - 1)] if len(data) else np.zeros(len(texts), np.uint8)
     unsure = np.flatnonzero(((first <= 0x20) | (first >= 0x7F)) & ~empty)
     blank = empty

@@ -1,4 +1,4 @@
-"""Places on the Hub: names to URLs, URLs pinned at a commit, and what the Hub says of a dataset."""
+"""Places on the Hub: parses URLs, pins them at a commit, and lists the files of a dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lance_prep.transport import FIRST_ATTEMPTS, Retries, Transport
 
 #: The name of a commit.
 COMMIT = re.compile("[0-9a-f]{40}")
-#: Paths in one question to the Hub, whose limit is 1,000.
+#: Paths in one request to the Hub, whose limit is 1,000.
 _ASK_PATHS = 500
 _LONGEST_PATH = 4096
 _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
@@ -22,7 +22,7 @@ _DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class HubPath:
-    """`hf://datasets/owner/name@revision/path`, taken apart; `revision` and `path` may be empty."""
+    """The parts of `hf://datasets/owner/name@revision/path`. `revision` and `path` may be empty."""
 
     repo: str
     revision: str
@@ -37,7 +37,7 @@ class HubPath:
 
 
 def parse_hub_url(url: str) -> HubPath:
-    """Take an `hf://datasets/...` URL apart.
+    """Parse an `hf://datasets/...` URL.
 
     Raises:
         SourceNotFound: it is not such a URL.
@@ -49,7 +49,7 @@ def parse_hub_url(url: str) -> HubPath:
     owner, _, rest = rest.partition("/")
     name, _, path = rest.partition("/")
     name, _, revision = name.partition("@")
-    if revision == "refs":  # refs/convert/parquet and refs/pr/7 may stand unquoted
+    if revision == "refs":  # refs/convert/parquet and refs/pr/7 may be unquoted
         first, second, *others = [*path.split("/", 2), "", ""]
         revision, path = f"refs/{first}/{second}", others[0]
     if kind != "datasets" or not owner or not name:
@@ -97,7 +97,7 @@ def list_tree(
     Args:
         folder: empty for the whole repository.
         token: by default that of the environment or of `hf auth login`.
-        doing: see `translate`.
+        doing: what is being done, for errors (see `translate`).
 
     Raises:
         BadFile: the Hub sends an invalid path, size or hash.
@@ -165,14 +165,14 @@ def _described(entry: Any) -> HubEntry:
 
 @contextmanager
 def reading_answer(doing: str) -> Iterator[None]:
-    """As `checking_answer`, and raise all other errors of its client as ours, too."""
+    """Do the same as `checking_answer`, and also translate all other errors of its client to ours."""
     with checking_answer(doing), translating(doing):
         yield
 
 
 @contextmanager
 def checking_answer(doing: str) -> Iterator[None]:
-    """Bound what the block asks of the Hub, and raise what an invalid answer makes its client raise as one of ours.
+    """Limit what the block requests from the Hub, and translate its client's errors about invalid answers to ours.
 
     Raises:
         HubUnreachable: the answer is invalid, such as a page instead of JSON, or it exceeds a limit of `limited`.
@@ -196,7 +196,7 @@ def hub_info(repo: str, revision: str, retries: Retries, token: str | None = Non
         token: by default that of the environment or of `hf auth login`.
 
     Raises:
-        SourceNotFound: no such repository, or no such revision; lists those that there are.
+        SourceNotFound: no such repository, or no such revision; lists the existing revisions.
         AccessDenied, HubUnreachable: the Hub refuses, or does not answer.
     """
     from huggingface_hub.errors import OfflineModeIsEnabled, RevisionNotFoundError
@@ -221,7 +221,7 @@ def hub_info(repo: str, revision: str, retries: Retries, token: str | None = Non
 
 
 def pinned_uri(uri: str, transport: Transport) -> str:
-    """Return an `hf://` URL with the commit that its revision names now; any other URI or path as it is.
+    """Return an `hf://` URL with the commit that its revision names now. Return any other URI or path unchanged.
 
     Lance asks for each file by the revision's name. Without a commit, a push between two requests would mix two
     versions.
@@ -238,19 +238,22 @@ def pinned_uri(uri: str, transport: Transport) -> str:
     at = parse_hub_url(uri)
     asked = transport.storage_options.get("hf_revision")
     if at.revision and asked not in (None, at.revision):
-        raise UsageError(f"{uri} and hf_revision={asked!r} name two revisions", "give one of them")
+        raise UsageError(f"{uri} and hf_revision={asked!r} name two revisions", "remove one of them")
     revision = at.revision or asked or "main"
     if COMMIT.fullmatch(revision):
         return replace(at, revision=revision).url
     token = transport.storage_options.get("hf_token")
     info = hub_info(at.repo, revision, Retries(attempts=FIRST_ATTEMPTS), token)
     if info is None:
-        raise HubUnreachable(f"{uri}: HF_HUB_OFFLINE is set, so the Hub is not asked", "unset it")
+        raise HubUnreachable(
+            f"{uri}: HF_HUB_OFFLINE is set, so the Hub cannot be asked for the commit",
+            "unset it, or name a commit in the URL",
+        )
     return replace(at, revision=str(info.sha)).url
 
 
 def lance_place(uri: str, transport: Transport) -> tuple[str, dict[str, str] | None]:
-    """Return a URI and storage options as Lance takes them: it has the revision of an `hf://` URL as an option."""
+    """Return a URI and storage options as Lance takes them: the revision of an `hf://` URL becomes an option."""
     if not uri.startswith("hf://") or not (at := parse_hub_url(uri)).revision:
         return uri, transport.for_lance
     return replace(at, revision="").url, {**transport.storage_options, "hf_revision": at.revision}

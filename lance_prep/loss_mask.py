@@ -1,8 +1,8 @@
 """The column `loss_mask`: which tokens of a row are learned, as lengths of runs.
 
-A row's list holds the number of tokens that are not learned, then of those that are, and so on. A last run that is not
-learned is left out, so a row without learned tokens has an empty list. A run longer than 65,535 tokens is written as
-65,535, 0 and the rest, so the type is always `list<uint16>`. A conversation of four turns takes 8 bytes.
+A row's list alternates between the number of tokens that are not learned and the number of those that are. A last run
+that is not learned is left out, so a row without learned tokens has an empty list. A run longer than 65,535 tokens is
+written as 65,535, 0 and the rest, so the type is always `list<uint16>`. A conversation of four turns takes 8 bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lance_prep.keyed import Indices
 
-#: Around what is learned in a text. Noncharacters: Unicode keeps them for marks inside a program.
+#: Enclose the learned parts of a text. Noncharacters, which Unicode reserves for marks inside a program.
 LEARN, END_LEARN = "\U0010fffe", "\U0010ffff"
 
 MASK_COLUMN = "loss_mask"
@@ -38,7 +38,7 @@ def mask_to_runs(mask: npt.NDArray[np.bool_], offsets: Indices) -> pa.ListArray:
     after[offsets] = False
     stops = np.flatnonzero(mask & ~after[1:]) + 1
     rows = np.searchsorted(offsets, starts, "right") - 1
-    # Each run that is learned begins where the one before it in the row ended, or the row.
+    # The run before a learned one begins where the last learned run of the row ended, or where the row begins.
     since = np.concatenate([np.zeros(1, np.int64), stops[:-1]])[: len(starts)]
     gaps = starts - np.maximum(since, offsets[rows])
     lengths = np.stack([gaps, stops - starts], axis=1).reshape(-1)

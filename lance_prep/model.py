@@ -22,7 +22,7 @@ class SourceFile:
         format: name of a registered format.
         size: bytes, as stored (compressed).
         identity: a value that changes with the content: Hub blob id, ETag, or `mtime_ns` of a local file.
-        compression: of the whole file, as in `.jsonl.gz`: gzip, zstd, bz2 or xz; None for none.
+        compression: of the whole file, as in `.jsonl.gz`: gzip, zstd, bz2 or xz; None if it is not compressed.
     """
 
     url: str
@@ -55,7 +55,7 @@ class Skipped:
 
     Attributes:
         path: relative to the folder.
-        reason: why not, such as `hidden` or `not a data file`.
+        reason: why it is not read, such as `hidden` or `not a data file`.
     """
 
     path: str
@@ -69,8 +69,8 @@ class Shard:
     Attributes:
         index: number in the dataset, the high bits of `doc_id`; consecutive in a plan.
         parts: in order.
-        bytes: stored bytes that it covers, for progress.
-        rows: source rows where known, else None.
+        bytes: number of stored bytes in its parts, for progress.
+        rows: number of source rows, or None if unknown.
     """
 
     index: int
@@ -85,7 +85,7 @@ class PinnedSource:
 
     Attributes:
         asked: the recipe's `source`.
-        repo: Hub dataset id, else None.
+        repo: id of a dataset on the Hub, else None.
         config, split: as resolved, else None.
         revision: the ref asked for (`main` by default), Hub only.
         commit: the commit sha that the ref resolved to, Hub only.
@@ -105,15 +105,15 @@ class Plan:
 
     Attributes:
         recipe: with `column` and `split` filled in as resolved.
-        source: what the recipe's source meant.
+        source: the recipe's source, as resolved.
         files: all files, in order.
-        shards: in order; their indices follow each other, from 0 unless the plan is for an append.
-        schema: Arrow schema of what `source` will deliver: the text column first (large_string, where the layout
+        shards: in order, with consecutive indices that start at 0 unless the plan is for an append.
+        schema: Arrow schema of the rows that `source` delivers: the text column first (large_string if the layout
             tokenizes), then the kept columns; for `raw`, all columns.
         read_schema: of the columns that are read, in the source's order: those of `schema`, and what the filter and
             the template use. Line formats have no types of their own, so the plan fixes them for every shard.
-        skipped: what is left out of the source's folder. It decides no row.
-        pinned: what else decides the rows, by what it is: the builds that an append adds to, if texts are compared.
+        skipped: files of the source's folder that are not read. They do not affect the rows.
+        pinned: other values that determine the rows, by name: the builds that an append adds to, if texts are compared.
     """
 
     recipe: Recipe
@@ -132,13 +132,13 @@ class Plan:
         return None if None in rows else sum(r for r in rows if r is not None)
 
     def shard(self, index: int) -> Shard:
-        """The shard with this number in the dataset."""
+        """Return the shard with this number in the dataset."""
         return self.shards[index - self.shards[0].index]
 
     def split(self) -> Iterator[Plan]:
-        """Return one plan for each shard, with its own files alone, so that it is small.
+        """Return a small plan for each shard, with only the shard's files. It reads the same rows.
 
-        It reads the same rows. The names in the recipe's source, which may be thousands, are left out of it.
+        The recipe's source, which may have thousands of names, is left out.
         """
         recipe = self.recipe.model_copy(update={"source": ()})
         source = replace(self.source, asked="")
@@ -151,7 +151,7 @@ class Plan:
 
     @property
     def left_out(self) -> str:
-        """The files of the source's folder that are not read, in one line; empty if all are."""
+        """The files of the source's folder that are not read, in one line; empty if all are read."""
         reasons: dict[str, list[str]] = {}
         for each in self.skipped:
             reasons.setdefault(each.reason, []).append(each.path)
@@ -162,7 +162,7 @@ class Plan:
         return f"{len(self.skipped):,} left out of {self.source.asked}: {'; '.join(said)}" if said else ""
 
     def as_json(self) -> dict[str, Any]:
-        """Return what decides the rows: all but `skipped`."""
+        """Return all fields that determine the rows: all except `skipped`."""
         return {
             "recipe": self.recipe.as_json(),
             "source": as_plain(self.source),

@@ -1,4 +1,4 @@
-"""`train.yaml`: the data that a training run reads, as one file.
+"""Reads `train.yaml`, which describes the data of a training run.
 
 train_data_path: tokens              # a folder with manifest.json, or one dataset
 val_data_path: tokens
@@ -32,7 +32,7 @@ from lance_prep.train.splits import Phase, Splits, Weights, check_phases
 
 
 def _weights(value: Any) -> Weights:
-    """Return weights, if they are valid whatever the manifest holds."""
+    """Return weights, after the checks that need no manifest."""
     if isinstance(value, Mapping):
         value = {str(name): weight for name, weight in value.items()}
         if not all(isinstance(w, int | float) and not isinstance(w, bool) for w in value.values()):
@@ -54,7 +54,7 @@ class PhaseConfig(BaseModel):
         description="target, tokens, or weights of splits and categories"
     )
     until_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="tokens delivered in all when the phase ends; left out in the last phase"
+        None, description="total tokens delivered when the phase ends; left out in the last phase"
     )
 
 
@@ -66,8 +66,8 @@ class TrainConfig(BaseModel):
     train_data_path: str = Field(description="folder with manifest.json, or one dataset")
     val_data_path: str | None = Field(
         None,
-        description="folder with manifest.json: its validation sets, or its splits if it has none and is another "
-        "folder than train_data_path; or one dataset",
+        description="folder with manifest.json: its validation sets, or its splits if it has no validation sets and "
+        "differs from train_data_path; or one dataset",
     )
     use_pretokenized_data: Literal[True] = Field(True, description="data is tokenized before training")
     pretokenized_splits: Annotated[tuple[str, ...], Field(strict=False)] | None = Field(
@@ -81,9 +81,9 @@ class TrainConfig(BaseModel):
     )
     by: Literal["tokens", "rows"] = Field("tokens", description="what weights count")
     stopping: Literal["repeat", "stop"] = Field("repeat", description="what happens when a source runs out")
-    experiment_tokens: int | None = Field(None, description="tokens of this run, to simulate a larger one")
+    experiment_tokens: int | None = Field(None, description="tokens of this run, which simulates a larger one")
     target_tokens: int | None = Field(None, description="tokens of the larger run")
-    seed: int = Field(DEFAULT_SEED, description="of the order")
+    seed: int = Field(DEFAULT_SEED, description="seed of the order")
     global_batch_size: Annotated[int, Field(ge=1)] = Field(8, description="samples per step over all ranks")
     tail: Tail = Field("drop", description="what happens to the last samples of an epoch")
     block_size: Annotated[int, Field(ge=1)] | None = Field(
@@ -95,7 +95,7 @@ class TrainConfig(BaseModel):
     document_ids: bool = False
     mask_boundaries: bool = False
     num_workers: Annotated[int, Field(ge=0)] = Field(0, description="processes that read")
-    prefetch: Annotated[int, Field(ge=0)] = Field(2, description="runs of steps that are read ahead")
+    prefetch: Annotated[int, Field(ge=0)] = Field(2, description="number of runs of steps to read ahead")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
@@ -136,7 +136,7 @@ class TrainConfig(BaseModel):
     def val_mixture(self) -> Mixture | None:
         """Return the mixture to validate on, or None without `val_data_path`.
 
-        An epoch has every sample of the validation sets about once: their weights are in proportion to tokens.
+        Weights are in proportion to tokens, so an epoch has every validation sample about once.
 
         Raises:
             UsageError, DatasetError: see `Mixture.from_manifest`.
@@ -243,7 +243,7 @@ def _validated(fields: Mapping[str, Any], where: str) -> TrainConfig:
     try:
         return TrainConfig(**fields)
     except ValidationError as error:
-        # A misspelt name comes before the field that is missing because of it.
+        # Report a misspelt name before the field that is missing because of it.
         problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         loc = [str(part) for part in problem["loc"]]
         known = list((PhaseConfig if loc[:1] == ["phases"] and len(loc) > 1 else TrainConfig).model_fields)
@@ -259,5 +259,5 @@ def _validated(fields: Mapping[str, Any], where: str) -> TrainConfig:
 
 
 def _is_dataset(path: str) -> bool:
-    """Return whether a path is a dataset, and not a folder with a manifest."""
+    """Return whether a path is a dataset rather than a folder with a manifest."""
     return "://" in path or ((Path(path) / "_versions").is_dir() and not (Path(path) / MANIFEST).is_file())

@@ -1,4 +1,4 @@
-"""`JsonlDataset`: the records of JSONL files, in place, as a map-style torch dataset."""
+"""`JsonlDataset`: a map-style torch dataset that reads the records of JSONL files in place."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ class JsonlDataset(MapStyle):
         transform: called with each record (a dict); its result is the item. Use it to tokenize on the fly. To reach
             spawned workers it must be picklable: a function of a module, or an object with `__call__`.
         block_size: the number of tokens that `transform` makes of every record. It must return that many ids, or a dict
-            of arrays of that length, `input_ids` among them. Items are then dicts of int64 tensors `[block_size]`, as
-            those of a `LanceDataset`, and `Mixture` can mix them with tokens. Ids alone get equal labels.
-
-        access: "mmap" maps the files into memory. "pread" reads each record with a call of its own, or several that are
-            beside each other. "auto" maps them if they need at most half of the memory. `ds.access` says which.
+            of arrays of that length that includes `input_ids`. Items are then dicts of int64 tensors `[block_size]`,
+            like those of a `LanceDataset`, and `Mixture` can mix them with tokens. If only ids are returned, the labels
+            equal them.
+        access: "mmap" maps the files into memory. "pread" reads each record, or a group of adjacent records, with one
+            call. "auto" maps the files if they need at most half of the memory. `ds.access` tells which is used.
 
     Items are dicts of Python values, as `json.loads` returns them. A `DataLoader` makes a batch a dict of lists, with
     None for what a record lacks. With a `transform` and no `block_size`, items are what it returns, `take` and slices
     return a list, and a `DataLoader` collates as torch does.
 
-    An instance pickles in a few KB, and can be sent to forked, forkserver and spawned workers. Threads may share one.
-    A file's size and the time of its last change are checked when it is opened and whenever it is read.
+    An instance pickles to a few KB, and works in forked, forkserver and spawned workers. Threads may share one.
+    A file's size and modification time are checked when it is opened and at each read.
 
     Raises:
         DatasetError: the files have no index, or it is damaged.
         SourceNotFound: no such file or folder.
-        UsageError: `block_size` is below 1 or has no effect. When an item is read: the transform returned something
-            else than `block_size` ids.
-        SourceChanged: when a file is first read: it is not as it was when it was indexed.
+        UsageError: `block_size` is below 1 or has no effect. When an item is read: the transform did not return
+            `block_size` ids.
+        SourceChanged: when a file is read: it changed since it was indexed.
         BadFile: when an item is read: the line is not a JSON object.
     """
 
@@ -90,7 +90,7 @@ class JsonlDataset(MapStyle):
         if padding is not None:
             return _padded(self._read(indices[~padding], None), padding)
         if self._block_size is not None and not len(indices):
-            return self._read(np.zeros(1, np.int64), None)[:0]  # which fields there are, only an item tells
+            return self._read(np.zeros(1, np.int64), None)[:0]  # only an item tells its fields
         records = self._records.read(indices)
         if self._transform is None:
             return Records(records)
@@ -116,7 +116,7 @@ class JsonlDataset(MapStyle):
 
     @property
     def _mean_tokens(self) -> float | None:
-        # Only the transform knows about padding, so all tokens count.
+        # Only the transform knows which tokens are padding, so count all.
         return None if self._block_size is None else float(self._block_size)
 
     @property

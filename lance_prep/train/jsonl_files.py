@@ -2,9 +2,9 @@
 
 Records are parsed by msgspec, three times faster than `json` and with the same values. Bytes come from memory maps or
 by `pread`. Random records of 350 and 3,000 bytes, 64 at a time from the page cache, take 1.8 and 3.6 us mapped and 3.1
-and 5.6 us by `pread`. Files that memory cannot hold are read by `pread`: a page fault reads 4 KiB at a time from the
-disk, and stops all threads meanwhile. A mapped file that is cut short would end the process with a bus error, so its
-size is checked whenever records of it are read.
+and 5.6 us by `pread`. Files larger than memory are read by `pread`, because a page fault reads only 4 KiB from the
+disk and blocks all threads meanwhile. Reading a mapped file that was truncated ends the process with a bus error, so
+the size is checked at each read.
 
 Lance is used only by the process that opens the index. Workers, forked or spawned, map its columns.
 """
@@ -45,13 +45,13 @@ Record = dict[str, Any]
 Way = Literal["auto", "mmap", "pread"]
 
 _COLUMNS = {"file": 4, "offset": 8, "length": 4}
-#: Up to this many rows are looked up without numpy.
+#: At most this many rows are looked up without numpy, which is faster for so few.
 _FEW = 24
-#: With `pread`: rows that are at most this many apart may be read together. Finding out costs as much as 8 records.
+#: With `pread`, look for adjacent records only if two rows are at most this many apart: it takes as long as 8 records.
 _NEAR = 8
-#: Records that are at most this many bytes apart are read in one call.
+#: Records at most this many bytes apart are read in one call.
 _GAP_BYTES = 4096
-#: The most bytes that one call reads, unless a record is longer.
+#: Maximum number of bytes of one call, unless a record is longer.
 _RUN_BYTES = 4 << 20
 
 _decode = msgspec.json.Decoder().decode
@@ -59,7 +59,7 @@ _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class RecordFiles:
-    """The records of indexed files. Small when pickled. Threads may share one.
+    """Reads the records of indexed files. Small when pickled. Threads may share one.
 
     Args:
         place: the files and their index.
@@ -111,7 +111,7 @@ class RecordFiles:
         """Return the path of a file.
 
         Raises:
-            DatasetError: the index names a file that is outside of the folder, or that it does not list.
+            DatasetError: the file is outside the folder, or missing in the index's list.
         """
         if not file < len(self.files):
             raise DatasetError(f"{self.index.uri} names file {file} of {len(self.files)}", "remove it, and index again")
@@ -122,7 +122,7 @@ class RecordFiles:
         return [self.path(file) for file in self._looked_up().find(rows)[0].tolist()]
 
     def read(self, rows: Indices) -> list[Record]:
-        """Return the records of rows, in their order. They are read in the order of the files.
+        """Return the records of rows, in the order of `rows`. They are read in the order of the files.
 
         Raises:
             SourceChanged: a file changed since it was indexed.
@@ -160,7 +160,7 @@ class RecordFiles:
     def _read_runs(
         self, files: list[int], offsets: list[int], lengths: list[int], order: list[int], items: list[Any]
     ) -> None:
-        """Read records that are beside each other in one call."""
+        """Read adjacent records in one call."""
         for first, stop in itertools.pairwise(_runs(files, offsets, lengths)):
             file, start, end = files[first], offsets[first], offsets[stop - 1] + lengths[stop - 1]
             data = memoryview(self._content(file)[start:end])
@@ -183,28 +183,28 @@ class RecordFiles:
     # Files.
 
     def _content(self, file: int) -> Any:
-        """Return the content of a file, to be sliced."""
+        """Return the content of a file. Its slices are bytes."""
         found = self._open.get(file)
         return found.content if found is not None and found.is_unchanged() else self._reopened(file)
 
     def _reopened(self, file: int) -> Any:
-        """Open a file, if it is as it was indexed.
+        """Open a file.
 
         Raises:
-            SourceChanged: it is not.
+            SourceChanged: it changed since it was indexed.
         """
         path = self.path(file)
         handle = open_unchanged(path, self.files[file])
         opened: _Opened = _Plain(handle) if self.access.way == "pread" else _Mapped(handle)
         with self._lock:
             if len(self._open) >= _most_open():
-                # A thread that reads from it still holds it, and it is closed after that.
+                # A thread that is reading the file holds a reference, so it is closed only afterwards.
                 del self._open[next(iter(self._open))]
             self._open[file] = opened
         return opened.content
 
     def _too_short(self, file: int) -> NoReturn:
-        self._reopened(file)  # says what changed
+        self._reopened(file)  # raises an error that says what changed
         raise SourceChanged(f"{self.path(file)} is shorter than its index says", "run `lance-prep index` again")
 
     # Lines that msgspec refuses.
@@ -213,11 +213,11 @@ class RecordFiles:
         raise BadFile(f"{self.path(file)}: the line at byte {offset} is not a JSON object", "fix or remove the line")
 
     def _as_json_does(self, data: bytes | memoryview, file: int, offset: int) -> Any:
-        """Parse what only `json` takes: NaN, infinity, lone surrogates."""
+        """Parse values that only `json` accepts: NaN, infinity and lone surrogates."""
         try:
             return json.loads(bytes(data))
         except (ValueError, RecursionError) as error:
-            self._reopened(file)  # if the file changed, say that
+            self._reopened(file)  # if the file changed, raise that error
             raise BadFile(
                 f"{self.path(file)}: the line at byte {offset} is not valid JSON ({error})", "fix or remove the line"
             ) from error
@@ -237,12 +237,12 @@ class _Opened:
         return state.st_size, state.st_mtime_ns
 
     def is_unchanged(self) -> bool:
-        """Return whether the file has the size and the time of change that it was opened with. Takes 1 us."""
+        """Return whether the file still has the size and modification time it was opened with. Takes 1 us."""
         return self._now() == self._state
 
 
 class _Mapped(_Opened):
-    """A file that is mapped into memory."""
+    """A memory-mapped file."""
 
     def __init__(self, file: FileIO) -> None:
         super().__init__(file)
@@ -250,7 +250,7 @@ class _Mapped(_Opened):
 
 
 class _Plain(_Opened):
-    """A file that is read by `pread`."""
+    """A file read by `pread`."""
 
     def __init__(self, file: FileIO) -> None:
         super().__init__(file)
@@ -275,12 +275,12 @@ def _choose(size: int) -> Access:
 
 
 def _most_open() -> int:
-    """Return the number of files that may be open at a time: half of what the system allows this process."""
+    """Return the maximum number of open files: half of this process's limit."""
     return max(16, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2, 4096))
 
 
 def _runs(files: list[int], offsets: list[int], lengths: list[int]) -> list[int]:
-    """Return where runs of records that are read in one call begin, and the number of records."""
+    """Return the first record of each run that is read in one call, followed by the number of records."""
     file, offset, length = np.array(files), np.array(offsets), np.array(lengths)
     ends = offset + length
     gaps = offset[1:] - ends[:-1]
@@ -299,7 +299,7 @@ def _runs(files: list[int], offsets: list[int], lengths: list[int]) -> list[int]
 
 
 def _open(place: IndexPlace) -> tuple[JsonlIndex, dict[str, FlatPages] | dict[str, Indices]]:
-    """Open the index of a place; return it and where its columns are stored, or the columns if they are not flat.
+    """Return the index of a place, and the pages of its columns, or the columns themselves if they are not flat.
 
     Raises:
         DatasetError: the index is missing, damaged, or of other files.
@@ -311,7 +311,7 @@ def _open(place: IndexPlace) -> tuple[JsonlIndex, dict[str, FlatPages] | dict[st
     index, dataset = opened
     if index.pattern != place.pattern:
         held = "a whole folder" if index.pattern is None else repr(index.pattern)
-        raise DatasetError(f"{place.uri} is the index of {held}, not of {asked}", "name the files that were indexed")
+        raise DatasetError(f"{place.uri} is the index of {held}, not of {asked}", "pass the path that was indexed")
     try:
         pages = {
             name: find_flat_pages(dataset, Path(index.uri), itemsize=size, block_size=None, column=name)
@@ -350,7 +350,7 @@ class _Lookup:
                 )
             except NotFlat as error:
                 raise DatasetError(
-                    f"{index.uri} was replaced since it was opened ({error})", "make the JsonlDataset again"
+                    f"{index.uri} was replaced since it was opened ({error})", "create the JsonlDataset again"
                 ) from error
             if len(mapped) != index.rows:
                 raise NotFlat(f"the file holds {len(mapped)} values for {index.rows} rows")
@@ -366,7 +366,7 @@ class _Lookup:
         return file, offset, length
 
     def few(self, rows: list[int]) -> tuple[list[int], list[int], list[int]]:
-        """Return the same for a few rows, as lists."""
+        """Do the same as `find` for a few rows, with lists."""
         if self._arrays:
             file, offset, length = (column[rows].tolist() for column in self._arrays)
         else:

@@ -32,20 +32,20 @@ class Mixture(Dataset[dict[str, Any]]):
             does not affect the positions before it, so phases can be added to a run that is under way.
         block_size: tokens per sample, equal for all sources. Left out for sources of records, such as raw datasets.
         by: what the weights count: "tokens" (real tokens, without padding) or "rows" (samples). Records need "rows".
-        seed: of the order within each source. Every source has an order of its own, and a new one each time it repeats.
+        seed: of the order within each source. Every source has its own order, and a new one each time it repeats.
         stopping: "repeat" starts a source again when it runs out, and an epoch ends when each was used up once.
             "stop" ends the epoch before the first source would repeat.
-        experiment_tokens, target_tokens: tokens of this run, and of a large run that it is to predict. Each source is
-            restricted to the fraction experiment_tokens / target_tokens of its samples, the first ones of its order,
+        experiment_tokens, target_tokens: tokens of this run, and of a larger run that it predicts. Each source is
+            restricted to the first experiment_tokens / target_tokens of its samples, in its own order,
             so that this run repeats every source as often as the large one will (simulated epoching, see `positions`).
-        datasets: sources that are open already or need options of their own, by the paths used in `weights`.
+        datasets: sources that are already open or need their own options, by the names used in `weights`.
         options: arguments of `LanceDataset` for the sources that are opened here, such as `labels` or `filter` (see
             `DatasetOptions`).
 
-    Samples are those of the sources: dicts of int64 tensors `[block_size]`, or records. They are in shuffled order
-    already: read them one after the other, as `TakeSampler` and `TokenLoader` do. At every position of a phase, each
+    Samples are those of the sources: dicts of int64 tensors `[block_size]`, or records. They are already
+    shuffled: read them in sequence, as `TakeSampler` and `TokenLoader` do. At every position of a phase, each
     source's count is at most one off its exact share. Indices from `len` on belong to the following epochs. Memory is
-    O(sources). A mixture pickles in a few KB, and opens nothing before use.
+    O(sources). A mixture pickles to a few KB, and opens datasets lazily.
 
     Raises:
         UsageError: phases do not follow each other, or options contradict each other or would have no effect. At first
@@ -174,7 +174,8 @@ class Mixture(Dataset[dict[str, Any]]):
         """Tokens per sample, or None if all sources hold records.
 
         Raises:
-            UsageError: the sources' differ from each other or from the one asked for, or their samples vary in length.
+            UsageError: block sizes of sources differ from each other or from the requested one, or samples vary in
+                length.
         """
         sizes = {name: source.block_size for name, source in self._named()}
         size = self._block_size or self.sources[0].block_size
@@ -284,12 +285,12 @@ class Mixture(Dataset[dict[str, Any]]):
 
     @property
     def _read_rows(self) -> int:
-        """Number of samples that are best read at once."""
+        """Number of samples to read at once, for speed."""
         return max(source._read_rows for source in self.sources)
 
     @property
     def _slow(self) -> bool:
-        """Whether reading ahead always pays."""
+        """Whether reading ahead always saves time."""
         return any(source._slow for source in self.sources)
 
     def locate(self, indices: Indices) -> tuple[Indices, Indices]:
@@ -372,7 +373,7 @@ class Mixture(Dataset[dict[str, Any]]):
         return self.origins(np.arange(start + share.start, start + share.stop, dtype=np.int64))
 
     def _identity(self, position: int = 0) -> dict[str, Any]:
-        """Return what must be equal for a checkpoint made at a position to be resumed: later weights may differ."""
+        """Return what a checkpoint made at a position must match to be resumed. Later weights may differ."""
         begun = [
             {"from": stretch.start, "shares": [str(share) for share in stretch.shares.exact]}
             for stretch in self._positions.stretches
@@ -389,7 +390,7 @@ class Mixture(Dataset[dict[str, Any]]):
 
 
 def _of_one(name: str, options: DatasetOptions, names: Sequence[str]) -> DatasetOptions:
-    """Return the options of one dataset. `cache` is for those on the Hub, if the mixture has any."""
+    """Return the options of one dataset. If the mixture has datasets on the Hub, `cache` applies only to them."""
     if name.startswith("hf://") or not any(other.startswith("hf://") for other in names):
         return options
     return {**options, "cache": False}

@@ -1,9 +1,9 @@
-"""Shuffles without an index array: a keyed permutation of 0..n-1 that computes any position directly.
+"""A keyed permutation of 0..n-1 that computes any position directly, to shuffle without an index array.
 
-`randperm` over 10^9 rows needs 8 GB, and seconds before the first row of every start and resume. A Feistel network over
-the smallest power of two that holds n needs a few words of memory and 40 to 100 ns per position. Values outside 0..n-1
-are permuted again until they are inside (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains",
-CT-RSA 2002).
+`randperm` over 10^9 rows needs 8 GB, and takes seconds at every start and resume. A Feistel network over
+the smallest power of two that holds n needs a few words of memory and takes 40 to 100 ns per position. Values outside
+0..n-1 are permuted again until they are inside (cycle walking: Black and Rogaway, "Ciphers with Arbitrary Finite
+Domains", CT-RSA 2002).
 
 grain's `index_shuffle` works in the same way. This module differs where that one has defects: the number of bits is
 `(n - 1).bit_length()` (grain's is not a bijection at n = 65,537), there are 8 to 16 rounds (4 leave visible structure),
@@ -29,7 +29,7 @@ MAX_N = 2**63 - 1
 _M32 = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35), np.uint32(16))
 _M64 = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(32))
 
-#: Up to this many bits use 16 rounds: short halves mix worse, and their arrays are small.
+#: Use 16 rounds for at most this many bits: short halves mix worse, and their arrays are small.
 _SMALL_BITS = 16
 
 

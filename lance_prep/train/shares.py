@@ -2,9 +2,9 @@
 
 Any position is computed directly. A binary tree has the sources as leaves. Of the first i samples that reach a node,
 `floor(a * i + 1/2)` go left, where a is the left side's share. (For two sources this is a Sturmian word, the most even
-sequence possible.) The error of a source's count is at most half of a sum over the nodes on its path, each term being
-the source's weight divided by the weight of the child on the path. Among all trees the one with the smallest bound is
-chosen. For up to four sources that bound is at most 1. Shares are 62-bit fixed-point numbers, exact for positions up to
+sequence possible.) The error of a source's count is at most half of a sum over the nodes on its path, whose terms are
+the source's weight divided by the weight of the child on the path. The tree with the smallest bound is chosen. For up
+to four sources that bound is at most 1. Shares are 62-bit fixed-point numbers, exact for positions up to
 2^61.
 
 For a few combinations of six or more weights no tree has a bound of at most 1. They use a precomputed period of up to
@@ -33,7 +33,7 @@ _HALF = np.uint64(1 << 61)
 
 #: The longest period, in samples: 0.4 MB of tables.
 _PERIOD = 65_536
-#: Trees are searched for up to this many sources (3^8 splits).
+#: Search for a tree only up to this many sources (3^8 splits).
 _MOST_IN_TREE = 8
 
 
@@ -51,7 +51,7 @@ class Shares(Protocol):
 
 
 def make_shares(weights: Sequence[Fraction]) -> Shares:
-    """Return an even sequence for weights, some of which may be 0."""
+    """Return an even sequence for weights. Weights may be 0."""
     total = sum(weights)
     exact = tuple(weight / total for weight in weights)
     used = [i for i, share in enumerate(exact) if share]
@@ -149,7 +149,7 @@ def _best_tree(exact: Sequence[Fraction], used: list[int]) -> tuple[_Node | int,
         share = round(sum(left) / sum(inside) * _ONE)
         return _Node(share, build(split), build(part ^ split))
 
-    # If there is room for all, every source's sum of ratios is at most 2, and its bound at most 1.
+    # If no room is negative, every source's sum of ratios is at most 2, so its bound is at most 1.
     return build(everything), 1.0 if room(everything)[0] >= 0 else float("inf")
 
 
@@ -195,7 +195,7 @@ def _rounded(exact: Sequence[Fraction], period: int) -> list[int]:
 
 
 def _chairmen(parts: Sequence[int], period: int) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
-    """Return Tijdeman's sequence: of the sources that are due, always the one that can wait least."""
+    """Return Tijdeman's sequence: each element is the due source that can wait least."""
     share = np.array(parts, np.float64) / period
     share[share == 0] = 1e-300
     slack = 1 / (2 * max(len([p for p in parts if p]), 2) - 2)
