@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from lance_prep import transport
+from lance_prep.cli.main import run
 from lance_prep.errors import AccessDenied, SourceChanged, SourceError, SourceNotFound, StoreUnreachable, UsageError
 from lance_prep.recipe import Recipe
 from tests import tokenizers_made as made
@@ -159,8 +160,15 @@ def test_the_address_of_a_dataset_on_the_hub_is_that_dataset(hub: LoopbackHub) -
         assert sum(shard.bytes for shard in plan.shards) == len(LINES)
 
 
-def test_credentials_in_a_url_are_used_but_neither_stored_nor_shown(server: Server, tmp_path: Path) -> None:
+def test_credentials_in_a_url_are_used_but_neither_stored_nor_shown(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A signed URL and one with a password. Another signature of the same file is the same source."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = run([*map(str, arguments)])
+        return code, *capfd.readouterr()
+
     tokenizer = made.save(tmp_path / "t", made.byte_level())
     for name, source, clean in (
         ("signed", f"{server.url}/x.jsonl?sig=hidden", f"{server.url}/x.jsonl"),
@@ -171,19 +179,19 @@ def test_credentials_in_a_url_are_used_but_neither_stored_nor_shown(server: Serv
             server.files[path] = LINES, "a"
         output = tmp_path / f"{name}.lance"
         arguments = ["--tokenizer", tokenizer, "-o", output]
-        code, out, err = finish(start("build", source, *arguments))
+        code, out, err = finish(start("build", source, *arguments))  # a process, whose libraries may log too
         assert code == 0, err
-        said = out + err + finish(start("build", source, *arguments))[1] + finish(start("info", output))[1]
-        said += finish(start("build", source, "--dry-run", "--tokenizer", tokenizer))[1]
+        said = out + err + call("build", source, *arguments)[1] + call("info", output)[1]
+        said += call("build", source, "--dry-run", "--tokenizer", tokenizer)[1]
         assert clean in said
         assert "hidden" not in said
         assert not [path for path in output.rglob("*") if path.is_file() and b"hidden" in path.read_bytes()]
         assert repr(Recipe(source=source)).count("hidden") == 0
     server.needs, arguments = "sig=hidden2", ["--tokenizer", tokenizer, "-o", tmp_path / "signed.lance"]
-    again = finish(start("build", f"{server.url}/x.jsonl?sig=hidden2", *arguments))
+    again = call("build", f"{server.url}/x.jsonl?sig=hidden2", *arguments)
     assert "up to date" in again[1], again
     server.needs = "other"
-    code, _, err = finish(start("build", f"{server.url}/x.jsonl?sig=hidden", *arguments))
+    code, _, err = call("build", f"{server.url}/x.jsonl?sig=hidden", *arguments)
     assert code == 1
     assert "refuses access" in err
     assert "hidden" not in err
