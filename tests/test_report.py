@@ -26,6 +26,7 @@ from lance_prep.dataset import Histogram
 from lance_prep.report import gather
 from lance_prep.report.gather import _ranges
 from lance_prep.tokenizer import text_pieces
+from tests import tokenizers_made as made
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCRIPT = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'> <!-- "
@@ -73,8 +74,6 @@ def write(*arguments: object) -> str:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_of_a_hostile_corpus_in_a_browser(browser: Any, hostile: Path, tmp_path: Path, scheme: str) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     page_file = tmp_path / "page.html"
     write(hostile, "-o", page_file)
     for width, height in SIZES:
@@ -84,8 +83,7 @@ def test_a_page_of_a_hostile_corpus_in_a_browser(browser: Any, hostile: Path, tm
         page.goto(page_file.as_uri())
         assert page.locator("svg.chart").count() >= 5
         assert page.locator("svg.chart path.band").count() == 3  # written, empty, duplicates
-        found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "best-practice"]})
-        assert [(each["id"], each["nodes"][0]["html"]) for each in found.response["violations"]] == []
+        assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
         page.fill("#search", "onerror")
@@ -96,6 +94,14 @@ def test_a_page_of_a_hostile_corpus_in_a_browser(browser: Any, hostile: Path, tm
         assert page.evaluate("window.broken") is None
         assert said == []
         context.close()
+
+
+def violations(page: Any) -> list[tuple[str, str]]:
+    """Return what axe-core finds: the rule, and the first element that breaks it."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "best-practice"]})
+    return [(each["id"], each["nodes"][0]["html"]) for each in found.response["violations"]]
 
 
 def listen(page: Any) -> list[str]:
@@ -164,24 +170,53 @@ def test_the_numbers_are_those_of_the_dataset(tmp_path: Path, tokenizer: str, la
     assert data.statistics.measured.rows.longest == max(row["num_tokens"] for row in rows)
 
 
-def test_a_collection_shows_shares_beside_their_targets(tmp_path: Path, tokenizer: str) -> None:
-    for name, rows in (("maths", 30), ("code", 90)):
-        (tmp_path / "raw" / name).mkdir(parents=True)
-        lines = (json.dumps({"text": f"{name} {i} <b>"}) for i in range(rows))
-        (tmp_path / "raw" / name / f"{name}.jsonl").write_text("\n".join(lines))
-    arguments = ["build", tmp_path / "raw", "-o", tmp_path / "out", "--recursive", "--tokenizer", tokenizer]
-    arguments += ["--val-fraction", "0.2"]
-    assert run([*map(str, arguments), "--block-size", "64"]) == 0
-    page = write(tmp_path / "out", "-o", tmp_path / "page.html")
-    assert "Tokens by source" in page
-    assert "Collection of 2 sources" in page
-    assert "validation sets are not counted" in page
+def test_a_collection_with_chat_shows_shares_beside_their_targets(browser: Any, tmp_path: Path) -> None:
+    model = made.save(tmp_path / "model", made.chat(("<|im_start|>", "<|im_end|>"), ()), eos_token="<|im_end|>")
+    (tmp_path / "own.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    )
+    (tmp_path / "maths.jsonl").write_text("\n".join(json.dumps({"text": f"maths {i} <b>"}) for i in range(30)))
+    talk = [{"role": "user", "content": "What is <i>?"}, {"role": "assistant", "content": "It is a tag, and so on."}]
+    (tmp_path / "talks.jsonl").write_text("\n".join([json.dumps({"messages": talk})] * 90))
+    recipe = {
+        "name": "mixed",
+        "defaults": {"tokenizer": str(model), "chat_template": "own.jinja", "block_size": 64},
+        "categories": {
+            "text": {"share": 75, "sources": {"maths": {"source": "maths.jsonl"}}},
+            "talk": {
+                "share": 25,
+                "chat": True,
+                "sources": {"talks": {"source": "talks.jsonl", "messages": "messages"}},
+            },
+        },
+    }
+    (tmp_path / "mixed.yaml").write_text(json.dumps(recipe))
+    arguments = ["build", tmp_path / "mixed.yaml", "-o", tmp_path / "out", "--val-fraction", "0.2"]
+    assert run([*map(str, arguments)]) == 0
+    text = write(tmp_path / "out", "-o", tmp_path / "page.html")
+    assert "Collection of 2 sources in 2 categories" in text
+    assert "validation sets are not counted" in text
     data = gather(tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert data.statistics.counted == sum(split["tokens"] for split in manifest["splits"].values())
     assert data.ledger.rows_in == 120
-    assert {source.name: source.split.tokens for source in data.sources}.keys() == {"maths-maths", "code-code"}
-    assert {row.dataset for row in data.sample} == {"maths-maths", "code-code"}
+    assert {source.name: source.target for source in data.sources} == {"maths": 0.75, "talks": 0.25}
+    assert {row.dataset for row in data.sample} == {"maths", "talks"}
+
+    page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    page.goto((tmp_path / "page.html").as_uri())
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    marks = page.locator("section", has_text="Tokens by source").locator("g title").all_text_contents()
+    assert sorted(marks) == ["maths: target 75.0%", "talks: target 25.0%"]
+    page.select_option("#source", "talks")
+    assert page.text_content("#which").startswith("talks: row 0,")
+    learned = "".join(page.locator("#tokens .learned").all_text_contents())
+    assert "It is a tag, and so on.<|im_end|>It is" in learned
+    assert "What" not in learned
+    assert "What is <i>?" in str(page.text_content("#tokens"))
+    page.close()
 
 
 def test_hits_of_a_benchmark_and_duplicates_have_details(browser: Any, tmp_path: Path, tokenizer: str) -> None:
@@ -203,6 +238,7 @@ def test_hits_of_a_benchmark_and_duplicates_have_details(browser: Any, tmp_path:
     page_file = tmp_path / "page.html"
     write(uri, "-o", page_file)
     page.goto(page_file.as_uri())
+    assert violations(page) == []
     section = page.locator("section", has_text="Found in a benchmark")
     section.locator("summary").click()
     assert section.locator("td").all_text_contents()[:3] == ["item 0, question", f"{len(recorded)}", "18"]
@@ -259,8 +295,6 @@ def test_a_histogram_counts_each_length_once(lengths: list[int]) -> None:
 
 @given(st.text(max_size=200), st.lists(st.integers(0, 5000), max_size=5))
 def test_pieces_are_the_decoded_text(text: str, stray: list[int]) -> None:
-    from tests import tokenizers_made as made
-
     reference = Tokenizer.from_buffer(made.byte_level())
     ids = reference.encode(text).ids
     pieces = text_pieces(reference, ids)

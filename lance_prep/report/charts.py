@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 12, 14, 40
+#: Narrow, so that labels stay legible in a column of the page and on a phone, where 480 becomes 330 pixels.
+WIDTH, HEIGHT = 480, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 14, 40
 
 
 def short(number: float) -> str:
@@ -30,6 +31,11 @@ def _svg(label: str, body: Sequence[str], *, height: float = HEIGHT, width: floa
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "middle") -> str:
     named = f' class="{kind}"' if kind else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escape(text)}</text>'
+
+
+def _cut(text: str, most: int) -> str:
+    """Shorten a label, of which the title has the whole."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _rect(x: float, y: float, width: float, height: float, kind: str, title: str) -> str:
@@ -73,7 +79,7 @@ def histogram(bars: Sequence[tuple[float, float, int]], label: str, unit: str) -
     width = span / len(bars)
     # Name the powers of two, or each bar if there are few.
     named = [i for i, (low, _, _) in enumerate(bars) if len(bars) < 8 or math.log2(low).is_integer()]
-    named = named[:: math.ceil(len(named) / 10) or 1]
+    named = named[:: math.ceil(len(named) / 8) or 1]
     for i, (low, high, number) in enumerate(bars):
         first, last = math.ceil(low - 1e-6), max(math.ceil(low - 1e-6), math.ceil(high - 1e-6) - 1)
         title = f"{first:,} to {last:,} {unit}: {number:,}" if last > first else f"{first:,} {unit}: {number:,}"
@@ -95,12 +101,12 @@ def ranking(rows: Sequence[tuple[str, float, str]], label: str, *, marks: Sequen
     """
     targets = list(marks) or [None] * len(rows)
     top = max([value for _, value, _ in rows] + [mark for mark in targets if mark is not None] + [1e-12])
-    step, left = 24, 190
-    span = WIDTH - left - 150
+    step, left = 24, 160
+    span = WIDTH - left - 135
     body = []
     for i, ((name, value, beside), target) in enumerate(zip(rows, targets, strict=True)):
         y = 6 + i * step
-        body.append(_text(left - 8, y + 14, name if len(name) <= 24 else name[:23] + "…", "label", "end"))
+        body.append(_text(left - 8, y + 14, _cut(name, 20), "label", "end"))
         body.append(_rect(left, y, span * value / top, step - 6, "bar", f"{name}: {beside}"))
         if target is not None:
             x = left + span * target / top
@@ -150,7 +156,7 @@ def steps(points: Sequence[tuple[str, float, str]], label: str) -> Markup:
     ticks = _ticks(max((value for _, value, _ in points), default=0))
     body = _left_axis(ticks, bottom)
     width = span / max(len(points), 1)
-    every = max(1, math.ceil(len(points) / 16))
+    every = max(1, math.ceil(len(points) / 10))
     for i, (name, value, title) in enumerate(points):
         height = (bottom - _TOP) * value / ticks[-1]
         thin = min(width - 4, 60.0) if width > 8 else width * 0.8
@@ -170,18 +176,18 @@ def flow(total: int, parts: Sequence[tuple[str, int, str]], label: str) -> Marku
     shown = [part for part in parts if part[1]]
     if not total or not shown:
         return Markup("")
-    # A reason that got one row in a million is still there to be seen.
-    least, gap, left, right = 3.0, 16.0, 120.0, WIDTH - 220.0
-    room = 190.0
+    # A reason that got one row in a million is still there to be seen. The gap has room for two lines of text.
+    least, gap, left, right = 3.0, 36.0, 108.0, WIDTH - 200.0
+    room = 170.0
     sizes = [max(least, room * number / total) for _, number, _ in shown]
     height = sum(sizes) + gap * (len(shown) - 1)
-    top = 10 + (height - sum(sizes)) / 2
+    top = 20 + (height - sum(sizes)) / 2
     body = [
         _rect(left - 14, top, 14, sum(sizes), "source", f"{total:,} rows read"),
         _text(left - 22, top + sum(sizes) / 2 - 2, short(total), "label", "end"),
-        _text(left - 22, top + sum(sizes) / 2 + 14, "rows read", "axis", "end"),
+        _text(left - 22, top + sum(sizes) / 2 + 16, "rows read", "axis", "end"),
     ]
-    y_from, y_to, middle = top, 10.0, (left + right) / 2
+    y_from, y_to, middle = top, 20.0, (left + right) / 2
     for (name, number, kind), size in zip(shown, sizes, strict=True):
         band = (
             f"M{left:.1f},{y_from:.1f} C{middle:.1f},{y_from:.1f} {middle:.1f},{y_to:.1f} {right:.1f},{y_to:.1f} "
@@ -191,6 +197,7 @@ def flow(total: int, parts: Sequence[tuple[str, int, str]], label: str) -> Marku
         title = f"{name}: {number:,} rows ({number / total:.2%})"
         body.append(f'<path d="{band}" class="band {kind}"><title>{escape(title)}</title></path>')
         body.append(_rect(right, y_to, 10, size, kind, title))
-        body.append(_text(right + 18, y_to + size / 2 + 5, f"{name}: {number:,}", "label", "start"))
+        body.append(_text(right + 18, y_to + size / 2 - 2, _cut(name, 24), "label", "start"))
+        body.append(_text(right + 18, y_to + size / 2 + 16, f"{number:,} ({number / total:.1%})", "axis", "start"))
         y_from, y_to = y_from + size, y_to + size + gap
-    return _svg(label, body, height=height + 24)
+    return _svg(label, body, height=height + 44)

@@ -13,6 +13,7 @@
   let at = 0;
   let wanted = "";
   let withIds = false;
+  const source = byId("source"); // of a collection
 
   const documentLine = (row, place) => {
     const line = document.createElement("span");
@@ -54,6 +55,7 @@
     byId("previous").disabled = at === 0;
     byId("next").disabled = at === rows.length - 1;
     byId("jump").value = row.row;
+    if (source) source.value = row.dataset;
     const first = box.querySelector(".found");
     if (first) first.scrollIntoView({ block: "nearest" });
     else box.scrollTop = 0;
@@ -84,11 +86,14 @@
   byId("search").addEventListener("keydown", (event) => { if (event.key === "Enter") search(at + 1); });
   byId("jump").addEventListener("change", () => {
     const number = Number(byId("jump").value);
-    let best = 0;
-    rows.forEach((row, i) => { if (Math.abs(row.row - number) < Math.abs(rows[best].row - number)) best = i; });
+    let best = at;
+    rows.forEach((row, i) => {
+      if (row.dataset === rows[at].dataset && Math.abs(row.row - number) < Math.abs(rows[best].row - number)) best = i;
+    });
     byId("answer").textContent = rows[best].row === number ? "" : `row ${number} is not in the sample; this is the nearest`;
     show(best);
   });
+  if (source) source.addEventListener("change", () => show(rows.findIndex((row) => row.dataset === source.value)));
   document.addEventListener("keydown", (event) => {
     if (event.target.closest("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "ArrowLeft") show(at - 1);

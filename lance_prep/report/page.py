@@ -92,6 +92,7 @@ def render(data: Gathered) -> str:
         recipe=_recipe(data),
         charts=[section for section in sections(data) if section.svg],
         sample_note=_sample_note(data),
+        datasets=list(dict.fromkeys(row.dataset for row in data.sample if row.dataset)),
         left_out=sorted(data.left_out.items()),
         version=versions_in_use()["lance-prep"],
         today=datetime.date.today().isoformat(),
@@ -124,11 +125,15 @@ def _json(data: Gathered) -> Markup:
 
 def _subtitle(data: Gathered) -> str:
     if data.manifest is not None:
-        known = f", {counted(len(data.manifest.categories), 'category')}" if data.manifest.categories else ""
+        known = f" in {_categories(len(data.manifest.categories))}" if data.manifest.categories else ""
         return f"Collection of {counted(len(data.manifest.splits), 'source')}{known}"
     opened = data.opened[""]
     made = opened.metadata.build
     return f"Version {opened.number} of {opened.dataset.latest_version}, {made.how} of {commit_time(made.created)}"
+
+
+def _categories(number: int) -> str:
+    return "1 category" if number == 1 else f"{number:,} categories"
 
 
 def _figures(data: Gathered) -> list[tuple[str, str, str]]:
@@ -144,7 +149,7 @@ def _figures(data: Gathered) -> list[tuple[str, str, str]]:
     found.append(("source files", short(files), f"{files:,}"))
     if data.ledger.tokens_learned:
         share = f"{data.ledger.tokens_learned / max(tokens, 1):.1%}"
-        found.append(("of the tokens are learned", share, "what an assistant wrote"))
+        found.append(("of the tokens are learned", share, f"{data.ledger.tokens_learned:,}"))
     return found
 
 
@@ -162,8 +167,10 @@ def _made(data: Gathered) -> list[tuple[str, str]]:
     if first.tokenizer is not None:
         commit = f" at {first.tokenizer.commit}" if first.tokenizer.commit else ""
         rows.append(("tokenizer", f"{first.tokenizer.name}{commit}, {first.tokenizer.vocab_size:,} ids"))
-        if first.tokenizer.chat is not None:
-            rows.append(("chat template", first.tokenizer.chat.origin))
+        made_with = (each.metadata.tokenizer for each in data.opened.values())
+        templates = {each.chat.origin for each in made_with if each is not None and each.chat is not None}
+        if templates:
+            rows.append(("chat template", ", ".join(sorted(templates))))
     rows.append(("layout", LAYOUTS[first.layout].name + (f", {first.block_size} tokens" if first.block_size else "")))
     if data.manifest is None:
         rows.append(("content hash", first.content_hash))
@@ -183,5 +190,5 @@ def _sample_note(data: Gathered) -> str:
     rows = sum(opened.metadata.rows for opened in data.opened.values())
     shown = len(data.sample)
     whole = "all rows" if shown == rows else f"{counted(shown, 'row')} drawn at random from {rows:,}"
-    learned = " Underlined tokens are learned." if data.has_chat else ""
+    learned = " Underlined tokens are learned: they are what an assistant said." if data.has_chat else ""
     return f"The sample has {whole}. {_HINT}{learned}"

@@ -60,7 +60,7 @@ def _source_charts(data: Gathered) -> list[Section]:
         ordered = sorted(known.items(), key=lambda each: -each[1][0])
         rows = [(name or "none", each / total, f"{each / total:.1%}, {short(each)}") for name, (each, _) in ordered]
         targets = [target for _, (_, target) in ordered]
-        note = "The mark is the target share, which a mixture draws by." if any(targets) else ""
+        note = "A mixture draws rows by the target shares, which the marks show." if any(targets) else ""
         table = tuple(
             (name or "none", f"{tokens:,}", f"{tokens / total:.2%}", "" if target is None else f"{target:.2%}")
             for name, (tokens, target) in ordered
@@ -116,7 +116,8 @@ def _flow(data: Gathered) -> list[Section]:
     parts = flow_parts(ledger)
     table = tuple((name, f"{number:,}") for name, number, _ in parts)
     unused = ledger.rows_in - ledger.rows_used
-    note = f"{ledger.rows_in:,} source rows were read, and {unused:,} of them did not become part of the dataset."
+    became = f"{unused:,} of them did not become" if unused else "all of them became"
+    note = f"{counted(ledger.rows_in, 'source row')} were read, and {became} part of the dataset."
     if ledger.lines_dropped:
         note += f" {ledger.lines_dropped:,} lines were dropped from documents."
     return [Section("From rows read to rows written", flow_chart(ledger), note, ("rows", "number"), table)]
@@ -227,8 +228,8 @@ def _visible(text: str) -> str:
 
 def _growth(data: Gathered) -> list[Section]:
     known = [version for version in data.versions if version.rows is not None]
-    if not known:
-        return []
+    if len(known) < 2:
+        return []  # a single bar shows no growth
     tokens = any(version.tokens for version in known)
     what = "tokens" if tokens else "rows"
     points = [
