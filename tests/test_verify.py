@@ -150,7 +150,7 @@ def test_the_fragment_and_its_rows_are_named(whole: Path) -> None:
     name = fragment.metadata.files[0].path
     first = lance.dataset(str(whole)).get_fragments()[0].count_rows()
     flip(whole / "data" / name, 100)
-    assert [p.split(" is not what was written")[0] for p in problems(whole)] == [
+    assert [p.split(" has changed since it was written")[0] for p in problems(whole)] == [
         f"data/{name} (rows {first:,} to {first + fragment.count_rows() - 1:,})"
     ]
 
@@ -188,10 +188,10 @@ def test_without_a_hash_of_the_file_the_rows_tell(whole: Path, capfd: pytest.Cap
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda path: path.unlink(), "is gone"),
+        (lambda path: path.unlink(), "is missing"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "were written"),
         (lambda path: path.write_bytes(b""), "0 bytes"),
-        (lambda path: path.write_bytes(bytes(path.stat().st_size)), "is not what was written"),
+        (lambda path: path.write_bytes(bytes(path.stat().st_size)), "has changed since it was written"),
     ],
 )
 def test_a_data_file_that_is_not_there_or_cut(whole: Path, damage: Callable[[Path], Any], says: str) -> None:

@@ -19,7 +19,7 @@ from lance_prep.cli.common import (
     wrapped,
 )
 from lance_prep.cli.completion import datasets_or_tags, paths, tags
-from lance_prep.cli.progress import part_shown, screen
+from lance_prep.cli.progress import part_shown, rows_of, screen
 from lance_prep.cli.terminal import draws, sparkline, width
 from lance_prep.errors import DatasetError, counted, size
 from lance_prep.transport import in_home, is_local
@@ -69,7 +69,7 @@ def diff(
     other, old, new = _sides(uri, others, version, other_version, storage_options)
     check_storage_options(storage_options, uri, other)
     with screen() as shown:
-        on_rows = part_shown(shown, "lengths", "{:,} of {:,} rows read".format)
+        on_rows = part_shown(shown, "lengths", rows_of("read"))
         found = compare(uri, other, old, new, storage_options, lengths=not no_lengths, on_rows=on_rows)
     if as_json:
         print_json(found.as_json())

@@ -10,7 +10,7 @@ import click
 
 from lance_prep.cli.common import columns, command, count, json_option, print_json, printable
 from lance_prep.cli.completion import sources
-from lance_prep.cli.progress import Screen, screen
+from lance_prep.cli.progress import Screen, left, screen
 from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class _Source:
 
     def __init__(self, plan: Plan, done: int) -> None:
         self.started = time.monotonic()
-        self.shards, self.done = len(plan.shards), done
+        self.shards, self.done, self.before = len(plan.shards), done, done
         self.rows = self.bytes = 0
 
     def line(self) -> str:
@@ -197,6 +197,10 @@ class _Source:
         seconds = max(time.monotonic() - self.started, 1e-3)
         speed = f"{size(self.bytes)}, {size(self.bytes / seconds)}/s"
         return f"{count(self.rows)} rows, {speed}, shard {self.done}/{self.shards}"
+
+    def left(self) -> str:
+        """Return the time left if all shards are read. Shards of an earlier run took no time now."""
+        return left(time.monotonic() - self.started, self.done - self.before, self.shards - self.before)
 
 
 class _Shown:

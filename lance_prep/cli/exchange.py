@@ -18,7 +18,7 @@ from lance_prep.cli.common import (
     table,
 )
 from lance_prep.cli.completion import paths, tags
-from lance_prep.cli.progress import Screen, screen
+from lance_prep.cli.progress import Screen, left, screen
 from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
@@ -126,11 +126,11 @@ class _Shown:
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
         self._started = time.monotonic()
-        self._rows = self._done = self._tokens = 0
+        self._rows = self._done = self._before = self._tokens = 0
         self._name = ""
 
     def planned(self, rows: int, done: int) -> None:
-        self._rows, self._done = rows, done
+        self._rows, self._done, self._before = rows, done, done
         self._screen.begin("export")
 
     def advanced(self, name: str, rows: int, tokens: int) -> None:
@@ -140,9 +140,12 @@ class _Shown:
         self._screen.show("export", self._line, self._done, self._rows)
 
     def _line(self) -> str:
-        speed = self._tokens / max(time.monotonic() - self._started, 1e-3)
+        seconds = max(time.monotonic() - self._started, 1e-3)
+        speed = self._tokens / seconds
+        # Shards of an earlier run took no time now.
+        remaining = left(seconds, self._done - self._before, self._rows - self._before)
         done = f"{count(self._done)} of {count(self._rows)} rows, {count(self._tokens)} tokens"
-        return f"{self._name}: {done}" + (f", {count(int(speed))} tokens/s" if self._tokens else "")
+        return f"{self._name}: {done}" + (f", {count(int(speed))} tokens/s" if self._tokens else "") + remaining
 
 
 def _summary(report: ExportReport) -> str:

@@ -77,14 +77,15 @@ def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
         rows.append(("commit", f"{source.commit} (asked for: {source.revision})"))
     if tokenizer:
         commit = f" at {tokenizer.commit}" if tokenizer.commit else ""
-        ids = f"bos {tokenizer.bos_id}, eos {tokenizer.eos_id}, pad {tokenizer.pad_id}"
+        known = (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("pad", tokenizer.pad_id))
+        ids = "".join(f"{name} {token}, " for name, token in known if token is not None)
         digest = f"sha256 {tokenizer.sha256[:12]}"
         size = f"{tokenizer.vocab_size:,} ids"
         if tokenizer.is_function:
             size = f"a Python function, ids below {tokenizer.vocab_size:,}"
         elif not tokenizer.decodes:
             size = f"the ids came without one, below {tokenizer.vocab_size:,}"
-        rows.append(("tokenizer", f"{tokenizer.name}{commit}: {size}, {ids}, {digest}"))
+        rows.append(("tokenizer", f"{tokenizer.name}{commit}: {size}, {ids}{digest}"))
         if tokenizer.chat is not None:
             rows.append(("chat template", f"{tokenizer.chat.origin}, sha256 {tokenizer.chat.template[:16]}"))
     return rows

@@ -18,7 +18,7 @@ from lance_prep.cli.common import (
     printable,
     verdict,
 )
-from lance_prep.cli.progress import rows_shown, screen
+from lance_prep.cli.progress import part_shown, rows_of, screen
 from lance_prep.errors import counted, size
 
 if TYPE_CHECKING:
@@ -53,9 +53,8 @@ def compact(uri: str, target_mb: int, storage_options: dict[str, str] | None, as
     from lance_prep import dataset
 
     with screen() as shown:
-        done = dataset.compact(
-            uri, target_bytes=target_mb << 20, storage_options=storage_options, on_rows=rows_shown(shown, "copied")
-        )
+        on_rows = part_shown(shown, "compact", rows_of("copied"))
+        done = dataset.compact(uri, target_bytes=target_mb << 20, storage_options=storage_options, on_rows=on_rows)
     if as_json:
         print_json(asdict(done))
     elif done.fragments_after == done.fragments_before:
@@ -186,13 +185,18 @@ def verify(
     rows = None if isinstance(sample_rows, str) else sample_rows or dataset.SAMPLE_ROWS
     check = dataset.SourceCheck(rows, seed or 0, storage_options)
     with screen() as shown:
+        listener = dataset.Listener(
+            part_shown(shown, "verify", rows_of("read")),
+            shown.say,
+            part_shown(shown, "source", rows_of("compared")) if against_source else lambda done, total: None,
+        )
         found = dataset.verify(
             uri,
             version,
             storage_options,
             against=check if against_source else None,
             deep=deep,
-            listener=dataset.Listener(rows_shown(shown, "read"), shown.say),
+            listener=listener,
         )
     if as_json:
         print_json({"ok": found.ok, **asdict(found)})

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from lance_prep.cli.common import printable, span
+from lance_prep.cli.common import count, printable, span
 from lance_prep.cli.terminal import plain
 
 if TYPE_CHECKING:
@@ -113,12 +113,23 @@ def rows_shown(screen: Screen, done: str, total: int | None = None) -> Callable[
     return add
 
 
+def rows_of(done: str) -> Callable[[int, int], str]:
+    """Return a line for `part_shown`: `1.2M of 35M rows <done>`, which leaves room for the time at 40 columns."""
+    return lambda rows, total: f"{count(rows)} of {count(total)} rows {done}"
+
+
 def part_shown(screen: Screen, task: str, line: Callable[[int, int], str]) -> Callable[[int, int], None]:
-    """Return a listener that is told what is done and the total, and shows `line` with the time left."""
+    """Return a listener that is told what is done and the total, and shows `line` with the time left.
+
+    The clock starts now, or when 0 is done: a later part of a command says so when it begins.
+    """
     started = time.monotonic()
     screen.begin(task)
 
     def show(done: int, total: int) -> None:
+        nonlocal started
+        if not done:
+            started = time.monotonic()
         said = lambda: line(done, total) + left(time.monotonic() - started, done, total)  # noqa: E731
         screen.show(task, said, done, total)
 

@@ -6,7 +6,7 @@ import click
 
 from lance_prep.cli.common import check_storage_options, command, json_option, print_json, printable, storage_option
 from lance_prep.cli.completion import paths, tags
-from lance_prep.cli.progress import part_shown, screen
+from lance_prep.cli.progress import part_shown, rows_of, screen
 
 
 @command(
@@ -41,7 +41,7 @@ def report(
     check_storage_options(storage_options, uri)
     options = ReportOptions(rows=sample, seed=seed)
     with screen() as shown:
-        on_rows = part_shown(shown, "report", "{:,} of {:,} rows read".format)
+        on_rows = part_shown(shown, "report", rows_of("read"))
         page = write_report(uri, output, version, storage_options, options=options, on_rows=on_rows)
     size = page.stat().st_size
     if as_json:

@@ -90,7 +90,7 @@ def recipe_rows(recipe: dict[str, Any]) -> list[tuple[str, str]]:
     elif "special_tokens" in given and layout.tokens and not function and "ids_column" not in given:
         rules = {"text": "are plain text", "parse": "are parsed", "error": "are an error"}
         written = rules.get(given["special_tokens"], f"follow {given['special_tokens']!r}")
-        added = "the tokenizer's are added" if given.get("add_special_tokens") else "none are added"
+        added = "added by the tokenizer" if given.get("add_special_tokens") else "none are added"
         rows.append(("special tokens", f"{added}; those written in a text {written}"))
     shuffled = given.get("shuffle") and f"shuffled in batches of {given.get('shuffle_batch_size', 0):,} source rows"
     rows.append(("order", f"{shuffled}, seed {given.get('seed')}" if shuffled else "as in the source"))

@@ -137,7 +137,7 @@ def _read_journal(opened: DatasetVersion, build: BuildRecord, found: Verificatio
         with found.reading(f"{path}, the receipt of shard {index}"):
             data = opened.files.read(path)
             if data is None:
-                raise ValueError("it is gone")
+                raise ValueError("it is missing")
             receipt = Receipt.from_bytes(data)
             if receipt.shard != index:
                 raise ValueError(f"it says shard {receipt.shard}")
@@ -186,7 +186,7 @@ def _check_form(data: bytes | None) -> None:
         ValueError: it is not.
     """
     if data is not None and json.dumps(json.loads(data)).encode() != data:
-        raise ValueError("it is not what was written")
+        raise ValueError("it has changed since it was written")
 
 
 def check_ledgers(opened: DatasetVersion, journals: list[BuildJournal], found: Verification) -> None:
@@ -247,7 +247,7 @@ def check_lists(opened: DatasetVersion, found: Verification) -> None:
             opened.chat_file()
     with found.reading(LOADER_FILE):
         if opened.files.read(LOADER_FILE) not in (None, LOADER):
-            raise ValueError("it is not what was written, so `datasets` may load other files")
+            raise ValueError("it has changed since it was written, so `datasets` may load other files")
     with found.reading("the list of source files"):
         files, stated = len(opened.source_files), opened.metadata.files
         found.count("source files in the lists", files)

@@ -66,10 +66,11 @@ def check_rows(
     stored: list[StoredFragment],
     shards: list[ShardRows],
     found: Verification,
-    on_rows: Callable[[int], None],
+    on_rows: Callable[[int, int], None],
 ) -> None:
     """Check the rows of all fragments whose files are whole, in order."""
     check = _Check(opened, shards, found)
+    total, done = sum(one.rows for one in stored if one.whole), 0
     for one in stored:
         if not one.whole:
             continue
@@ -79,7 +80,8 @@ def check_rows(
             for batch in scanner.to_reader():
                 check.add(at, batch)
                 at += len(batch)
-                on_rows(len(batch))
+                done += len(batch)
+                on_rows(done, total)
             if at != one.first + one.rows:
                 raise ValueError(f"it gave {at - one.first:,} rows of {one.rows:,}")
     check.finish()

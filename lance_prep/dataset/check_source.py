@@ -108,8 +108,14 @@ def check_against_source(
     check: SourceCheck,
     found: Verification,
     on_note: Callable[[str], None],
+    on_rows: Callable[[int, int], None],
 ) -> None:
-    """Compare shards with the source. Differences, and shards that cannot be compared, are problems in `found`."""
+    """Compare shards with the source. Differences, and shards that cannot be compared, are problems in `found`.
+
+    Args:
+        on_note: called with a sentence for each shard.
+        on_rows: called with the number of rows compared so far, and the total.
+    """
     plans = {shard.index: (journal, shard) for journal in journals if journal.plan for shard in journal.plan.shards}
     hashes = {build.key: {f.url: f.hash for f in opened.files_of_build(build)} for build in opened.builds}
     known = [shard for shard in shards if shard.receipt and shard.receipt.shard in plans]
@@ -131,6 +137,8 @@ def check_against_source(
         spec = _spec(opened, check)
     if spec is None and opened.metadata.tokenizer is not None:
         return
+    done, total = 0, sum(shard.rows for shard in chosen)
+    on_rows(done, total)
     for shard in chosen:
         assert shard.receipt is not None
         journal, planned = plans[shard.receipt.shard]
@@ -141,6 +149,8 @@ def check_against_source(
             if spec is not None and encoder is None:  # all builds of a version tokenize in the same way
                 encoder = _encoder(spec, plan.recipe, share, check.seed)
             _Rebuild(opened, journal.key, plan, planned, shard, check, spec, encoder, found).compare()
+        done += shard.rows
+        on_rows(done, total)
 
 
 def _is_dataframe(plan: Plan) -> bool:

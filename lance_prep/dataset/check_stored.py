@@ -63,9 +63,11 @@ def check_sealed(files: Files, version: int, found: Verification) -> bool:
                 continue
             data = files.read(path)
             if data is None:
-                found.wrong(f"{path} is gone")
+                found.wrong(f"{path} is missing")
             elif hash_bytes(data) != digest:
-                found.wrong(f"{path} is not what was written: its xxh3 is not the {digest} of version {version}'s seal")
+                found.wrong(
+                    f"{path} has changed since it was written: its xxh3 is not the {digest} of version {version}'s seal"
+                )
                 if path == manifest:
                     return False
     return True
@@ -186,7 +188,7 @@ def _check_file(
     what = f"{name} (rows {first:,} to {first + rows - 1:,})"
     found.count("data files")
     if name not in sizes:
-        found.wrong(f"{what} is gone")
+        found.wrong(f"{what} is missing")
         return False
     if file.file_size_bytes is not None and sizes[name] != file.file_size_bytes:
         found.wrong(f"{what} has {sizes[name]:,} bytes, but {file.file_size_bytes:,} were written")
@@ -197,7 +199,7 @@ def _check_file(
         actual = opened.files.hash(name)
         found.count("data files by hash")
         if actual != hashes[file.path]:
-            found.wrong(f"{what} is not what was written: its xxh3 is {actual}, not {hashes[file.path]}")
+            found.wrong(f"{what} has changed since it was written: its xxh3 is {actual}, not {hashes[file.path]}")
             return False
     return True
 

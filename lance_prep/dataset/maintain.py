@@ -58,13 +58,13 @@ def compact(
     *,
     target_bytes: int = TARGET_BYTES,
     storage_options: Mapping[str, str] | None = None,
-    on_rows: Callable[[int], None] = lambda rows: None,
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> Compaction:
     """Merge neighbouring fragments of the latest version into a new version with the same rows in the same order.
 
     Args:
         target_bytes: maximum size of a merged file; larger files stay as they are.
-        on_rows: called with the number of rows copied since the last call.
+        on_rows: called with the number of rows copied so far, and the total.
 
     Raises:
         DatasetError: not a dataset that lance-prep made, or a file to merge is damaged (`DamagedDataset`).
@@ -78,7 +78,15 @@ def compact(
         if all(len(group) == 1 for group in groups):
             return Compaction(opened.number, len(before), len(before), 0)
         _check_files(opened, [fragment for group in groups if len(group) > 1 for fragment in group])
-        merged = [_merge(output, opened, group, on_rows) if len(group) > 1 else group[0] for group in groups]
+        total = sum(int(fragment["physical_rows"]) for group in groups if len(group) > 1 for fragment in group)
+        done = 0
+
+        def copied(rows: int) -> None:
+            nonlocal done
+            done += rows
+            on_rows(done, total)
+
+        merged = [_merge(output, opened, group, copied) if len(group) > 1 else group[0] for group in groups]
         new = [fragment for fragment, group in zip(merged, groups, strict=True) if len(group) > 1]
         for fragment in new:
             for file in fragment["files"]:
@@ -104,7 +112,7 @@ def _check_files(opened: DatasetVersion, fragments: list[dict[str, Any]]) -> Non
     for name, digest in actual.items():
         if stated.get(name, digest) != digest:
             raise DamagedDataset(
-                f"{opened.uri}/data/{name} is not what was written: its xxh3 is {digest}, not {stated[name]}",
+                f"{opened.uri}/data/{name} has changed since it was written: its xxh3 is {digest}, not {stated[name]}",
                 "restore the file from a backup, or build the dataset again",
             )
 

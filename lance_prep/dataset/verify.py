@@ -21,12 +21,14 @@ class Listener:
     """Receives the progress of a verification.
 
     Attributes:
-        on_rows: called with the number of rows read since the last call.
+        on_rows: called with the number of rows read so far, and the total.
         on_note: called with a sentence.
+        on_compared: called with the number of rows compared with the source so far, and the total.
     """
 
-    on_rows: Callable[[int], None] = lambda rows: None
+    on_rows: Callable[[int, int], None] = lambda done, total: None
     on_note: Callable[[str], None] = lambda note: None
+    on_compared: Callable[[int, int], None] = lambda done, total: None
 
 
 def verify(
@@ -93,5 +95,5 @@ def _verify(opened: DatasetVersion, against: SourceCheck | None, told: Listener,
         shards = shards_of(journals, sum(one.rows for one in stored))
         check_rows(opened, stored, shards, found, told.on_rows)
         if against is not None:
-            check_against_source(opened, journals, shards, against, found, told.on_note)
+            check_against_source(opened, journals, shards, against, found, told.on_note, told.on_compared)
     return found
