@@ -111,7 +111,20 @@ def main() -> None:
 
         sys.stderr.write(without_credentials(without_answers(traceback.format_exc())))
         code = 1
+    _flush_streams()
     sys.exit(code)
+
+
+def _flush_streams() -> None:
+    """Flush the standard streams, and connect one that cannot be written to the null device.
+
+    Otherwise the interpreter flushes it at exit, fails, prints a traceback and changes the exit code to 120.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _replace_closed_streams() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,6 +45,7 @@ class Case:
         environment: variables of the command.
         quick: whether `make test` runs it.
         panics: whether a library written in Rust may print its own lines about a panic before the error.
+        streams: number of a standard stream -> file that it is connected to. An empty name closes it.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Case:
     environment: Mapping[str, str] = field(default_factory=dict)
     quick: bool = False
     panics: bool = False
+    streams: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def stream(self) -> str:
@@ -98,13 +102,18 @@ class Outcome:
 # The command is the child of a small process, whose own memory does not count: ru_maxrss of a child starts with what
 # its parent held at the fork. A command that is aborted is measured too.
 _WRAPPER = """
-import os, resource, sys
+import json, os, resource, sys
 space = int(sys.argv[1])
 child = os.fork()
 if not child:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (space, hard))
-    os.execv(sys.argv[3], sys.argv[3:])
+    for number, name in json.loads(sys.argv[3]).items():
+        if name:
+            os.dup2(os.open(name, os.O_RDWR), int(number))
+        else:
+            os.close(int(number))
+    os.execv(sys.argv[4], sys.argv[4:])
 _, status, used = os.wait4(child, 0)
 scale = 1 << 20 if sys.platform == "darwin" else 1 << 10
 with open(sys.argv[2], "w") as file:
@@ -126,7 +135,7 @@ def run_process(command: tuple[str, ...], folder: Path, case: Case, aside: Path)
         **case.environment,
     }
     result = aside / "result"
-    wrapped = [sys.executable, "-S", "-c", _WRAPPER, str(_SPACE), str(result)]
+    wrapped = [sys.executable, "-S", "-c", _WRAPPER, str(_SPACE), str(result), json.dumps(case.streams)]
     began = time.monotonic()
     process = subprocess.Popen(
         [*wrapped, sys.executable, "-m", "lance_prep", *command],
@@ -196,8 +205,6 @@ def check(case: Case, home: Path, dataset: Path) -> Outcome:
 
 
 def _check_outcome(case: Case, outcome: Outcome) -> None:
-    import re
-
     said = f"{outcome.out[-1500:]}\n{outcome.err[-3000:]}"
     assert outcome.code == case.code, said
     for word in ("Traceback", "defect of lance-prep", "Exception ignored"):

@@ -166,6 +166,44 @@ TEMPLATES = Theme(
     (
         _template("a loop of 10^9 steps", "{% for i in range(999999999) %}x{% endfor %}", "2 rejected"),
         _template("a namespace that doubles a text", "{% set t = namespace(x='ab') %}{{ t.x }}", "does not offer", 1),
+        _template(
+            "loops in a loop",
+            "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+            "2 rejected",
+        ),
+        _template(
+            "a loop whose condition loops",
+            "{% for i in range(100000) if range(100000) | sum and false %}{% endfor %}",
+            "2 rejected",
+        ),
+        _template("text repeated 10^10 times", "{{ text * 9999999999 }}", "2 rejected"),
+        _template("a list repeated 10^10 times", "{{ [text] * 9999999999 }}", "2 rejected"),
+        _template("a filter that pads to 10^9", "{{ text | center(10**9) }}", "2 rejected"),
+        _template("a method that pads to 10^9", "{{ text.center(10**9) }}", "2 rejected"),
+        _template("a format that pads to 10^10", "{{ '%9999999999d' % 1 }}", "2 rejected"),
+        _template("a format that pads as a value says", "{{ '{:{}}'.format(1, 999999999) }}", "2 rejected"),
+        _template("a number of 100 million digits", "{{ 9**99999999 }}", "2 rejected"),
+        _template("a text of GB by replacement", "{{ ('x' * 99999).replace('x', 'y' * 99999) }}", "2 rejected"),
+        _template("a text of GB by joining", "{{ ('y' * 99999).join('x' * 99999) }}", "2 rejected"),
+        _template(
+            "endless output",
+            "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+            "2 rejected",
+            mib=1000,
+            quick=True,
+        ),
+        _template("a macro that calls itself", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "2 rejected"),
+        _template(
+            "a macro that calls itself twice, 90 deep",
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
+            "2 rejected",
+        ),
+        _template(
+            "a macro that doubles its argument",
+            "{% macro f(x, n) %}{% if n %}{{ f(x ~ x, n - 1) }}{% endif %}{% endmacro %}{{ f('xx', 90) }}",
+            "2 rejected",
+        ),
+        _template("parentheses 5,000 deep", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "error: ", 2),
         _template("class walking", "{{ ''.__class__.__mro__[1].__subclasses__() }}", "2 rejected", quick=True),
         _template("class walking by attr", "{{ ''|attr('__class__') }}", "2 rejected"),
         _template("globals of a function", "{{ lipsum.__globals__['os'].system('touch pwned') }}", "does not offer", 1),
@@ -318,10 +356,37 @@ OPTIONS = Theme(
     ),
 )
 
+
+def _streams(name: str, streams: dict[int, str], command: tuple[str, ...], message: str = "", code: int = 0) -> Case:
+    return Case(name, command, message, dataset=True, code=code, on="both", streams=streams)
+
+
+_SHOW = ("show", "d.lance", "--limit", "1")
+STREAMS = Theme(
+    "Closed and full streams",
+    "A build goes on without progress. A command that cannot print its result fails.",
+    (
+        _streams("stderr is closed", {2: ""}, build(), "= 2 used"),
+        _streams("stderr is full", {2: "/dev/full"}, build(), "= 2 used"),
+        _streams("stderr is closed, and the build fails", {2: ""}, build("nowhere.jsonl"), "^$", 1),
+        _streams("stderr is full, and the build fails", {2: "/dev/full"}, build("nowhere.jsonl"), "^$", 1),
+        _streams("stdout is closed", {1: ""}, build()),
+        _streams("stdout is full", {1: "/dev/full"}, build(), "error: ", 1),
+        _streams("stdout and stderr are closed", {1: "", 2: ""}, build(), "^$"),
+        _streams("all three streams are closed", {0: "", 1: "", 2: ""}, build(), "^$"),
+        _streams("stdin is closed", {0: ""}, build(), "= 2 used"),
+        _streams("stdin is closed, and read as the source", {0: ""}, build("-"), "error: ", 1),
+        _streams("stdout is full for rows", {1: "/dev/full"}, _SHOW, "error: ", 1),
+        _streams("stdout is full for help", {1: "/dev/full"}, ("--help",), "error: ", 1),
+        _streams("wrong usage with stderr closed", {2: ""}, ("frobnicate",), "^$", 2),
+    ),
+)
+
 THEMES = {
     "places": PLACES,
     "filters": FILTERS,
     "templates": TEMPLATES,
     "recipes": RECIPES,
     "options": OPTIONS,
+    "streams": STREAMS,
 }

@@ -76,7 +76,7 @@ def _added(token: dict[str, Any]) -> Callable[[Path], None]:
 
 TOKENIZERS = Theme(
     "Tokenizers",
-    "An invalid tokenizer is named before a text is read. A panic of a library is one line.",
+    "An invalid tokenizer is named before a text is read. If a library panics, its own lines precede the error.",
     (
         _tokenizer("not JSON", "not JSON", "not a tokenizer", quick=True),
         _tokenizer("nothing", b"", "not a tokenizer"),
