@@ -293,6 +293,41 @@ def run_seed(seed: int, *, scenario: str | None = None, faults: Faults | None = 
     return world
 
 
+def run_suspended(seed: int, where: str) -> World:
+    """Run a build that discards an unfinished one and is suspended after its commit; meanwhile the other is resumed.
+
+    Args:
+        where: operation before which it is suspended, as in `Faults.script`.
+
+    Raises:
+        Broken: a promise was broken; with the story of the schedule.
+    """
+    script = (("unfinished commit", 1, "kill before"), (f"discards {where}", 1, "stalled"))
+    world = World(seed, replace(CALM, script=script))
+    world.one_machine = False
+    run = Run(world, {A.rows, B.rows}, world.draw)
+    a, b = replace(A, flags=OVER), replace(B, flags=OVER)
+    try:
+        world.start("unfinished", run.process(b, 0))
+        world.run()
+        discards = world.start("discards", run.process(a, 0))
+        resumes = world.start("resumes", run.process(b, 0))
+
+        def starts() -> bool:
+            if discards.dead or (1 in world.versions() and discards.stalled > world.step):
+                resumes.waits = None
+            return resumes.waits is None
+
+        resumes.waits = starts
+        world.run()
+        run.check_all()
+        run.check_journals()
+    except Exception as error:
+        world.kill_all()
+        raise Broken(f"seed {seed}: {type(error).__name__}: {error}\n{world.story()}") from error
+    return world
+
+
 def _run(run: Run, scenario: Scenario, draw: random.Random) -> None:
     world = run.world
     for number, command in enumerate(scenario.commands):

@@ -17,8 +17,10 @@ import lance_prep.store.output
 from lance_prep.engine import Decision, Schedule
 from lance_prep.engine.decide import Existing
 from lance_prep.engine.schedule import Running
-from lance_prep.store import Output
-from tests.simulated_builds import SCENARIOS, run_seed
+from lance_prep.store import Output, OutputLock
+from lance_prep.store.leftovers import Leftovers
+from lance_prep.transport import Transport
+from tests.simulated_builds import SCENARIOS, run_seed, run_suspended
 from tests.simulated_store import KINDS, STORE, Broken, Faults, SimulatedFiles, World
 
 SCHEDULES, TORTURE, BLOCK = 10_000, 100_000, 500
@@ -125,6 +127,21 @@ def test_a_builder_that_is_suspended_before_it_writes_a_receipt(monkeypatch: pyt
         scripted("twice", script, seed=37, sticky=0.9)
 
 
+@pytest.mark.parametrize("where", ["write .lance_prep/seals/1", "delete data/"])
+def test_a_builder_that_wakes_up_deletes_nothing_of_a_build_that_was_resumed(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that it discarded with its commit belong to the next version now."""
+    assert 2 in [len(run_suspended(seed, where).versions()) for seed in range(12)]  # the other build was committed
+    remove = Leftovers.remove
+    monkeypatch.setattr(Leftovers, "remove", lambda self, lock: remove(self, OutputLock()))
+    if where == "delete data/":  # its receipts are gone, so the other build makes new files
+        assert 2 in [len(run_suspended(seed, where).versions()) for seed in range(12)]
+        return
+    with pytest.raises(Broken, match="missing"):
+        [run_suspended(seed, where) for seed in range(12)]
+
+
 def test_a_store_that_ignores_conditions_is_refused() -> None:
     """Lance #6595: in such a store, two commits of the same version replace each other without an error."""
     stories = [run_seed(seed, faults=Faults(0.01, 3, KINDS, 0.5, conditional=False)).story() for seed in range(300)]
@@ -182,7 +199,11 @@ def test_with_results_of_both_copies_of_a_task(monkeypatch: pytest.MonkeyPatch) 
 
 def test_with_removals_by_whoever_takes_the_lease_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found here, as seed 1691: the lists of a commit that was still on its way were removed."""
-    monkeypatch.setattr(lance_prep.store.output, "complete", lance_prep.store.leftovers.tidy)
+
+    def tidy(uri: str, transport: Transport) -> None:
+        lance_prep.store.leftovers.tidy(uri, transport, OutputLock())
+
+    monkeypatch.setattr(lance_prep.store.output, "complete", tidy)
     assert fails(1600, 200)
 
 
@@ -191,7 +212,7 @@ def test_with_leftovers_removed_before_the_commit(monkeypatch: pytest.MonkeyPatc
 
     def leftovers(self: Output, *args: Any, **kwargs: Any) -> Any:
         found = real(self, *args, **kwargs)
-        found.remove()
+        found.remove(OutputLock())
         return found
 
     monkeypatch.setattr(Output, "leftovers", leftovers)

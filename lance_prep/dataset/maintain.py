@@ -27,6 +27,7 @@ from lance_prep.store import (
     Files,
     Journal,
     Output,
+    OutputLock,
     data_hashes,
     hash_files,
     manifest_path,
@@ -188,7 +189,9 @@ def prune(
         OutputLocked: a build or another command works on the dataset.
     """
     output = Output.at(uri, storage_options)
-    with output.locked() as opened:
+    output.version()  # taking the lock makes its folder, so refuse a path without a dataset first
+    with output.lock() as lock:
+        opened = output.version()
         latest = opened.dataset
         tags = tags_by_version(latest)
         entries = version_entries(latest)
@@ -197,16 +200,17 @@ def prune(
         kept = [int(v["version"]) for v in entries if int(v["version"]) not in removed]
         count, size = _freed(latest, set(removed))
         if not dry_run:
-            _remove_versions(opened.files, removed)
-            output.tidy()
+            _remove_versions(opened.files, removed, lock)
+            output.tidy(lock)
         for_tag = tuple(number for number in old if number in tags and number != latest.version)
         return Pruning(tuple(removed), tuple(kept), for_tag, count, size, dry_run)
 
 
-def _remove_versions(files: Files, versions: list[int]) -> None:
+def _remove_versions(files: Files, versions: list[int], lock: OutputLock) -> None:
     """Remove the manifests of versions. This comes first: a version without its files must not be listed."""
     for number in versions:
         if path := manifest_path(files, number):
+            lock.check()
             files.delete(path)
     if versions:
         files.sync(str(manifest_path(files, manifest_versions(files)[-1])))  # with its folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 from lance_prep.engine.decide import Decision, Existing, record_files
 from lance_prep.engine.report import BuildReport
 from lance_prep.engine.shard import BuildJob
-from lance_prep.errors import SourceError, counted
+from lance_prep.errors import OutputLocked, SourceError, counted
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import DocumentLengths, Ledger
 from lance_prep.store import (
@@ -23,6 +24,7 @@ from lance_prep.store import (
     Journal,
     Lengths,
     Metadata,
+    OutputLock,
     Receipt,
     SourceRecord,
     TokenizerRecord,
@@ -44,11 +46,18 @@ BESIDE: tuple[Literal["rejected", "contaminated"], ...] = ("rejected", "contamin
 
 
 def commit_build(
-    decision: Decision, receipts: list[Receipt], *, resumed: int, started: float, others: Iterable[Journal] = ()
+    decision: Decision,
+    receipts: list[Receipt],
+    lock: OutputLock,
+    *,
+    resumed: int,
+    started: float,
+    others: Iterable[Journal] = (),
 ) -> BuildReport:
     """Make a build's shards one version, and report.
 
     Args:
+        lock: the output's, held.
         others: journals of unfinished builds, to be discarded with the leftovers.
 
     Raises:
@@ -67,11 +76,12 @@ def commit_build(
     journal = job.journal
     leftovers = job.output.leftovers(journal, receipts, overwritten=existing.number > 0, others=others)
     if job.output.is_local:
-        leftovers.remove()
+        leftovers.remove(lock)
     why = {"lance_prep.build": job.key}
     version = job.output.commit(with_metadata(job.schema, metadata), [*old, *new], on=existing.number, why=why)
     if not job.output.is_local:
-        leftovers.remove()  # not before the commit: see `store.leftovers`
+        with suppress(OutputLocked):  # the version is committed; the process that took the lock over removes the rest
+            leftovers.remove(lock)  # not before the commit: see `store.leftovers`
     journal.close(version)
     files = job.output.files
     rejected, contaminated = (

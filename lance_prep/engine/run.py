@@ -317,7 +317,7 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
     receipts = with_data(files, job.journal.receipts())
     # Also before the build, not only before the commit: on a full disk, leftovers of a killed build take its space.
     if output.is_local:
-        output.leftovers(job.journal, receipts.values(), overwritten=decision.existing.number > 0).remove()
+        output.leftovers(job.journal, receipts.values(), overwritten=decision.existing.number > 0).remove(lock)
     limit = left_to_write(job, decision)
     schedule = Schedule(job.tasks(), receipts, limit)
     if not schedule.done:
@@ -332,7 +332,7 @@ def _run(decision: Decision, engine: Engine, options: RunOptions, lock: OutputLo
     finished = _build_shards(job, decision.before, engine, options, receipts, limit)
     lock.check()
     check_data(files, job.uri, finished)
-    return commit_build(decision, finished, resumed=len(receipts), started=started, others=others)
+    return commit_build(decision, finished, lock, resumed=len(receipts), started=started, others=others)
 
 
 def _build_shards(

@@ -116,12 +116,12 @@ def write_lance(
         job, there = _named(decision.job, made), decision.existing.ours
         if mode == "overwrite" and there is not None and [build.key for build in there.builds] == [job.key]:
             # The same content again. Its journal stays as it is, so the new files are leftovers.
-            output.tidy()
+            output.tidy(lock)
             return existing_report(decision.existing, "unchanged", time.monotonic() - started)
         others = discard_others(job, hooks.progress)
         receipts = _keep(job, made)
         lock.check()
-        return commit_build(replace(decision, job=job), receipts, resumed=0, started=started, others=others)
+        return commit_build(replace(decision, job=job), receipts, lock, resumed=0, started=started, others=others)
 
 
 def check_mode(mode: str) -> None:

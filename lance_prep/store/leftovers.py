@@ -3,10 +3,18 @@
 The output's lock says that nobody else is writing. A file is removed only if it has a name that Lance or lance-prep
 gives, and nothing names it: no version, and no receipt of an unfinished build.
 
-The lock of an object store is a lease, which a suspended process may believe to hold although another has taken it
-over. So there a build looks for leftovers before its commit, and removes them after it: all of them are of processes
-that began on an earlier version, and the store refuses their commits from then on. Whoever takes a lease over removes
-nothing before that: the commit of the suspended process, or one that is still on its way, may need the files.
+The lock of an object store is a lease. A suspended process may believe that it holds the lease after another process
+has taken it over. Two rules keep the files of a version safe:
+
+- A build lists leftovers before its commit and removes them after it. They belong to processes that began on an earlier
+  version, and the store refuses the commits of those from then on. A process that takes a lease over removes nothing
+  before its own commit, because the commit of the suspended process, or one still on its way, may need the files.
+- Each deletion checks the lease first. A builder that was suspended after its commit deletes nothing when it wakes up,
+  because the next builder may have resumed the build that its list names. Receipts are deleted before data files, so a
+  process that is suspended between the check and the deletion of a data file deletes one that no build can resume.
+
+A process that is suspended between the check and the deletion of a plan or receipt can still delete that one file of a
+build that was resumed meanwhile. No row is lost. `verify` reports the file.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from typing import Any
 
 from lance_prep.errors import DatasetError, OutputError, reading_dataset
 from lance_prep.store.journal import Journal, unfinished_builds
+from lance_prep.store.lock import OutputLock
 from lance_prep.store.metadata import BUILDS_FOLDER, FOLDER, KEY, LISTS_FOLDER, TOKENIZERS_FOLDER
 from lance_prep.store.receipt import Receipt
 from lance_prep.store.seal import SEALS, hash_files, is_sealed, known_hashes, manifest_versions, seal
@@ -99,12 +108,23 @@ class Leftovers:
     paths: tuple[str, ...]
     uploads: tuple[tuple[str, str], ...] = ()
 
-    def remove(self) -> None:
-        """Remove them."""
-        for path in self.paths:
-            self.files.delete(path)
+    def remove(self, lock: OutputLock) -> None:
+        """Remove them.
+
+        Raises:
+            OutputLocked: another process has taken the lock over. The rest is left to it.
+        """
+        _delete(self.files, self.paths, lock)
         for upload in self.uploads:
+            lock.check()
             self.files.abort(upload)
+
+
+def _delete(files: Files, paths: Iterable[str], lock: OutputLock) -> None:
+    """Delete files, in order, for as long as the lock is held. Raises as `Leftovers.remove` does."""
+    for path in paths:
+        lock.check()
+        files.delete(path)
 
 
 def find_leftovers(
@@ -133,31 +153,37 @@ def find_leftovers(
     return Leftovers(files, (*small, *paths), tuple(files.uploads(DATA)))
 
 
-def tidy(uri: str, transport: Transport) -> None:
-    """Complete what a killed command began, and remove what it left. Call it with the output's lock held.
+def tidy(uri: str, transport: Transport, lock: OutputLock) -> None:
+    """Complete what a killed command began, and remove what it left.
 
     Afterwards the latest version is sealed and its build noted as committed. What only vanished versions needed is
     gone, and so is each file that nothing names. If a version cannot be read, nothing that it might need is removed.
+
+    Args:
+        lock: the output's, held.
+
+    Raises:
+        OutputLocked: another process has taken the lock over.
     """
     files = files_of(uri, transport)
     if isinstance(files, LocalFiles):
         for folder, pattern in _UNNAMED.items():
-            _remove(files, folder, pattern, set())
+            _delete(files, _named(files, folder, pattern, set()), lock)
         for path in [*files.list(FOLDER), f".{LOADER_FILE}{TEMPORARY}"]:
             name = path.rpartition("/")[2]
             if name.startswith(".") and name.endswith(TEMPORARY):
-                files.delete(path)
+                _delete(files, [path], lock)
     latest = open_dataset(uri, None, transport)
     try:
         if latest is not None and KEY in (latest.schema.metadata or {}):
             _complete(opened(uri, latest, transport))
         wanted = _tracked(latest) if latest is not None else set()
-        forget(uri, transport)
+        _forget(uri, transport, lock)
         wanted |= _unfinished(files)
     except DatasetError:
         return
     for folder, pattern in _NAMED.items():
-        _remove(files, folder, pattern, wanted)
+        _delete(files, _named(files, folder, pattern, wanted), lock)
 
 
 def complete(uri: str, transport: Transport) -> None:
@@ -176,11 +202,6 @@ def _unfinished(files: Files) -> set[str]:
         for receipt in Journal(files, key).receipts()
         for name in receipt.data_files()
     }
-
-
-def _remove(files: Files, folder: str, pattern: str, wanted: set[str]) -> None:
-    for path in _named(files, folder, pattern, wanted):
-        files.delete(path)
 
 
 def _named(files: Files, folder: str, pattern: str, wanted: set[str]) -> Iterator[str]:
@@ -219,7 +240,7 @@ def _complete(latest: DatasetVersion) -> None:
     seal(files, number, hashes)
 
 
-def forget(uri: str, transport: Transport) -> None:
+def _forget(uri: str, transport: Transport, lock: OutputLock) -> None:
     """Delete what only vanished versions needed: journals, tokenizers, lists, seals and cached indexes.
 
     Raises:
@@ -235,17 +256,16 @@ def forget(uri: str, transport: Transport) -> None:
             needed |= _needed_by(opened(uri, dataset, transport))
     for folder in (BUILDS_FOLDER, TOKENIZERS_FOLDER, LISTS_FOLDER):
         unneeded = [path for path in files.list(folder) if "/".join(path.split("/")[:3]) not in needed]
-        for path in sorted(unneeded, key=Journal.order_of_deletion):
-            files.delete(path)
+        _delete(files, sorted(unneeded, key=Journal.order_of_deletion), lock)
     for path in files.list(SEALS):
         name = Path(path).stem
         # The seal of a compaction also holds hashes of data files, which later versions may have too.
         if name.isdigit() and int(name) not in versions and needed.isdisjoint(known_hashes(files, int(name))):
-            files.delete(path)
+            _delete(files, [path], lock)
     for path in files.list(f"{FOLDER}/cache"):
         match = _CACHE.match(path)
         if match and int(match[1]) not in versions:
-            files.delete(path)
+            _delete(files, [path], lock)
 
 
 def _needed_by(version: DatasetVersion) -> set[str]:

@@ -93,7 +93,7 @@ class Output:
         """
         with output_lock(self.uri, self.transport) as lock:
             if lock.interrupted and self.is_local:
-                self.tidy()
+                self.tidy(lock)
             elif lock.interrupted:
                 complete(self.uri, self.transport)
             yield lock
@@ -240,9 +240,9 @@ class Output:
             self.uri, self.transport, overwritten=overwritten, journal=journal, receipts=receipts, others=others
         )
 
-    def tidy(self) -> None:
+    def tidy(self, lock: OutputLock) -> None:
         """Complete what a killed command began, and remove what it left. See `store.leftovers`."""
-        tidy(self.uri, self.transport)
+        tidy(self.uri, self.transport, lock)
 
 
 def file_version(layout: str, schema: pa.Schema) -> str:
