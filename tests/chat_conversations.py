@@ -180,8 +180,11 @@ def expect(of: Model, messages: list[Conversation], tools: list[Any] | None) -> 
     common = {"tools": tools, "chat_template": template, "return_dict": True}
     try:
         ids = list(tokenizer.apply_chat_template(messages, sanitize_control_tokens=True, **common)["input_ids"])
+        text = tokenizer.apply_chat_template(messages, tokenize=False, tools=tools, chat_template=template)
     except Exception:
         return None
+    if any(each["role"] == "developer" and _said(each) not in text for each in messages):
+        return None  # the template leaves the message out, so lance-prep rejects the conversation
     learned = _learned(of, messages, tools)
     try:
         plain = tokenizer.apply_chat_template(messages, return_assistant_tokens_mask=True, **common)
@@ -205,6 +208,11 @@ def expect(of: Model, messages: list[Conversation], tools: list[Any] | None) -> 
     excused = any(first is None or not last for first, last in places) or any(split)
     excused = excused or any(start == end for start, end in spans)
     return Expected(ids, learned, [bool(bit) for bit in plain["assistant_masks"]], excused)
+
+
+def _said(message: Conversation) -> str:
+    content = message["content"]
+    return str(content if isinstance(content, str) else content[0]["text"]).strip()
 
 
 def _learned(of: Model, messages: list[Conversation], tools: list[Any] | None) -> list[bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer
 
 import lance_prep
 from lance_prep.cli.main import cli
+from lance_prep.cli.main import run as run_command
 from lance_prep.errors import LancePrepError, OutputExists, SourceError, TokenizerError, UsageError
 from lance_prep.exchange import export
 from lance_prep.hub.contents import needed_files
@@ -233,13 +235,95 @@ def test_what_cannot_be_used_is_counted(folder: Path) -> None:
     ledger = report.ledger
     assert (ledger.rows_in, ledger.rows_used, ledger.empty, ledger.rejected) == (7, 2, 2, 3)
     assert set(ledger.reasons) == {
-        "the conversation is text, and not JSON",
-        "a message is from none of system, user, human, prompter, assistant, gpt, chatgpt, bard, bing, model, tool, "
-        "function, observation, function_response, function_call",
+        "invalid conversation: text that is not JSON",
+        "a message has an unknown speaker; known are system, user, human, prompter, assistant, gpt, chatgpt, bard, "
+        "bing, model, tool, function, observation, function_response, function_call",
         "a message contains U+10FFFE or U+10FFFF, which are not characters",
     }
     assert ledger.rows_not_learned == 1
     assert "1 conversations have none" in run("info", folder / "out.lance")
+
+
+ANSWER = {"role": "assistant", "content": "Yes."}
+HOSTILE: list[tuple[Any, str]] = [
+    ("hello", "invalid conversation: text that is not JSON"),
+    ("[" * 100_000, "invalid conversation: text that is not JSON"),
+    (["a", "b"], "a message of the conversation is not an object"),
+    ([[ANSWER]], "a message of the conversation is not an object"),
+    (5, "the conversation is not a list of messages"),
+    ({"a": 1}, "a message has no role, or one that is not text"),
+    ([{"content": "Hi"}, ANSWER], "a message has no role, or one that is not text"),
+    ([{"role": 5, "content": "Hi"}, ANSWER], "a message has no role, or one that is not text"),
+    ([{"role": "critic", "content": "Hi"}, ANSWER], "the chat template leaves out a message because of its role"),
+    ([{"role": "user", "content": 5}, ANSWER], "the content of a message is neither text nor a list of parts"),
+    ([{"role": "user", "content": {"a": 1}}, ANSWER], "the chat template writes only text"),
+    ([{"role": "user", "content": [{"type": "image", "url": "x"}]}, ANSWER], "the chat template writes only text"),
+    ([{**ANSWER, "tool_calls": "{bad"}], "invalid tool calls: text that is not JSON"),
+    ([{**ANSWER, "tool_calls": ["{bad"]}], "invalid tool calls: not a list of objects"),
+    ([{"from": "function_call", "value": "{bad"}], "invalid function call: text that is not JSON"),
+    ([{"from": "function_call", "value": "5"}], "invalid function calls: not a list of objects"),
+    ([{"from": 5, "value": "Hi"}], "a message has an unknown speaker"),
+    ([{"role": "user", "content": "Hi"}, ANSWER] * 30_000, "the template loops too long"),
+]
+
+
+def test_hostile_conversations_are_counted_by_reason(folder: Path) -> None:
+    """Each is rejected for its own reason, also if transformers would leave a message out. The others are written."""
+    stock = (TRL / "qwen3.jinja").read_text()
+    (folder / "model" / "chat_template.jinja").write_text(stock)
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]
+    good = [
+        [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes."}],
+        [{"role": "user", "content": parts}, ANSWER],
+        [{"role": "user", "content": "word " * 200_000}, ANSWER],
+    ]
+    records = [{"messages": each} for each, _ in HOSTILE] + [{"messages": each} for each in good]
+    write(folder, [{"messages": good[0], "tools": 5}, *records, {"messages": None}, {"other": 1}])
+    rows = build(folder)
+    assert [row["learned"] for row in rows] == 3 * ["<think>\n\n</think>\n\nYes.<|im_end|>\n"]
+    assert rows[1]["text"].startswith("<|im_start|>user\nHi\nthere<|im_end|>")
+    ledger = lance_prep.info(folder / "out.lance").metadata.ledger
+    assert (ledger.rows_in, ledger.empty, ledger.rejected) == (len(HOSTILE) + 6, 2, len(HOSTILE) + 1)
+    rejected = list(map(json.loads, (folder / "out.rejected.jsonl").read_text().splitlines()))
+    for record, (_, reason) in zip(rejected, [(None, "invalid tools: not a list of objects"), *HOSTILE], strict=True):
+        assert record["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("missing", "No such file or directory"),
+        ("folder", "a folder"),
+        ("pipe", "not a regular file"),
+        ("empty", "0 bytes; a template has 1 to 1,048,576"),
+        ("large", "1,048,577 bytes; a template has 1 to 1,048,576"),
+        ("binary", "it is not UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_a_template(folder: Path, kind: str, said: str) -> None:
+    write(folder, [{"messages": CONVERSATIONS[0]}])
+    path = folder / "own.jinja"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind != "missing":
+        path.write_bytes({"empty": b"", "large": b"x" * 1_048_577, "binary": b"\x89PNG\xff"}[kind])
+    with pytest.raises(TokenizerError, match=re.escape(f"chat_template {path} cannot be read: {said}")):
+        build(folder, chat_template=str(path))
+
+
+def test_the_sample_tokenizer_needs_a_template(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(folder, [{"messages": CONVERSATIONS[0]}])
+    arguments = ["build", str(folder / "chat.jsonl"), "--messages", "messages", "--tokenizer", "lance-prep:sample"]
+    arguments += ["-o", str(folder / "out.lance")]
+    assert run_command(arguments) == 1
+    said = capsys.readouterr().err
+    assert "has no chat template, neither in tokenizer_config.json nor in chat_template.jinja" in said
+    assert "give a template with --chat-template" in said
+    (folder / "own.jinja").write_text(PLAIN)
+    run(*arguments, "--chat-template", folder / "own.jinja")
+    assert "Ask me again." in run("show", folder / "out.lance")
 
 
 def test_a_template_that_refuses_a_conversation_rejects_it(folder: Path) -> None:
@@ -318,7 +402,7 @@ def test_samplers_loaders_and_mixtures_learn_the_same(folder: Path) -> None:
     assert sorted(row for row in sampled if row in expected) == expected
     loaded = TokenLoader(data, global_batch_size=4, seed=1, tail="pad")
     assert [row for batch in loaded for row in batch["labels"].tolist()] == sampled
-    mixture = Mixture({str(folder / "out.lance"): 1.0}, labels="assistant")
+    mixture = Mixture({folder / "out.lance": 1.0}, labels="assistant")  # a path, as everywhere else
     assert sorted(mixture[i]["labels"].tolist() for i in range(len(data))) == expected
 
 

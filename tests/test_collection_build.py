@@ -17,7 +17,7 @@ import lance_prep
 from lance_prep.cli.main import run
 from lance_prep.collection import download
 from lance_prep.collection.unfinished import Parts, State
-from lance_prep.errors import DamagedDataset, DatasetError, OutputExists, SourceNotFound
+from lance_prep.errors import DamagedDataset, DatasetError, OutputExists, SourceNotFound, UsageError
 from lance_prep.store import Manifest, read_manifest
 from lance_prep.train import LanceDataset, Mixture
 from tests import test_download
@@ -558,7 +558,13 @@ def test_a_category_of_conversations(mixed: Path, capsys: Out) -> None:
 
 def test_a_manifest_of_conversations_makes_a_mixture(mixed: Path) -> None:
     text = mixed.read_text()
-    mixed.write_text(text[: text.index("  text:")] + text[text.index("  talk:") :])
+    text = text[: text.index("  text:")] + text[text.index("  talk:") :]
+    mixed.write_text(text)
+    with pytest.raises(UsageError, match="add_special_tokens has no effect: all sources of mixed are conversations"):
+        lance_prep.build_collection(mixed, output=mixed.parent / "out")
+    mixed.write_text(text.replace("  add_special_tokens: true\n", ""))
+    with pytest.raises(UsageError, match="special_tokens has no effect"):
+        lance_prep.build_collection(mixed, output=mixed.parent / "out", special_tokens="parse")
     lance_prep.build_collection(mixed, output=mixed.parent / "out")
     mixture = Mixture.from_manifest(mixed.parent / "out", labels="assistant")
     assert all(0 < int((mixture[i]["labels"] != -100).sum()) < 64 for i in range(20))

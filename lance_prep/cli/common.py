@@ -164,7 +164,7 @@ def _parameters() -> re.Pattern[str]:
     names = {*Recipe.model_fields, *_PARAMETERS} - {"source"}
     name = "|".join(sorted(names, key=len, reverse=True))
     quoted = r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\""
-    return re.compile(rf"`(?P<marked>{name})`|{quoted}|(?<![\w.-])(?P<name>{name})(?![\w-])(?P<value>{_VALUE})?")
+    return re.compile(rf"`(?P<marked>{name})`|{quoted}|(?<![\w.-])(?P<name>{name})(?![\w-]|\.\w)(?P<value>{_VALUE})?")
 
 
 def as_options(message: str, keep: Container[str] = ()) -> str:

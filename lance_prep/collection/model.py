@@ -49,7 +49,7 @@ _SAME = (
 )
 _RENAMED = {"max_rows": "max_source_rows"}
 #: Fields that have an effect only on sources without, or only on sources with `chat`.
-_OF_TEXTS = ("special_tokens", "add_special_tokens")
+OF_TEXTS = ("special_tokens", "add_special_tokens")
 _OF_CHATS = ("chat_template",)
 
 
@@ -135,7 +135,7 @@ class CollectionSource(BaseModel):
 
     def used(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of fields for all sources that have an effect on this one, on text or on conversations."""
-        return {name: value for name, value in fields.items() if name not in (_OF_TEXTS if self.chat else _OF_CHATS)}
+        return {name: value for name, value in fields.items() if name not in (OF_TEXTS if self.chat else _OF_CHATS)}
 
 
 def _turn_by_turn(column: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lance_prep.collection.folder import RECIPE, read_download
 from lance_prep.collection.load import Collection, is_collection, load_collection
-from lance_prep.collection.model import OVERRIDABLE, PER_SOURCE, CollectionRecipe
+from lance_prep.collection.model import OF_TEXTS, OVERRIDABLE, PER_SOURCE, CollectionRecipe
 from lance_prep.errors import SourceNotFound, UsageError
 from lance_prep.model import Skipped
 from lance_prep.recipe import Recipe, make_recipe
@@ -100,6 +100,7 @@ def _from_recipe(recipe: CollectionRecipe, source: Collection, overrides: Mappin
             f"chat_template has no effect: {recipe.name} has no source with `chat: true`",
             "leave chat_template out, or set `chat: true` in a category or a source",
         )
+    _check_texts(recipe, overrides)
     jobs = [
         SourceJob(name, each.recipe(recipe.defaults, where=f"{recipe.name}: {name}", **overrides), category, each.share)
         for category, name, each in recipe.sources()
@@ -109,6 +110,20 @@ def _from_recipe(recipe: CollectionRecipe, source: Collection, overrides: Mappin
         notes.append(f"{source} is the built-in collection; for the folder of that name, write ./{source}")
     asked = str(source) if isinstance(source, str | Path) else recipe.name
     return CollectionPlan(asked, recipe.name, tuple(jobs), recipe.shares(), tuple(notes), fixed=fixed)
+
+
+def _check_texts(recipe: CollectionRecipe, overrides: Mapping[str, Any]) -> None:
+    """Refuse options of texts for a collection that has only conversations."""
+    if not all(each.chat for _, _, each in recipe.sources()):
+        return
+    for name in OF_TEXTS:
+        default = Recipe.model_fields[name].default
+        given = next((fields[name] for fields in (overrides, recipe.defaults) if name in fields), default)
+        if given != default:
+            raise UsageError(
+                f"{name} has no effect: all sources of {recipe.name} are conversations, and the chat template decides",
+                f"remove {name}",
+            )
 
 
 def _from_folder(source: str | Path, overrides: Mapping[str, Any]) -> CollectionPlan:

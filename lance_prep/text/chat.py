@@ -1,6 +1,6 @@
-"""Conversations as datasets write them, to the messages that chat templates read.
+"""Convert conversations from the forms that datasets use to the messages that chat templates read.
 
-`Conversations` is made of the columns that `Recipe.messages` names:
+`Recipe.messages` names the columns that hold a conversation:
 
 - one column: a list of turns, or its JSON text. A turn has `role` and `content` (OpenAI), or `from` and `value`
   (ShareGPT).
@@ -21,7 +21,7 @@ from lance_prep.source import NoText
 
 Message = dict[str, Any]
 
-#: Roles of a turn by what ShareGPT datasets call its speaker.
+#: The role for each name that ShareGPT datasets give to a speaker.
 _SPEAKERS = {
     **dict.fromkeys(("system",), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -32,9 +32,9 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def conversations(columns: Sequence[str]) -> Callable[[Mapping[str, Any]], list[Message]]:
-    """Return a function from a record to its messages; empty if it has no conversation.
+    """Return a function that converts a record to its messages. Without a conversation, the list is empty.
 
-    It raises `NoText` for a record whose conversation cannot be read.
+    The function raises `NoText` if the conversation of a record is invalid.
     """
     if len(columns) == 1:
         return lambda record: _turns(record[columns[0]])
@@ -49,11 +49,7 @@ def tools_of(record: Mapping[str, Any]) -> list[Any] | None:
     """Return the tools of a record, or None."""
     tools = record.get(TOOLS_COLUMN)
     tools = _from_json(tools or "null", "tools") if isinstance(tools, str) else _without_nulls(tools)
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise NoText("the tools are not a list of objects")
-    return tools
+    return _objects(tools, "tools") if tools else None
 
 
 def _pair(prompt: Any, completion: Any) -> list[Message]:
@@ -81,7 +77,7 @@ def _turns(value: Any) -> list[Message]:
         if not value.strip():
             return []
         return [_message(turn, nulls=True) for turn in _listed(_from_json(value, "conversation"))]
-    # In a column of structs, a field that one message has is null in all others.
+    # In a column of structs, a field that only some messages have is null in the others.
     return [_message(turn, nulls=False) for turn in _listed(value)]
 
 
@@ -94,7 +90,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _message(turn: Any, *, nulls: bool) -> Message:
-    """Return a new message without fields that are null, and without nulls inside of them unless `nulls`."""
+    """Return a new message without null fields. Nulls inside its fields are removed too, unless `nulls`."""
     if not isinstance(turn, dict):
         raise NoText("a message of the conversation is not an object")
     message = {
@@ -104,7 +100,11 @@ def _message(turn: Any, *, nulls: bool) -> Message:
     }
     if "from" in message and "role" not in message:
         message = _from_sharegpt(message)
-    for name in _REASONING:  # templates know it by different names
+    if not isinstance(message.get("role"), str):
+        raise NoText("a message has no role, or one that is not text")
+    if "tool_calls" in message:
+        message["tool_calls"] = _calls(message["tool_calls"])
+    for name in _REASONING:  # each template uses one of two names
         if (reasoning := message.get(name)) is not None:
             return {"thinking": reasoning, **message, "reasoning_content": reasoning}
     return message
@@ -115,20 +115,32 @@ def _from_sharegpt(turn: Message) -> Message:
     value = turn.get("value", "")
     if speaker == "function_call":
         call = _from_json(value, "function call") if isinstance(value, str) else value
-        calls = call if isinstance(call, list) else [call]
+        calls = _objects(call if isinstance(call, list) else [call], "function calls")
         return {"role": "assistant", "tool_calls": [{"type": "function", "function": each} for each in calls]}
     role = _SPEAKERS.get(speaker)
     if role is None:
-        raise NoText(f"a message is from none of {', '.join(_SPEAKERS)}, function_call")
+        raise NoText(f"a message has an unknown speaker; known are {', '.join(_SPEAKERS)}, function_call")
     rest = {name: each for name, each in turn.items() if name not in ("from", "value")}
     return {"role": role, "content": value, **rest}
+
+
+def _calls(calls: Any) -> list[Any]:
+    if isinstance(calls, str):
+        calls = _from_json(calls or "[]", "tool calls") or []
+    return _objects(calls, "tool calls")
+
+
+def _objects(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+        raise NoText(f"invalid {what}: not a list of objects")
+    return value
 
 
 def _from_json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise NoText(f"the {what} is text, and not JSON") from error
+        raise NoText(f"invalid {what}: text that is not JSON") from error
 
 
 def _without_nulls(value: Any) -> Any:

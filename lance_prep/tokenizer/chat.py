@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -32,6 +33,8 @@ _STOPS = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|return|>", "<|call|>"),
     *("<|END_OF_TURN_TOKEN|>", "<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<end_of_utterance>"),
 )
+_LARGEST_FILE = 1 << 20
+_NAME_FILE = "name a file with a jinja2 template"
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -123,9 +126,18 @@ def token_text(token: Any) -> str | None:
 
 def _read_file(path: str) -> str:
     try:
+        # Reading a pipe would wait forever, and /dev/zero has no end.
+        mode, size = Path(path).stat().st_mode, Path(path).stat().st_size
+        if not stat.S_ISREG(mode):
+            raise OSError("a folder" if stat.S_ISDIR(mode) else "not a regular file")
+        if not 0 < size <= _LARGEST_FILE:
+            raise OSError(f"{size:,} bytes; a template has 1 to {_LARGEST_FILE:,}")
         return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"chat_template {path} cannot be read: {error}", "name a file with a template") from error
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"chat_template {path} cannot be read: it is not UTF-8", _NAME_FILE) from error
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise TokenizerError(f"chat_template {path} cannot be read: {said}", _NAME_FILE) from error
 
 
 def _from_config(name: str, side: Mapping[str, Any]) -> str:

@@ -98,10 +98,13 @@ def load_tokenizer(recipe: Recipe) -> TokenizerSpec:
     if recipe.tokenizer_revision is not None and (path.exists() or name == "lance-prep:sample"):
         said = f"tokenizer_revision {recipe.tokenizer_revision!r} is given, and {name} is not read from the Hub"
         raise UsageError(said, "remove tokenizer_revision, or name a tokenizer on the Hub")
+    file: bytes
+    side: dict[str, Any]
+    commit: str | None = None
     if name == "lance-prep:sample":
-        return describe(name, train_sample_tokenizer(), {}, recipe.eos_token, None)
-    if path.exists():
-        file, side, commit = *_read_local(path), None
+        file, side = train_sample_tokenizer(), {}
+    elif path.exists():
+        file, side = _read_local(path)
     else:
         file, side, commit = _read_hub(name, recipe.tokenizer_revision)
     spec = describe(name, file, side, recipe.eos_token, commit)

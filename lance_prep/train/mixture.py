@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -59,7 +60,7 @@ class Mixture(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        weights: Mapping[str, float | Fraction] | Sequence[Phase],
+        weights: Mapping[str, float | Fraction] | Mapping[Path, float | Fraction] | Sequence[Phase],
         *,
         block_size: int | None = None,
         by: Literal["tokens", "rows"] = "tokens",
@@ -76,7 +77,7 @@ class Mixture(Dataset[dict[str, Any]]):
                 f"invalid by={by!r} or stopping={stopping!r}",
                 "use by='tokens' or 'rows', and stopping='repeat' or 'stop'",
             )
-        weights = dict(weights) if isinstance(weights, Mapping) else weights
+        weights = _by_name(weights) if isinstance(weights, Mapping) else weights
         self.phases = (Phase(weights),) if isinstance(weights, str | dict) else tuple(weights)
         check_phases(self.phases)
         self.names = list(dict.fromkeys(name for phase in self.phases for name in phase.by_name))
@@ -387,6 +388,14 @@ class Mixture(Dataset[dict[str, Any]]):
             "stopping": self.stopping,
             **(asdict(self._simulated) if self._simulated is not None else {}),
         }
+
+
+def _by_name(weights: Mapping[Any, float | Fraction]) -> dict[str, float | Fraction]:
+    """Return weights by the text of their paths."""
+    by_name = {os.fspath(name): weight for name, weight in weights.items()}
+    if len(by_name) < len(weights):
+        raise UsageError("a dataset has two weights, by its path and by its name", "give each dataset one weight")
+    return by_name
 
 
 def _of_one(name: str, options: DatasetOptions, names: Sequence[str]) -> DatasetOptions:
