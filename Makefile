@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 RUNS ?= 5
 
 .PHONY: demo help test lint format notebooks docs picture torture dist check-dist clean
-.PHONY: bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push bench-dedup
+.PHONY: bench-build bench-read bench-pipeline bench-jsonl bench-spark bench-export bench-push bench-dedup bench-chat
 
 demo: $(VENV)/.base  ## set up .venv and build a dataset from Python's own documentation
 	$(BIN)/lance-prep build sample
@@ -70,6 +70,9 @@ bench-push: $(VENV)/.dev  ## measure pushes to a Hub on loopback
 
 bench-dedup: $(VENV)/.dev  ## measure deduplication
 	$(BIN)/python tests/benchmarks/bench_dedup.py --runs $(RUNS)
+
+bench-chat: $(VENV)/.dev  ## measure conversations to token ids, with transformers
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_chat.py --runs $(RUNS)
 
 bench-spark: $(VENV)/.bench  ## measure builds on Spark
 	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_spark.py --runs $(RUNS)
