@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import update_wrapper
+from functools import lru_cache, update_wrapper
 from typing import Any
 
 from jinja2 import TemplateSyntaxError, UndefinedError, nodes
@@ -160,8 +160,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return update_wrapper(wrapped, value)
 
 
+@lru_cache(maxsize=16)
 def compile_bounded(environment: BoundedEnvironment, source: str) -> Callable[..., str]:
     """Return a function that renders a template with variables. It does not begin a row.
+
+    Cached: each shard asks for its template, and a long one takes seconds to compile.
 
     Raises:
         BadTemplate: the text is not a template, or one that is too long or too deep.

@@ -274,11 +274,20 @@ def _translated(own: str, args: Sequence[Any]) -> None:
         charge(len(own) * max((len(each) for each in args[0].values() if isinstance(each, str)), default=1))
 
 
+def _split(own: str, args: Sequence[Any]) -> None:
+    # A part of a list takes about 60 bytes, however short its text is.
+    separator = next((each for each in args if isinstance(each, str)), "")
+    parts = own.count(separator) if separator else sum(map(own.count, " \n\t\r"))
+    most = next((each for each in args if type(each) is int and each >= 0), parts)
+    charge(_ITEM * (min(parts, most) + 1))
+
+
 #: Methods of strings that can make much of little: what is paid before they are called with positional arguments.
 GROWING: dict[str, Callable[[str, Sequence[Any]], None]] = {
     "join": _joined,
     "replace": _replaced,
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _padded),
+    **dict.fromkeys(("split", "rsplit", "splitlines"), _split),
     "expandtabs": _tabs,
     "translate": _translated,
 }

@@ -559,10 +559,10 @@ def test_a_category_of_conversations(mixed: Path, capsys: Out) -> None:
 def test_a_manifest_of_conversations_makes_a_mixture(mixed: Path) -> None:
     text = mixed.read_text()
     text = text[: text.index("  text:")] + text[text.index("  talk:") :]
-    mixed.write_text(text)
+    mixed.write_text(text.replace("add_special_tokens: true", "add_special_tokens: false"))
     with pytest.raises(UsageError, match="add_special_tokens has no effect: all sources of mixed are conversations"):
         lance_prep.build_collection(mixed, output=mixed.parent / "out")
-    mixed.write_text(text.replace("  add_special_tokens: true\n", ""))
+    mixed.write_text(text)
     with pytest.raises(UsageError, match="special_tokens has no effect"):
         lance_prep.build_collection(mixed, output=mixed.parent / "out", special_tokens="parse")
     lance_prep.build_collection(mixed, output=mixed.parent / "out")
