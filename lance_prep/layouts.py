@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROW_BITS = 40
 #: Fields of a recipe that may name local files.
 PATH_FIELDS = ("source", "tokenizer", "chat_template", "decontaminate")
-#: The name of a tokenizer that nobody named: that of ids which came without one.
+#: The name recorded for ids that were imported without a tokenizer.
 NO_TOKENIZER = "ids:no-tokenizer"
 #: Begins the name of a tokenizer that is a Python function (see `tokenizer.function`).
 FUNCTION_PREFIX = "python:"
@@ -40,10 +40,9 @@ _TOKENIZER = (
     "add_special_tokens",
     "eos_token",
 )
-#: What a source of ids, which has no text, leaves without effect.
+#: Options without effect on a source of ids, which has no text.
 _OF_TEXT = (
     *_TEXT,
-    "messages",
     "text_unit",
     "delimiter",
     "tokenizer_backend",
@@ -142,7 +141,7 @@ register_layout(Layout("raw", "the record itself", "lance_prep.layout.rows:RAW",
 
 
 def unread_options(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the options that have no effect beside the others, each with the reason.
+    """Return the options that have no effect because of others, each with the reason.
 
     Args:
         options: of a recipe: `layout`, `packing`, `shuffle`, `dedup` and `decontaminate` decide.

@@ -1,4 +1,4 @@
-"""What the layouts have in common: a shard's job, how rows are made, and texts encoded several batches at once."""
+"""Code that the layouts share: a shard's job, the interface of a layout, and encoding of several batches at once."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ class RowMaker:
 
     Attributes:
         rows: lays out the batches of one shard, in order: uses the source rows that `LayoutJob.admit` admits, shuffles
-            the rows of each batch by `LayoutJob.order`, and counts in the ledger what becomes of source rows and
-            tokens. A function of the batches and the job alone,
-            called by several threads at once, each with a job of its own.
+            the rows of each batch by `LayoutJob.order`, and counts source rows and tokens in the ledger. Its result
+            depends only on the batches and the job. Several threads call it at once, each with its own job.
         columns: the columns of each row, before the kept ones, of the type of a token and the block size. None if rows
             are the source's records.
         check: refuses a tokenizer that the layout cannot use.
@@ -61,7 +60,7 @@ def row_maker(layout: str) -> RowMaker:
 
 
 def lay_out(batches: Iterable[SourceBatch], job: LayoutJob) -> Iterator[pa.RecordBatch]:
-    """Drop what is to be dropped from one shard, and make rows of the rest, in the recipe's layout.
+    """Leave out the dropped texts of a shard, and make rows of the rest in the recipe's layout.
 
     Yields:
         Batches in the schema of `row_schema`.
@@ -94,7 +93,7 @@ def check_tokenizer(spec: TokenizerSpec, recipe: Recipe) -> None:
     """Refuse a tokenizer that the recipe's layout cannot use.
 
     Raises:
-        TokenizerError: says what it lacks.
+        TokenizerError: the tokenizer lacks something that the layout needs.
     """
     check = row_maker(recipe.layout).check
     if check is not None:
@@ -103,7 +102,7 @@ def check_tokenizer(spec: TokenizerSpec, recipe: Recipe) -> None:
 
 @dataclass
 class LayoutJob:
-    """What the layout of one shard needs, and what it counts.
+    """The input of a shard's layout, and its counts.
 
     Attributes:
         recipe: what to build.
@@ -111,7 +110,7 @@ class LayoutJob:
         schema: of the rows to make, from `row_schema`.
         tally: counts of the shard.
         encoder, spec: None if rows hold no tokens.
-        limit: write at most this; what is left of it.
+        limit: the remaining limit.
         guard: refuses special tokens that are written in a text, if the recipe says so.
         dropped: what is dropped because of its text; None if the recipe needs no pass over the source to know it.
     """

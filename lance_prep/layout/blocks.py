@@ -1,8 +1,8 @@
 """Layout `blocks`: documents, each ended by EOS, packed into rows of exactly `block_size` tokens.
 
-`concat` cuts the stream of documents every `block_size` tokens, across batches inside a shard: no padding but in the
-shard's last block. `best-fit` keeps documents whole (Ding et al., Fewer Truncations Improve Language Modeling, 2024):
-see `packing.py`. Either way each token is written once; the ledger tells padding and documents cut.
+`concat` cuts the stream of documents every `block_size` tokens, across batches inside a shard, so only the shard's last
+block is padded. `best-fit` keeps documents whole (Ding et al., Fewer Truncations Improve Language Modeling, 2024): see
+`packing.py`. Either way each token is written once. The ledger counts padding and cut documents.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _pad_id(job: LayoutJob) -> int:
 
 
 class _BlockCounts:
-    """Tells which documents were used when only some of the blocks are written."""
+    """Counts the documents that were used, also if only some of the blocks are written."""
 
     def __init__(self, job: LayoutJob) -> None:
         self._ledger = job.tally.ledger

@@ -1,8 +1,8 @@
-"""Run a function over each partition of a DataFrame, and hear of each as it ends.
+"""Runs a function over each partition of a DataFrame, and reports each result as soon as its task ends.
 
-The results come back with the one job of the DataFrame, so that of a partition that Spark runs twice one counts. They
-are also put into an accumulator, which brings them to the driver when a task ends: for progress, and to cancel the
-job at the first error. Spark Connect has no accumulators; there, the driver hears of all partitions at the end.
+The DataFrame's one job returns the results, so a partition that Spark runs twice counts once. An accumulator also
+brings each result to the driver when its task ends, for progress and to cancel the job at the first error. Spark
+Connect has no accumulators, so there the driver hears of all partitions at the end.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def run_partitions(
 
     Raises:
         LancePrepError: the first one that `work` raised. Spark does not run that task again.
-        EngineError: a task failed otherwise, as often as Spark allows.
+        EngineError: a task failed for another reason, and its retries did too.
     """
     job = _Job(df.sparkSession, hear)
     try:
         with job.tagged(), spark_failures():
             rows = df.mapInArrow(_task(work, job.accumulator), "partition long, result binary").collect()
     except LancePrepError:
-        if job.error is not None:  # and this one says that the job was cancelled
+        if job.error is not None:  # the one caught only says that the job was cancelled
             raise job.error from None
         raise
     for row in rows:

@@ -1,4 +1,4 @@
-"""`read_lance`: a dataset in, a DataFrame with Spark's own types out, one partition for each fragment."""
+"""`read_lance`: reads a dataset as a DataFrame with Spark's own types, one partition for each fragment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`write_lance`: a DataFrame in, a dataset out.
+"""`write_lance`: writes a DataFrame as a dataset.
 
 A partition is a shard. Its rows go through the same code as those of a file: executors tokenize, lay out and write
 them, and the driver makes one commit once every partition has its receipt.
@@ -50,7 +50,7 @@ from lance_prep.text import needs_scan
 from lance_prep.tokenizer import Dtype, FunctionSpec, TokenizerSpec
 from lance_prep.transport import Transport, absolute_uri
 
-#: What the metadata says of the source.
+#: The source's name in the metadata.
 SOURCE = "DataFrame"
 #: Key of a build whose own key, which depends on its content, is not known yet.
 _NO_KEY = "0" * 16
@@ -125,10 +125,10 @@ def write_lance(
 
 
 def check_mode(mode: str) -> None:
-    """Refuse a mode that is none of the three.
+    """Refuse an unknown mode.
 
     Raises:
-        UsageError: lists them.
+        UsageError: lists the modes.
     """
     if mode not in ("error", "append", "overwrite"):
         raise UsageError(f"unknown mode {mode!r}", "use one of: error, append, overwrite")
@@ -143,7 +143,7 @@ def arrow_schema(df: Any) -> pa.Schema:
 
 
 def _refuse_unused(recipe: Recipe, fields: Mapping[str, Any]) -> None:
-    """Refuse what a DataFrame does itself, or what belongs to files."""
+    """Refuse options that a DataFrame has operations for, and options of files."""
     advice = {
         "max_rows": "use df.limit(n)",
         "max_source_rows": "use df.limit(n)",
@@ -190,7 +190,7 @@ def _decide(job: BuildJob, existing: Existing, mode: Mode) -> Decision:
 
 
 def _write(df: Any, job: BuildJob, first_shard: int, hooks: Hooks) -> dict[int, Built]:
-    """Run the DataFrame's one Spark job. Return what each shard became."""
+    """Run the DataFrame's one Spark job. Return the built shards by index."""
     names = [f"`{name.replace('`', '``')}`" for name in job.plan.read_schema.names]
     progress = hooks.progress
 
