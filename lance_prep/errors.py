@@ -397,6 +397,9 @@ def _system(error: BaseException, doing: str) -> LancePrepError | None:
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text:
         return DiskFull(f"{doing}: no space left on the disk", _SPACE)
+    if error.errno == errno.EFBIG:
+        said = f"{doing}: a file is larger than the system allows"
+        return OutputError(said, "raise the limit (`ulimit -f`), write to another file system, or write smaller files")
     if error.errno == errno.EROFS:
         return OutputError(f"{doing}: read-only file system", _PERMISSION)
     if error.errno == errno.ENAMETOOLONG:

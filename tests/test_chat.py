@@ -25,7 +25,7 @@ import lance_prep
 from lance_prep.cli.main import cli
 from lance_prep.cli.main import run as run_command
 from lance_prep.errors import LancePrepError, OutputExists, SourceError, TokenizerError, UsageError
-from lance_prep.exchange import export
+from lance_prep.exchange import ExportOptions, export
 from lance_prep.hub.contents import needed_files
 from lance_prep.train import LanceDataset, Mixture, ParquetDataset, TakeSampler, TokenLoader
 from tests import tokenizers_made as made
@@ -498,6 +498,13 @@ def test_an_export_that_would_lose_what_is_learned_is_refused(folder: Path, kind
     build(folder)
     with pytest.raises(UsageError, match="could not say which of their tokens are learned"):
         export(folder / "out.lance", folder / "out", format=kind)
+
+
+def test_documents_of_blocks_are_not_exported_without_their_mask(folder: Path) -> None:
+    write(folder, [{"messages": talk} for talk in CONVERSATIONS])
+    build(folder, layout="blocks", block_size=64)
+    with pytest.raises(UsageError, match="their loss_mask cannot be put together from blocks"):
+        export(folder / "out.lance", folder / "out", format="jsonl", options=ExportOptions(by="document"))
 
 
 def test_the_same_bytes_for_any_number_of_workers_and_after_an_append(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from lance_prep.cli.main import run
 from lance_prep.store import Manifest, Split
-from tests.processes import finish, killed_at, make_killer, start, wait_for
+from tests.processes import PROGRAM, finish, killed_at, make_killer, start, wait_for
 from tests.train.made import make_tokens
 
 
@@ -127,3 +128,15 @@ def test_the_disk_is_full(
     small_disk("size=50%,nr_inodes=0")
     assert run(command(collection, output)) == 0
     assert {**contents(output), "manifest.json": b""} == {**whole, "manifest.json": b""}
+
+
+def test_an_export_continues_after_a_file_could_not_grow(tmp_path: Path) -> None:
+    make_tokens(tmp_path / "in.lance", "blocks", [2000], block_size=64)
+    command = [PROGRAM, "export", "in.lance", "-o", "out", "--format", "bin"]
+    limited = ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *command]
+    failed = subprocess.run(limited, cwd=tmp_path, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "a file is larger than the system allows\n  try: raise the limit" in failed.stderr
+    assert not list((tmp_path / "out" / "in").iterdir())
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "out" / "in" / "train.bin").stat().st_size > 100 << 10

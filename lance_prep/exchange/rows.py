@@ -335,11 +335,8 @@ def open_source(opened: DatasetVersion, target: Target, options: ExportOptions) 
             "build it with another layout",
         )
     asked = options.max_seq_length
-    if MASK_COLUMN in opened.dataset.schema.names and (target.unmasked or (target.fixed and stored.length is None)):
-        raise UsageError(
-            f"{opened.uri} holds conversations, and these files could not say which of their tokens are learned",
-            "build it with layout 'blocks', and export that with format='parquet' or 'trl'",
-        )
+    if MASK_COLUMN in opened.dataset.schema.names:
+        _check_mask_is_kept(opened, target, options)
     if options.by == "document" and opened.recipe.get("packing") == "rows":
         raise UsageError(
             f"by='document': the blocks of {opened.uri} were imported as they are, and their documents have no ids",
@@ -355,6 +352,28 @@ def open_source(opened: DatasetVersion, target: Target, options: ExportOptions) 
             "leave it out, or build blocks of that size",
         )
     return stored
+
+
+def _check_mask_is_kept(opened: DatasetVersion, target: Target, options: ExportOptions) -> None:
+    """Refuse to export conversations without the mask that says which of their tokens are learned.
+
+    Raises:
+        UsageError: the target's files cannot hold it, or documents are put together without it.
+    """
+    packed = LAYOUTS[opened.metadata.layout].packed
+    if options.by == "document" and packed and not target.unmasked:
+        raise UsageError(
+            f"by='document': {opened.uri} holds conversations, and their {MASK_COLUMN} cannot be put together from "
+            "blocks",
+            "use by='row', or build it with layout 'documents'",
+        )
+    if target.unmasked or (target.fixed and not packed):
+        raise UsageError(
+            f"{opened.uri} holds conversations, and these files could not say which of their tokens are learned",
+            "export it with format='parquet' or 'trl'"
+            if packed
+            else "build it with layout 'blocks', and export that with format='parquet' or 'trl'",
+        )
 
 
 def _joined(opened: DatasetVersion, target: Target, length: int | None) -> JoinedRows:
