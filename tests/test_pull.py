@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lance
+import pyarrow as pa
 import pytest
 
 import lance_prep
@@ -603,3 +604,23 @@ def test_an_invalid_place_is_refused_before_the_hub_is_asked(
     assert run(["pull", REPO, option, "-o", str(tmp_path / "x.lance")]) == 2
     assert "  try: " in capsys.readouterr().err
     assert hub.log == []
+
+
+def test_deletion_files_and_older_versions_are_checked(hub: LoopbackHub, tmp_path: Path, capsys: Any) -> None:
+    made = tmp_path / "made.lance"
+    lance.write_dataset(pa.table({"n": range(10)}), made)
+    lance.dataset(made).delete("n < 3")
+    lance.write_dataset(pa.table({"n": range(5)}), made, mode="overwrite")
+    files = {f"x.lance/{p.relative_to(made).as_posix()}": p.read_bytes() for p in made.rglob("*") if p.is_file()}
+    deletion = next(path for path in files if "_deletions" in path)
+    newest = min(path for path in files if "_versions" in path)  # names descend
+    hub.add_dataset("owner/old", {path: data for path, data in files.items() if path != deletion})
+    assert run(["pull", "owner/old", "-o", str(tmp_path / "old.lance")]) == 0
+    name = deletion.removeprefix("x.lance/")
+    assert f"version 2 cannot be read, because {name} is missing" in capsys.readouterr().err
+    assert lance.dataset(tmp_path / "old.lance").count_rows() == 5
+    files = {path: data for path, data in files.items() if path != newest}
+    hub.add_dataset("owner/new", {**files, deletion: b""})
+    assert run(["pull", "owner/new", "-o", str(tmp_path / "new.lance")]) == 1
+    assert f"is damaged: {name} is empty" in capsys.readouterr().err
+    assert not (tmp_path / "new.lance").exists()

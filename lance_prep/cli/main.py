@@ -220,7 +220,7 @@ def _stopped(stop: StopOnSignals | None) -> int:
 
 
 def _say_stopped() -> None:
-    _say("stopped", "run the same command again: a build, download, export or push continues where it stopped")
+    _say("stopped", "run the same command again; a build, download, export, push or pull continues where it stopped")
 
 
 def _set_defaults() -> None:

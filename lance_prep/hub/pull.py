@@ -18,27 +18,25 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lance_prep.errors import (
-    DamagedDataset,
     OutputExists,
     UsageError,
     counted,
-    reading_dataset,
     size,
     translate_output,
     translating,
 )
 from lance_prep.hub.fetching import Fetcher, PullProgress, Quiet
-from lance_prep.hub.pulled import Record, check_ours, staging_of, sync_folder
+from lance_prep.hub.pulled import Record, check_opens, check_ours, staging_of, sync_folder
 from lance_prep.hub.repo import check_ref
 from lance_prep.hub.snapshot import RemoteFile, Snapshot, find_snapshot, version_of
 from lance_prep.hub_path import HubPath, parse_hub_url
-from lance_prep.store import LocalFiles, open_any, output_lock, refuse_links
+from lance_prep.store import LocalFiles, output_lock, refuse_links
 from lance_prep.transport import Transport, absolute_uri, notice
 
 #: Files fetched at once.
@@ -206,7 +204,7 @@ class _Pull:
         # In an update, only the files that are new are staged.
         kept = before if other is None else None
         self.fetcher.fill([file for file in self.snapshot.files if kept is None or not self._has(file, kept)])
-        self._check_opens()
+        check_opens(self.snapshot, self.staging)
         status = "pulled"
         if before is None:
             self._appear()
@@ -327,38 +325,6 @@ class _Pull:
             self.target.rmdir()  # empty, or missing
         self.staging.rename(self.target)
         sync_folder(self.target.parent)
-
-    def _check_opens(self) -> None:
-        """Check that Lance can open the latest version of each dataset, and that its files are on the Hub.
-
-        In an update, a dataset without a new version is not looked at again.
-
-        Raises:
-            DatasetError: the repository holds damaged datasets.
-        """
-        sizes = {file.path: file.size for file in self.snapshot.files}
-        for root in self.snapshot.datasets:
-            folder = self.staging / root
-            if not any((folder / "_versions").glob("*.manifest")):
-                continue
-            with reading_dataset(str(folder)):
-                for fragment in open_any(str(folder), None, Transport()).get_fragments():
-                    for file in fragment.metadata.files:
-                        self._check_file(f"{root}/data/{file.path}".lstrip("/"), file, sizes)
-
-    def _check_file(self, path: str, file: Any, sizes: Mapping[str, int]) -> None:
-        said = None
-        if file.base_id is not None:
-            said = "is outside of the dataset"
-        elif path not in sizes:
-            said = "is missing"
-        elif file.file_size_bytes is not None and sizes[path] != file.file_size_bytes:
-            said = f"has {sizes[path]:,} bytes, and {file.file_size_bytes:,} were written"
-        if said is not None:
-            raise DamagedDataset(
-                f"{self.snapshot.at.url} is damaged: {path} {said}",
-                "push the dataset again, or pull an earlier commit with `revision`",
-            )
 
     def _move_in(self) -> None:
         """Move the staged files into the target, those that make others visible last."""

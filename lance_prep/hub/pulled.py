@@ -1,18 +1,22 @@
-"""The folder of a pull: the record of what filled it, and the locked folder beside it for files not in place yet."""
+"""The folder of a pull: the record of what filled it, the locked folder beside it for files not in place yet, and the
+check of what was fetched.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from lance_prep.errors import OutputExists
+from lance_prep.errors import DamagedDataset, OutputExists, reading_dataset
 from lance_prep.hub.snapshot import RECORD, Snapshot
-from lance_prep.store import TEMPORARY, LocalFiles, make_durable
+from lance_prep.store import TEMPORARY, LocalFiles, make_durable, open_any
+from lance_prep.transport import Transport, notice
 
 
 @dataclass
@@ -129,3 +133,64 @@ def sync_folder(folder: Path) -> None:
         make_durable(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_opens(snapshot: Snapshot, staging: Path) -> None:
+    """Check that Lance can open the latest version of each dataset, and that its files are on the Hub.
+
+    In an update, a dataset without a new version is not checked again.
+
+    Raises:
+        DatasetError: the repository holds damaged datasets.
+    """
+    sizes = {file.path: file.size for file in snapshot.files}
+    for root in snapshot.datasets:
+        folder, prefix = staging / root, f"{root}/" if root else ""
+        if not any((folder / "_versions").glob("*.manifest")):
+            continue
+        with reading_dataset(str(folder)):
+            dataset = open_any(str(folder), None, Transport())
+            for fragment in dataset.get_fragments():
+                for file in fragment.metadata.files:
+                    if said := _fault(f"{prefix}data/{file.path}", file, sizes):
+                        raise _damaged(snapshot, said)
+            tracked = dataset.tracked_files().read_all().to_pylist()
+        _check_tracked(snapshot, prefix, tracked, dataset.version, sizes)
+
+
+def _fault(path: str, file: Any, sizes: Mapping[str, int]) -> str | None:
+    """Return the fault of a data file; None if the Hub has it with the size that its manifest states."""
+    if file.base_id is not None:
+        return f"{path} is outside of the dataset"
+    if path not in sizes:
+        return f"{path} is missing"
+    if file.file_size_bytes is not None and sizes[path] != file.file_size_bytes:
+        return f"{path} has {sizes[path]:,} bytes, and {file.file_size_bytes:,} were written"
+    return None
+
+
+def _check_tracked(
+    snapshot: Snapshot, prefix: str, tracked: list[dict[str, Any]], latest: int, sizes: Mapping[str, int]
+) -> None:
+    """Check that the Hub has the data and deletion files of every version, and that none is empty.
+
+    Without a deletion file, Lance opens a dataset and fails when rows are read. An incomplete older version is only
+    reported, because the latest one can be used without it.
+    """
+    reported: set[int] = set()
+    for file in tracked:
+        path, version = prefix + file["path"], file["version"]
+        if file["type"] not in ("data file", "deletion file") or sizes.get(path) or version in reported:
+            continue
+        said = f"{path} is {'empty' if path in sizes else 'missing'}"
+        if version == latest:
+            raise _damaged(snapshot, said)
+        reported.add(version)
+        notice(f"{snapshot.at.url}: version {version} cannot be read, because {said}")
+
+
+def _damaged(snapshot: Snapshot, said: str) -> DamagedDataset:
+    return DamagedDataset(
+        f"{snapshot.at.url} is damaged: {said}",
+        "push the dataset again, or pull an earlier commit with `revision`",
+    )
