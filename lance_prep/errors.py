@@ -251,8 +251,13 @@ def translate_output(error: BaseException, uri: str) -> LancePrepError | None:
     # Lance words it in its own way for each call, and as the system does when it renames its temporary file.
     if isinstance(error, FileNotFoundError) or "Not found" in text or "No such file or directory" in text:
         return OutputError(f"{uri} was removed while it was being built", "run the same command again")
-    advice = _STORE_ADVICE if _names_store(uri) else "check the disk"
-    return OutputError(f"writing {uri}: {one_line(error)}", f"{advice}; the same command continues")
+    if not _names_store(uri):
+        return OutputError(f"writing {uri}: {one_line(error)}", "check the disk; the same command continues")
+    advice = f"{_STORE_ADVICE}; the same command continues"
+    if (found := _NO_ANSWER.search(text)) is not None:
+        why = found[1] or "no answer"
+        return OutputError(f"writing {uri}: the object store does not answer as it should ({why})", advice)
+    return OutputError(f"writing {uri}: {one_line(error)}", advice)
 
 
 def _is_inside(path: str, folder: str) -> bool:
@@ -318,6 +323,8 @@ def without_credentials(text: str) -> str:
     return _URL.sub(clean, text)
 
 
+#: How Lance words that a store answers with an error, or not at all.
+_NO_ANSWER = re.compile(r"Server returned non-2xx status code: ([1-5]\d\d[A-Za-z ]*)|error sending request")
 _ANSWER = re.compile(r"(<\?xml[^>]*\?>\s*)?<Error>.*?(</Error>|$)", re.DOTALL)
 
 

@@ -13,13 +13,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lance_prep.errors import HubUnreachable, StoreUnreachable, counted, translate, without_credentials
+from lance_prep.errors import HubUnreachable, StoreUnreachable, counted, translate, translating, without_credentials
 
 T = TypeVar("T")
 
@@ -314,6 +315,41 @@ class Transport:
         return Transport, (dict(self.storage_options),)
 
 
+def check_answers(uri: str, transport: Transport) -> None:
+    """Check that an S3 store answers, before Lance uses it.
+
+    Lance tries a request for 200 s without a word, and reports a store that hangs in terms of its own.
+
+    Raises:
+        StoreUnreachable: the store does not answer, or only with errors such as 503.
+        AccessDenied: it refuses access.
+    """
+    if not uri.startswith(("s3://", "s3a://")):
+        return
+    doing, (fs, path) = f"reaching {uri}", transport.file_system(uri)
+    fs.invalidate_cache()
+    with translating(doing), noticing(f"waiting for {uri}"), suppress(FileNotFoundError):
+        transport.retrying(attempts=FIRST_ATTEMPTS).retries.call(lambda: fs.ls(path), doing=doing)
+
+
+@contextmanager
+def noticing(doing: str) -> Iterator[None]:
+    """Report every few seconds that the block still waits."""
+    ended, started = threading.Event(), time.monotonic()
+
+    def work() -> None:
+        while not ended.wait(NOTICED_WAIT):
+            notice(f"{without_credentials(doing)}, {time.monotonic() - started:.0f} s")
+
+    thread = threading.Thread(target=work, name="notices", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 #: Options of Lance, without the prefix `aws_`, and the argument of `S3FileSystem` that each becomes.
 _S3_NAMES = {
     "access_key_id": "key",
@@ -343,11 +379,21 @@ def _for_s3fs(options: Mapping[str, str]) -> dict[str, Any]:
     # `Retries` alone repeats requests. With the retries of botocore and s3fs inside each of its own, it would take
     # minutes to give a store up, and the report would not count them all.
     config: dict[str, Any] = {"retries": {"total_max_attempts": 1, "mode": "standard"}}
+    if limit := _seconds(given.get("timeout")):
+        config["read_timeout"] = limit
+    if limit := _seconds(given.get("connect_timeout")):
+        config["connect_timeout"] = limit
     if (virtual := given.get("virtual_hosted_style_request")) is not None:
         config["s3"] = {"addressing_style": "virtual" if _is_true(virtual) else "path"}
     if proxy := given.get("proxy_url"):
         config["proxies"] = {"http": proxy, "https": proxy}
     return {**kwargs, "config_kwargs": config}
+
+
+def _seconds(duration: str | None) -> float | None:
+    """Return a duration as Lance's options give it (`500ms`, `30s`, `2 minutes`) in seconds; None if it is invalid."""
+    found = re.fullmatch(r"(\d+) ?(ms|s|seconds?|m|minutes?)", duration or "")
+    return int(found[1]) * {"ms": 0.001, "m": 60}.get(found[2][:2].rstrip("i"), 1) if found else None
 
 
 def _is_true(value: str | None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shlex
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lance_prep.errors import (
     OutputError,
     SourceChanged,
     SourceNotFound,
+    StoreUnreachable,
     UsageError,
 )
 from tests.documents import DOCS, given_to
@@ -227,6 +229,25 @@ def test_a_store_that_does_not_answer_is_not_the_hub(
         assert "tried 3 times" in err
         assert "check the bucket, the region and the endpoint" in err
         assert "HF_ENDPOINT" not in err
+
+
+def test_an_output_that_hangs_or_fails_is_named(
+    s3: S3, flaky: Flaky, texts: str, tokenizer: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("lance_prep.transport.NOTICED_WAIT", 0.1)
+    answers = threading.Event()
+    options = {**s3.through(flaky), "timeout": "300ms"}
+    flaky.before = [("bucket", answers.wait)] * 50
+    try:
+        with pytest.raises(StoreUnreachable, match=r"^reaching s3://bucket/hangs.lance: .*does not answer.* 3 times"):
+            lance_prep.build(texts, output="s3://bucket/hangs.lance", tokenizer=tokenizer, storage_options=options)
+    finally:
+        flaky.before = []
+        answers.set()
+    assert "waiting for s3://bucket/hangs.lance, 0 s" in caplog.text
+    flaky.faults = [("bucket", 503, "SlowDown")] * 50
+    with pytest.raises(StoreUnreachable, match=r"^reaching s3://bucket/busy.lance: .*does not answer.* 3 times"):
+        lance_prep.build(texts, output="s3://bucket/busy.lance", tokenizer=tokenizer, storage_options=options)
 
 
 def test_wrong_keys_are_the_stores(s3: S3, flaky: Flaky, tokenizer: str, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process one of another machine, which cannot see the processes of this one, and impatient."""
     monkeypatch.setattr(lease, "_machine", lambda: "")
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 60)  # of a holder in this process, which must look suspended
     monkeypatch.setattr(lease, "EXPIRE_SECONDS", 0.6)
     monkeypatch.setattr(lease, "_POLL_SECONDS", 0.1)
 

@@ -19,7 +19,7 @@ from lance_prep.hub_path import lance_place
 from lance_prep.store.lease import lease
 from lance_prep.store.lock import OutputLock, file_lock
 from lance_prep.store.sidecar import Files, LocalFiles, ObjectFiles
-from lance_prep.transport import Transport, is_local
+from lance_prep.transport import Transport, check_answers, is_local
 
 
 class Store(Protocol):
@@ -68,7 +68,10 @@ class LanceStore:
         return LocalFiles(Path(uri)) if is_local(uri) else ObjectFiles(uri, transport)
 
     def lock(self, uri: str, transport: Transport, doing: str) -> AbstractContextManager[OutputLock]:
-        return file_lock(uri, doing) if is_local(uri) else lease(ObjectFiles(uri, transport), uri, doing)
+        if is_local(uri):
+            return file_lock(uri, doing)
+        check_answers(uri, transport)
+        return lease(ObjectFiles(uri, transport), uri, doing)
 
     def open(self, uri: str, version: int | str | None, transport: Transport) -> Any | None:
         if is_local(uri) and not (Path(uri) / "_versions").exists():
