@@ -170,7 +170,9 @@ def test_the_numbers_are_those_of_the_dataset(tmp_path: Path, tokenizer: str, la
     assert data.statistics.measured.rows.longest == max(row["num_tokens"] for row in rows)
 
 
-def test_a_collection_with_chat_shows_shares_beside_their_targets(browser: Any, tmp_path: Path) -> None:
+def test_a_collection_with_chat_shows_shares_beside_their_targets(
+    browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = made.save(tmp_path / "model", made.chat(("<|im_start|>", "<|im_end|>"), ()), eos_token="<|im_end|>")
     (tmp_path / "own.jinja").write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
@@ -197,6 +199,11 @@ def test_a_collection_with_chat_shows_shares_beside_their_targets(browser: Any, 
     text = write(tmp_path / "out", "-o", tmp_path / "page.html")
     assert "Collection of 2 sources in 2 categories" in text
     assert "validation sets are not counted" in text
+    capsys.readouterr()
+    assert run(["info", str(tmp_path / "out")]) == 0
+    said = re.sub(" +", " ", capsys.readouterr().out)
+    assert re.search(r"text \d+ \d+\.\d% 75\.0%", said)
+    assert len(said.splitlines()) < 24
     data = gather(tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert data.statistics.counted == sum(split["tokens"] for split in manifest["splits"].values())

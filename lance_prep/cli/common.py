@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
 
 
-#: Parameters of library functions that are options of commands, beside the fields of a recipe.
+#: Parameters of library functions that are options of commands, in addition to the fields of a recipe.
 _PARAMETERS = (
     "append",
     "by",

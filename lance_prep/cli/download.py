@@ -1,4 +1,4 @@
-"""`lance-prep download`: the raw text of a collection, its progress, and a table of what is there."""
+"""`lance-prep download`: fetch the raw text of a collection, or print how much of it was fetched."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _pieces(plan: Plan) -> str:
 
 
 class _Source:
-    """How far one source is."""
+    """Progress of one source."""
 
     def __init__(self, plan: Plan, done: int) -> None:
         self.started = time.monotonic()

@@ -32,7 +32,7 @@ LITTLE_DISK = 5 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing.
+    """A finding about one part of the environment.
 
     Attributes:
         state: `ok`; `absent`, if it is needed only for some commands; or `problem`.

@@ -45,7 +45,7 @@ Run again on the same output, import continues an interrupted import.""",
 @click.option(
     "--packing",
     type=click.Choice(["rows", "concat", "best-fit"]),
-    help="How blocks are made: of rows as they are, or of documents packed anew.  [default: rows if they have the "
+    help="How blocks are made: of rows as they are, or of documents, packed again.  [default: rows if they have the "
     "length of a block, else concat]",
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Shards imported at once.  [default: number of cores]")

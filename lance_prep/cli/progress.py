@@ -33,7 +33,7 @@ class Screen(Protocol):
         ...
 
     def begin(self, task: str, text: str = "") -> None:
-        """Show a task that begins. Where there are no bars, print the text."""
+        """Show a task that begins. If there are no bars, print the text."""
         ...
 
     def show(self, task: str, line: Callable[[], str], done: int, total: int | None) -> None:
@@ -46,7 +46,7 @@ class Screen(Protocol):
 
 
 class _Notices(logging.Handler):
-    """Prints the warnings of the library, such as that of a wait for a rate limit, among what a screen shows."""
+    """Prints the warnings of the library above the bars, such as a wait for a rate limit."""
 
     screen: Screen | None = None
 
@@ -59,7 +59,7 @@ _notices = _Notices()
 
 def show_notices() -> None:
     """Print the warnings of the library from now on."""
-    logging.getLogger("lance_prep").addHandler(_notices)  # once: another time has no effect
+    logging.getLogger("lance_prep").addHandler(_notices)  # adding it again has no effect
 
 
 @contextmanager

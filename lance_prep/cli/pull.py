@@ -30,7 +30,7 @@ where it stopped. Run again later, it adds what is new on the Hub; the versions 
 @click.option("-o", "--output", metavar="DIR", help="Local folder.  [default: the repository's name, with .lance]")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
 @click.option("--path-in-repo", metavar="PATH", help="Folder of the dataset.  [default: the only one there]")
-@click.option("--overwrite", is_flag=True, help="Replace what pull left there, if the dataset was built anew since.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier pull if the dataset was rebuilt since.")
 @click.option("--workers", type=click.IntRange(min=1), default=8, show_default=True, help="Files fetched at once.")
 @json_option
 def pull(

@@ -25,7 +25,7 @@ LIMIT, WIDTH = 5, 500
 
 @dataclass(frozen=True)
 class _Look:
-    """How a row is printed."""
+    """Options for printing a row."""
 
     ids: bool
     width: int

@@ -1,4 +1,4 @@
-"""What the terminal can show: colours, block characters, and how wide it is.
+"""Find out what the terminal can show: colours, block characters, and its width.
 
 A screen reader cannot be detected. `TERM=dumb`, `NO_COLOR` or `ACCESSIBLE=1` in the environment asks for plain text.
 """

@@ -59,7 +59,7 @@ LONGEST_TEXT = 1 << 20
 
 @dataclass(frozen=True)
 class SourceCheck:
-    """What to compare with the source.
+    """Options of a comparison with the source.
 
     Attributes:
         rows: number of rows to draw; None to check every row of every shard.
@@ -195,7 +195,7 @@ def _where_it_is_now(plan: Plan, shard: Shard, hashes: Mapping[str, str | None])
 
 
 def _same_content(plan: Plan, file: SourceFile, digest: str) -> SourceFile:
-    """Find a file with this hash: in its own place, beside it, then anywhere in the source."""
+    """Find a file with this hash: in its own place, in the same folder, then anywhere in the source."""
     for path in _candidates(plan, file):
         with suppress(OSError):
             stat = path.stat()

@@ -23,7 +23,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between an old and a new dataset or collection.
+    """Differences between an old and a new dataset or collection.
 
     Attributes:
         old, new: versions; None for a collection.

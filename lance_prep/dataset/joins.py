@@ -80,7 +80,7 @@ def _rows(reader: Any, held: ExitStack, tables: Sequence[_Table], columns: str) 
 
 
 def _explained(error: Exception, tables: Sequence[_Table], columns: str) -> LancePrepError:
-    """Return an error of duckdb as one of ours: of the dataset that could not be read, or of the query."""
+    """Translate an error of duckdb into one about the dataset that could not be read, or about the query."""
     for table in tables:
         if table.failed is not None:
             return table.failed

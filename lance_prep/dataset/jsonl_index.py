@@ -54,7 +54,7 @@ _ROWS_AT_ONCE = 1 << 20
 
 @dataclass
 class Indexed:
-    """What `index_jsonl` did.
+    """The result of `index_jsonl`.
 
     Attributes:
         index: path of the index.
@@ -276,7 +276,7 @@ def _batch(number: int, offsets: npt.NDArray[Any], lengths: npt.NDArray[Any]) ->
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What was found in a range of bytes of a file.
+    """Records found in a range of bytes of a file.
 
     Attributes:
         start, stop: the range.

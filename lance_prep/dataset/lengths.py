@@ -35,7 +35,7 @@ class Histogram:
 
     @property
     def number(self) -> int:
-        """How many lengths were counted."""
+        """Number of lengths that were counted."""
         return int(self.counts.sum())
 
     def add(self, lengths: npt.NDArray[Any]) -> None:

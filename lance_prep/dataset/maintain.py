@@ -1,6 +1,6 @@
 """Maintains a dataset: `compact` merges small fragments, `prune` removes old versions.
 
-Compacting. A dataset of many small shards has many small files, each of which costs an open and a seek. Neighbours are
+Compacting. A dataset of many small shards has many small files, and each costs an open and a seek. Neighbours are
 merged until a file would exceed the target. Rows and their order stay, and with them the content hash: receipts hold
 the hash of each shard's rows, whatever file they are in. Our own writer is used and not Lance's `compact_files`, so
 that the pages stay flat as a build leaves them (see `store.output.file_version`). The result is one commit, which is
@@ -206,8 +206,13 @@ def prune(
         return Pruning(tuple(removed), tuple(kept), for_tag, count, size, dry_run)
 
 
+<<<<<<< HEAD
 def _remove_versions(files: Files, versions: list[int], lock: OutputLock) -> None:
     """Remove the manifests of versions. This comes first: a version without its files must not be listed."""
+=======
+def _remove_versions(files: Files, versions: list[int]) -> None:
+    """Remove the manifests of versions. Call this first: no version may lack its files."""
+>>>>>>> 0093e0f (Describe a collection in info, and reword docstrings of report, dataset and the commands)
     for number in versions:
         if path := manifest_path(files, number):
             lock.check()

@@ -34,7 +34,7 @@ def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "middle")
 
 
 def _cut(text: str, most: int) -> str:
-    """Shorten a label, of which the title has the whole."""
+    """Shorten a label. The title of the mark has all of it."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
@@ -176,7 +176,7 @@ def flow(total: int, parts: Sequence[tuple[str, int, str]], label: str) -> Marku
     shown = [part for part in parts if part[1]]
     if not total or not shown:
         return Markup("")
-    # A reason that got one row in a million is still there to be seen. The gap has room for two lines of text.
+    # A band for one row in a million is still visible. The gap has room for two lines of text.
     least, gap, left, right = 3.0, 36.0, 108.0, WIDTH - 200.0
     room = 170.0
     sizes = [max(least, room * number / total) for _, number, _ in shown]

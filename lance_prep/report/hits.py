@@ -1,4 +1,4 @@
-"""Which texts were dropped as duplicates, and what texts share with a benchmark: counts, items and spans."""
+"""Read the lists of benchmark hits: counts, items and spans. Describe how duplicates were found."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Item:
 
 @dataclass
 class Hits:
-    """What texts share with benchmarks.
+    """Hits: parts of texts that are also in a benchmark.
 
     Attributes:
         items: those with the most hits first, at most `MOST_ITEMS`.

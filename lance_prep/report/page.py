@@ -29,7 +29,7 @@ from lance_prep.report.sections import commit_time, sections
 from lance_prep.store import versions_in_use
 from lance_prep.transport import in_home
 
-#: How the rows of the sample are looked at.
+#: How to look at the rows of the sample.
 _HINT = "Hover over a token for its id, or show all ids. ← and → go to the row before and after."
 
 

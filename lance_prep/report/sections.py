@@ -111,7 +111,7 @@ def _packing(data: Gathered) -> list[Section]:
 
 
 def _flow(data: Gathered) -> list[Section]:
-    """Where each source row went."""
+    """Draw the ledger: from source rows to rows written."""
     ledger = data.ledger
     parts = flow_parts(ledger)
     table = tuple((name, f"{number:,}") for name, number, _ in parts)
@@ -124,7 +124,7 @@ def _flow(data: Gathered) -> list[Section]:
 
 
 def _duplicates(data: Gathered) -> list[Section]:
-    """What was dropped because an earlier text is equal, or nearly so."""
+    """Draw the share of duplicates, exact or near."""
     compared = {name: (rules, each) for name, each in data.opened.items() if (rules := dedup_rules(each))}
     if not compared:
         return []
@@ -143,16 +143,14 @@ def _duplicates(data: Gathered) -> list[Section]:
     )
     removed = f" {counted(lines, 'line')} removed." if lines else ""
     how = " and ".join(sorted({rules for rules, _ in compared.values()}))
-    note = (
-        f"Compared with {how}. {counted(dropped, 'document')} dropped, each because an earlier one is like it.{removed}"
-    )
+    note = f"Compared with {how}. {counted(dropped, 'document')} dropped as repeats of earlier ones.{removed}"
     drawn = charts.ranking(bars[:30], "Share of duplicates")
     header = ("source", "documents dropped", "lines removed", "share", "compared by")
     return [Section("Duplicates", drawn, note, header, tuple(rows))]
 
 
 def _hits(data: Gathered) -> list[Section]:
-    """Which items of a benchmark were found, where, and how often."""
+    """Draw the number of hits for each item of a benchmark."""
     hits, ledger = data.hits, data.ledger
     benchmarks = {each.metadata.recipe.get("decontaminate") for each in data.opened.values()} - {None}
     if not benchmarks:
