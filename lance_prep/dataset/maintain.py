@@ -206,13 +206,8 @@ def prune(
         return Pruning(tuple(removed), tuple(kept), for_tag, count, size, dry_run)
 
 
-<<<<<<< HEAD
 def _remove_versions(files: Files, versions: list[int], lock: OutputLock) -> None:
-    """Remove the manifests of versions. This comes first: a version without its files must not be listed."""
-=======
-def _remove_versions(files: Files, versions: list[int]) -> None:
     """Remove the manifests of versions. Call this first: no version may lack its files."""
->>>>>>> 0093e0f (Describe a collection in info, and reword docstrings of report, dataset and the commands)
     for number in versions:
         if path := manifest_path(files, number):
             lock.check()
