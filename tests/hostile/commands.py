@@ -371,7 +371,7 @@ STREAMS = Theme(
         _streams("stderr is closed, and the build fails", {2: ""}, build("nowhere.jsonl"), "^$", 1),
         _streams("stderr is full, and the build fails", {2: "/dev/full"}, build("nowhere.jsonl"), "^$", 1),
         _streams("stdout is closed", {1: ""}, build()),
-        _streams("stdout is full", {1: "/dev/full"}, build(), "error: ", 1),
+        _streams("stdout is full", {1: "/dev/full"}, ("info", "d.lance"), "error: ", 1),
         _streams("stdout and stderr are closed", {1: "", 2: ""}, build(), "^$"),
         _streams("all three streams are closed", {0: "", 1: "", 2: ""}, build(), "^$"),
         _streams("stdin is closed", {0: ""}, build(), "= 2 used"),
