@@ -69,7 +69,7 @@ def _some_texts(rows: int) -> list[str]:
     alphabet = ["abcdefghij", "0123456789", " \t\n", "äöüßéñ", "наречие", "中文字符", "한국어", "हिन्दी", "😀“é”\u0301"]
     weights = [12, 2, 4, 1, 1, 1, 1, 1, 1]
     return [
-        "".join(draw.choice(letters) for letters in draw.choices(alphabet, weights, k=draw.randint(1, 120)))
+        "a" + "".join(draw.choice(letters) for letters in draw.choices(alphabet, weights, k=draw.randint(1, 120)))
         for _ in range(rows)
     ]
 

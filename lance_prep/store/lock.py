@@ -70,8 +70,7 @@ def file_lock(uri: str, doing: str) -> Iterator[OutputLock]:
     refuse_links(uri)
     path = _path(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _open(path) as file:
-        _flock(file, uri, doing)
+    with _open(path) as file, _flock(file, uri, doing):
         file.seek(0)
         interrupted = bool(file.read(1))
         # In place, and cut to its length afterwards: on a full disk the text of an interrupted command stays.
@@ -94,7 +93,9 @@ def _open(path: Path) -> IO[str]:
         raise
 
 
-def _flock(file: IO[str], uri: str, doing: str) -> None:
+@contextmanager
+def _flock(file: IO[str], uri: str, doing: str) -> Iterator[None]:
+    """Hold the kernel's lock on a file while the block runs."""
     try:
         import fcntl
     except ImportError as error:
@@ -103,6 +104,15 @@ def _flock(file: IO[str], uri: str, doing: str) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OutputLocked(f"{uri} is being {doing} by {_holder(file)}", "wait for it, or end it") from None
+    owner = os.getpid()
+    try:
+        yield
+    finally:
+        # A process that was forked meanwhile, such as a worker of a DataLoader, has the file open too. Closing the file
+        # here alone would leave the dataset locked until that process ends.
+        if os.getpid() == owner:
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _holder(file: IO[str]) -> str:
