@@ -374,8 +374,8 @@ def no_such_field(name: str, known: Iterable[str]) -> str:
 
 
 def size(number: float) -> str:
-    """Format bytes as B, kB, MB or GB (powers of 1000)."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    """Format bytes as B, kB, MB, GB or TB (powers of 1000)."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= scale:
             return f"{number / scale:.3g} {unit}"
     return f"{number:.0f} B"

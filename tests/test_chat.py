@@ -192,6 +192,31 @@ def test_tool_calls_and_tools_from_structs(folder: Path) -> None:
     assert row["text"] == f"{ASKED}{learned}\n<|im_start|>tool\n2<|im_end|>\n[first,second]"
 
 
+def test_fields_that_only_a_late_record_of_jsonl_has(folder: Path) -> None:
+    """The columns are planned from the first MiB of the file."""
+    short = {"messages": [{"role": "user", "content": "x" * 1000}, {"role": "assistant", "content": "no"}]}
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome", "days": 2}}}
+    late = {
+        "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "", "tool_calls": [call]}],
+        "tools": [{"type": "function", "function": {"name": "weather", "description": "Forecast"}}],
+    }
+    write(folder, [*[short] * 1200, late])
+    last = build(folder)[-1]
+    assert (
+        last["learned"]
+        == '<tool_call>{"name": "weather", "arguments": {"city": "Rome", "days": 2}}</tool_call><|im_end|>'
+    )
+    assert last["text"].endswith("[weather]")
+
+
+def test_fields_of_a_prompt_that_only_a_late_record_of_jsonl_has_reject_it(folder: Path) -> None:
+    turn = {"role": "user", "content": "x" * 1000}
+    write(folder, [*[{"p": [turn], "c": "no"}] * 1200, {"p": [{**turn, "name": "Ann"}], "c": "no"}])
+    assert len(build(folder, messages="p,c")) == 1200
+    (rejected,) = (folder / "out.rejected.jsonl").read_text().splitlines()
+    assert json.loads(rejected)["reason"] == "column p has a key that is not among its planned fields"
+
+
 def test_function_calls_of_sharegpt(folder: Path) -> None:
     call = {"name": "add", "arguments": {"a": 1}}
     turns = [("human", "Hi"), ("function_call", json.dumps(call)), ("observation", "2"), ("gpt", "Two.")]

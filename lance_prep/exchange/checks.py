@@ -21,7 +21,7 @@ VERIFY = "run `lance-prep verify` on the dataset, then restore the damaged files
 def check_rows(batch: pa.RecordBatch, first: int, source: Source, encoder: Encoder) -> None:
     """Check token ids, and the columns that count them, as far as a batch has them.
 
-    Takes 1 to 3 % of the CPU time of an export.
+    Takes 1 to 2 % of the CPU time of an export to Parquet, and 6 % of one to `bin` or `mds`.
 
     Args:
         batch: rows of `source`, the first of which is row `first`.

@@ -21,7 +21,7 @@ from lance_prep.layouts import LAYOUTS
 from lance_prep.store import DatasetVersion
 from lance_prep.tokenizer import followed_by, real_ids
 
-#: Tokens in a piece: 2 or 4 MB, since pieces of 8 MB took a tenth more CPU time to check and write.
+#: Tokens in a piece, which is 2 or 4 MB.
 PIECE_TOKENS = 1 << 20
 
 

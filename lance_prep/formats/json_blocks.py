@@ -21,7 +21,16 @@ from pydantic_core import from_json
 
 from lance_prep.arrow_text import is_utf8
 from lance_prep.formats.base import Chunk, PartJob
-from lance_prep.formats.json_records import LONGEST, Planned, Row, fractions, nested_names, null_key, scalars
+from lance_prep.formats.json_records import (
+    LONGEST,
+    Planned,
+    Row,
+    fractions,
+    nested_names,
+    nested_value,
+    null_key,
+    scalars,
+)
 from lance_prep.keyed import Indices
 from lance_prep.ledger import Rejected
 
@@ -154,6 +163,9 @@ class RecordReader:
         nested = nested_names(list(self._schema.types))
         self._quotable = frozenset(self._planned.texts - nested)
         self._null_text = None if self._planned.text is None else null_key(self._planned.text)
+        # Arrow's parser does not give a list as JSON text, so conversations do not reach it: trying took 20 us each.
+        chat = [name for name in job.recipe.messages or () if name in self._planned.texts]
+        self._conversations = nested_value(chat) if len(chat) == 1 else None
 
     def read(self, records: Records, first: int) -> Chunk:
         """Return the records as a chunk. The first one is row `first` of the shard."""
@@ -198,6 +210,8 @@ class RecordReader:
     def _parsed(self, records: Records) -> tuple[list[tuple[Indices, pa.RecordBatch]], list[int]]:
         """Return the records that Arrow's parser accepts, and the numbers of the others."""
         odd = self._unparsable(records)
+        if self._conversations is not None:
+            odd |= records.found(self._conversations, np.arange(len(records)))
         left = np.flatnonzero(odd).tolist()
         batches: list[tuple[Indices, pa.RecordBatch]] = []
         tried: set[tuple[str | None, str | None]] = {(None, None)}

@@ -53,7 +53,7 @@ class Planned:
     Attributes:
         text: the column that a record must have; None with a template or messages, and for layout `raw`.
         all_keys: every key of a record must be a column, because all are kept (layout `raw`).
-        structs: delivered columns with fields of their own, which must be known as well.
+        structs: columns with fields of their own that are delivered, or hold a conversation. The fields must be known.
         texts: string columns that take any value as its JSON text: all but the text column.
     """
 
@@ -62,7 +62,8 @@ class Planned:
         self.schema = read_schema
         self.all_keys = raw and not recipe.keep_columns
         kept = schema if raw else list(schema)[1:]
-        self.structs = [field for field in kept if _has_struct(field.type)]
+        turns = [field for field in read_schema if field.name in (recipe.messages or ()) and field not in kept]
+        self.structs = [field for field in (*kept, *turns) if _has_struct(field.type)]
         self.text = None if raw or recipe.makes_text else str(schema.names[0])
         self.texts = frozenset(f.name for f in self.schema if pa.types.is_string(f.type) and f.name != self.text)
         self._names = frozenset(self.schema.names)
@@ -203,6 +204,12 @@ def fractions(keys: list[str]) -> re.Pattern[bytes]:
     """Return a pattern for numbers under these keys that may not be integers of 64 bits."""
     names = b"|".join(re.escape(json.dumps(key, ensure_ascii=False).encode()) for key in keys)
     return re.compile(rb"(?:" + names + rb")[ \t\r\n]*:[ \t\r\n]*-?[0-9]+(?:[.eE]|(?<=[0-9]{19}))")
+
+
+def nested_value(keys: list[str]) -> re.Pattern[bytes]:
+    """Return a pattern for lists and objects under these keys."""
+    names = b"|".join(re.escape(json.dumps(key, ensure_ascii=False).encode()) for key in keys)
+    return re.compile(rb"(?:" + names + rb")[ \t\r\n]*:[ \t\r\n]*[\[{]")
 
 
 def null_key(name: str) -> re.Pattern[bytes]:

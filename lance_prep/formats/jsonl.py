@@ -34,7 +34,7 @@ from lance_prep.formats.json_blocks import RecordReader, Records
 from lance_prep.formats.text import BOM, line_blocks, line_pieces, sample_lines
 from lance_prep.model import Part, SourceFile
 from lance_prep.process import read_ahead
-from lance_prep.recipe import Recipe
+from lance_prep.recipe import TOOLS_COLUMN, Recipe
 from lance_prep.transport import Transport
 
 _CHUNK_BYTES = 1 << 20
@@ -62,7 +62,7 @@ class JsonLines(Format):
 
     def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
         """Return the columns of the first records. See `_infer_schema`."""
-        return _infer_schema(files, transport)
+        return _with_chat(_infer_schema(files, transport), recipe)
 
     def pieces(self, job: CutJob) -> Iterator[Piece]:
         """Yield ranges of bytes."""
@@ -94,7 +94,7 @@ class Json(Format):
 
     def peek(self, files: Sequence[SourceFile], recipe: Recipe, transport: Transport) -> pa.Schema:
         """Return the columns of the first records. See `_infer_schema`."""
-        return _infer_schema(files, transport)
+        return _with_chat(_infer_schema(files, transport), recipe)
 
     def whole_records(self, data: bytes) -> bytes:
         """Return the first values, one after the other."""
@@ -127,6 +127,20 @@ class Json(Format):
                     first = number + 1
         if waiting:
             yield reader.read(Records.of(waiting, first), job.first + first)
+
+
+def _with_chat(schema: pa.Schema, recipe: Recipe) -> pa.Schema:
+    """Return the columns, with conversations and tools as JSON text.
+
+    Messages have different fields, such as `tool_calls`, and none may be lost because the samples lack it. A prompt and
+    its completion keep their type, since their text may look like JSON; so do columns that are kept. A record with
+    other fields in them is rejected.
+    """
+    if recipe.messages is None:
+        return schema
+    read = [name for name in recipe.messages if name in schema.names and len(recipe.messages) == 1]
+    text = {name: pa.field(name, pa.string()) for name in (*read, TOOLS_COLUMN) if name not in recipe.keep_columns}
+    return pa.schema(list(({field.name: field for field in schema} | text).values()))
 
 
 def _infer_schema(files: Sequence[SourceFile], transport: Transport) -> pa.Schema:
