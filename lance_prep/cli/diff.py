@@ -184,7 +184,7 @@ def _table(rows: Sequence[Row], numbers: bool = False) -> Iterator[str]:
 def _files(found: Difference, all_files: bool) -> Iterator[str]:
     signs = (("+", found.files_added), ("-", found.files_gone), ("~", found.files_changed))
     if any(urls for _, urls in signs):
-        yield "\nsource files: + added, - removed, ~ changed"
+        yield "\nfiles: + added, - removed, ~ changed"
     for sign, urls in signs:
         shown = urls if all_files else urls[:FILES_SHOWN]
         yield from (f"  {sign} {url}" for url in shown)

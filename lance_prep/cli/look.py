@@ -123,7 +123,7 @@ def _source_rows(opened: DatasetVersion) -> list[tuple[str, str]]:
         commit = f" at {tokenizer.commit}" if tokenizer.commit else ""
         known = (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("pad", tokenizer.pad_id))
         ids = "".join(f"{name} {token}, " for name, token in known if token is not None)
-        digest = f"sha256 {tokenizer.sha256[:12]}"
+        digest = f"sha256 {tokenizer.sha256[:16]}"
         size = f"{tokenizer.vocab_size:,} ids"
         if tokenizer.is_function:
             size = f"a Python function, ids below {tokenizer.vocab_size:,}"

@@ -66,6 +66,7 @@ subprocess.run([sys.executable, "-c", code], input=pickle.dumps(ds), check=True)
         for name in (
             "errors",
             "hub_path",
+            "hub_session",
             "keyed",
             "layouts",
             "ledger",
