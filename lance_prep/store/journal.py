@@ -197,6 +197,7 @@ class Journal:
             raise DatasetError(f"invalid build: {error}", "remove what other programs wrote there") from error
         self._files = files
         self._folder = f"{BUILDS_FOLDER}/{key}"
+        self._names: dict[int, tuple[Receipt, str]] = {}
 
     def begin(self, plan: Plan, uri: str) -> None:
         """Write the plan of a build into the dataset at `uri`, if it is not there."""
@@ -273,8 +274,14 @@ class Journal:
         data = receipt.to_bytes()
         self._files.write(f"{self._folder}/{self._name(receipt, data)}", data)
 
-    def _name(self, receipt: Receipt, data: bytes) -> str:
-        return receipt_name(receipt.shard, data if self._files.shared else None)
+    def _name(self, receipt: Receipt, data: bytes | None = None) -> str:
+        if not self._files.shared:
+            return receipt_name(receipt.shard)
+        # Names are kept: to serialize 100,000 receipts takes 8 s, and a commit asks for each name twice.
+        known = self._names.get(receipt.shard)
+        if known is None or known[0] is not receipt:
+            known = self._names[receipt.shard] = (receipt, receipt_name(receipt.shard, data or receipt.to_bytes()))
+        return known[1]
 
     def record(self, receipts: Iterable[Receipt]) -> str:
         """Write down which receipts belong to the version that is about to be committed.
@@ -286,7 +293,7 @@ class Journal:
             return ""
         there, records = set(self._files.list(self._folder)), []
         for receipt in receipts:
-            name = self._name(receipt, receipt.to_bytes())
+            name = self._name(receipt)
             if f"{self._folder}/{name}" not in there:  # an earlier lance-prep has named it by the shard's number
                 self.add(receipt)
             records.append(ReceiptRecord(receipt.shard, name))
@@ -294,7 +301,7 @@ class Journal:
 
     def others(self, receipts: Iterable[Receipt]) -> list[str]:
         """Return the paths of all receipts but these: of shards that a limit made unneeded, or of another builder."""
-        keep = {f"{self._folder}/{self._name(receipt, receipt.to_bytes())}" for receipt in receipts}
+        keep = {f"{self._folder}/{self._name(receipt)}" for receipt in receipts}
         paths = self._files.list(self._folder)
         return [path for path in paths if is_receipt_name(path.rpartition("/")[2]) and path not in keep]
 
