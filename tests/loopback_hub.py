@@ -57,7 +57,7 @@ class Fault:
     Attributes:
         status: answer this, with `headers` and `body`.
         cut_after: send so many bytes of the body, then cut the connection.
-        drip: send one byte at a time, with so many seconds before each.
+        drip: send one byte at a time, and wait this many seconds before each.
         stall: send nothing until the hub is reset.
         garble: change the first byte of the body.
         shorten: leave out so many bytes at the end of the body, and give the length of what is left.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lance_prep.dataset.jsonl_index import Indexed, index_jsonl
     from lance_prep.dataset.lengths import Histogram, Measured
     from lance_prep.dataset.maintain import Compaction, Pruning, compact, prune
-    from lance_prep.dataset.parts import Parts, open_parts
+    from lance_prep.dataset.parts import Parts, adding_up, open_parts
     from lance_prep.dataset.show import ShownDocument, ShownRow, find_rows, pinned_recipe, show_rows
     from lance_prep.dataset.sql import query
     from lance_prep.dataset.verify import Listener, verify

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lance_prep.dataset.lengths import Histogram, Measured
-from lance_prep.dataset.parts import Parts, open_parts
+from lance_prep.dataset.parts import Parts, adding_up, open_parts
 from lance_prep.errors import DatasetError
 from lance_prep.layouts import LAYOUTS
 from lance_prep.ledger import Ledger
@@ -159,14 +159,7 @@ def _measure(
 ) -> tuple[Histogram, Histogram]:
     sides = (was,) if same else (was, now)
     total = sum(each.metadata.rows for parts in sides for each in _each(parts))
-    done = 0
-
-    def advance(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if on_rows is not None:
-            on_rows(done, total)
-
+    advance = adding_up(total, on_rows)
     found = []
     for parts in sides:
         measured = Measured()

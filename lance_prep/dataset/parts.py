@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,3 +68,16 @@ def open_parts(
     if not opened:
         raise DatasetError(f"{where}: no dataset of its manifest can be opened", next(iter(left_out.values()), ""))
     return Parts(opened, manifest, left_out)
+
+
+def adding_up(total: int, on_rows: Callable[[int, int], None] | None) -> Callable[[int], None]:
+    """Return a function that is called with the rows of each batch, and calls `on_rows` with all rows so far."""
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if on_rows is not None:
+            on_rows(done, total)
+
+    return advance

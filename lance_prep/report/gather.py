@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lance_prep.dataset import Measured, Version, list_versions, open_parts
+from lance_prep.dataset import Measured, Version, adding_up, list_versions, open_parts
 from lance_prep.errors import reading_dataset
 from lance_prep.layouts import LAYOUTS, ROW_BITS
 from lance_prep.ledger import Ledger
@@ -158,14 +158,7 @@ def gather(
     share = min(1.0, MOST_TOKENS / max(tokens, 1))
     # Lengths of all rows are read, and then the ids of a share of them.
     total = sum(each.metadata.rows + _rows_of_share(each, share) for each in opened.values())
-    done = 0
-
-    def advance(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if on_rows is not None:
-            on_rows(done, total)
-
+    advance = adding_up(total, on_rows)
     statistics, ledger = Statistics(), Ledger()
     for each in opened.values():
         ledger.add(each.metadata.ledger)

@@ -263,7 +263,7 @@ def _wait_for_end(files: Files, number: int, uri: str, doing: str, machine: Mach
         OutputLocked: its holder is alive.
     """
     first, since = files.read(_path(number)), machine.now()
-    if first is None:  # removed since it was listed: whoever took over may not have ended well
+    if first is None:  # Another process has taken it over since it was listed, and may have been killed.
         return True
     while True:
         data = files.read(_path(number))

@@ -15,8 +15,8 @@ of its own, with a deadline, a limit on memory, and an expected exit code and me
 For every command:
 
 - The exit code is 0, 1 or 2, as listed. The process neither hangs nor is killed.
-- An error is one line that says what is wrong, and one that says what to do. There is no traceback of
-  Python. A library written in Rust that panics prints its own lines first, one set for each text that it fails on. They
+- An error has two lines: what is wrong, and what to do. Python prints no traceback. A library written in Rust that
+  panics prints its own lines first, once for each text that it fails on. They
   are long if `RUST_BACKTRACE` is set: 2,000 such texts printed 74 MB.
 - Nothing is written, changed or left outside the folder, and no temporary file is left.
 - A build that fails makes no version. `verify` finds nothing wrong with one that succeeds.
